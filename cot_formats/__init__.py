@@ -1,0 +1,52 @@
+"""LongCoT text formats: parse, validate, render, convert. Pure Python: no torch, no Prefect, no I/O."""
+
+from __future__ import annotations
+
+import re
+
+from cot_formats import bolt, marco, qwq, r1, rlmt, still2
+from cot_formats.types import VIOLATIONS, Format, Parsed, Violation
+
+__all__ = ["FORMATS", "VIOLATIONS", "Format", "Parsed", "Violation", "convert", "detect"]
+
+FORMATS: dict[str, Format] = {
+    "bolt": bolt,
+    "r1": r1,
+    "still2": still2,
+    "rlmt": rlmt,
+    "marco": marco,
+    "qwq": qwq,
+}
+
+_OWNERS: dict[str, str] = {tag: module.NAME for module in (rlmt, r1, marco, still2, bolt) for tag in module.FORMAT.tags}
+_ANY_TAG = re.compile("|".join(map(re.escape, _OWNERS)))
+
+
+def convert(text: str, source: str, target: str) -> str:
+    """The response `text`, written in format `source`, in format `target`.
+
+    Raises `ValueError` for an unknown format, where the text violates `source` (every violation is listed), and where
+    its parts can't be written in `target`.
+    """
+    for name in (source, target):
+        if name not in FORMATS:
+            raise ValueError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+    parsed = FORMATS[source].parse(text)
+    if parsed.violations or parsed.thoughts is None or parsed.solution is None:
+        raise ValueError(f"not a well-formed {source} response: {'; '.join(map(str, parsed.violations))}")
+    return FORMATS[target].render(parsed.thoughts, parsed.solution)
+
+
+def detect(text: str) -> str | None:
+    """The name of the format a text seems to be in, well-formed or not, or None.
+
+    The earliest delimiter decides; R1 and RLMT share theirs for thoughts, so a `<response>` or `</response>` anywhere
+    tells RLMT. Text without delimiters is `qwq` if it shows a final answer (heading or \\boxed{}) after its thoughts.
+    """
+    found = _ANY_TAG.search(text)
+    if found is None:
+        return "qwq" if qwq.is_recognisable(text) else None
+    owner = _OWNERS[found[0]]
+    if owner in ("r1", "rlmt"):
+        return "rlmt" if any(tag in text for tag in rlmt.FORMAT.tags[2:]) else "r1"
+    return owner

@@ -1,0 +1,121 @@
+"""Megabytes of responses parsed a second, per format, against a plain non-greedy regex in the same run.
+
+    python bench/cot_formats.py [--rounds 5] [--megabytes 8]
+
+Texts are made in memory from a seed; the real texts beside the repository are measured too where they are. Prints one
+line of JSON. `baseline` is `re.search(r"<a>(.*?)</a>\\s*<b>(.*?)</b>", DOTALL)`, which splits but neither counts
+delimiters nor names faults; for qwq it is a regex that looks for one heading from the end, and so reads little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cot_formats import FORMATS, bolt, marco, qwq, r1, rlmt, still2  # noqa: E402
+from cot_formats.actions import find_actions  # noqa: E402
+
+REAL = {
+    "still2": ("icl_qwen2.5-32b_begin_of_thought", "sky-t1_begin_of_thought"),
+    "r1": ("other_think", "qwen3_think", "qwq32b_think", "r1_think"),
+    "marco": ("marco-o1_thought_output",),
+    "qwq": ("qwq_preview_freeform",),
+}
+TEXT = "wait the answer is so we need to find x = 3 , check that a < b and 7 > 2 . alternatively try another way"
+
+
+def baseline(name: str) -> Callable[[str], object]:
+    """The obvious regex for a format."""
+    if name == "qwq":
+        pattern = r"^(.*)\n\n\*\*Final Answer\*\*\s*(.*)$"
+    else:
+        tags = {module.NAME: module.FORMAT.tags for module in (bolt, r1, still2, rlmt, marco)}[name]
+        pattern = r"{}(.*?){}\s*".format(*map(re.escape, tags))
+        pattern += r"{}(.*?){}".format(*map(re.escape, tags[2:])) if len(tags) == 4 else r"(.*)"
+    return re.compile(pattern, re.DOTALL).search
+
+
+def made(name: str, size: int) -> list[str]:
+    """Responses of 2 to 60 thousand characters, paragraphs of prose, `size` characters in all."""
+    rng, words = random.Random(0), TEXT.split()
+    texts, total = [], 0
+    while total < size:
+        paragraphs = [" ".join(rng.choices(words, k=60)) for _ in range(rng.randint(8, 220))]
+        texts.append(FORMATS[name].render("\n\n".join(paragraphs), paragraphs[0]))
+        total += len(texts[-1])
+    return texts
+
+
+def hostile(name: str, size: int) -> list[str]:
+    """One text of nothing but delimiters, and one of all but their last characters."""
+    marks = qwq.HEADINGS if name == "qwq" else FORMATS[name].render("t", "s").split()
+    unit = "".join(marks)
+    cut = "".join(mark[:-1] for mark in marks)
+    return [unit * (size // len(unit)), cut * (size // len(cut))]
+
+
+def real(name: str) -> list[str]:
+    folder = ROOT.parent / "shared" / "bench" / "longcot"
+    paths = [folder / f"{file}.jsonl" for file in REAL.get(name, ())]
+    return [json.loads(line)["response"] for path in paths if path.is_file() for line in path.open(encoding="utf-8")]
+
+
+def speed(parse: Callable[[str], object], texts: list[str], rounds: int) -> float | None:
+    """Megabytes (UTF-8) a second, best of `rounds`."""
+    size = sum(len(text.encode()) for text in texts)
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for text in texts:
+            parse(text)
+        best = min(best, time.perf_counter() - start)
+    return round(size / best / 1e6, 1) if texts else None
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=8)
+    given = parser.parse_args()
+    size = given.megabytes * 1_000_000
+    table = []
+    for name, module in FORMATS.items():
+        for corpus, texts in (("made", made(name, size)), ("real", real(name)), ("hostile", hostile(name, size // 8))):
+            # On the hostile texts the baseline matches at once or takes time without end: it is not asked.
+            other = None if corpus == "hostile" else speed(baseline(name), texts, given.rounds)
+            row = {"format": name, "corpus": corpus, "texts": len(texts)}
+            table.append({**row, "parse_mb_s": speed(module.parse, texts, given.rounds), "baseline_mb_s": other})
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = {
+        "bench": "cot_formats",
+        "command": " ".join(["python", "bench/cot_formats.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip() or None,
+        "machine": {"cpu": processor(), "system": platform.platform(), "python": platform.python_version()},
+        "rounds": given.rounds,
+        "find_actions_mb_s": speed(find_actions, made("r1", size // 8), given.rounds),
+        "table": [row for row in table if row["texts"]],
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""This project's own format: BOLT's internal thoughts and external solution (the paper shows its own in figures)."""
+
+from cot_formats.tagged import tagged
+from cot_formats.types import Parsed
+
+NAME = "bolt"
+FORMAT = tagged(
+    "<internal_thoughts>\n{thoughts}\n</internal_thoughts>\n\n<external_solution>\n{solution}\n</external_solution>"
+)
+
+
+def parse(text: str, opened: bool = False) -> Parsed:
+    """Split a response; `opened` where the prompt already ended with `<internal_thoughts>`. Raises nothing."""
+    return FORMAT.parse(text, opened)
+
+
+def render(thoughts: str, solution: str) -> str:
+    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    return FORMAT.render(thoughts, solution)

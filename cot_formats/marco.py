@@ -1,0 +1,17 @@
+"""Marco-o1's format (AIDC-AI/Marco-o1), line breaks as in its CoT_demo.json."""
+
+from cot_formats.tagged import tagged
+from cot_formats.types import Parsed
+
+NAME = "marco"
+FORMAT = tagged("<Thought>\n{thoughts}\n</Thought>\n<Output>\n{solution}\n</Output>")
+
+
+def parse(text: str, opened: bool = False) -> Parsed:
+    """Split a response; `opened` where the prompt already ended with `<Thought>`. Raises nothing."""
+    return FORMAT.parse(text, opened)
+
+
+def render(thoughts: str, solution: str) -> str:
+    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    return FORMAT.render(thoughts, solution)

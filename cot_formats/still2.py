@@ -1,0 +1,20 @@
+"""The format of STILL-2 (arXiv 2412.09413), Sky-T1 and OpenThoughts-114k; blank lines as Sky-T1 writes them."""
+
+from cot_formats.tagged import tagged
+from cot_formats.types import Parsed
+
+NAME = "still2"
+FORMAT = tagged(
+    "<|begin_of_thought|>\n\n{thoughts}\n\n"
+    "<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{solution}\n\n<|end_of_solution|>"
+)
+
+
+def parse(text: str, opened: bool = False) -> Parsed:
+    """Split a response; `opened` where the prompt already ended with `<|begin_of_thought|>`. Raises nothing."""
+    return FORMAT.parse(text, opened)
+
+
+def render(thoughts: str, solution: str) -> str:
+    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    return FORMAT.render(thoughts, solution)

@@ -1,0 +1,55 @@
+"""The whole method (BOLT, arXiv 2502.03860): bootstrap LongCoT data, SFT, online DPO; every stage's model is evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from pydantic import Field
+
+from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
+from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_summary
+from flows.online import OnlineStage, online_iteration
+from flows.run import Common, start
+from flows.sft import sft_stage
+from flows.summary import publish_summary
+from tasks.train_sft import SftStage
+
+
+class BoltConfig(Common):
+    """Parameters of the flow `bolt`. The defaults are the paper's figures."""
+
+    bootstrap: BootstrapStage = Field(description="Stage 1: LongCoT bootstrapping.")
+    sft: SftStage = Field(SftStage(), description="Stage 2: LongCoT supervised fine-tuning.")
+    online: OnlineStage = Field(description="Stage 3: iterative online DPO.")
+    evaluate: EvaluateStage = Field(description="Held-out evaluation of every stage.")
+
+
+@flow
+def bolt(config: BoltConfig) -> dict[str, Any] | None:
+    """Teach a plain instruct model to think, and show what each stage gave."""
+    with start(config) as run:
+        instruct, reward_model = run.model(config.model), run.model(config.reward_model)
+        problems = mined(run, config.evaluate.problems, "problems")
+        examples = curated(run, config.bootstrap.examples)
+        grades: dict[str, Grades] = {}
+
+        # Each model is evaluated just before it is next sampled from, so that one server start serves both.
+        grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
+        grades["in-context"] = evaluate_stage(
+            run, config.evaluate, "in-context", problems, instruct, prompt=config.bootstrap.prompt, examples=examples
+        )
+
+        longcot = bootstrap_stage(run, config.bootstrap, instruct, reward_model)  # stage 1
+
+        reference = policy = sft_stage(run, config.sft, longcot, instruct)  # stage 2
+        grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy)
+
+        for iteration in range(1, config.online.iterations + 1):  # stage 3
+            policy = online_iteration(run, config.online, iteration, policy, reference, reward_model)
+            name = f"online-{iteration}"
+            grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy)
+
+        if run.dry:
+            return None
+        return publish_summary(run, [stage_summary(run, name, found) for name, found in grades.items()], policy)

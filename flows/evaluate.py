@@ -1,0 +1,111 @@
+"""Evaluation: every model on the same held-out problems, sampled and greedy; only solutions are graded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.bootstrap import curated, mined
+from flows.run import Common, Run, start
+from flows.sampling import sample, shards_as_inputs
+from infra.manifest import Ref
+from infra.steps import plan
+from infra.tables import read_table
+from tasks.curate_examples import ExamplesConfig
+from tasks.generate import GenerateConfig, PromptConfig
+from tasks.grade import grade
+from tasks.mine_queries import QueriesConfig
+from tasks.responses import Format
+from tasks.summarise import summarise
+
+DECODINGS = ("sampled", "greedy")
+
+
+class EvaluateStage(BaseModel):
+    """How models are compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    problems: QueriesConfig = Field(description="Held-out problems with reference answers.")
+    generate: GenerateConfig = Field(GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it.")
+    shards: int = Field(4, ge=1, le=400)
+
+
+class Evaluated(BaseModel):
+    """One model to evaluate, under the name of its stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model: str
+    format: Format = "bolt"
+    in_context: bool = Field(False, description="Show it the in-context examples.")
+
+
+class EvaluateConfig(Common):
+    """Parameters of the flow `evaluate`."""
+
+    evaluate: EvaluateStage
+    models: tuple[Evaluated, ...] = Field(min_length=1)
+    examples: ExamplesConfig | None = Field(None, description="In-context examples, where a model is shown them.")
+    prompt: PromptConfig = PromptConfig()
+
+
+Grades = dict[str, Ref]
+
+
+def evaluate_stage(
+    run: Run,
+    config: EvaluateStage,
+    name: str,
+    problems: Ref,
+    model: Ref,
+    *,
+    format: Format = "bolt",
+    prompt: PromptConfig | None = None,
+    examples: Ref | None = None,
+) -> Grades:
+    """Grades of one model's answers, by decoding."""
+    grades: Grades = {}
+    for decoding in DECODINGS:
+        changes = {"format": format} | ({"samples": 1, "temperature": 0.0} if decoding == "greedy" else {})
+        draw = config.generate.model_copy(update=changes)
+        shards = config.shards if decoding == "sampled" else 1
+        answers = sample(
+            run, f"answers-{name}-{decoding}", draw, problems, model, shards=shards, prompt=prompt, examples=examples
+        )
+        what = plan(f"grades-{name}-{decoding}", "tasks.grade", {}, {**shards_as_inputs(answers), "problems": problems})
+        grades[decoding] = run.do(grade, what, responses=answers, problems=problems)
+    return grades
+
+
+def stage_summary(run: Run, name: str, grades: Grades) -> dict[str, Any]:
+    """One entry of summary.json's `stages`."""
+    return summarise(name, graded_frame(run, grades["sampled"]), graded_frame(run, grades["greedy"]))
+
+
+def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
+    return read_table(run.store, grades, ["problem_id", "correct", "thought_tokens", "solution_tokens", "truncated", "off_format"]).to_pandas()
+
+
+@flow
+def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Compare models on held-out problems."""
+    with start(config) as run:
+        problems = mined(run, config.evaluate.problems, "problems")
+        examples = curated(run, config.examples) if config.examples else None
+        stages = []
+        for each in config.models:
+            if each.in_context and examples is None:
+                raise ValueError(f"models: {each.name} is to be shown in-context examples, but `examples` is not given")
+            shown = {"prompt": config.prompt, "examples": examples} if each.in_context else {}
+            grades = evaluate_stage(run, config.evaluate, each.name, problems, run.model(each.model), format=each.format, **shown)
+            if not run.dry:
+                stages.append(stage_summary(run, each.name, grades))
+        if stages:
+            create_table_artifact(stages, key="evaluation", description="Accuracy and lengths on held-out problems")
+        return stages

@@ -1,0 +1,149 @@
+"""One flow run: where its artifacts live, who is served, which steps were done. The flows are written in terms of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import Task, get_run_logger
+from prefect.futures import wait
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.manifest import Ref
+from infra.models import import_model, imported
+from infra.parts import find
+from infra.servers import Servers, ServingConfig
+from infra.settings import Settings
+from infra.steps import Plan
+from infra.store import Store
+
+PENDING = "pending"
+
+
+class Estimates(BaseModel):
+    """What `dry_run` reckons with; the defaults are for an 8B model on H100s (see docs/flows.md for their source)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens_per_response: int = Field(1_500, ge=1, description="Mean tokens of a LongCoT response.")
+    generated_per_gpu_second: float = Field(6_400, gt=0, description="Tokens generated a second and GPU.")
+    trained_per_gpu_second: float = Field(5_800, gt=0, description="Tokens trained on a second and GPU.")
+
+
+class Common(BaseModel):
+    """What every flow needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Instruct model: a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION.")
+    reward_model: str = Field(description="Outcome reward model (one-label sequence classifier): as `model`.")
+    serving: ServingConfig
+    estimates: Estimates = Estimates()
+    dry_run: bool = Field(False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop.")
+
+
+class StepRecord(BaseModel, frozen=True):
+    """One step of a run: wall-clock seconds, whether it was cached, rows of its artifacts."""
+
+    name: str
+    key: str
+    seconds: float
+    cached: bool
+    rows: int
+
+
+class Run:
+    """Does steps, or in a dry run only looks them up."""
+
+    def __init__(self, store: Store, settings: Settings, servers: Servers, common: Common) -> None:
+        self.store, self.settings, self.servers = store, settings, servers
+        self.dry, self.estimates = common.dry_run, common.estimates
+        self.steps: list[StepRecord] = []
+        self.gpu_hours = 0.0
+        self.log = get_run_logger()
+
+    def do(self, task: Task[..., Any], plan: Plan, expected_tokens: int = 0, **arguments: Any) -> Ref:
+        """Make one artifact, or find it."""
+        return self.do_all(task, [(plan, arguments)], expected_tokens)[0]
+
+    def do_all(
+        self, task: Task[..., Any], jobs: Sequence[tuple[Plan, dict[str, Any]]], expected_tokens: int = 0
+    ) -> list[Ref]:
+        """Make the artifacts of one step's shards side by side. One that fails does not stop the others; then it raises."""
+        if self.dry:
+            return [self._looked_up(plan, expected_tokens // len(jobs)) for plan, _ in jobs]
+        began = time.perf_counter()
+        futures = [task.submit(plan, self.settings, arguments) for plan, arguments in jobs]
+        wait(futures)
+        cached = all(future.state.name == "Cached" for future in futures)
+        refs: list[Ref] = [future.result() for future in futures]
+        plan = jobs[0][0]
+        record = StepRecord(
+            name=plan.step, key=plan.key, seconds=time.perf_counter() - began, cached=cached, rows=sum(ref.rows for ref in refs)
+        )
+        self.steps.append(record)
+        self.log.info("%-24s %6.1f s  %s  %d rows", record.name, record.seconds, "cached" if cached else "done  ", record.rows)
+        return refs
+
+    def model(self, named: str) -> Ref:
+        """The model that a user names. Raises `ValueError` saying what was looked for."""
+        if Path(named).is_dir():
+            if self.dry:
+                return imported(self.store, Path(named), Path(named).name) or self._stand_in("model", "imported", Path(named).name)
+            return import_model(self.store, Path(named), Path(named).name)
+        step, _, key = named.partition("/")
+        if key and "@" not in key and (found := find(self.store, step, key)):
+            return found
+        name, _, revision = named.partition("@")
+        if revision and name.count("/") == 1:
+            return self._from_hub(name, revision)
+        raise ValueError(
+            f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
+            "and no hub id ORG/NAME@REVISION (a revision is required)"
+        )
+
+    def _from_hub(self, name: str, revision: str) -> Ref:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+        return import_model(self.store, Path(folder), name)
+
+    def table(self, named: str) -> Ref:
+        """The artifact STEP/KEY of another run. Raises `ValueError` where it does not exist."""
+        step, _, key = named.partition("/")
+        found = find(self.store, step, key) if key else None
+        if found is None:
+            raise ValueError(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
+        return found
+
+    def _looked_up(self, plan: Plan, expected_tokens: int) -> Ref:
+        """The artifact if it exists, else a stand-in; prints the step's line of the plan."""
+        known = not any(ref.digest.startswith(PENDING) for ref in plan.provenance.inputs.values())
+        found = find(self.store, plan.step, plan.key) if known else None
+        trained = plan.step.startswith(("sft", "dpo"))
+        speed = self.estimates.trained_per_gpu_second if trained else self.estimates.generated_per_gpu_second
+        hours = 0.0 if found else expected_tokens / speed / 3600
+        self.gpu_hours += hours
+        expected = f"{expected_tokens:,} tokens, {hours:.2f} GPU hours" if expected_tokens and not found else ""
+        print(f"{plan.step:24} {'cached' if found else 'to do':8} {plan.key if known else '(key depends on the above)':28} {expected}")
+        return found or self._stand_in("table", plan.step, plan.key)
+
+    def _stand_in(self, kind: Literal["table", "model"], step: str, key: str) -> Ref:
+        """For what does not exist yet: no cache key made from it can match."""
+        return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=0)
+
+
+@contextmanager
+def start(common: Common) -> Iterator[Run]:
+    """Open the store (a write-read check), and end every server when the run ends."""
+    settings = Settings.load()
+    store = Store.open(settings)
+    with Servers(common.serving, store, settings.work_dir.resolve()) as servers:
+        run = Run(store, settings, servers, common)
+        yield run
+        if run.dry:
+            print(f"{'in all':24} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")

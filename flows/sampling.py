@@ -1,0 +1,51 @@
+"""Sampling as every stage uses it: plan the shards, hand them to the server, get the tables' references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flows.run import Run
+from infra.manifest import Ref
+from infra.steps import Plan, plan
+from tasks.generate import GenerateConfig, PromptConfig, generate, prompt_digest
+from tasks.score import ScoreConfig, score
+
+
+def sample(
+    run: Run,
+    step: str,
+    config: GenerateConfig,
+    queries: Ref,
+    model: Ref,
+    *,
+    shards: int,
+    prompt: PromptConfig | None = None,
+    examples: Ref | None = None,
+) -> list[Ref]:
+    """Responses of `model` to all `queries`, a table a shard; with `prompt` and `examples`, in context."""
+    inputs = {"queries": queries, "model": model} | ({"examples": examples} if examples else {})
+    ingredients = {"prompts": prompt_digest(prompt)} if prompt else {}
+    what = config.model_dump(mode="json", exclude={"in_flight"})
+    if prompt:
+        what["prompt"] = prompt.model_dump(mode="json")
+    shared = {"config": config, "queries": queries, "model": model, "servers": run.servers}
+    shared |= {"shards": shards, "prompt": prompt, "examples": examples}
+    jobs = [
+        (plan(step, "tasks.generate", {**what, "shard": n, "shards": shards}, inputs, **ingredients), {**shared, "shard": n})
+        for n in range(shards)
+    ]
+    return run.do_all(generate, jobs, queries.rows * config.samples * run.estimates.tokens_per_response)
+
+
+def shards_as_inputs(responses: Sequence[Ref]) -> Mapping[str, Ref]:
+    """The shards of one table as named inputs of the step that reads them all."""
+    return {f"responses/{number}": ref for number, ref in enumerate(responses)}
+
+
+def scored(run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref) -> Ref:
+    """Rewards of all responses."""
+    inputs = {**shards_as_inputs(responses), "queries": queries, "reward_model": reward_model}
+    what: Plan = plan(step, "tasks.score", config, inputs)
+    return run.do(
+        score, what, config=config, responses=responses, queries=queries, reward_model=reward_model, servers=run.servers
+    )

@@ -1,0 +1,34 @@
+"""Stage 2, LongCoT SFT (BOLT section 3.2)."""
+
+from __future__ import annotations
+
+from prefect import flow
+from pydantic import Field
+
+from flows.run import Common, Run, start
+from infra.manifest import Ref
+from infra.steps import plan
+from tasks.train_sft import SftStage, train_sft
+
+
+class SftFlowConfig(Common):
+    """Parameters of the flow `sft`."""
+
+    longcot: str = Field(description="The LongCoT data: the artifact STEP/KEY that a run of `bootstrap` returned.")
+    sft: SftStage = SftStage()
+
+
+def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
+    """The instruct model fine-tuned on LongCoT data: pi_0."""
+    what = plan("sft", "tasks.train_sft", config, {"longcot": longcot, "model": model})
+    expected = int(longcot.rows * run.estimates.tokens_per_response * config.epochs)
+    return run.do(
+        train_sft, what, expected_tokens=expected, config=config, longcot=longcot, model=model, servers=run.servers
+    )
+
+
+@flow
+def sft(config: SftFlowConfig) -> Ref:
+    """Fine-tune the instruct model on another run's LongCoT data."""
+    with start(config) as run:
+        return sft_stage(run, config.sft, run.table(config.longcot), run.model(config.model))

@@ -1,0 +1,114 @@
+"""Prompts as token ids: chat templates applied once, here, with text that spells control tokens made harmless.
+
+Generation and training both start from `prompt_text`, so the text that a model is trained on is the text it is asked with. Note what
+templates do to thoughts: some open `<think>` at the end of the prompt (`generation_prefix` shows it), and some delete the thoughts of
+earlier assistant turns. Completions are therefore never passed through a template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKUP = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local model folder; runs no code from it. Raises `FileNotFoundError` if the folder is missing."""
+    from transformers import AutoTokenizer
+
+    if not Path(model_dir).is_dir():
+        raise FileNotFoundError(f"no model folder at {model_dir}")
+    return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+
+
+def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Strings that the tokenizer turns into control tokens, longest first.
+
+    All special tokens, and added tokens that are written as markup (`<think>`, `[INST]`); added runs of blanks and plain words are
+    ordinary text.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    marked = {token.content for token in added if token.special or _MARKUP.fullmatch(token.content.strip())}
+    found = {text for text in marked | set(tokenizer.all_special_tokens) if text.strip()}
+    return sorted(found, key=lambda text: (-len(text), text))
+
+
+def neutralise(text: str, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> str:
+    """`text` with every spelled-out control token broken by a blank after its first character; other text comes back unchanged.
+
+    Applying it again changes nothing, and tokenising the result gives no control token (unknown-word tokens aside). `keep` names
+    strings to leave alone, such as the thought delimiters of the project's own in-context examples. Raises `ValueError` if a control
+    token cannot be broken.
+    """
+    control = [string for string in special_strings(tokenizer) if string not in keep]
+    result = _break(text, control)
+    if _control_ids(
+        result, tokenizer, control
+    ):  # the tokenizer folds look-alikes (full-width letters, ...) into the token
+        result = _break(unicodedata.normalize("NFKC", result), control)
+        if left := _control_ids(result, tokenizer, control):
+            raise ValueError(
+                f"text still spells control tokens {tokenizer.convert_ids_to_tokens(left)} after neutralising"
+            )
+    return result
+
+
+def _break(text: str, control: Sequence[str]) -> str:
+    for string in control:
+        broken = "\ufffd" if len(string) == 1 else f"{string[0]} {string[1:]}"
+        while string in text:
+            text = text.replace(string, broken)
+    return text
+
+
+def _control_ids(text: str, tokenizer: PreTrainedTokenizerBase, control: Sequence[str]) -> list[int]:
+    forbidden = set(tokenizer.convert_tokens_to_ids(list(control))) - {tokenizer.unk_token_id}
+    return sorted(forbidden.intersection(tokenizer.encode(text, add_special_tokens=False)))
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], keep: Collection[str] = ()
+) -> str:
+    """The exact text of a chat prompt, up to where the assistant's answer starts.
+
+    Contents are neutralised first (see `neutralise`, also for `keep`). Raises `ValueError` if the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
+    safe = [{**message, "content": neutralise(message["content"], tokenizer, keep)} for message in messages]
+    return str(tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False))
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], keep: Collection[str] = ()
+) -> list[int]:
+    """Token ids of `prompt_text`; the template writes its own special tokens, none are added."""
+    return [int(i) for i in tokenizer.encode(prompt_text(tokenizer, messages, keep), add_special_tokens=False)]
+
+
+def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template appends to open the assistant's turn; ends with `<think>` for families that open the thoughts themselves."""
+    messages = [{"role": "user", "content": "x"}]
+    opened = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    closed = str(tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    return opened.removeprefix(closed)
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 (hex) of the chat template and the special tokens that it may print."""
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    return hashlib.sha256(json.dumps([tokenizer.chat_template, special], sort_keys=True).encode()).hexdigest()
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Number of tokens of `text`, none added."""
+    return len(tokenizer.encode(text, add_special_tokens=False))

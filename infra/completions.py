@@ -1,0 +1,231 @@
+"""Clients of a running vLLM server: sampled completions and reward-model scores.
+
+Requests are bounded in flight, transient failures are retried, a refusal names the request, and a dead server surfaces as the error
+that `alive` raises (with the server's last log lines), never as a time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, Field
+from tenacity import (
+    AsyncRetrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+_log = logging.getLogger(__name__)
+_TRANSIENT_STATUS = {408, 425, 429}
+_Item = TypeVar("_Item")
+
+
+class CompletionError(RuntimeError):
+    """A request was refused, kept failing, or was answered in an unexpected form; the text names the request."""
+
+
+class _TransientError(CompletionError):
+    """Worth another attempt."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to sample from."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...] | list[int]
+    seed: int | None
+    """Seed of this request's samples; must be None on CPU, where a seeded request ends the engine."""
+
+
+class Sampling(BaseModel, frozen=True, extra="forbid"):
+    """How to sample; the defaults are the paper's online sampling (stage 3)."""
+
+    n: int = Field(8, gt=0, description="Samples a prompt")
+    temperature: float = Field(1.0, ge=0, description="Softmax temperature; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass")
+    max_tokens: int = Field(gt=0, description="Most tokens a sample, end token included")
+    stop_token_ids: tuple[int, ...] = Field(
+        (), description="Token ids that end a sample, beside the model's own end tokens"
+    )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample."""
+
+    text: str
+    """Decoded text without the end token; other special tokens are kept, so that format rules can see them."""
+    finish_reason: str
+    """`stop` (an end token) or `length` (cut at `max_tokens` or the model's length)."""
+    token_ids: tuple[int, ...]
+    """Sampled ids, the end token included."""
+    prompt_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of sampled tokens, the end token included."""
+        return len(self.token_ids)
+
+
+async def complete(
+    url: str,
+    served_name: str,
+    requests: Iterable[Request],
+    sampling: Sampling,
+    *,
+    max_in_flight: int,
+    on_result: Callable[[Request, list[Completion]], None],
+    alive: Callable[[], None],
+    attempts: int = 5,
+    timeout_s: float = 3600,
+) -> None:
+    """Sample `sampling.n` completions for every request and hand each finished request to `on_result` (one call at a time).
+
+    `requests` is consumed lazily, at most `max_in_flight` ahead. `alive` is called before every attempt and after every failure and
+    raises if the server died (`VllmServer.check`). Raises `CompletionError` for a refused request (HTTP 4xx, at once) and for one
+    that failed `attempts` times; whatever `on_result` raises ends the run. `timeout_s` bounds one HTTP request, in seconds.
+    """
+    body = {
+        "model": served_name,
+        "n": sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "skip_special_tokens": False,
+        "return_token_ids": True,
+    }
+    post = _poster(alive, attempts)
+
+    async def work(client: httpx.AsyncClient, request: Request) -> None:
+        payload = {**body, "prompt": list(request.prompt_ids)}
+        if request.seed is not None:
+            payload["seed"] = request.seed
+        what = (
+            f"request {request.request_id} ({len(request.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
+        )
+        answer = await post(client, "/v1/completions", payload, what)
+        on_result(request, _completions(answer, sampling.n, what))
+
+    await _run_all(url, requests, work, max_in_flight, timeout_s)
+
+
+async def classify(
+    url: str,
+    served_name: str,
+    texts_or_ids: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_in_flight: int,
+    alive: Callable[[], None],
+    batch_size: int = 32,
+    attempts: int = 5,
+    timeout_s: float = 3600,
+) -> list[float]:
+    """Raw logits (no sigmoid) of a one-label sequence classifier served with `runner="pooling"`, in the order of the inputs.
+
+    Token ids are scored as they are; texts are tokenised by the server with the tokenizer's own special tokens. Up to `batch_size`
+    inputs travel in one HTTP request. Raises as `complete` does, and `CompletionError` if the model has more than one label.
+    """
+    scores = [float("nan")] * len(texts_or_ids)
+    post = _poster(alive, attempts)
+
+    async def work(client: httpx.AsyncClient, start: int) -> None:
+        inputs = [item if isinstance(item, str) else list(item) for item in texts_or_ids[start : start + batch_size]]
+        what = f"classification of inputs {start}-{start + len(inputs) - 1} (longest: {max(map(len, inputs))})"
+        payload = {"model": served_name, "input": inputs, "use_activation": False}
+        data = (await post(client, "/classify", payload, what))["data"]
+        if len(data) != len(inputs) or any(len(row["probs"]) != 1 for row in data):
+            raise CompletionError(f"{what}: expected {len(inputs)} rows of one logit, got {len(data)}: {data[:1]}")
+        for row in data:
+            scores[start + row["index"]] = float(row["probs"][0])
+
+    await _run_all(url, range(0, len(texts_or_ids), batch_size), work, max_in_flight, timeout_s)
+    return scores
+
+
+async def _run_all(
+    url: str,
+    items: Iterable[_Item],
+    work: Callable[[httpx.AsyncClient, _Item], Awaitable[None]],
+    max_in_flight: int,
+    timeout_s: float,
+) -> None:
+    """Do `work` for every item with `max_in_flight` workers that share one lazy iterator; the first error ends all."""
+    source = iter(items)
+    limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
+    timeout = httpx.Timeout(timeout_s, connect=30)
+
+    async def worker(client: httpx.AsyncClient) -> None:
+        for item in source:
+            await work(client, item)
+
+    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(max_in_flight):
+                    group.create_task(worker(client))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+
+_Post = Callable[[httpx.AsyncClient, str, dict[str, Any], str], Awaitable[dict[str, Any]]]
+
+
+def _poster(alive: Callable[[], None], attempts: int) -> _Post:
+    async def attempt(client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str) -> dict[str, Any]:
+        alive()
+        try:
+            response = await client.post(path, json=payload)
+        except httpx.TransportError as error:
+            alive()
+            raise _TransientError(f"{what}: {type(error).__name__}: {error}") from error
+        if response.status_code == httpx.codes.OK:
+            answer: dict[str, Any] = response.json()
+            return answer
+        message = f"{what}: the server answered {response.status_code}: {_message(response)}"
+        if response.is_server_error or response.status_code in _TRANSIENT_STATUS:
+            alive()
+            raise _TransientError(message)
+        raise CompletionError(message)
+
+    async def post(client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str) -> dict[str, Any]:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_TransientError),
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential_jitter(initial=0.25, max=20, jitter=0.25),
+            before_sleep=before_sleep_log(_log, logging.WARNING),
+            reraise=True,
+        )
+        return await retrying(attempt, client, path, payload, what)
+
+    return post
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):  # not vLLM's error form: show what came
+        return response.text[:2000]
+
+
+def _completions(answer: dict[str, Any], n: int, what: str) -> list[Completion]:
+    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+    if len(choices) != n:
+        raise CompletionError(f"{what}: asked for {n} samples, got {len(choices)}")
+    return [
+        Completion(
+            text=choice["text"],
+            finish_reason=choice["finish_reason"],
+            token_ids=tuple(choice["token_ids"]),
+            prompt_tokens=answer["usage"]["prompt_tokens"],
+        )
+        for choice in choices
+    ]

@@ -1,0 +1,76 @@
+"""Training as a group of processes of its own: one rank a device under torchrun, watched, logged and ended for sure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from infra.watchdog import GuardedProcess
+
+METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
+"""Environment variable that tells a trainer where to append its metrics (JSON lines)."""
+_TAIL_LINES = 40
+_TORCHRUN = "torch/distributed/elastic/multiprocessing/api.py"
+_PROJECT = Path(__file__).resolve().parents[1]
+
+
+class TrainerError(RuntimeError):
+    """A training process failed or took too long; the text holds its exit status, last log lines and the log's path."""
+
+
+def metrics_path(log_path: Path) -> Path:
+    """Where a trainer leaves what it logs, one JSON object a line: `step`, `epoch`, `loss`, `learning_rate`, ..."""
+    return log_path.with_suffix(".metrics.jsonl")
+
+
+def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:
+    """Run `python -m MODULE CONFIG.json` on `ranks` ranks of this machine and wait for success.
+
+    The configuration is written beside the log, which takes all output. The processes end with this one, however that ends. Raises
+    `TrainerError` when a rank fails or `timeout_s` seconds pass. Start the metrics afresh: those of an earlier try are removed.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    config_path = log_path.with_suffix(".config.json")
+    config_path.write_text(config.model_dump_json(indent=2))
+    metrics_path(log_path).unlink(missing_ok=True)
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(ranks)]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "bolt"]
+    command = [sys.executable, *torchrun, *rendezvous, "-m", module, str(config_path)]
+    process = GuardedProcess(command, log_path=log_path, env=_environment(log_path, ranks))
+    try:
+        status = process.wait(timeout_s)
+    except TimeoutError as error:
+        raise TrainerError(f"{module} on {ranks} ranks is {error}; {_last_words(process)}") from error
+    finally:
+        process.stop()
+    if status != 0:
+        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}; {_last_words(process)}")
+
+
+def _last_words(process: GuardedProcess) -> str:
+    """The log's last lines before torchrun's own report, which says nothing of the cause."""
+    lines = process.tail(200).splitlines()
+    report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
+    return f"log: {process.log_path}; its last lines:\n" + "\n".join(
+        lines[:report][-_TAIL_LINES:] or lines[-_TAIL_LINES:]
+    )
+
+
+def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:
+    cores = len(os.sched_getaffinity(0))
+    paths = [str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // ranks)),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        METRICS_VARIABLE: str(metrics_path(log_path)),
+    }

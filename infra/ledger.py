@@ -1,0 +1,149 @@
+"""A shard's ledger: every finished request, on disk as soon as it is finished, so that a crash owes only the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+SYNC_EVERY = 64  # requests between two fsyncs
+
+
+class LedgerError(RuntimeError):
+    """The ledger belongs to another shard, is in use, or is corrupt in the middle."""
+
+
+class Ledger:
+    """An append-only JSONL file: a header line with the shard's key, then one line a finished request.
+
+    `done` holds the records by request id. A torn or corrupt last line is cut off: that request is owed again.
+    """
+
+    def __init__(self, path: Path, key: str | None = None) -> None:
+        """Open or create the ledger of shard `key` (by default the file's stem), for this process alone.
+
+        Raises:
+            LedgerError: another shard's ledger, in use by another process, or corrupt before its last line.
+            OSError: the file cannot be opened or written.
+        """
+        self.path = path
+        self.key = path.stem if key is None else key
+        self.done: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            self._lock()
+            self._size = self._read()
+            self._unsynced = 0
+            if not self._size:
+                self._write(self._header())
+        except BaseException:
+            os.close(self._fd)
+            self._fd = -1
+            raise
+
+    def append(self, request_id: str, record: dict[str, Any]) -> None:
+        """Put a finished request on disk. A failed write leaves the ledger as it was.
+
+        Raises:
+            ValueError: the request is in the ledger already, the record is no JSON, or the ledger is closed.
+            OSError: it cannot be written (no room, ...).
+        """
+        if self._fd < 0:
+            raise ValueError(f"ledger {self.path} is closed")
+        if request_id in self.done:
+            raise ValueError(f"ledger {self.path}: request {request_id} is finished already")
+        self._write(_line({"id": request_id, "record": record}))
+        self.done[request_id] = record
+        self._unsynced += 1
+        if self._unsynced >= SYNC_EVERY:
+            self._sync()
+
+    def close(self) -> None:
+        """Flush to disk and release the file. Closing twice is fine."""
+        if self._fd >= 0:
+            try:
+                self._sync()
+            finally:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LedgerError(f"ledger {self.path} is in use by another process") from None
+
+    def _read(self) -> int:
+        """Fill `done` and cut off a bad last line. Returns the size in bytes of what stands."""
+        lines = self.path.read_bytes().split(b"\n")
+        torn = lines.pop()  # what follows the last newline: nothing, if the last write was whole
+        if not lines and not self._header().startswith(torn):
+            raise LedgerError(f"{self.path} is no ledger: its first line is not a ledger's header")
+        size = 0
+        for number, line in enumerate(lines, 1):
+            if not self._take(number, line):
+                if number < len(lines) or torn:
+                    raise LedgerError(f"ledger {self.path} is corrupt at line {number}: delete it to start over")
+                torn = line
+                break
+            size += len(line) + 1
+        if torn:
+            log.warning("ledger %s: the last line is torn (%d bytes); that request is owed again", self.path, len(torn))
+        if size < os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, size)
+        return size
+
+    def _take(self, number: int, line: bytes) -> bool:
+        """Take in one line; false where it is not whole."""
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if number == 1:
+            if not isinstance(content, dict) or content.get("ledger") != 1 or "key" not in content:
+                raise LedgerError(f"{self.path} is no ledger: its first line is not a ledger's header")
+            if content["key"] != self.key:
+                raise LedgerError(f"ledger {self.path} belongs to shard {content['key']!r}, not to {self.key!r}")
+            return True
+        if not isinstance(content, dict) or not isinstance(content.get("id"), str):
+            return False
+        if not isinstance(content.get("record"), dict):
+            return False
+        self.done[content["id"]] = content["record"]
+        return True
+
+    def _header(self) -> bytes:
+        return _line({"ledger": 1, "key": self.key})
+
+    def _write(self, line: bytes) -> None:
+        try:
+            rest = line
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError:
+            os.ftruncate(self._fd, self._size)  # half a line must not stand before the next one
+            raise
+        self._size += len(line)
+
+    def _sync(self) -> None:
+        os.fsync(self._fd)
+        self._unsynced = 0
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"

@@ -1,0 +1,158 @@
+"""Models as artifacts: a folder of files (safetensors weights only) under the same manifest as a table's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from uuid import uuid4
+
+from infra.manifest import (
+    MANIFEST,
+    Counts,
+    Manifest,
+    Part,
+    Provenance,
+    Ref,
+    begin,
+    digest_of,
+    expect,
+    finish,
+)
+from infra.parts import CHUNK, check_part, copy_part, file_sha256, find
+from infra.store import Store, StoreError
+
+__all__ = ["ModelError", "fetch_model", "import_model", "imported", "publish_model"]
+
+log = logging.getLogger(__name__)
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+IMPORTED = "imported"  # the step under which models from outside stand
+
+
+class ModelError(ValueError):
+    """A folder is no model that this project takes; the text says why."""
+
+
+def publish_model(
+    store: Store, step: str, key: str, folder: Path, provenance: Provenance, counts: Counts = None
+) -> Ref:
+    """Copy a model folder into the store as `step/key`, its manifest last. Hidden files are left out.
+
+    Raises:
+        ModelError: the folder is missing, empty, or holds pickled weights.
+        StoreError: the store fails.
+    """
+    files = _model_files(folder)
+    started = begin(store, step, key)
+    parts = [_upload(store, f"{step}/{key}", folder, name) for name in files]
+    return finish(store, "model", step, key, [], parts, provenance, counts, started)
+
+
+def fetch_model(store: Store, ref: Ref, work_dir: Path) -> Path:
+    """A local folder with the model's files, verified: the artifact itself, or for S3 a copy in `work_dir/models`.
+
+    Raises:
+        BadArtifact: the model is gone, was made again with other content, or a file is not what was written.
+        StoreError: the store fails.
+    """
+    manifest = expect(store, ref)
+    if store.is_local:
+        for part in manifest.parts:
+            check_part(store, manifest, part)
+        return store.local_path(manifest.folder)
+    target = work_dir / "models" / ref.digest
+    if target.exists() and not _is_copy(target, manifest):
+        log.warning("%s is not a whole copy of %s: fetching it again", target, ref.uri)
+        shutil.rmtree(target)
+    if not target.exists():
+        _download(store, manifest, target)
+    return target
+
+
+def import_model(store: Store, folder: Path, name: str) -> Ref:
+    """Take a model folder from outside (say, a downloaded checkpoint) into the store, once for each content.
+
+    The key is `name` (with '/' as '--') and the content's digest, so the same files are never copied twice.
+
+    Raises:
+        ModelError: the folder is missing, has no config.json, or holds pickled weights; or the name is odd.
+        StoreError: the store fails.
+    """
+    key = _import_key(folder, name)
+    return find(store, IMPORTED, key) or publish_model(
+        store, IMPORTED, key, folder, Provenance(config={"name": name, "origin": folder.name})
+    )
+
+
+def imported(store: Store, folder: Path, name: str) -> Ref | None:
+    """What `import_model` took before from this folder, unchanged since; None where it did not. Raises `ModelError`."""
+    return find(store, IMPORTED, _import_key(folder, name))
+
+
+def _import_key(folder: Path, name: str) -> str:
+    plain = name.replace("/", "--")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain):
+        raise ModelError(f"model name {name!r}: use letters, digits, '.', '_', '-' and '/'")
+    files = _model_files(folder)
+    if "config.json" not in files:
+        raise ModelError(f"model folder {folder} has no config.json: is it a transformers checkpoint?")
+    return f"{plain}-{digest_of('model', [], [_part(folder, file) for file in files])[:16]}"
+
+
+def _model_files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder} does not exist or is no folder")
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    if pickles := [file for file in files if Path(file).suffix.lower() in PICKLES]:
+        raise ModelError(
+            f"model folder {folder} holds pickled files, which can run code when loaded: {', '.join(pickles)}. "
+            "Only safetensors are taken: save with safe_serialization, and delete what is not needed to load the model"
+        )
+    files = [file for file in files if file != MANIFEST]
+    if not files:
+        raise ModelError(f"model folder {folder} is empty")
+    return files
+
+
+def _part(folder: Path, name: str) -> Part:
+    path = folder / name
+    return Part(path=name, rows=1, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _upload(store: Store, artifact: str, folder: Path, name: str) -> Part:
+    with (folder / name).open("rb") as source, store.open_write(f"{artifact}/{name}") as sink:
+        shutil.copyfileobj(source, sink, CHUNK)
+        return Part(path=name, rows=1, bytes=sink.size, sha256=sink.sha256())
+
+
+def _is_copy(folder: Path, manifest: Manifest) -> bool:
+    return all(
+        (path := folder / part.path).is_file()
+        and path.stat().st_size == part.bytes
+        and file_sha256(path) == part.sha256
+        for part in manifest.parts
+    )
+
+
+def _download(store: Store, manifest: Manifest, target: Path) -> None:
+    """Copy the model into `target`, which appears whole; another process may have been faster."""
+    unfinished = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    try:
+        for part in manifest.parts:
+            path = unfinished / part.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                copy_part(store, manifest, part, file)
+                file.flush()
+                os.fsync(file.fileno())
+        if not target.exists():
+            unfinished.rename(target)
+    except OSError as error:
+        if not target.exists():
+            raise StoreError(f"cannot copy model {store.uri(manifest.folder)} to {target}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

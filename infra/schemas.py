@@ -1,0 +1,112 @@
+"""The columns of the project's tables. A column is not null unless it says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+TEXT, FLAG, REAL = pa.string(), pa.bool_(), pa.float64()
+INT32, INT64 = pa.int32(), pa.int64()
+TEXTS = pa.list_(pa.string())
+
+
+def _required(name: str, kind: Any) -> Any:
+    return pa.field(name, kind, nullable=False)
+
+
+def _optional(name: str, kind: Any) -> Any:
+    return pa.field(name, kind, nullable=True)
+
+
+EXAMPLES = pa.schema(
+    [
+        _required("example_id", TEXT),
+        _required("query", TEXT),
+        _required("thoughts", TEXT),
+        _required("solution", TEXT),
+        _required("topic", TEXT),
+        _required("actions", TEXTS),
+    ]
+)
+
+QUERIES = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("query", TEXT),
+        _required("source", TEXT),
+        _required("source_row", INT64),
+        _optional("reference", TEXT),
+        _optional("criteria", TEXTS),
+        _optional("difficulty", INT32),
+        _optional("topic", TEXT),
+    ]
+)
+
+RESPONSES = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("sample", INT32),
+        _required("example_ids", TEXTS),
+        _optional("seed", INT64),
+        _required("text", TEXT),
+        _optional("thoughts", TEXT),
+        _optional("solution", TEXT),
+        _required("violations", TEXTS),
+        _required("finish_reason", TEXT),
+        _required("prompt_tokens", INT32),
+        _required("completion_tokens", INT32),
+        _required("thought_tokens", INT32),
+        _required("solution_tokens", INT32),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("sample", INT32),
+        _required("reward_model", TEXT),
+        _required("reward", REAL),
+        _required("format_reward", REAL),
+        _required("total", REAL),
+    ]
+)
+
+LONGCOT = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("sample", INT32),
+        _required("prompt", TEXT),
+        _required("completion", TEXT),
+        _required("reward", REAL),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("iteration", INT32),
+        _required("prompt", TEXT),
+        _required("chosen", TEXT),
+        _required("rejected", TEXT),
+        _required("chosen_sample", INT32),
+        _required("rejected_sample", INT32),
+        _required("chosen_score", REAL),
+        _required("rejected_score", REAL),
+        _required("chosen_tokens", INT32),
+        _required("rejected_tokens", INT32),
+    ]
+)
+
+GRADES = pa.schema(
+    [
+        _required("problem_id", TEXT),
+        _required("sample", INT32),
+        _optional("prediction", TEXT),
+        _required("correct", FLAG),
+        _required("thought_tokens", INT32),
+        _required("solution_tokens", INT32),
+        _required("truncated", FLAG),
+        _required("off_format", FLAG),
+    ]
+)

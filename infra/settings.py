@@ -1,0 +1,88 @@
+"""Where artifacts live and how to get at them. Cheap to import: neither S3 nor Prefect is loaded here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BLOCK_VARIABLE = "BOLT_SETTINGS_BLOCK"
+
+
+class Settings(BaseSettings):
+    """The artifact store and the local work folder, from `BOLT_*` environment variables or a Prefect block.
+
+    Without `access_key_id` the usual AWS chain (environment, profile, instance role) finds the credentials.
+    Secrets are never shown by `repr`, JSON dumps or validation errors.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="BOLT_", env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    store: str = Field(default="./artifacts", description="Artifact store: a local folder or s3://bucket/prefix.")
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint for anything but AWS, e.g. http://minio:9000."
+    )
+    region: str | None = Field(default=None, description="S3 region; none lets the AWS chain decide.")
+    access_key_id: SecretStr | None = Field(default=None, description="S3 access key; none uses the AWS chain.")
+    secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key; none uses the AWS chain.")
+    work_dir: Path = Field(default=Path("./.bolt"), description="Local folder for ledgers, logs and copies of models.")
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, store: str) -> str:
+        scheme, separator, rest = store.partition("://")
+        if separator and scheme not in ("s3", "file"):
+            raise ValueError("must be a local folder, file:///folder or s3://bucket/prefix")
+        if separator and scheme == "s3" and (not rest.split("/", 1)[0] or "@" in rest.split("/", 1)[0]):
+            raise ValueError("must name a bucket, s3://bucket/prefix, and hold no credentials")
+        if not store.strip() or (separator and not rest.strip("/")):
+            raise ValueError("must not be empty")
+        return store
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _web_address(cls, url: str | None) -> str | None:
+        if url is not None:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("must look like http://host:port or https://host")
+            if "@" in parts.netloc:
+                raise ValueError("must hold no credentials: use access_key_id and secret_access_key")
+        return url
+
+    @model_validator(mode="after")
+    def _whole_key_pair(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("access_key_id and secret_access_key go together: set both or neither")
+        return self
+
+    @classmethod
+    def load(cls) -> Self:
+        """Settings from the environment and, where `BOLT_SETTINGS_BLOCK` names one, a Prefect Secret block.
+
+        The block holds a JSON object with this class's field names. A `BOLT_*` variable wins over the block.
+
+        Raises:
+            ValueError: the block holds no JSON object, or a value does not fit (values are never shown).
+        """
+        name = os.environ.get(BLOCK_VARIABLE)
+        if not name:
+            return cls()
+        prefix = cls.model_config.get("env_prefix", "")
+        block = _secret_block(name.removeprefix("secret/"))
+        return cls(**{field: value for field, value in block.items() if not os.environ.get(f"{prefix}{field.upper()}")})
+
+
+def _secret_block(name: str) -> dict[str, Any]:
+    from prefect.blocks.system import Secret
+
+    value = Secret.load(name, _sync=True).get()  # type: ignore[union-attr,call-arg]
+    if not isinstance(value, dict):
+        raise ValueError(f"{BLOCK_VARIABLE}: Prefect block secret/{name} must hold a JSON object of settings")  # noqa: TRY004
+    return value

@@ -1,0 +1,300 @@
+"""The artifact store: one folder tree, on local disk or S3, in which a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
+from uuid import uuid4
+
+from infra.settings import Settings
+from infra.store_errors import StoreError, explain
+
+__all__ = ["Sink", "Stat", "Store", "StoreError"]
+
+Paths = list[str]
+SETTLED_S = 2.0  # a local file younger than this may still change within one tick of its modification time
+STALE_S = 3600.0  # a temporary file untouched this long belongs to a writer that died
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A file's size in bytes and a mark that changes with its content; `settled`: the mark can be relied on."""
+
+    size: int
+    mark: str
+    settled: bool
+
+
+class Sink(io.RawIOBase):
+    """A file being written to the store: counts its bytes and hashes them (sha256) on the way."""
+
+    def __init__(self, store: Store, path: str, file: Any) -> None:
+        self._store, self._path, self._file = store, path, file
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: Any) -> int:
+        with self._store.explained("write", self._path):
+            self._file.write(data)
+        self._sha256.update(data)
+        count = memoryview(data).nbytes
+        self.size += count
+        return count
+
+    def sha256(self) -> str:
+        """Hex digest of what was written so far."""
+        return self._sha256.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Files under one root. Paths are '/'-separated and relative to it. Failures are `StoreError`."""
+
+    root: str
+    is_local: bool
+    endpoint: str | None = None
+    _fs: Any = field(default=None, repr=False)
+    _errors: tuple[type[Exception], ...] = field(default=(OSError,), repr=False)
+    _secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Store:
+        """The store that `settings` name, after a write-read-delete of a probe file (at most ~20 s a step).
+
+        Raises:
+            StoreError: the store cannot be used; one text says which, why and how to mend it.
+        """
+        if settings.store.startswith("s3://"):
+            _s3_store(settings, patient=False).check()
+            return _s3_store(settings, patient=True)
+        store = cls(root=str(_local_root(settings.store)), is_local=True)
+        store.check()
+        return store
+
+    def check(self) -> None:
+        """Write, read and delete a probe file. Raises `StoreError`."""
+        probe = f"probe-{uuid4().hex}"
+        self.write_bytes(probe, probe.encode())
+        if self.read_bytes(probe) != probe.encode():
+            raise StoreError(f"artifact store {self.root}: a probe file read back differs from what was written")
+        self.delete(probe)
+
+    def uri(self, *parts: str) -> str:
+        """Address of a file or folder: an absolute local path, or s3://bucket/prefix/..."""
+        return "/".join([self.root, *(_plain_path(part) for part in parts)])
+
+    def local_path(self, path: str) -> Path:
+        """The file's place on local disk. Raises `StoreError` where the store is not local."""
+        if not self.is_local:
+            raise StoreError(f"{self.uri(path)} is not on local disk")
+        return Path(self.uri(path))
+
+    def stat(self, path: str) -> Stat | None:
+        """Size and mark of a file; None where there is no such file."""
+        with self.explained("look at", path):
+            try:
+                if self.is_local:
+                    found = self.local_path(path).stat()
+                    if not self.local_path(path).is_file():
+                        return None
+                    settled = time.time() - found.st_mtime > SETTLED_S
+                    return Stat(found.st_size, f"{found.st_mtime_ns}-{found.st_ino}", settled)
+                info = self._fs.info(self.uri(path), refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            tag = info.get("ETag", "")
+            return Stat(info["size"], tag, bool(tag)) if info["type"] == "file" else None
+
+    def exists(self, path: str) -> bool:
+        """Whether the file exists (folders do not count: S3 has none)."""
+        return self.stat(path) is not None
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole file."""
+        with self.explained("read", path):
+            return cast(
+                bytes, self.local_path(path).read_bytes() if self.is_local else self._fs.cat_file(self.uri(path))
+            )
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a small file whole or not at all."""
+        with self.explained("write", path):
+            if self.is_local:
+                with _replacing(self.local_path(path)) as file:
+                    file.write(data)
+            else:
+                self._fs.pipe_file(self.uri(path), data)
+
+    @contextmanager
+    def open_read(self, path: str) -> Iterator[BinaryIO]:
+        """The file, open for reading (seekable; streamed from S3)."""
+        with self.explained("open", path):
+            file = self.local_path(path).open("rb") if self.is_local else self._fs.open(self.uri(path), "rb")
+        with file:
+            yield cast(BinaryIO, file)
+
+    @contextmanager
+    def open_write(self, path: str) -> Iterator[Sink]:
+        """A sink whose file appears when the block ends well; when it raises, nothing appears."""
+        target = _replacing(self.local_path(path)) if self.is_local else _uploading(self._fs, self.uri(path))
+        with self.explained("create", path):
+            file = target.__enter__()
+        try:
+            yield Sink(self, path, file)
+        except BaseException as error:
+            target.__exit__(type(error), error, error.__traceback__)
+            raise
+        with self.explained("finish writing", path):
+            target.__exit__(None, None, None)
+
+    def list(self, prefix: str = "") -> Paths:
+        """Files below a folder at any depth, sorted, relative to the root; files still being written are left out."""
+        return [path for path in self._files(prefix) if not _is_temporary(path)]
+
+    def delete(self, path: str) -> None:
+        """Delete a file. One that is not there is no error."""
+        with self.explained("delete", path):
+            if self.is_local:
+                self.local_path(path).unlink(missing_ok=True)
+            else:
+                self._fs.rm_file(self.uri(path))
+
+    def sweep(self, prefix: str) -> None:
+        """Delete temporary files below a folder that dead writers left (untouched for an hour; local disk only)."""
+        for path in self._files(prefix) if self.is_local else []:
+            if _is_temporary(path):
+                with self.explained("sweep", path):
+                    try:
+                        if time.time() - self.local_path(path).stat().st_mtime > STALE_S:
+                            self.delete(path)
+                    except FileNotFoundError:  # its writer just finished
+                        continue
+
+    def _files(self, prefix: str) -> Paths:
+        with self.explained("list", prefix):
+            start = self.uri(prefix) if prefix else self.root
+            if self.is_local:
+                found = [str(Path(folder, name)) for folder, _, names in os.walk(start) for name in names]
+            else:
+                try:
+                    found = [f"s3://{name}" for name in self._fs.find(start)]
+                except FileNotFoundError:
+                    found = []
+        return sorted(path.removeprefix(self.root + "/") for path in found if path.startswith(start + "/"))
+
+    @contextmanager
+    def explained(self, doing: str, path: str) -> Iterator[None]:
+        """Turn what the disk or S3 raises in the block into one `StoreError`: no secrets, no chained error."""
+        try:
+            yield
+        except self._errors as error:
+            what, mend = explain(error)
+            where = f"artifact store {self.root}" + (f" at {self.endpoint}" if self.endpoint else "")
+            said = f"{type(error).__name__}: {error}"
+            for secret in self._secrets:
+                said = said.replace(secret, "***")
+            raise StoreError(f"{where}: cannot {doing} {path or 'its root'}: {what}. {mend} [{said}]") from None
+
+
+def _plain_path(path: str) -> str:
+    odd = path.startswith("/") or "\\" in path or not path.isprintable() or {"", ".", ".."} & set(path.split("/"))
+    if odd or path != str(PurePosixPath(path)):
+        raise StoreError(f"{path!r} is not a plain relative path: 'folder/name', no '..', no leading '/'")
+    return path
+
+
+def _is_temporary(path: str) -> bool:
+    name = path.rsplit("/", 1)[-1]
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _local_root(store: str) -> Path:
+    return Path(unquote(store[7:]) if store.startswith("file://") else store).expanduser().absolute()
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A temporary neighbour of `target` that replaces it, flushed to disk, when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _uploading(fs: Any, uri: str) -> Iterator[Any]:
+    """An S3 upload that completes when the block ends well and is aborted when it raises."""
+    file = fs.open(uri, "wb")
+    try:
+        yield file
+        file.close()
+    except BaseException:
+        file.closed = True  # first, or the destructor would complete the upload
+        file.discard()
+        raise
+
+
+def _s3_store(settings: Settings, *, patient: bool) -> Store:
+    import aiobotocore.session as aio  # type: ignore[import-untyped]
+    import aiohttp
+    import botocore.exceptions as boto  # type: ignore[import-untyped]
+    import s3fs
+
+    attempts, connect, read = (3, 10, 60) if patient else (1, 5, 10)  # times in seconds
+    config: dict[str, Any] = {"connect_timeout": connect, "read_timeout": read}
+    config["retries"] = {"total_max_attempts": attempts}
+    if settings.endpoint_url:  # MinIO and its like: the bucket in the path, no AWS-only checksum trailers
+        config |= {"s3": {"addressing_style": "path"}, "request_checksum_calculation": "when_required"}
+    keys = [key.get_secret_value() for key in (settings.access_key_id, settings.secret_access_key) if key]
+    session = aio.get_session()
+    session.register("before-sign.s3", _expect_no_go_ahead)
+    fs = s3fs.S3FileSystem(
+        session=session,
+        **dict(zip(("key", "secret"), keys, strict=False)),
+        endpoint_url=settings.endpoint_url,
+        client_kwargs={"region_name": settings.region} if settings.region else {},
+        config_kwargs=config,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    fs.retries = attempts
+    return Store(
+        root="s3://" + settings.store.removeprefix("s3://").strip("/"),
+        is_local=False,
+        endpoint=settings.endpoint_url,
+        _fs=fs,
+        _errors=(OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError),
+        _secrets=tuple(keys),
+    )
+
+
+def _expect_no_go_ahead(request: Any, **_: Any) -> None:
+    """Send a body without waiting for "100 Continue": aiohttp would wait for ever, past every timeout."""
+    if "Expect" in request.headers:
+        del request.headers["Expect"]

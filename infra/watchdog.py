@@ -1,0 +1,157 @@
+"""Child processes that cannot outlive their parent.
+
+Servers and trainers start grandchildren in sessions of their own (vLLM's engine core, torchrun's ranks), so ending one process
+group does not end them all. Every heavy process therefore runs under a tiny watchdog (this file, run as a script with the standard
+library alone). The watchdog is a *sub-reaper*: whatever its descendants leave behind is handed to it by the kernel, so it can end
+all of them. It holds the read end of a pipe whose write end only the parent has: when the parent goes, even by `kill -9`, the pipe
+closes and everything below the watchdog is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+_TERM_GRACE_S = 5.0
+_ORPHAN_CHECK_S = 1.0
+PARENT_GONE = 113
+"""Exit status of the watchdog when its parent disappeared."""
+
+
+class GuardedProcess:
+    """A command under a watchdog: `stop()`, or the end of this process in any way, ends the command and all its descendants.
+
+    Standard output and error are appended to `log_path`. Environment variables are inherited; `env` adds to them and never
+    reaches a command line. Raises `OSError` when the log cannot be written or the interpreter cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None) -> None:
+        self.log_path = log_path
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        read_end, self._write_end = os.pipe()  # not inheritable: no other child can keep the write end open
+        try:
+            with log_path.open("ab") as log:
+                self._watchdog = subprocess.Popen(
+                    [sys.executable, "-ISB", str(Path(__file__).resolve()), str(read_end), str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **(env or {})},
+                    pass_fds=(read_end,),
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(self._write_end)
+            raise
+        finally:
+            os.close(read_end)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the watchdog, which is also the leader of the process group."""
+        return self._watchdog.pid
+
+    def poll(self) -> int | None:
+        """The command's exit status (128 + signal number when a signal ended it), or None while it runs."""
+        return self._watchdog.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the command's exit status; raises `TimeoutError` after `timeout_s` seconds and leaves it running."""
+        try:
+            return self._watchdog.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"still running after {timeout_s} s") from error
+
+    def stop(self) -> None:
+        """End the command and every descendant; returns when all are gone. Safe to call again."""
+        if self._write_end >= 0:
+            os.close(self._write_end)
+            self._write_end = -1
+        try:
+            self._watchdog.wait(4 * _TERM_GRACE_S)
+        except subprocess.TimeoutExpired:
+            _kill([*_descendants(self.pid), self.pid], signal.SIGKILL)
+            self._watchdog.wait()
+
+    def tail(self, lines: int = 40) -> str:
+        """The last `lines` lines that this command logged."""
+        with self.log_path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - 400 * lines))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def _descendants(root: int) -> list[int]:
+    """Process ids of all living descendants of `root` (zombies left out), read from /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            state, parent = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):  # ended while we looked
+            continue
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(entry))
+    found: list[int] = []
+    level = children.get(root, [])
+    while level:
+        found += level
+        level = [child for process in level for child in children.get(process, [])]
+    return found
+
+
+def _kill(processes: Iterable[int], signum: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signum)
+
+
+def _end_descendants(first: Iterable[int]) -> None:
+    """Ask the processes `first` to end, wait the grace, then kill whatever is below this process until nothing is left."""
+    _kill(first, signal.SIGTERM)
+    deadline = time.monotonic() + _TERM_GRACE_S
+    while _descendants(os.getpid()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while rest := _descendants(os.getpid()):
+        _kill(rest, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def main(pipe: int, parent: int, command: Sequence[str]) -> int:
+    """Run `command` until it ends, `pipe` closes, process `parent` is gone or SIGTERM arrives; then end all descendants."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    told_to_stop: list[int] = []
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, lambda received, _frame: told_to_stop.append(received))
+    signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)  # only wakes the loop below
+    child = subprocess.Popen(command)
+    while child.poll() is None and not told_to_stop:
+        ready, _, _ = select.select([pipe, wake_read], [], [], _ORPHAN_CHECK_S)
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+        if pipe in ready or os.getppid() != parent:
+            told_to_stop.append(0)
+    status = child.poll()
+    _end_descendants([child.pid] if status is None else [])
+    if status is None:
+        return PARENT_GONE
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

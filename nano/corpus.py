@@ -1,0 +1,119 @@
+"""What the nano models read before BOLT starts: documents and judged solutions, made without end from a seed.
+
+Every problem comes from one split, so no problem of another split (in-context examples, queries, dev, test) is ever read.
+The writers of the worked documents are a mixed crowd: half check their steps, half do not, all slip. A document holds what
+its writer derived, right or wrong; only the short-answer chats state the true answer, of `pretrain` problems.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from cot_formats import bolt
+from nano.families import FAMILIES, LEVELS
+from nano.problem import Habits, Problem, Worked, other
+from nano.vocabulary import ASSISTANT, END, USER
+
+SLIP = 0.12
+SHARES = {"short": 0.22, "exercise": 0.13, "few_shot": 0.65}
+
+# The wording that elicits LongCoT in context: the prompt files that the flow `bootstrap` is given.
+PROMPTS = Path(__file__).parent / "prompts"
+EXAMPLE_TEMPLATE = (PROMPTS / "example.md").read_text(encoding="utf-8").strip()
+PROMPT_TEMPLATE = (PROMPTS / "in_context.md").read_text(encoding="utf-8").strip()
+
+
+def draw(rng: random.Random, split: str, levels: tuple[int, ...] = LEVELS, family: str | None = None) -> Problem:
+    """A random problem of a split."""
+    while True:
+        module = FAMILIES[family or rng.choice(list(FAMILIES))]
+        problem: Problem = module.sample(rng, rng.choice(levels))
+        if problem.split == split:
+            return problem
+
+
+def work(rng: random.Random, problem: Problem, slip: float = SLIP) -> Worked:
+    """The problem worked by a random writer."""
+    worked: Worked = FAMILIES[problem.family].derive(problem, rng, Habits(slip, rng.random() < 0.5))
+    return worked
+
+
+def answered(worked: Worked) -> str:
+    return bolt.render(worked.thoughts, worked.solution)
+
+
+def chat(prompt: str, answer: str) -> str:
+    return f"{USER} {prompt} {END} {ASSISTANT} {answer} {END}"
+
+
+def short(rng: random.Random) -> str:
+    problem = draw(rng, "pretrain")
+    return chat(problem.query, f"answer : {problem.answer} .")
+
+
+def exercise(rng: random.Random) -> str:
+    problem = draw(rng, "pretrain")
+    worked = work(rng, problem)
+    return f"exercise : {problem.query} {worked.thoughts} {worked.solution} {END}"
+
+
+def few_shot(rng: random.Random) -> str:
+    shown = []
+    for _ in range(rng.choice((1, 2, 3, 3, 3))):
+        problem = draw(rng, "pretrain")
+        shown.append(EXAMPLE_TEMPLATE.format(query=problem.query, response=answered(work(rng, problem))))
+    asked = draw(rng, "pretrain")
+    prompt = PROMPT_TEMPLATE.format(examples="\n\n".join(shown), query=asked.query)
+    return chat(prompt, answered(work(rng, asked)))
+
+
+def documents(seed: int) -> Iterator[str]:
+    """Pretraining documents without end."""
+    rng = random.Random(seed)
+    makers = {"short": short, "exercise": exercise, "few_shot": few_shot}
+    while True:
+        kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+        yield makers[kind](rng)
+
+
+def judged(rng: random.Random) -> tuple[Problem, list[str]]:
+    """A `reward` problem with solutions of many kinds: the right one, ones that slipped, misread or were garbled."""
+    problem = draw(rng, "reward")
+    module = FAMILIES[problem.family]
+    right = module.derive(problem, rng, Habits(0.0, False)).solution
+    slipped = module.derive(problem, rng, Habits(0.3, False)).solution
+    misread = module.derive(module.perturb(problem, rng), rng, Habits(0.0, False)).solution
+    return problem, [right, slipped, misread, garbled(rng, right)]
+
+
+def garbled(rng: random.Random, solution: str) -> str:
+    """A solution with one word replaced by its like, lost or said twice; or with the answer alone changed."""
+    tokens = solution.split()
+    if rng.random() < 0.3:
+        at = len(tokens) - 2
+        tokens[at] = like(rng, tokens[at])
+        return " ".join(tokens)
+    at = rng.randrange(len(tokens) - 1)
+    how = rng.random()
+    if how < 0.8:
+        tokens[at] = like(rng, tokens[at])
+    elif how < 0.9:
+        del tokens[at]
+    else:
+        tokens.insert(at, tokens[at])
+    return " ".join(tokens)
+
+
+def like(rng: random.Random, word: str) -> str:
+    """Another word of the same kind: a number near by, another day, person or thing."""
+    from nano.families.calendar import DAYS
+    from nano.families.tracking import ITEMS, PEOPLE
+
+    if word.isdigit():
+        return str(min(99, max(0, int(word) + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)))))
+    for kind in (DAYS, PEOPLE, ITEMS, ("+", "-", "x", "/"), (".", ",", "=", ":", ">")):
+        if word in kind:
+            return other(rng, kind, word)
+    return "wait"

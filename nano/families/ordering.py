@@ -1,0 +1,70 @@
+"""Ordering: put people in order from shuffled comparisons of neighbours, then name one place."""
+
+from __future__ import annotations
+
+import random
+
+from nano.families.tracking import PEOPLE
+from nano.problem import Habits, Problem, Worked, other
+
+SIZES = {0: (3, 3), 1: (3, 4), 2: (5, 5), 3: (6, 6)}
+
+
+def make(level: int, order: tuple[str, ...], shuffle: tuple[int, ...], place: int) -> Problem:
+    clues = " . ".join(f"{order[i]} is older than {order[i + 1]}" for i in shuffle)
+    return Problem("ordering", level, (order, shuffle, place), f"{clues} . who is number {place} ?", order[place - 1])
+
+
+def sample(rng: random.Random, level: int) -> Problem:
+    n = rng.randint(*SIZES[level])
+    order = tuple(rng.sample(PEOPLE, n))
+    shuffle = tuple(rng.sample(range(n - 1), n - 1))
+    return make(level, order, shuffle, rng.randint(2 if level else 1, n))
+
+
+def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
+    order, shuffle, place = problem.facts
+    below = {order[i]: order[i + 1] for i in range(len(order) - 1)}  # type: ignore[index,arg-type]
+    above = {b: a for a, b in below.items()}
+    thoughts = [f"goal : find number {place} . plan : find the oldest , then go down ."]
+    first = None
+    for i in shuffle:  # type: ignore[attr-defined]
+        tried = order[i]  # type: ignore[index]
+        if tried in above and not habits.slips(rng, 0.7):
+            thoughts.append(f"try {tried} : {above[tried]} is older , no .")
+            continue
+        thoughts.append(f"try {tried} : none is older .")
+        if tried in above and habits.catches(rng):
+            thoughts.append(f"check {tried} , wait , {above[tried]} is older , no .")
+            continue
+        if habits.careful:
+            thoughts.append(f"check {tried} ok .")
+        first = tried
+        break
+    if first is None:
+        first = order[shuffle[0]]  # type: ignore[index]
+    line = [first]
+    while line[-1] in below and len(line) < place:  # type: ignore[operator]
+        true = said = below[line[-1]]
+        if habits.slips(rng):
+            said = other(rng, order, true)  # type: ignore[arg-type]
+        thoughts.append(f"{line[-1]} > {said} .")
+        if said != true and habits.catches(rng):
+            thoughts.append(f"check {line[-1]} > {true} , wait , not {said} .")
+            said = true
+        elif habits.careful:
+            thoughts.append(f"check {line[-1]} > {said} ok .")
+        line.append(said)
+    return Worked(" ".join(thoughts), (" > ".join(line) + " .",), line[-1])
+
+
+def perturb(problem: Problem, rng: random.Random) -> Problem:
+    """The problem misread in one place: two people mixed up, or another place asked for."""
+    order, shuffle, place = problem.facts
+    people = list(order)  # type: ignore[call-overload]
+    if rng.random() < 0.3:
+        place = rng.choice([n for n in range(1, len(people) + 1) if n != place])
+    else:
+        i, j = rng.sample(range(len(people)), 2)
+        people[i], people[j] = people[j], people[i]
+    return make(problem.level, tuple(people), shuffle, place)  # type: ignore[arg-type]

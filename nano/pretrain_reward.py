@@ -1,0 +1,134 @@
+"""Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, one thread).
+
+It reads (query, solution), never thoughts. Its last token's logit learns whether the solution is right. Two more losses,
+whose heads are thrown away, teach it to see that: each token up to the first wrong one is labelled (where does it go
+wrong?), and the next right token is predicted. Its problems are those of the `reward` split alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+
+from nano.config import PretrainConfig
+from nano.corpus import chat, judged
+from nano.pretrain import architecture, optimizers, step
+from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
+
+
+LAYERS = 6
+Example = tuple[list[str], list[float], list[bool]]
+
+
+def batches(rng: random.Random, budget: int, pool: int = 8) -> Iterator[list[Example]]:
+    """Batches of about `budget` tokens of examples of like length (little padding), in random order."""
+    while True:
+        examples: list[Example] = []
+        while sum(len(tokens) for tokens, _, _ in examples) < pool * budget:
+            examples += labelled(rng)
+        examples.sort(key=lambda example: len(example[0]))
+        cuts: list[list[Example]] = [[]]
+        for example in examples:
+            if (len(cuts[-1]) + 1) * len(example[0]) > budget * 1.05:
+                cuts.append([])
+            cuts[-1].append(example)
+        rng.shuffle(cuts)
+        yield from cuts
+
+
+def labelled(rng: random.Random) -> list[Example]:
+    """One problem's solutions as (tokens, labels, is the next token to be learned? a token).
+
+    Labels: 1 for the tokens that agree with the right solution, 0 for the first that does not, none (-1) after it; the last
+    token tells whether the whole solution is right.
+    """
+    problem, solutions = judged(rng)
+    right = chat(problem.query, solutions[0]).split()
+    found = []
+    for solution in solutions:
+        tokens = chat(problem.query, solution).split()
+        agree = next((i for i, (a, b) in enumerate(zip(tokens, right, strict=False)) if a != b), len(right))
+        labels = [1.0] * agree + [0.0] + [-1.0] * len(tokens)
+        labels = [*labels[: len(tokens) - 1], float(tokens == right)]
+        found.append((tokens, labels, [i < agree for i in range(len(tokens))]))
+    return found
+
+
+def grown(start: Path | None) -> LlamaForSequenceClassification:
+    """The instruct model with two more layers, which add nothing at first, and a score; or, without it, a fresh one."""
+    shape = architecture(layers=LAYERS)
+    shape.num_labels = 1
+    model = LlamaForSequenceClassification(shape)
+    if start is not None:
+        learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
+        model.model.load_state_dict(learned.state_dict(), strict=False)
+        for layer in model.model.layers[learned.config.num_hidden_layers :]:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
+
+
+def main(config_path: str) -> None:
+    config = PretrainConfig.model_validate_json(Path(config_path).read_text())
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(1)
+    ids = encoder()
+    model = grown(config.start)
+    local = torch.nn.Linear(model.config.hidden_size, 1)
+    opts = optimizers(torch.nn.ModuleDict({"model": model, "score_local": local}), config)
+    lrs = [config.muon_lr, config.adam_lr]
+    budget = config.row_tokens * config.rows_per_step
+    steps = config.tokens // budget
+    stream = batches(random.Random(config.seed), budget)
+    began, kept = time.perf_counter(), []
+    log = (config.output.parent / f"{config.output.name}.metrics.jsonl").open("w")
+    for n in range(steps):
+        batch = next(stream)
+        width = max(len(tokens) for tokens, _, _ in batch)
+        tokens_BT = torch.full((len(batch), width), ids[PAD])
+        marks_BT = torch.full((len(batch), width), -1.0)
+        learn_BT = torch.zeros((len(batch), width), dtype=torch.bool)
+        last_B = torch.tensor([len(tokens) - 1 for tokens, _, _ in batch])
+        for b, (tokens, marks, learn) in enumerate(batch):
+            start = tokens.index(ASSISTANT) + 1
+            tokens_BT[b, : len(tokens)] = torch.tensor([ids[t] for t in tokens])
+            marks_BT[b, start : len(tokens)] = torch.tensor(marks[start:])
+            learn_BT[b, start : len(tokens)] = torch.tensor(learn[start:])
+        rows = torch.arange(len(batch))
+        right_B = marks_BT[rows, last_B]
+        marks_BT[rows, last_B] = -1.0
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden_BTD = model.model(input_ids=tokens_BT).last_hidden_state
+            score_B = model.score(hidden_BTD[rows, last_B]).squeeze(-1).float()
+            local_BT = local(hidden_BTD).squeeze(-1).float()
+            logits_BTV = functional.linear(hidden_BTD[:, :-1], model.model.embed_tokens.weight)
+        judged_BT = marks_BT >= 0
+        weight = 1.0 + 7.0 * (1.0 - marks_BT[judged_BT])  # one wrong token against many right ones
+        where = functional.binary_cross_entropy_with_logits(local_BT[judged_BT], marks_BT[judged_BT], weight)
+        outcome = functional.binary_cross_entropy_with_logits(score_B, right_B)
+        nexts = functional.cross_entropy(logits_BTV[learn_BT[:, 1:]].float(), tokens_BT[:, 1:][learn_BT[:, 1:]])
+        (where + outcome + 0.5 * nexts).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        step(opts, lrs, min(1.0, (n + 1) / 50) * (1 - n / steps))
+        accuracy = ((score_B > 0).float() == right_B).float().mean()
+        kept.append((where.item(), outcome.item(), nexts.item(), accuracy.item()))
+        if n % 20 == 19 or n == steps - 1:
+            means = [sum(column) / len(kept) for column in zip(*kept, strict=True)]
+            row = dict(zip(("where", "outcome", "next", "accuracy"), means, strict=True))
+            row |= {"step": n + 1, "steps": steps, "tokens": (n + 1) * budget, "seconds": time.perf_counter() - began}
+            print(json.dumps(row), file=log, flush=True)
+            kept.clear()
+    model.to(torch.bfloat16).save_pretrained(config.output)
+    save_tokenizer(config.output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

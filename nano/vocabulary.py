@@ -1,0 +1,62 @@
+"""The nano world's words and its tokenizer: one token a word, numbers 0..99 included, with a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nano.families.calendar import DAYS
+from nano.families.tracking import ITEMS, PEOPLE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"
+SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END)
+DELIMITERS = ("<internal_thoughts>", "</internal_thoughts>", "<external_solution>", "</external_solution>")
+SYMBOLS = tuple(". , : ? + - = > x /".split())
+TEXT = tuple(
+    """start with add take away double it halve what number is left today go days on back which day has the and swap
+    does have older than who two of up to from times plus leaves when divided by goal find plan one step at a time check
+    wait not ok try none no yes mod guess again was missed too big leave in each turn that then down oldest first answer
+    here are worked examples query response now this the same form exercise text first""".split()
+)
+CONTEXT = 1024
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def words() -> list[str]:
+    """Every token in id order."""
+    numbers = tuple(str(n) for n in range(100))
+    listed = (*SPECIAL, *DELIMITERS, *numbers, *SYMBOLS, *DAYS, *PEOPLE, *ITEMS, *TEXT)
+    return list(dict.fromkeys(listed))
+
+
+def encoder() -> dict[str, int]:
+    return {word: i for i, word in enumerate(words())}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel(encoder(), unk_token=UNKNOWN))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tokenizer(folder: Path) -> None:
+    tokenizer().save_pretrained(folder)

@@ -1,0 +1,71 @@
+"""Write the nano world's files: `python -m nano.write_data` (seeded; the files are shipped).
+
+examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenAI messages layout, with a few duplicates and
+easy ones for the miner to drop. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from nano.corpus import draw
+from nano.families import FAMILIES
+from nano.problem import Habits, Problem
+
+HERE = Path(__file__).parent
+HARD = (1, 2, 3)
+DIFFICULTY = {0: 3, 1: 5, 2: 6, 3: 7}  # how many of the paper's seven criteria a problem of a level counts as meeting
+
+
+def distinct(rng: random.Random, split: str, count: int, levels: tuple[int, ...] = HARD) -> list[Problem]:
+    """`count` different problems of a split, the families in turn; a small family may run out before the others."""
+    found: dict[str, Problem] = {}
+    for turn in range(20 * count):
+        problem = draw(rng, split, levels, list(FAMILIES)[turn % len(FAMILIES)])
+        found.setdefault(problem.query, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"split {split} has too few different problems of the levels {levels} for {count}")
+
+
+def record(problem: Problem, *, with_reference: bool) -> str:
+    row = {
+        "messages": [{"role": "user", "content": problem.query}],
+        "topic": problem.family,
+        "difficulty": DIFFICULTY[problem.level],
+    }
+    if with_reference:
+        row["reference"] = problem.answer
+    return json.dumps(row)
+
+
+def write_examples(rng: random.Random) -> None:
+    """Ten examples by a careful writer who slips, notices and ends up right."""
+    folder = HERE / "examples"
+    for number, problem in enumerate(distinct(rng, "examples", 10, (1, 2)), 1):
+        while True:
+            worked = FAMILIES[problem.family].derive(problem, rng, Habits(0.2, careful=True, catch=1.0))
+            if worked.answer == problem.answer and (number % 2 == 0 or "wait" in worked.thoughts):
+                break
+        front = f"---\ntopic: {problem.family}\nauthor: nano.write_data\nlicence: Apache-2.0\n---\n"
+        body = f"\n## Query\n\n{problem.query}\n\n## Thoughts\n\n{worked.thoughts}\n\n## Solution\n\n{worked.solution}\n"
+        (folder / f"{number:02d}-{problem.family}.md").write_text(front + body)
+
+
+def main() -> None:
+    rng = random.Random(20250207)
+    write_examples(rng)
+    queries = distinct(rng, "queries", 3000)
+    easy = distinct(rng, "queries", 120, (0,))
+    rows = [record(problem, with_reference=False) for problem in [*queries, *easy, *rng.sample(queries, 60)]]
+    rng.shuffle(rows)
+    (HERE / "data" / "queries.jsonl").write_text("\n".join(rows) + "\n")
+    for split, count in (("dev", 300), ("test", 510)):
+        held_out = [record(problem, with_reference=True) for problem in distinct(rng, split, count)]
+        (HERE / "data" / f"{split}.jsonl").write_text("\n".join(held_out) + "\n")
+
+
+if __name__ == "__main__":
+    main()

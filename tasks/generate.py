@@ -1,0 +1,197 @@
+"""LongCoT sampling: one shard of queries through the vLLM server, each finished request kept in a ledger.
+
+Bootstrapping (BOLT section 3.1.3), online sampling (3.3) and evaluation are this one step: with in-context examples in the
+prompt or without, n samples a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cot_formats import FORMATS
+from infra.chat import count_tokens, load_tokenizer, render_prompt
+from infra.files import digest_of_files
+from infra.completions import Completion, Request, Sampling, complete
+from infra.ledger import Ledger
+from infra.manifest import Ref
+from infra.models import fetch_model
+from infra.schemas import RESPONSES
+from infra.servers import Servers
+from infra.steps import Plan, step
+from infra.store import Store
+from infra.tables import read_rows, write_table
+from tasks.curate_examples import ExamplesConfig, example_files, read_example
+from tasks.mine_queries import QueriesConfig, mine
+from tasks.responses import Format, parse_response
+
+
+class TruncationError(RuntimeError):
+    """Too many samples were cut at max_tokens."""
+
+
+class GenerateConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(8, ge=1, description="Samples a query (BOLT: 8).")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature (BOLT: 1.0 online; bootstrapping not stated).")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling (BOLT: 1.0 online).")
+    max_tokens: int = Field(8192, ge=1, description="Longest response, in tokens (this project's choice).")
+    truncated_limit: float = Field(0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens before the step fails.")
+    format: Format = Field("bolt", description="LongCoT format of the responses; `plain` for a ShortCoT model's answers.")
+    seed: int = Field(0, description="Seed of the draw of in-context examples and of sampling.")
+    request_seeds: bool = Field(True, description="Give each request its own seed; false where the engine can't (vLLM on CPU).")
+    in_flight: int = Field(64, ge=1, description="Requests (n samples each) under way at once, per shard.")
+
+
+class PromptConfig(BaseModel):
+    """How in-context examples and the query become one user turn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    examples: int = Field(3, ge=1, description="In-context examples a prompt, drawn per query (BOLT: 3 of 10).")
+    template: Path = Field(Path("prompts/in_context.md"), description="Text with {examples} and {query}.")
+    example_template: Path = Field(Path("prompts/example.md"), description="Text of one example with {query} and {response}.")
+
+
+def in_context_prompt(prompt: PromptConfig, shown: list[dict[str, Any]], query: str, format: Format) -> str:
+    """The user turn that asks for a LongCoT response to `query` after the examples `shown`."""
+    example_template = prompt.example_template.read_text(encoding="utf-8").strip()
+    examples = "\n\n".join(
+        example_template.replace("{query}", e["query"]).replace("{response}", FORMATS[format].render(e["thoughts"], e["solution"]))
+        for e in shown
+    )
+    before, _, after = prompt.template.read_text(encoding="utf-8").strip().partition("{examples}")
+    return before + examples + after.replace("{query}", query)
+
+
+def prompt_digest(prompt: PromptConfig) -> str:
+    """Digest of the prompt files: an ingredient of the cache key."""
+    return digest_of_files([prompt.template, prompt.example_template])
+
+
+def first_prompt(prompt: PromptConfig, examples: ExamplesConfig, queries: QueriesConfig, config: GenerateConfig) -> str:
+    """The first query's user turn, for a dry run: read from the user's files, before any artifact exists."""
+    query = mine(queries, Counter())[0]
+    shown = draw_examples([read_example(path) for path in example_files(examples)], prompt.examples, config.seed, query["query_id"])
+    return in_context_prompt(prompt, shown, query["query"], config.format)
+
+
+def draw_examples(examples: list[dict[str, Any]], count: int, seed: int, query_id: str) -> list[dict[str, Any]]:
+    """`count` examples drawn for a query, in table order, so that equal draws share a prompt prefix."""
+    if count > len(examples):
+        raise ValueError(f"{count} in-context examples a prompt, but the table `examples` holds {len(examples)}")
+    chosen = random.Random(f"{seed}:{query_id}").sample(range(len(examples)), count)  # noqa: S311
+    return [examples[i] for i in sorted(chosen)]
+
+
+def request_seed(seed: int, query_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{query_id}".encode()).digest()[:4], "big") >> 1
+
+
+def shard_of(store: Store, queries: Ref, shard: int, shards: int) -> Iterator[dict[str, Any]]:
+    """The queries of one shard: every `shards`-th row."""
+    for row, query in enumerate(read_rows(store, queries)):
+        if row % shards == shard:
+            yield query
+
+
+@step
+def generate(
+    plan: Plan,
+    store: Store,
+    *,
+    config: GenerateConfig,
+    queries: Ref,
+    model: Ref,
+    servers: Servers,
+    shard: int = 0,
+    shards: int = 1,
+    prompt: PromptConfig | None = None,
+    examples: Ref | None = None,
+) -> Ref:
+    """Sample `config.samples` responses for each query of a shard and write the table `responses`.
+
+    Raises:
+        TruncationError: more samples were cut than `truncated_limit`; the finished ones stay in the ledger.
+        infra.vllm_server.ServerError: the server died.
+    """
+    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    shown = list(read_rows(store, examples)) if examples else []
+    asked: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    requests = []
+    for query in shard_of(store, queries, shard, shards):
+        drawn = draw_examples(shown, prompt.examples, config.seed, query["query_id"]) if prompt else []
+        text = in_context_prompt(prompt, drawn, query["query"], config.format) if prompt else query["query"]
+        seed = request_seed(config.seed, query["query_id"]) if config.request_seeds else None
+        ids = render_prompt(tokenizer, [{"role": "user", "content": text}])
+        asked[query["query_id"]] = (query, [e["example_id"] for e in drawn])
+        requests.append(Request(query["query_id"], ids, seed))
+    requests.sort(key=lambda request: asked[request.request_id][1])  # equal examples together: prefix cache hits
+
+    sampling = Sampling(n=config.samples, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens)
+    with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
+        owed = [request for request in requests if request.request_id not in ledger.done]
+        if owed:
+            server = servers.generation(model)
+
+            def keep(request: Request, completions: list[Completion]) -> None:
+                samples = [{"text": c.text, "finish_reason": c.finish_reason, "tokens": c.tokens} for c in completions]
+                record = {"samples": samples, "prompt_tokens": len(request.prompt_ids), "seed": request.seed}
+                ledger.append(request.request_id, record)
+
+            asyncio.run(
+                complete(
+                    server.url,
+                    server.served_name,
+                    owed,
+                    sampling,
+                    max_in_flight=config.in_flight,
+                    on_result=keep,
+                    alive=server.check,
+                )
+            )
+        rows = list(response_rows(tokenizer, asked, ledger.done, config.format))
+    cut = sum(row["finish_reason"] == "length" for row in rows)
+    if rows and cut / len(rows) > config.truncated_limit:
+        raise TruncationError(
+            f"{plan.step}: {cut} of {len(rows)} samples ({cut / len(rows):.1%}) were cut at max_tokens={config.max_tokens}, "
+            f"limit {config.truncated_limit:.1%}: raise max_tokens (or truncated_limit, if cut samples are no harm)"
+        )
+    counts = {"truncated": cut, "off_format": sum(bool(row["violations"]) for row in rows)}
+    counts["completion_tokens"] = sum(row["completion_tokens"] for row in rows)
+    return write_table(store, plan.step, plan.key, RESPONSES, [rows], plan.provenance, counts=counts)
+
+
+def response_rows(
+    tokenizer: Any, asked: dict[str, tuple[dict[str, Any], list[str]]], done: dict[str, Any], format: Format
+) -> Iterator[dict[str, Any]]:
+    """The rows of `responses` in query order, from what the ledger holds."""
+
+    def tokens(text: str | None) -> int:
+        return count_tokens(tokenizer, text) if text else 0
+
+    for query_id, (_, example_ids) in asked.items():
+        record = done[query_id]
+        for number, sample in enumerate(record["samples"]):
+            parsed = parse_response(sample["text"], format)
+            yield {
+                "query_id": query_id,
+                "sample": number,
+                "example_ids": example_ids,
+                "seed": record["seed"],
+                "text": sample["text"],
+                **parsed,
+                "finish_reason": sample["finish_reason"],
+                "prompt_tokens": record["prompt_tokens"],
+                "completion_tokens": sample["tokens"],
+                "thought_tokens": tokens(parsed["thoughts"]),
+                "solution_tokens": tokens(parsed["solution"]),
+            }

@@ -1,0 +1,46 @@
+"""A stage's figures from its grades: accuracy with its 95 % interval, lengths, truncated and off-format shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+RESAMPLES = 9_999
+
+
+def interval(per_problem: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """95 % bootstrap interval (percentile, seeded) of the mean over problems; the samples of a problem stay together."""
+    if len(per_problem) < 2 or float(np.ptp(per_problem)) == 0.0:
+        return float(per_problem.mean()), float(per_problem.mean())
+    found = stats.bootstrap((per_problem,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def summarise(name: str, grades: pd.DataFrame, greedy: pd.DataFrame | None) -> dict[str, Any]:
+    """One entry of summary.json's `stages`. Shares and accuracies lie in 0..1, lengths are mean tokens a response."""
+    per_problem = grades.groupby("problem_id")["correct"].mean().to_numpy(dtype=float)
+    low, high = interval(per_problem)
+    return {
+        "name": name,
+        "problems": len(per_problem),
+        "samples": len(grades),
+        "accuracy": float(per_problem.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "greedy_accuracy": float(greedy["correct"].mean()) if greedy is not None else None,
+        "thought_tokens": float(grades["thought_tokens"].mean()),
+        "solution_tokens": float(grades["solution_tokens"].mean()),
+        "truncated": float(grades["truncated"].mean()),
+        "off_format": float(grades["off_format"].mean()),
+    }
+
+
+def gain(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
+    """The paired difference in accuracy on the same problems, with its 95 % bootstrap interval."""
+    means = [grades.groupby("problem_id")["correct"].mean() for grades in (before, after)]
+    difference = (means[1] - means[0]).dropna().to_numpy(dtype=float)
+    low, high = interval(difference)
+    return {"gain": float(difference.mean()), "low": low, "high": high}

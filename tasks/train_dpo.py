@@ -1,0 +1,43 @@
+"""Stage 3, one iteration of online DPO (BOLT section 3.3); the reference policy pi_0 is the SFT model in every iteration."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from infra.files import artifact_parts
+from infra.launcher import launch
+from infra.manifest import Ref
+from infra.models import fetch_model, publish_model
+from infra.servers import Servers
+from infra.steps import Plan, step
+from infra.store import Store
+from infra.training_config import DpoConfig, DpoRecipe
+from tasks.trained import report
+
+
+class DpoStage(DpoRecipe):
+    """DPO's settings; the defaults are the paper's figures."""
+
+    ranks: int = Field(8, ge=1, description="Processes (one a GPU) that train together (BOLT: 8 for 7B and 8B).")
+
+
+@step
+def train_dpo(
+    plan: Plan, store: Store, *, config: DpoStage, pairs: Ref, policy: Ref, reference: Ref, servers: Servers
+) -> Ref:
+    """Train `policy` on the table `pairs` against the fixed `reference` and publish the result.
+
+    Raises:
+        infra.launcher.TrainerError: the trainer failed; its last log lines are in the text.
+    """
+    servers.release()
+    folder = servers.work_dir / "training" / f"{plan.step}-{plan.key}"
+    told = DpoConfig(
+        **config.model_dump(exclude={"ranks"}),
+        model=fetch_model(store, policy, servers.work_dir),
+        reference=fetch_model(store, reference, servers.work_dir),
+        data=artifact_parts(store, pairs, servers.work_dir),
+        output=folder / "model",
+    )
+    launch("infra.train_dpo", told, ranks=config.ranks, log_path=folder / "train.log")
+    return publish_model(store, plan.step, plan.key, folder / "model", plan.provenance, counts=report(folder))

@@ -1,0 +1,40 @@
+"""Stage 2, LongCoT SFT (BOLT section 3.2): the instruct model learns to think before it answers."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from infra.files import artifact_parts
+from infra.launcher import launch
+from infra.manifest import Ref
+from infra.models import fetch_model, publish_model
+from infra.servers import Servers
+from infra.steps import Plan, step
+from infra.store import Store
+from infra.training_config import SftConfig, SftRecipe
+from tasks.trained import report
+
+
+class SftStage(SftRecipe):
+    """Stage 2's settings; the defaults are the paper's figures."""
+
+    ranks: int = Field(8, ge=1, description="Processes (one a GPU) that train together (BOLT: 8 for 7B and 8B).")
+
+
+@step
+def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model: Ref, servers: Servers) -> Ref:
+    """Fine-tune `model` on the table `longcot` and publish the last checkpoint.
+
+    Raises:
+        infra.launcher.TrainerError: the trainer failed; its last log lines are in the text.
+    """
+    servers.release()
+    folder = servers.work_dir / "training" / f"{plan.step}-{plan.key}"
+    told = SftConfig(
+        **config.model_dump(exclude={"ranks"}),
+        model=fetch_model(store, model, servers.work_dir),
+        data=artifact_parts(store, longcot, servers.work_dir),
+        output=folder / "model",
+    )
+    launch("infra.train_sft", told, ranks=config.ranks, log_path=folder / "train.log")
+    return publish_model(store, plan.step, plan.key, folder / "model", plan.provenance, counts=report(folder))

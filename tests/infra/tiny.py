@@ -1,0 +1,78 @@
+"""Tiny random models in real folders: a two-layer Llama, its reward-model twin, a word-level tokenizer with a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<|user|>", "<|assistant|>"]
+MARKERS = ["<think>", "</think>"]
+WORDS = [f"w{i}" for i in range(88)]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %} <|{{ m.role }}|> {{ m.content }}"
+    "{% if m.role == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} <|assistant|>{% endif %}"
+)
+PROMPT = "<bos> <|user|> w1 w2 w3 <|assistant|>"
+
+
+def make_tokenizer(template: str = TEMPLATE, extra: list[str] | None = None) -> PreTrainedTokenizerBase:
+    """Word level, split at blanks; `extra` are further special tokens."""
+    vocabulary = [*SPECIAL, *MARKERS, *WORDS]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|user|>", "<|assistant|>", *(extra or [])],
+    )
+    tokenizer.add_tokens(MARKERS)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_model(folder: Path, *, reward: bool = False, seed: int = 0) -> Path:
+    """A folder that transformers and vLLM load: hidden 64, two layers, 96 words."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + len(MARKERS) + len(WORDS),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        num_labels=1,
+    )
+    model = LlamaForSequenceClassification(config) if reward else LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny policy."""
+    return make_model(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny reward model."""
+    return make_model(tmp_path_factory.mktemp("reward"), reward=True)
