@@ -10,7 +10,7 @@ from pydantic import Field
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_summary
 from flows.online import OnlineStage, online_iteration
-from flows.run import Common, start
+from flows.run import Common, begin
 from flows.sft import sft_stage
 from flows.summary import publish_summary
 from tasks.train_sft import SftStage
@@ -28,7 +28,7 @@ class BoltConfig(Common):
 @flow
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and show what each stage gave."""
-    with start(config) as run:
+    with begin(config) as run:
         instruct, reward_model = run.model(config.model), run.model(config.reward_model)
         problems = mined(run, config.evaluate.problems, "problems")
         examples = curated(run, config.bootstrap.examples)

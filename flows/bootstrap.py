@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.run import Common, Run, start
+from flows.run import Common, Run, begin
 from flows.sampling import sample, scored, shards_as_inputs
 from infra.files import digest_of_files
 from infra.manifest import Ref
@@ -68,5 +68,5 @@ def bootstrap_stage(run: Run, config: BootstrapStage, model: Ref, reward_model: 
 @flow
 def bootstrap(config: BootstrapConfig) -> Ref:
     """Make a LongCoT data set from an instruct model and a handful of in-context examples."""
-    with start(config) as run:
+    with begin(config) as run:
         return bootstrap_stage(run, config, run.model(config.model), run.model(config.reward_model))

@@ -10,7 +10,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.bootstrap import curated, mined
-from flows.run import Common, Run, start
+from flows.run import Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
@@ -95,7 +95,7 @@ def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
 @flow
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """Compare models on held-out problems."""
-    with start(config) as run:
+    with begin(config) as run:
         problems = mined(run, config.evaluate.problems, "problems")
         examples = curated(run, config.examples) if config.examples else None
         stages = []

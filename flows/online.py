@@ -6,7 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.bootstrap import mined
-from flows.run import Common, Run, start
+from flows.run import Common, Run, begin
 from flows.sampling import sample, scored, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
@@ -67,7 +67,7 @@ def online_iteration(run: Run, config: OnlineStage, iteration: int, policy: Ref,
 @flow
 def online(config: OnlineConfig) -> Ref:
     """Refine an SFT model (`model`) by online DPO; the model given is pi_0."""
-    with start(config) as run:
+    with begin(config) as run:
         reference = policy = run.model(config.model)
         reward_model = run.model(config.reward_model)
         for iteration in range(1, config.online.iterations + 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,9 +58,9 @@ class StepRecord(BaseModel, frozen=True):
 class Run:
     """Does steps, or in a dry run only looks them up."""
 
-    def __init__(self, store: Store, settings: Settings, servers: Servers, common: Common) -> None:
+    def __init__(self, store: Store, settings: Settings, servers: Servers, estimates: Estimates, dry: bool) -> None:
         self.store, self.settings, self.servers = store, settings, servers
-        self.dry, self.estimates = common.dry_run, common.estimates
+        self.dry, self.estimates = dry, estimates
         self.steps: list[StepRecord] = []
         self.gpu_hours = 0.0
         self.log = get_run_logger()
@@ -138,12 +138,17 @@ class Run:
 
 
 @contextmanager
-def start(common: Common) -> Iterator[Run]:
+def start(dry: bool, serving: ServingConfig | None = None, estimates: Estimates = Estimates()) -> Iterator[Run]:
     """Open the store (a write-read check), and end every server when the run ends."""
     settings = Settings.load()
     store = Store.open(settings)
-    with Servers(common.serving, store, settings.work_dir.resolve()) as servers:
-        run = Run(store, settings, servers, common)
+    with Servers(serving, store, settings.work_dir.resolve()) as servers:
+        run = Run(store, settings, servers, estimates, dry)
         yield run
-        if run.dry:
+        if dry:
             print(f"{'in all':24} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")
+
+
+def begin(common: Common) -> AbstractContextManager[Run]:
+    """`start` as a flow's parameters say."""
+    return start(common.dry_run, common.serving, common.estimates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows.run import Common, Run, start
+from flows.run import Common, Run, begin
 from infra.manifest import Ref
 from infra.steps import plan
 from tasks.train_sft import SftStage, train_sft
@@ -30,5 +30,5 @@ def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
 @flow
 def sft(config: SftFlowConfig) -> Ref:
     """Fine-tune the instruct model on another run's LongCoT data."""
-    with start(config) as run:
+    with begin(config) as run:
         return sft_stage(run, config.sft, run.table(config.longcot), run.model(config.model))

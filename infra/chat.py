@@ -1,8 +1,8 @@
 """Prompts as token ids: chat templates applied once, here, with text that spells control tokens made harmless.
 
-Generation and training both start from `prompt_text`, so the text that a model is trained on is the text it is asked with. Note what
-templates do to thoughts: some open `<think>` at the end of the prompt (`generation_prefix` shows it), and some delete the thoughts of
-earlier assistant turns. Completions are therefore never passed through a template.
+Generation and training both start from `prompt_text`, so the text that a model is trained on is the text it is asked
+with. Note what templates do to thoughts: some open `<think>` at the end of the prompt (`generation_prefix` shows it),
+and some delete the thoughts of earlier assistant turns. Completions are therefore never passed through a template.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _MARKUP = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local model folder; runs no code from it. Raises `FileNotFoundError` if the folder is missing."""
+    """The tokenizer of a local model folder; runs no code from it. Raises `FileNotFoundError` if the folder is
+    missing."""
     from transformers import AutoTokenizer
 
     if not Path(model_dir).is_dir():
@@ -33,8 +34,8 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Strings that the tokenizer turns into control tokens, longest first.
 
-    All special tokens, and added tokens that are written as markup (`<think>`, `[INST]`); added runs of blanks and plain words are
-    ordinary text.
+    All special tokens, and added tokens that are written as markup (`<think>`, `[INST]`); added runs of blanks and
+    plain words are ordinary text.
     """
     added = tokenizer.added_tokens_decoder.values()
     marked = {token.content for token in added if token.special or _MARKUP.fullmatch(token.content.strip())}
@@ -43,11 +44,12 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def neutralise(text: str, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> str:
-    """`text` with every spelled-out control token broken by a blank after its first character; other text comes back unchanged.
+    """`text` with every spelled-out control token broken by a blank after its first character; other text comes back
+    unchanged.
 
-    Applying it again changes nothing, and tokenising the result gives no control token (unknown-word tokens aside). `keep` names
-    strings to leave alone, such as the thought delimiters of the project's own in-context examples. Raises `ValueError` if a control
-    token cannot be broken.
+    Applying it again changes nothing, and tokenising the result gives no control token (unknown-word tokens aside).
+    `keep` names strings to leave alone, such as the thought delimiters of the project's own in-context examples.
+    Raises `ValueError` if a control token cannot be broken.
     """
     control = [string for string in special_strings(tokenizer) if string not in keep]
     result = _break(text, control)
@@ -80,7 +82,8 @@ def prompt_text(
 ) -> str:
     """The exact text of a chat prompt, up to where the assistant's answer starts.
 
-    Contents are neutralised first (see `neutralise`, also for `keep`). Raises `ValueError` if the tokenizer has no chat template.
+    Contents are neutralised first (see `neutralise`, also for `keep`). Raises `ValueError` if the tokenizer has no
+    chat template.
     """
     if not tokenizer.chat_template:
         raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
@@ -96,7 +99,8 @@ def render_prompt(
 
 
 def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template appends to open the assistant's turn; ends with `<think>` for families that open the thoughts themselves."""
+    """What the template appends to open the assistant's turn; ends with `<think>` for families that open the thoughts
+    themselves."""
     messages = [{"role": "user", "content": "x"}]
     opened = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     closed = str(tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))

@@ -1,7 +1,7 @@
 """Clients of a running vLLM server: sampled completions and reward-model scores.
 
-Requests are bounded in flight, transient failures are retried, a refusal names the request, and a dead server surfaces as the error
-that `alive` raises (with the server's last log lines), never as a time-out.
+Requests are bounded in flight, transient failures are retried, a refusal names the request, and a dead server surfaces
+as the error that `alive` raises (with the server's last log lines), never as a time-out.
 """
 
 from __future__ import annotations
@@ -87,11 +87,13 @@ async def complete(
     attempts: int = 5,
     timeout_s: float = 3600,
 ) -> None:
-    """Sample `sampling.n` completions for every request and hand each finished request to `on_result` (one call at a time).
+    """Sample `sampling.n` completions for every request and hand each finished request to `on_result` (one call at a
+    time).
 
-    `requests` is consumed lazily, at most `max_in_flight` ahead. `alive` is called before every attempt and after every failure and
-    raises if the server died (`VllmServer.check`). Raises `CompletionError` for a refused request (HTTP 4xx, at once) and for one
-    that failed `attempts` times; whatever `on_result` raises ends the run. `timeout_s` bounds one HTTP request, in seconds.
+    `requests` is consumed lazily, at most `max_in_flight` ahead. `alive` is called before every attempt and after
+    every failure and raises if the server died (`VllmServer.check`). Raises `CompletionError` for a refused request
+    (HTTP 4xx, at once) and for one that failed `attempts` times; whatever `on_result` raises ends the run. `timeout_s`
+    bounds one HTTP request, in seconds.
     """
     body = {
         "model": served_name,
@@ -129,10 +131,12 @@ async def classify(
     attempts: int = 5,
     timeout_s: float = 3600,
 ) -> list[float]:
-    """Raw logits (no sigmoid) of a one-label sequence classifier served with `runner="pooling"`, in the order of the inputs.
+    """Raw logits (no sigmoid) of a one-label sequence classifier served with `runner="pooling"`, in the order of the
+    inputs.
 
-    Token ids are scored as they are; texts are tokenised by the server with the tokenizer's own special tokens. Up to `batch_size`
-    inputs travel in one HTTP request. Raises as `complete` does, and `CompletionError` if the model has more than one label.
+    Token ids are scored as they are; texts are tokenised by the server with the tokenizer's own special tokens. Up to
+    `batch_size` inputs travel in one HTTP request. Raises as `complete` does, and `CompletionError` if the model has
+    more than one label.
     """
     scores = [float("nan")] * len(texts_or_ids)
     post = _poster(alive, attempts)

@@ -14,9 +14,11 @@ def deepspeed_config(
     ranks: int,
     max_grad_norm: float = 1.0,
 ) -> dict[str, Any]:
-    """The configuration of one run; batch sizes in rows. ZeRO-2 spreads optimiser state and gradients, ZeRO-3 the weights too.
+    """The configuration of one run; batch sizes in rows. ZeRO-2 spreads optimiser state and gradients, ZeRO-3 the
+    weights too.
 
-    The batch sizes are spelled out (not "auto") because ZeRO-3 reads them as soon as a model is loaded, before any trainer exists.
+    The batch sizes are spelled out (not "auto") because ZeRO-3 reads them as soon as a model is loaded, before any
+    trainer exists.
     """
     zero: dict[str, Any] = {"stage": zero_stage}
     if zero_stage:

@@ -30,8 +30,9 @@ def metrics_path(log_path: Path) -> Path:
 def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:
     """Run `python -m MODULE CONFIG.json` on `ranks` ranks of this machine and wait for success.
 
-    The configuration is written beside the log, which takes all output. The processes end with this one, however that ends. Raises
-    `TrainerError` when a rank fails or `timeout_s` seconds pass. Start the metrics afresh: those of an earlier try are removed.
+    The configuration is written beside the log, which takes all output. The processes end with this one, however that
+    ends. Raises `TrainerError` when a rank fails or `timeout_s` seconds pass. Start the metrics afresh: those of an
+    earlier try are removed.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     config_path = log_path.with_suffix(".config.json")

@@ -32,7 +32,7 @@ class Servers:
     A server is started by the first step that asks for its model: a run whose steps are all cached starts none.
     """
 
-    def __init__(self, config: ServingConfig, store: Store, work_dir: Path) -> None:
+    def __init__(self, config: ServingConfig | None, store: Store, work_dir: Path) -> None:
         self.work_dir = work_dir
         self._config = config
         self._store = store
@@ -50,8 +50,14 @@ class Servers:
     def release(self) -> None:
         """Free what a trainer needs: every server where devices are shared, else the policy's."""
         with self._lock:
-            for role in list(self._live) if self._config.share_devices else ["policy"]:
+            for role in list(self._live) if self._serving.share_devices else ["policy"]:
                 self._stop(role)
+
+    @property
+    def _serving(self) -> ServingConfig:
+        if self._config is None:
+            raise ValueError("this flow was given no `serving` configuration, yet a step asks for a server")
+        return self._config
 
     def _server(self, role: str, model: Ref) -> VllmServer:
         with self._lock:
@@ -60,11 +66,11 @@ class Servers:
                 if held.digest == model.digest:
                     server.check()
                     return server
-            for other in list(self._live) if self._config.share_devices else [role]:
+            for other in list(self._live) if self._serving.share_devices else [role]:
                 self._stop(other)
             server = VllmServer(
                 fetch_model(self._store, model, self.work_dir),
-                self._config.policy if role == "policy" else self._config.reward,
+                self._serving.policy if role == "policy" else self._serving.reward,
                 log_path=self.work_dir / "logs" / f"{role}-{model.step}-{model.key}.log",
                 runner="generate" if role == "policy" else "pooling",
                 served_name=role,

@@ -23,7 +23,7 @@ from infra.keys import cache_key, code_fingerprint
 from infra.manifest import Provenance, Ref
 from infra.parts import find
 from infra.settings import Settings
-from infra.store import Store
+from infra.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +57,14 @@ def plan(
 def heals(_task: object, _run: object, state: Any) -> bool:
     """Whether trying again may help: the network between us and a server or the store, nothing else."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, StoreError):
+        return error.transient
     return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
 
 
 def step(function: Callable[..., Ref]) -> Task[..., Any]:
     """A Prefect task around `function(plan, store, ...)`, which makes the artifact `plan` and returns its reference."""
 
-    @functools.wraps(function)
     def run(plan: Plan, settings: Settings, arguments: dict[str, Any]) -> Any:
         store = Store.open(settings)
         found = find(store, plan.step, plan.key)
@@ -72,9 +73,9 @@ def step(function: Callable[..., Ref]) -> Task[..., Any]:
         log.info("%s/%s: making it", plan.step, plan.key)
         return function(plan, store, **arguments)
 
-    del run.__wrapped__  # type: ignore[attr-defined]  # Prefect reads the signature: it must see (plan, settings, arguments)
+    functools.update_wrapper(run, function)
+    del run.__wrapped__  # type: ignore[attr-defined]  # Prefect reads the signature: it must see run's own
     return task(
-        run,
         name=function.__name__,
         cache_policy=NO_CACHE,
         persist_result=False,
@@ -83,4 +84,4 @@ def step(function: Callable[..., Ref]) -> Task[..., Any]:
         retry_jitter_factor=1,
         retry_condition_fn=heals,
         task_run_name="{plan.step}/{plan.key}",
-    )
+    )(run)

@@ -202,12 +202,13 @@ class Store:
         try:
             yield
         except self._errors as error:
-            what, mend = explain(error)
+            advice = explain(error)
             where = f"artifact store {self.root}" + (f" at {self.endpoint}" if self.endpoint else "")
             said = f"{type(error).__name__}: {error}"
             for secret in self._secrets:
                 said = said.replace(secret, "***")
-            raise StoreError(f"{where}: cannot {doing} {path or 'its root'}: {what}. {mend} [{said}]") from None
+            text = f"{where}: cannot {doing} {path or 'its root'}: {advice.what}. {advice.mend} [{said}]"
+            raise StoreError(text, transient=advice.transient) from None
 
 
 def _plain_path(path: str) -> str:

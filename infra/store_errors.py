@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import errno
+from typing import NamedTuple
 
 
 class StoreError(RuntimeError):
-    """The store, or something in it, is not usable; the text names what, where, and how to mend it."""
+    """The store, or something in it, is not usable; the text names what, where, and how to mend it.
+
+    `transient`: an outage of the network or of the server, so that the same attempt may succeed later.
+    """
+
+    def __init__(self, text: str, *, transient: bool = False) -> None:
+        super().__init__(text)
+        self.transient = transient
 
 
-def explain(error: BaseException) -> tuple[str, str]:
-    """What went wrong and how to mend it, for an error of the disk or of S3."""
+class Advice(NamedTuple):
+    """What went wrong, how to mend it, and whether trying again may do."""
+
+    what: str
+    mend: str
+    transient: bool = False
+
+
+def explain(error: BaseException) -> Advice:
+    """What to tell the user about an error of the disk or of S3."""
     codes = set()
     link: BaseException | None = error
     while link is not None:
@@ -24,38 +40,46 @@ def explain(error: BaseException) -> tuple[str, str]:
     return next((advice for names, advice in _ADVICE if codes & names), _UNKNOWN)
 
 
-_UNKNOWN = ("it failed", "Check BOLT_STORE and, for S3, BOLT_ENDPOINT_URL and the credentials.")
-_ADVICE: list[tuple[set[str], tuple[str, str]]] = [
+_UNKNOWN = Advice("it failed", "Check BOLT_STORE and, for S3, BOLT_ENDPOINT_URL and the credentials.")
+_ADVICE: list[tuple[set[str], Advice]] = [
     (
         {"ENOSPC", "EDQUOT", "EFBIG", "QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"},
-        ("no room is left", "Free some space or raise the limit, or point BOLT_STORE elsewhere; nothing was kept."),
+        Advice(
+            "no room is left", "Free some space or raise the limit, or point BOLT_STORE elsewhere; nothing was kept."
+        ),
     ),
-    ({"EROFS"}, ("the file system is read-only", "Mount it writable or point BOLT_STORE elsewhere.")),
-    ({"NoSuchBucket"}, ("the bucket does not exist", "Create it, or correct BOLT_STORE.")),
+    ({"EROFS"}, Advice("the file system is read-only", "Mount it writable or point BOLT_STORE elsewhere.")),
+    ({"NoSuchBucket"}, Advice("the bucket does not exist", "Create it, or correct BOLT_STORE.")),
     (
         {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError"},
-        ("no credentials were found", "Set BOLT_ACCESS_KEY_ID and BOLT_SECRET_ACCESS_KEY, or an AWS profile."),
+        Advice("no credentials were found", "Set BOLT_ACCESS_KEY_ID and BOLT_SECRET_ACCESS_KEY, or an AWS profile."),
     ),
     (
         {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidClientTokenId"},
-        ("the credentials are wrong or expired", "Correct BOLT_ACCESS_KEY_ID and BOLT_SECRET_ACCESS_KEY."),
+        Advice("the credentials are wrong or expired", "Correct BOLT_ACCESS_KEY_ID and BOLT_SECRET_ACCESS_KEY."),
     ),
-    ({"RequestTimeTooSkewed"}, ("this machine's clock is wrong", "Set the clock.")),
+    ({"RequestTimeTooSkewed"}, Advice("this machine's clock is wrong", "Set the clock.")),
     (
         {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"},
-        ("the bucket is in another region", "Set BOLT_REGION to the bucket's region."),
+        Advice("the bucket is in another region", "Set BOLT_REGION to the bucket's region."),
     ),
     (
         {"EndpointConnectionError", "ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError"},
-        ("the endpoint cannot be reached", "Check BOLT_ENDPOINT_URL, the network, and that the server is up."),
+        Advice(
+            "the endpoint cannot be reached", "Check BOLT_ENDPOINT_URL, the network, and that the server is up.", True
+        ),
+    ),
+    (
+        {"SlowDown", "ServiceUnavailable", "503", "InternalError", "RequestTimeout", "Throttling", "TooManyRequests"},
+        Advice("the server is overloaded or failing", "Try again later; nothing was kept.", True),
     ),
     (
         {"PermissionError", "AccessDenied"},
-        ("permission is denied", "Give this user or key the right to read, write, list and delete there."),
+        Advice("permission is denied", "Give this user or key the right to read, write, list and delete there."),
     ),
     (
         {"NotADirectoryError", "FileExistsError", "IsADirectoryError"},
-        ("a file stands where a folder should be, or a folder where a file", "Move it or correct BOLT_STORE."),
+        Advice("a file stands where a folder should be, or a folder where a file", "Move it or correct BOLT_STORE."),
     ),
-    ({"FileNotFoundError", "NoSuchKey"}, ("it does not exist", "The step that makes it must run (again).")),
+    ({"FileNotFoundError", "NoSuchKey"}, Advice("it does not exist", "The step that makes it must run (again).")),
 ]

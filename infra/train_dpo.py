@@ -1,4 +1,5 @@
-"""Stage 3, one iteration of online DPO (BOLT, section on online training): run under torchrun by `infra.launcher.launch`."""
+"""Stage 3, one iteration of online DPO (BOLT, section on online training): run under torchrun by
+`infra.launcher.launch`."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from infra.training_config import DpoConfig
 
 
 class PretokenisedDpoTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO over rows that are token ids already: no template and no joint tokenisation can move the loss's borders."""
+    """TRL's DPO over rows that are token ids already: no template and no joint tokenisation can move the loss's
+    borders."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
 
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
-    """Turns a pair into `prompt_ids`, `chosen_ids` and `rejected_ids`; the loss covers all of the last two, end tokens included."""
+    """Turns a pair into `prompt_ids`, `chosen_ids` and `rejected_ids`; the loss covers all of the last two, end tokens
+    included."""
 
     def convert(row: dict[str, str]) -> dict[str, Any]:
         prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
@@ -35,7 +38,8 @@ def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
 
 
 def main(config_path: Path) -> None:
-    """Train as the `DpoConfig` in `config_path` says; raises on pairs over the length, an inexact batch or an unsound result."""
+    """Train as the `DpoConfig` in `config_path` says; raises on pairs over the length, an inexact batch or an unsound
+    result."""
     config = DpoConfig.model_validate_json(config_path.read_text())
     training.join_ranks()
     losses = (

@@ -27,7 +27,8 @@ def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
 
 
 def main(config_path: Path) -> None:
-    """Train as the `SftConfig` in `config_path` says; raises on rows over the length, an inexact batch or an unsound result."""
+    """Train as the `SftConfig` in `config_path` says; raises on rows over the length, an inexact batch or an unsound
+    result."""
     config = SftConfig.model_validate_json(config_path.read_text())
     training.join_ranks()
     arguments = SFTConfig(

@@ -1,4 +1,5 @@
-"""What both trainers share: rows to token ids, the trainer's arguments, the metrics file, and the checks before TRAINED.json."""
+"""What both trainers share: rows to token ids, the trainer's arguments, the metrics file, and the checks before
+TRAINED.json."""
 
 from __future__ import annotations
 
@@ -42,10 +43,9 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 def join_ranks() -> None:
-    """Form the process group of all ranks; before anything is loaded, since ZeRO-3 asks for its size as it loads a model."""
-    if (
-        not torch.cuda.is_available()
-    ):  # else DeepSpeed compiles an optional C++ operation at start-up: 45 s and a compiler
+    """Form the process group of all ranks: before anything is loaded, since ZeRO-3 asks for its size as it loads."""
+    if not torch.cuda.is_available():
+        # else DeepSpeed compiles an optional C++ operation at its first start: 45 s and a compiler
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(auto_mpi_discovery=False)
 
@@ -56,7 +56,8 @@ def ranks() -> int:
 
 
 def tokenizer_for(config: TrainingConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer with its end token known and a padding token set; raises `ValueError` without an end token."""
+    """The model's tokenizer with its end token known and a padding token set; raises `ValueError` without an end
+    token."""
     tokenizer = load_tokenizer(config.model)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer of {config.model} has no end token: completions could not be ended")
@@ -74,9 +75,9 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[
 def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, int]]:
     """The tokenised rows of all parts, and how many `samples` they are, of how many `tokens`, with how many `dropped`.
 
-    `convert` makes token columns from text columns, `LENGTH` (longest side) and `TOKENS` (all sides) among them. Rank 0 streams the
-    parts into one Arrow file beside `output`, which all ranks map into memory. Raises `ValueError` on a missing column, no rows, or
-    rows over `max_length` where `overlong` is "error".
+    `convert` makes token columns from text columns, `LENGTH` (longest side) and `TOKENS` (all sides) among them. Rank
+    0 streams the parts into one Arrow file beside `output`, which all ranks map into memory. Raises `ValueError` on a
+    missing column, no rows, or rows over `max_length` where `overlong` is "error".
     """
     path = config.output.with_name(config.output.name + ".tokens.arrow")
     if torch.distributed.get_rank() == 0:
@@ -124,7 +125,8 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
 
 
 def arguments(config: TrainingConfig) -> dict[str, Any]:
-    """Arguments that TRL's SFT and DPO configurations share. No evaluation, no checkpoints: the result is saved at the end."""
+    """Arguments that TRL's SFT and DPO configurations share. No evaluation, no checkpoints: the result is saved at the
+    end."""
     accumulation = config.accumulation(ranks())
     on_cpu = not torch.cuda.is_available()
     return {
@@ -163,7 +165,8 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
 
 
 def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
-    """A local causal language model, in float32 on CPU and in bfloat16 on GPU when `bf16` (DeepSpeed keeps float32 masters)."""
+    """A local causal language model, in float32 on CPU and in bfloat16 on GPU when `bf16` (DeepSpeed keeps float32
+    masters)."""
     dtype = torch.bfloat16 if config.bf16 and torch.cuda.is_available() else torch.float32
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=config.trust_remote_code
@@ -171,7 +174,8 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
 
 
 def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
-    """Train, save, check, and write TRAINED.json with `counts` and the run's figures. Raises when the result is not sound."""
+    """Train, save, check, and write TRAINED.json with `counts` and the run's figures. Raises when the result is not
+    sound."""
     started = time.monotonic()
     (config.output / TRAINED).unlink(missing_ok=True)
     result = trainer.train()
@@ -195,7 +199,8 @@ def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
 
 
 def check_saved(config: TrainingConfig) -> str:
-    """Reload the saved model and return one greedy sample; raises `ValueError` on missing, misshapen or non-finite tensors."""
+    """Reload the saved model and return one greedy sample; raises `ValueError` on missing, misshapen or non-finite
+    tensors."""
     tokenizer = load_tokenizer(config.output)
     saved = AutoModelForCausalLM.from_pretrained(
         config.output, local_files_only=True, trust_remote_code=config.trust_remote_code

@@ -1,4 +1,5 @@
-"""What a training run is told: plain data that flows can import without torch. Defaults are the paper's figures (stages 2 and 3)."""
+"""What a training run is told: plain data that flows can import without torch. Defaults are the paper's figures
+(stages 2 and 3)."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
 
     def accumulation(self, ranks: int) -> int:
-        """Micro-batches a rank takes an optimiser step. Raises `ValueError` when the global batch cannot be met exactly."""
+        """Micro-batches a rank takes an optimiser step. Raises `ValueError` when the global batch cannot be met
+        exactly."""
         if self.batch % (self.micro_batch * ranks):
             raise ValueError(
                 f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x ranks {ranks}: "
@@ -57,8 +59,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return self.batch // (self.micro_batch * ranks)
 
 
-class SftRecipe(Recipe):
-    """Stage 2, LongCoT SFT. Columns: `prompt` (the exact rendered chat prompt) and `completion` (thoughts and solution)."""
+class SftRecipe(Recipe, frozen=True):
+    """Stage 2, LongCoT SFT. Columns: `prompt` (the exact rendered chat prompt) and `completion` (thoughts and
+    solution)."""
 
     epochs: float = Field(4, gt=0, description="Passes over the data")
     learning_rate: float = Field(2e-5, gt=0, description="Peak of the learning rate")
@@ -68,7 +71,7 @@ class SftRecipe(Recipe):
     group_by_length: bool = Field(False, description="Batch rows of similar length: less padding, less random batches")
 
 
-class DpoRecipe(Recipe):
+class DpoRecipe(Recipe, frozen=True):
     """Stage 3, one DPO iteration. Columns: `prompt`, `chosen`, `rejected`; the loss covers thoughts and solution."""
 
     epochs: float = Field(2, gt=0, description="Passes over the data")
@@ -79,11 +82,11 @@ class DpoRecipe(Recipe):
     )
 
 
-class SftConfig(Paths, SftRecipe):
+class SftConfig(Paths, SftRecipe, frozen=True):
     """What an SFT trainer process is told."""
 
 
-class DpoConfig(Paths, DpoRecipe):
+class DpoConfig(Paths, DpoRecipe, frozen=True):
     """What a DPO trainer process is told."""
 
     reference: Path = Field(

@@ -1,7 +1,7 @@
 """A vLLM server as a process of its own: started, health-checked, watched and ended by the project.
 
-One class serves the policy and the judge (`runner="generate"`) and the reward model (`runner="pooling"`). The exit of the process
-is the only hand-over of GPU memory that holds, so use it as a context manager around one step.
+One class serves the policy and the judge (`runner="generate"`) and the reward model (`runner="pooling"`). The exit of
+the process is the only hand-over of GPU memory that holds, so use it as a context manager around one step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _CPU_KV_CACHE_GIB = 2.0
 
 
 class ServerError(RuntimeError):
-    """The server could not start, did not get healthy in time, or died; the text holds its last log lines and the log's path."""
+    """The server could not start, did not get healthy in time, or died; the text holds its last log lines and the
+    log's path."""
 
 
 class ServerOptions(BaseModel, frozen=True, extra="forbid"):
@@ -69,8 +70,8 @@ def runs_on_cpu() -> bool:
 class VllmServer:
     """One OpenAI-compatible vLLM server on 127.0.0.1.
 
-    It ends with the `with` block, and with this process, however that ends. Raises `ServerError` before any start when the model
-    folder is missing or `port` is taken; without `port`, a free one is picked.
+    It ends with the `with` block, and with this process, however that ends. Raises `ServerError` before any start when
+    the model folder is missing or `port` is taken; without `port`, a free one is picked.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class VllmServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start and wait until healthy. Raises `ServerError` when that fails or takes over `startup_timeout_s` seconds."""
+        """Start and wait until healthy. Raises `ServerError` when that fails or takes over `startup_timeout_s`
+        seconds."""
         if self._process is not None:
             raise ServerError(f"server of {self.model_dir} is already started")
         if not (self.model_dir / "config.json").is_file():
@@ -225,6 +227,7 @@ def _environment() -> dict[str, str]:
     }
     if not runs_on_cpu():
         return quiet
-    # The HTTP server needs a core of its own: with as many OpenMP threads as cores, decoding falls from 12k to 1k tok/s.
+    # The HTTP server needs a core of its own: with as many OpenMP threads as cores, decoding falls from 12k to 1k
+    # tok/s.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) - 1))
     return {**quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": threads}

@@ -1,10 +1,10 @@
 """Child processes that cannot outlive their parent.
 
-Servers and trainers start grandchildren in sessions of their own (vLLM's engine core, torchrun's ranks), so ending one process
-group does not end them all. Every heavy process therefore runs under a tiny watchdog (this file, run as a script with the standard
-library alone). The watchdog is a *sub-reaper*: whatever its descendants leave behind is handed to it by the kernel, so it can end
-all of them. It holds the read end of a pipe whose write end only the parent has: when the parent goes, even by `kill -9`, the pipe
-closes and everything below the watchdog is ended.
+Servers and trainers start grandchildren in sessions of their own (vLLM's engine core, torchrun's ranks), so ending one
+process group does not end them all. Every heavy process therefore runs under a tiny watchdog (this file, run as a
+script with the standard library alone). The watchdog is a *sub-reaper*: whatever its descendants leave behind is
+handed to it by the kernel, so it can end all of them. It holds the read end of a pipe whose write end only the parent
+has: when the parent goes, even by `kill -9`, the pipe closes and everything below the watchdog is ended.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PARENT_GONE = 113
 
 
 class GuardedProcess:
-    """A command under a watchdog: `stop()`, or the end of this process in any way, ends the command and all its descendants.
+    """A command under a watchdog, ended with all its descendants by `stop()` and by this process's own end.
 
-    Standard output and error are appended to `log_path`. Environment variables are inherited; `env` adds to them and never
-    reaches a command line. Raises `OSError` when the log cannot be written or the interpreter cannot be started.
+    Standard output and error are appended to `log_path`. Environment variables are inherited; `env` adds to them and
+    never reaches a command line. Raises `OSError` when the log cannot be written or the interpreter cannot be started.
     """
 
     def __init__(self, command: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None) -> None:
@@ -117,19 +117,20 @@ def _kill(processes: Iterable[int], signum: signal.Signals) -> None:
             os.kill(process, signum)
 
 
-def _end_descendants(first: Iterable[int]) -> None:
-    """Ask the processes `first` to end, wait the grace, then kill whatever is below this process until nothing is left."""
-    _kill(first, signal.SIGTERM)
-    deadline = time.monotonic() + _TERM_GRACE_S
-    while _descendants(os.getpid()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ask `child` to end, wait at most the grace, then kill whatever is below this process until nothing is left."""
+    if child.poll() is None:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_TERM_GRACE_S)
     while rest := _descendants(os.getpid()):
         _kill(rest, signal.SIGKILL)
         time.sleep(0.02)
 
 
 def main(pipe: int, parent: int, command: Sequence[str]) -> int:
-    """Run `command` until it ends, `pipe` closes, process `parent` is gone or SIGTERM arrives; then end all descendants."""
+    """Run `command` until it ends, `pipe` closes, process `parent` is gone or SIGTERM arrives; then end all
+    descendants."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
     wake_read, wake_write = os.pipe()
@@ -147,7 +148,7 @@ def main(pipe: int, parent: int, command: Sequence[str]) -> int:
         if pipe in ready or os.getppid() != parent:
             told_to_stop.append(0)
     status = child.poll()
-    _end_descendants([child.pid] if status is None else [])
+    _end(child)
     if status is None:
         return PARENT_GONE
     return status if status >= 0 else 128 - status

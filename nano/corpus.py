@@ -1,8 +1,9 @@
 """What the nano models read before BOLT starts: documents and judged solutions, made without end from a seed.
 
-Every problem comes from one split, so no problem of another split (in-context examples, queries, dev, test) is ever read.
-The writers of the worked documents are a mixed crowd: half check their steps, half do not, all slip. A document holds what
-its writer derived, right or wrong; only the short-answer chats state the true answer, of `pretrain` problems.
+Every problem comes from one split, so no problem of another split (in-context examples, queries, dev, test) is ever
+read. The writers of the worked documents are a mixed crowd: half check their steps, half do not, all slip. A document
+holds what its writer derived, right or wrong; only the short-answer chats state the true answer, of `pretrain`
+problems.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def main(config_path: str) -> None:
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
     assert UNKNOWN in encoder()
-    model = LlamaForCausalLM(architecture())
+    fresh = LlamaForCausalLM(architecture())
+    model = fresh if config.start is None else LlamaForCausalLM.from_pretrained(config.start, dtype=torch.float32)
     opts = optimizers(model, config)
     lrs = [config.muon_lr, config.adam_lr]
     stream = rows(config.seed, config.row_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from typing import Any
 
 SPLITS = ("pretrain", "reward", "examples", "queries", "dev", "test")
 _SHARES = {"pretrain": 11, "reward": 3, "examples": 1, "queries": 3, "dev": 1, "test": 1}
@@ -20,7 +21,7 @@ class Problem:
 
     family: str
     level: int
-    facts: tuple[object, ...]
+    facts: tuple[Any, ...]
     query: str
     answer: str
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END)
 DELIMITERS = ("<internal_thoughts>", "</internal_thoughts>", "<external_solution>", "</external_solution>")
-SYMBOLS = tuple(". , : ? + - = > x /".split())
+SYMBOLS = tuple(". , : ? + - = > x /".split())  # noqa: SIM905
 TEXT = tuple(
     """start with add take away double it halve what number is left today go days on back which day has the and swap
     does have older than who two of up to from times plus leaves when divided by goal find plan one step at a time check
     wait not ok try none no yes mod guess again was missed too big leave in each turn that then down oldest first answer
-    here are worked examples query response now this the same form exercise text first""".split()
+    here are worked examples query response now this the same form exercise text first""".split()  # noqa: SIM905
 )
 CONTEXT = 1024
 CHAT_TEMPLATE = (

@@ -1,7 +1,7 @@
 """Write the nano world's files: `python -m nano.write_data` (seeded; the files are shipped).
 
-examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenAI messages layout, with a few duplicates and
-easy ones for the miner to drop. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
+examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenAI messages layout, with a few duplicates
+and easy ones for the miner to drop. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def write_examples(rng: random.Random) -> None:
             if worked.answer == problem.answer and (number % 2 == 0 or "wait" in worked.thoughts):
                 break
         front = f"---\ntopic: {problem.family}\nauthor: nano.write_data\nlicence: Apache-2.0\n---\n"
-        body = f"\n## Query\n\n{problem.query}\n\n## Thoughts\n\n{worked.thoughts}\n\n## Solution\n\n{worked.solution}\n"
+        body = (
+            f"\n## Query\n\n{problem.query}\n\n## Thoughts\n\n{worked.thoughts}\n\n## Solution\n\n{worked.solution}\n"
+        )
         (folder / f"{number:02d}-{problem.family}.md").write_text(front + body)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
@@ -16,9 +17,10 @@ from infra.schemas import EXAMPLES
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import write_table
-from tasks.responses import Format
+from tasks.responses import LongFormat
 
 SECTIONS = ("Query", "Thoughts", "Solution")
+_HEADING = re.compile(rf"^## ({'|'.join(SECTIONS)})[ \t]*$", re.MULTILINE)
 
 
 class BadInput(ValueError):
@@ -29,9 +31,12 @@ class ExamplesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(description="Folder of in-context examples, one Markdown file each.")
-    format: Format = Field("bolt", description="LongCoT format that the examples are shown in and answered in.")
+    format: LongFormat = Field("bolt", description="LongCoT format that the examples are shown in and answered in.")
     least_actions: int = Field(
-        2, ge=0, le=4, description="Fewest of the four reasoning actions that an example must show (this project's choice)."
+        2,
+        ge=0,
+        le=4,
+        description="Fewest of the four reasoning actions that an example must show (this project's choice).",
     )
 
 
@@ -41,7 +46,10 @@ def read_example(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: a part is missing or empty.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: the file is not UTF-8 ({error})") from error
     pieces = text.split("---\n", 2)
     if len(pieces) != 3 or pieces[0].strip():
         raise BadInput(f"{path}: expected front matter between two lines of '---' at the top")
@@ -51,15 +59,18 @@ def read_example(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: front matter is no YAML: {error}") from error
     if not isinstance(matter, dict) or not isinstance(matter.get("topic"), str):
         raise BadInput(f"{path}: front matter must name a topic, e.g. 'topic: coding'")
-    found: dict[str, str] = {}
-    for name, following in zip(SECTIONS, (*SECTIONS[1:], None), strict=True):
-        _, mark, rest = ("\n" + pieces[2]).partition(f"\n## {name}\n")
-        if not mark:
-            raise BadInput(f"{path}: no section '## {name}'; expected {', '.join('## ' + s for s in SECTIONS)} in this order")
-        found[name.lower()] = (rest.partition(f"\n## {following}\n")[0] if following else rest).strip()
-        if not found[name.lower()]:
+    _, *parts = _HEADING.split(pieces[2])
+    names, bodies = tuple(parts[::2]), [body.strip() for body in parts[1::2]]
+    if names != SECTIONS:
+        raise BadInput(
+            f"{path}: expected the sections {', '.join('## ' + name for name in SECTIONS)}, each once and in order, "
+            f"found {', '.join('## ' + name for name in names) or 'none'}"
+        )
+    for name, body in zip(names, bodies, strict=True):
+        if not body:
             raise BadInput(f"{path}: section '## {name}' is empty")
-    return {"example_id": path.stem, "topic": matter["topic"], **found}
+    sections = dict(zip(("query", "thoughts", "solution"), bodies, strict=True))
+    return {"example_id": path.stem, "topic": matter["topic"], **sections}
 
 
 def checked(example: dict[str, Any], config: ExamplesConfig, path: Path) -> dict[str, Any]:
@@ -70,8 +81,9 @@ def checked(example: dict[str, Any], config: ExamplesConfig, path: Path) -> dict
     actions = sorted({action.name for action in find_actions(example["thoughts"])})
     if len(actions) < config.least_actions:
         raise BadInput(
-            f"{path}: section Thoughts shows {len(actions)} of the four reasoning actions ({', '.join(actions) or 'none'}), "
-            f"expected at least {config.least_actions}: say out loud where it analyses, plans, branches and reflects"
+            f"{path}: section Thoughts shows {len(actions)} of the four reasoning actions "
+            f"({', '.join(actions) or 'none'}), expected at least {config.least_actions}: "
+            "say out loud where it analyses, plans, branches and reflects"
         )
     return {**example, "actions": actions}
 

@@ -1,7 +1,7 @@
 """LongCoT sampling: one shard of queries through the vLLM server, each finished request kept in a ledger.
 
-Bootstrapping (BOLT section 3.1.3), online sampling (3.3) and evaluation are this one step: with in-context examples in the
-prompt or without, n samples a query.
+Bootstrapping (BOLT section 3.1.3), online sampling (3.3) and evaluation are this one step: with in-context examples in
+the prompt or without, n samples a query.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
-from infra.chat import count_tokens, load_tokenizer, render_prompt
-from infra.files import digest_of_files
+from infra.chat import count_tokens, load_tokenizer, neutralise, render_prompt
 from infra.completions import Completion, Request, Sampling, complete
+from infra.files import digest_of_files
 from infra.ledger import Ledger
 from infra.manifest import Ref
 from infra.models import fetch_model
@@ -28,9 +29,9 @@ from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows, write_table
-from tasks.curate_examples import ExamplesConfig, example_files, read_example
+from tasks.curate_examples import BadInput, ExamplesConfig, example_files, read_example
 from tasks.mine_queries import QueriesConfig, mine
-from tasks.responses import Format, parse_response
+from tasks.responses import PLAIN, Format, delimiters, parse_response
 
 
 class TruncationError(RuntimeError):
@@ -41,13 +42,21 @@ class GenerateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(8, ge=1, description="Samples a query (BOLT: 8).")
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature (BOLT: 1.0 online; bootstrapping not stated).")
+    temperature: float = Field(
+        1.0, ge=0, description="Sampling temperature (BOLT: 1.0 online; bootstrapping not stated)."
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling (BOLT: 1.0 online).")
     max_tokens: int = Field(8192, ge=1, description="Longest response, in tokens (this project's choice).")
-    truncated_limit: float = Field(0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens before the step fails.")
-    format: Format = Field("bolt", description="LongCoT format of the responses; `plain` for a ShortCoT model's answers.")
+    truncated_limit: float = Field(
+        0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens; more fail the step."
+    )
+    format: Format = Field(
+        "bolt", description="LongCoT format of the responses; `plain` for a ShortCoT model's answers."
+    )
     seed: int = Field(0, description="Seed of the draw of in-context examples and of sampling.")
-    request_seeds: bool = Field(True, description="Give each request its own seed; false where the engine can't (vLLM on CPU).")
+    request_seeds: bool = Field(
+        True, description="Give each request its own seed; false where the engine can't (on CPU)."
+    )
     in_flight: int = Field(64, ge=1, description="Requests (n samples each) under way at once, per shard.")
 
 
@@ -58,18 +67,33 @@ class PromptConfig(BaseModel):
 
     examples: int = Field(3, ge=1, description="In-context examples a prompt, drawn per query (BOLT: 3 of 10).")
     template: Path = Field(Path("prompts/in_context.md"), description="Text with {examples} and {query}.")
-    example_template: Path = Field(Path("prompts/example.md"), description="Text of one example with {query} and {response}.")
+    example_template: Path = Field(
+        Path("prompts/example.md"), description="Text of one example with {query} and {response}."
+    )
 
 
 def in_context_prompt(prompt: PromptConfig, shown: list[dict[str, Any]], query: str, format: Format) -> str:
     """The user turn that asks for a LongCoT response to `query` after the examples `shown`."""
-    example_template = prompt.example_template.read_text(encoding="utf-8").strip()
-    examples = "\n\n".join(
-        example_template.replace("{query}", e["query"]).replace("{response}", FORMATS[format].render(e["thoughts"], e["solution"]))
-        for e in shown
-    )
-    before, _, after = prompt.template.read_text(encoding="utf-8").strip().partition("{examples}")
-    return before + examples + after.replace("{query}", query)
+    if format == PLAIN:
+        raise ValueError("in-context examples show thoughts: sample in a LongCoT format, not `plain`")
+    render = FORMATS[format].render
+    examples = [
+        filled(prompt.example_template, query=e["query"], response=render(e["thoughts"], e["solution"])) for e in shown
+    ]
+    return filled(prompt.template, examples="\n\n".join(examples), query=query)
+
+
+def filled(template: Path, **fields: str) -> str:
+    """The template's text with each {field} put in; what is put in is not searched for fields again.
+
+    Raises:
+        BadInput: the template lacks a field.
+    """
+    text = template.read_text(encoding="utf-8").strip()
+    for name in fields:
+        if f"{{{name}}}" not in text:
+            raise BadInput(f"{template}: the prompt template lacks the field {{{name}}}")
+    return re.sub("|".join(rf"\{{{name}\}}" for name in fields), lambda found: fields[found[0][1:-1]], text)
 
 
 def prompt_digest(prompt: PromptConfig) -> str:
@@ -80,7 +104,8 @@ def prompt_digest(prompt: PromptConfig) -> str:
 def first_prompt(prompt: PromptConfig, examples: ExamplesConfig, queries: QueriesConfig, config: GenerateConfig) -> str:
     """The first query's user turn, for a dry run: read from the user's files, before any artifact exists."""
     query = mine(queries, Counter())[0]
-    shown = draw_examples([read_example(path) for path in example_files(examples)], prompt.examples, config.seed, query["query_id"])
+    candidates = [read_example(path) for path in example_files(examples)]
+    shown = draw_examples(candidates, prompt.examples, config.seed, query["query_id"])
     return in_context_prompt(prompt, shown, query["query"], config.format)
 
 
@@ -125,18 +150,27 @@ def generate(
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     shown = list(read_rows(store, examples)) if examples else []
-    asked: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    shown_tags = delimiters(config.format) if prompt else ()  # the examples' own; a query's are broken up before
+    asked: dict[str, list[str]] = {}  # the examples shown, by query
     requests = []
     for query in shard_of(store, queries, shard, shards):
         drawn = draw_examples(shown, prompt.examples, config.seed, query["query_id"]) if prompt else []
-        text = in_context_prompt(prompt, drawn, query["query"], config.format) if prompt else query["query"]
+        text = neutralise(query["query"], tokenizer)
+        if prompt:
+            text = in_context_prompt(prompt, drawn, text, config.format)
         seed = request_seed(config.seed, query["query_id"]) if config.request_seeds else None
-        ids = render_prompt(tokenizer, [{"role": "user", "content": text}])
-        asked[query["query_id"]] = (query, [e["example_id"] for e in drawn])
+        ids = render_prompt(tokenizer, [{"role": "user", "content": text}], shown_tags)
+        asked[query["query_id"]] = [e["example_id"] for e in drawn]
         requests.append(Request(query["query_id"], ids, seed))
-    requests.sort(key=lambda request: asked[request.request_id][1])  # equal examples together: prefix cache hits
+    requests.sort(key=lambda request: asked[request.request_id])  # equal examples together: prefix cache hits
 
-    sampling = Sampling(n=config.samples, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens)
+    sampling = Sampling(
+        n=config.samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        stop_token_ids=(),  # the model's own end tokens alone
+    )
     with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
         owed = [request for request in requests if request.request_id not in ledger.done]
         if owed:
@@ -162,8 +196,8 @@ def generate(
     cut = sum(row["finish_reason"] == "length" for row in rows)
     if rows and cut / len(rows) > config.truncated_limit:
         raise TruncationError(
-            f"{plan.step}: {cut} of {len(rows)} samples ({cut / len(rows):.1%}) were cut at max_tokens={config.max_tokens}, "
-            f"limit {config.truncated_limit:.1%}: raise max_tokens (or truncated_limit, if cut samples are no harm)"
+            f"{plan.step}: {cut} of {len(rows)} samples ({cut / len(rows):.1%}) were cut at "
+            f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: raise max_tokens (or truncated_limit, if cut samples are no harm)"
         )
     counts = {"truncated": cut, "off_format": sum(bool(row["violations"]) for row in rows)}
     counts["completion_tokens"] = sum(row["completion_tokens"] for row in rows)
@@ -171,14 +205,14 @@ def generate(
 
 
 def response_rows(
-    tokenizer: Any, asked: dict[str, tuple[dict[str, Any], list[str]]], done: dict[str, Any], format: Format
+    tokenizer: Any, asked: dict[str, list[str]], done: dict[str, Any], format: Format
 ) -> Iterator[dict[str, Any]]:
     """The rows of `responses` in query order, from what the ledger holds."""
 
     def tokens(text: str | None) -> int:
         return count_tokens(tokenizer, text) if text else 0
 
-    for query_id, (_, example_ids) in asked.items():
+    for query_id, example_ids in asked.items():
         record = done[query_id]
         for number, sample in enumerate(record["samples"]):
             parsed = parse_response(sample["text"], format)

@@ -35,7 +35,9 @@ def grade(plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref) 
     references = {row["query_id"]: row["reference"] for row in read_rows(store, problems, ["query_id", "reference"])}
     missing = [query_id for query_id, reference in references.items() if reference is None]
     if missing:
-        raise BadInput(f"{problems.uri}: field reference is null in {len(missing)} rows (first: {missing[0]}); grading needs it")
+        raise BadInput(
+            f"{problems.uri}: field reference is null in {len(missing)} rows (first: {missing[0]}); grading needs it"
+        )
     tally: Counter[str] = Counter()
 
     def batches() -> Iterator[list[dict[str, Any]]]:

@@ -26,7 +26,9 @@ from tasks.curate_examples import BadInput
 class QueriesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path = Field(description="JSONL file: `messages` (OpenAI layout) or `query`; optional reference, difficulty, topic.")
+    path: Path = Field(
+        description="JSONL file: `query` or `messages` (OpenAI layout); optional reference, difficulty, topic."
+    )
     held_out: tuple[Path, ...] = Field((), description="JSONL files whose queries must not be mined (evaluation sets).")
     least_difficulty: int = Field(5, ge=0, le=7, description="Fewest of the 7 criteria that a query meets (BOLT: 5).")
     limit: int | None = Field(None, ge=1, description="Queries kept at most, drawn by a seeded hash; none keeps all.")
@@ -46,26 +48,29 @@ def query_id(query: str) -> str:
 
 def first_turn(record: dict[str, Any], where: str) -> str:
     """The first user turn of a record. Raises `BadInput` naming file, row and field."""
-    if isinstance(record.get("query"), str):
-        return str(record["query"])
-    messages = record.get("messages")
-    if not isinstance(messages, list):
-        raise BadInput(f"{where}: expected a string `query` or a list `messages`, found the fields {', '.join(record)}")
+    query = typed(record, "query", str, where)
+    if query is not None:
+        return str(query)
+    messages = typed(record, "messages", list, where)
+    if messages is None:
+        raise BadInput(f"{where}: expected a field query or messages, found {', '.join(record) or 'no field'}")
     for message in messages:
-        if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
-            return str(message["content"])
-    raise BadInput(f"{where}: field messages has no turn with role 'user' and a string content")
+        if isinstance(message, dict) and message.get("role") == "user":  # later turns do not count, whatever is here
+            if not isinstance(message.get("content"), str):
+                raise BadInput(f"{where}: field messages: the first turn with role 'user' has no string content")
+            return encodable(message["content"], "messages", where)
+    raise BadInput(f"{where}: field messages has no turn with role 'user'")
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a JSONL file with their row numbers (from 0). Raises `BadInput`."""
     if not path.is_file():
         raise BadInput(f"query file {path} does not exist")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for row, line in enumerate(lines):
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
+                record = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or nested beyond reason
                 raise BadInput(f"{path}, row {row}: no JSON ({error}); expected one object a line") from error
             if not isinstance(record, dict):
                 raise BadInput(f"{path}, row {row}: expected a JSON object, found {type(record).__name__}")
@@ -77,12 +82,24 @@ def typed(record: dict[str, Any], field: str, kind: type, where: str) -> Any:
     value = record.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise BadInput(f"{where}: field {field} must be {kind.__name__} or absent, found {type(value).__name__}")
-    return value
+    return encodable(value, field, where) if isinstance(value, str) else value
+
+
+def encodable(text: str, field: str, where: str) -> str:
+    """The text, if it is one. Raises `BadInput` where a JSON escape left half a character (a lone surrogate)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise BadInput(f"{where}: field {field} holds {half}, half of a character at {error.start}: mend it") from error
+    return text
 
 
 def mine(config: QueriesConfig, funnel: Counter[str]) -> list[dict[str, Any]]:
     """The queries kept, in drawn order; `funnel` counts what was read, dropped by each reason, and kept."""
-    held_out = {query_id(first_turn(record, f"{path}, row {row}")) for path in config.held_out for row, record in records(path)}
+    held_out = {
+        query_id(first_turn(record, f"{path}, row {row}")) for path in config.held_out for row, record in records(path)
+    }
     kept: dict[str, dict[str, Any]] = {}
     for row, record in records(config.path):
         where = f"{config.path}, row {row}"

@@ -22,11 +22,17 @@ class PairConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     least_samples: int = Field(4, ge=2, description="Scored samples that a query must have (this project's choice).")
-    least_margin: float = Field(0.0, ge=0, description="Score differences up to this carry no signal: the pair is dropped.")
-    max_tokens: int = Field(16384, ge=1, description="Longest response of a pair, in tokens; a longer one drops the pair.")
+    least_margin: float = Field(
+        0.0, ge=0, description="Score differences up to this carry no signal: the pair is dropped."
+    )
+    max_tokens: int = Field(
+        16384, ge=1, description="Longest response of a pair, in tokens; a longer one drops the pair."
+    )
 
 
-def choose(scored: list[dict[str, Any]], config: PairConfig, funnel: Counter[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def choose(
+    scored: list[dict[str, Any]], config: PairConfig, funnel: Counter[str]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """A query's (chosen, rejected), or None; `funnel` counts why. Ties go to the lowest sample number."""
     funnel["queries"] += 1
     if len(scored) < config.least_samples:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from cot_formats import FORMATS
 
-Format = Literal["bolt", "r1", "still2", "rlmt", "marco", "qwq", "plain"]
+LongFormat = Literal["bolt", "r1", "still2", "rlmt", "marco", "qwq"]
+Format = LongFormat | Literal["plain"]
 PLAIN = "plain"  # a ShortCoT model's answer: all of it is the solution
 
 
@@ -18,6 +19,12 @@ def parse_response(text: str, format: Format) -> dict[str, Any]:
     parsed = FORMATS[format].parse(text)
     names = list(dict.fromkeys(violation.name for violation in parsed.violations))
     return {"thoughts": parsed.thoughts, "solution": parsed.solution, "violations": names}
+
+
+def delimiters(format: Format) -> tuple[str, ...]:
+    """The strings that part thoughts from solution in `format`; free text and `plain` have none."""
+    tagged = getattr(FORMATS.get(format), "FORMAT", None)
+    return tagged.tags if tagged else ()
 
 
 def is_well_formed(response: dict[str, Any]) -> bool:

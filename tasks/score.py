@@ -6,6 +6,7 @@ The thoughts never reach the reward model: no reward model for them exists.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class ScoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_weight: float = Field(
-        1.0, ge=0, description="Added to the reward of a well-formed response (BOLT adds a format reward; weight not stated)."
+        1.0, ge=0, description="Added to a well-formed response's reward (BOLT adds one; its weight is not stated)."
     )
     in_flight: int = Field(64, ge=1, description="Scoring requests under way at once.")
 
@@ -75,6 +76,10 @@ def score(
 
 
 def scored(row: dict[str, Any], reward: float, plan: Plan, config: ScoreConfig) -> dict[str, Any]:
+    if not math.isfinite(reward):
+        raise ValueError(
+            f"{plan.step}: the reward model gave {reward} for query {row['query_id']}, sample {row['sample']}"
+        )
     format_reward = config.format_weight if is_well_formed(row) else 0.0
     return {
         "query_id": row["query_id"],

@@ -17,18 +17,24 @@ from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows, scan, write_table
-from tasks.responses import Format
+from tasks.responses import LongFormat
 
 
 class SelectConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    percentile: float = Field(30.0, ge=0, le=100, description="Responses scored below this percentile are dropped (BOLT: 30).")
-    format: Format = Field("bolt", description="LongCoT format that the policy is trained to write.")
+    percentile: float = Field(30.0, ge=0, le=100, description="Scores below this percentile are dropped (BOLT: 30).")
+    format: LongFormat = Field("bolt", description="LongCoT format that the policy is trained to write.")
 
 
 def threshold(store: Store, scores: Ref, percentile: float) -> float:
-    """The exact percentile (linear interpolation) over all rewards; 8 bytes a row in memory."""
+    """The exact percentile (linear interpolation) over all rewards; 8 bytes a row in memory.
+
+    Raises:
+        ValueError: there is nothing to select from.
+    """
+    if not scores.rows:
+        raise ValueError(f"{scores.uri} holds no scores: no response had a solution; its inputs' manifests count why")
     rewards = np.concatenate([batch.column("reward").to_numpy() for batch in scan(store, scores, ["reward"])])
     return float(np.percentile(rewards, percentile))
 
@@ -38,14 +44,23 @@ def best_of_each(scores: Sequence[dict[str, Any]], least: float) -> dict[str, di
     best: dict[str, dict[str, Any]] = {}
     for row in scores:
         held = best.get(row["query_id"])
-        if row["reward"] >= least and (held is None or (-row["reward"], row["sample"]) < (-held["reward"], held["sample"])):
+        better = held is None or (-row["reward"], row["sample"]) < (-held["reward"], held["sample"])
+        if row["reward"] >= least and better:
             best[row["query_id"]] = row
     return best
 
 
 @step
 def select(
-    plan: Plan, store: Store, *, config: SelectConfig, responses: Ref, scores: Ref, queries: Ref, model: Ref, servers: Servers
+    plan: Plan,
+    store: Store,
+    *,
+    config: SelectConfig,
+    responses: Ref,
+    scores: Ref,
+    queries: Ref,
+    model: Ref,
+    servers: Servers,
 ) -> Ref:
     """Write the table `longcot`: the chat prompt of each query kept, and its best response in canonical form."""
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
@@ -64,6 +79,7 @@ def select(
         if row["query_id"] in best and best[row["query_id"]]["sample"] == row["sample"]
     ]
     below = sum(row["reward"] < least for row in read_rows(store, scores, ["reward"]))
-    counts = {"scored": scores.rows, "below the percentile": below, "not the best of its query": scores.rows - below - len(rows)}
+    beaten = scores.rows - below - len(rows)
+    counts = {"scored": scores.rows, "below the percentile": below, "not the best of its query": beaten}
     counts |= {"kept": len(rows), "threshold": least}
     return write_table(store, plan.step, plan.key, LONGCOT, [rows], plan.provenance, counts=counts)

@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 RESAMPLES = 9_999
 
 
 def interval(per_problem: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """95 % bootstrap interval (percentile, seeded) of the mean over problems; the samples of a problem stay together."""
+    """95 % bootstrap interval (percentile, seeded) of the mean over problems; a problem's samples stay together."""
     if len(per_problem) < 2 or float(np.ptp(per_problem)) == 0.0:
         return float(per_problem.mean()), float(per_problem.mean())
-    found = stats.bootstrap((per_problem,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0))
+    found = stats.bootstrap(
+        (per_problem,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

@@ -1,4 +1,4 @@
-"""Stage 3, one iteration of online DPO (BOLT section 3.3); the reference policy pi_0 is the SFT model in every iteration."""
+"""Stage 3, one iteration of online DPO (BOLT section 3.3); the reference policy pi_0 is the SFT model throughout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.training_config import DpoConfig, DpoRecipe
 from tasks.trained import report
 
 
-class DpoStage(DpoRecipe):
+class DpoStage(DpoRecipe, frozen=True):
     """DPO's settings; the defaults are the paper's figures."""
 
     ranks: int = Field(8, ge=1, description="Processes (one a GPU) that train together (BOLT: 8 for 7B and 8B).")

@@ -15,7 +15,7 @@ from infra.training_config import SftConfig, SftRecipe
 from tasks.trained import report
 
 
-class SftStage(SftRecipe):
+class SftStage(SftRecipe, frozen=True):
     """Stage 2's settings; the defaults are the paper's figures."""
 
     ranks: int = Field(8, ge=1, description="Processes (one a GPU) that train together (BOLT: 8 for 7B and 8B).")

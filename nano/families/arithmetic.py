@@ -17,7 +17,9 @@ def apply(value: int, op: str, n: int) -> int:
 
 
 def written(value: int, op: str, n: int) -> str:
-    return {"add": f"{value} + {n}", "take away": f"{value} - {n}", "double": f"{value} x 2", "halve": f"{value} / 2"}[op]
+    return {"add": f"{value} + {n}", "take away": f"{value} - {n}", "double": f"{value} x 2", "halve": f"{value} / 2"}[
+        op
+    ]
 
 
 def make(level: int, start: int, ops: tuple[tuple[str, int], ...]) -> Problem:
@@ -32,7 +34,12 @@ def make(level: int, start: int, ops: tuple[tuple[str, int], ...]) -> Problem:
 def draw_op(rng: random.Random, value: int) -> tuple[str, int]:
     while True:
         op, n = rng.choice(OPS), rng.randint(1, 9)
-        fits = {"add": value + n <= 99, "take away": value >= n, "double": 0 < value <= 49, "halve": value % 2 == 0 < value}
+        fits = {
+            "add": value + n <= 99,
+            "take away": value >= n,
+            "double": 0 < value <= 49,
+            "halve": value % 2 == 0 < value,
+        }
         if fits[op]:
             return op, (n if op in ("add", "take away") else 2)
 
@@ -51,8 +58,8 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     value, ops = problem.facts
     thoughts = ["goal : find the number left . plan : one step at a time ."]
     steps = []
-    for op, n in ops:  # type: ignore[attr-defined]
-        expression, true = written(value, op, n), apply(value, op, n)  # type: ignore[arg-type]
+    for op, n in ops:
+        expression, true = written(value, op, n), apply(value, op, n)
         said = true
         if habits.slips(rng):
             said = min(99, max(0, true + rng.choice((-10, -2, -1, 1, 2, 10))))
@@ -70,7 +77,7 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
 def perturb(problem: Problem, rng: random.Random) -> Problem:
     """The problem misread in one place: an operation skipped, repeated or changed."""
     start, ops = problem.facts
-    changed = list(ops)  # type: ignore[call-overload]
+    changed = list(ops)
     at = rng.randrange(len(changed))
     how = rng.choice(("skip", "repeat", "operand", "operation", "start"))
     if how == "skip" and len(changed) > 1:
@@ -81,7 +88,7 @@ def perturb(problem: Problem, rng: random.Random) -> Problem:
         op = rng.choice(OPS)
         changed[at] = (op, changed[at][1] if op in ("add", "take away") else 2)
     elif how == "start":
-        start = min(99, max(1, start + rng.choice((-10, -1, 1, 10))))  # type: ignore[operator]
+        start = min(99, max(1, start + rng.choice((-10, -1, 1, 10))))
     else:
         changed[at] = ("add" if changed[at][0] in ("double", "halve") else changed[at][0], rng.randint(1, 9))
-    return make(problem.level, start, tuple(changed))  # type: ignore[arg-type]
+    return make(problem.level, start, tuple(changed))

@@ -28,9 +28,9 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     day, moves = problem.facts
     thoughts = ["goal : find the day . plan : one step at a time ."]
     steps = []
-    for move in moves:  # type: ignore[attr-defined]
+    for move in moves:
         expression = f"{day} {'+' if move > 0 else '-'} {abs(move)}"
-        true = said = DAYS[(DAYS.index(day) + move) % 7]  # type: ignore[arg-type]
+        true = said = DAYS[(DAYS.index(day) + move) % 7]
         if habits.slips(rng):
             said = other(rng, DAYS, true)
         thoughts.append(f"{expression} = {said} .")
@@ -47,7 +47,7 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
 def perturb(problem: Problem, rng: random.Random) -> Problem:
     """The problem misread in one place: a move skipped, repeated, turned round or changed."""
     start, moves = problem.facts
-    changed = list(moves)  # type: ignore[call-overload]
+    changed = list(moves)
     at = rng.randrange(len(changed))
     how = rng.choice(("skip", "repeat", "turn", "change", "start"))
     if how == "skip" and len(changed) > 1:

@@ -31,31 +31,31 @@ def tried(a: int, b: int, m: int, x: int, remainder: int) -> str:
 
 
 def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
-    a, b, m, r = problem.facts  # type: ignore[misc]
+    a, b, m, r = problem.facts
     thoughts = [f"goal : leave {r} . plan : try each in turn ."]
     for sweep, calm in enumerate((1.0, 0.3) if habits.careful else (1.0,)):
-        for x in range(1, m):  # type: ignore[has-type]
-            total = a * x + b  # type: ignore[has-type]
-            true = said = total % m  # type: ignore[has-type]
+        for x in range(1, m):
+            total = a * x + b
+            true = said = total % m
             if true == r and habits.slips(rng, 2.5 * calm):
-                said = rng.choice([n for n in range(m) if n != r])  # type: ignore[has-type]
+                said = rng.choice([n for n in range(m) if n != r])
             elif true != r and habits.slips(rng, 0.5 * calm):
                 said = r
             if said != r:
-                thoughts.append(f"try {tried(a, b, m, x, said)} , no .")  # type: ignore[has-type]
+                thoughts.append(f"try {tried(a, b, m, x, said)} , no .")
                 continue
-            thoughts.append(f"try {tried(a, b, m, x, said)} , yes .")  # type: ignore[has-type]
+            thoughts.append(f"try {tried(a, b, m, x, said)} , yes .")
             if said != true and habits.catches(rng):
                 thoughts.append(f"check {total} mod {m} = {true} , wait , not {r} .")
                 continue
             if habits.careful:
                 thoughts.append(f"check {total} mod {m} = {said} ok .")
-            return Worked(" ".join(thoughts), (f"{tried(a, b, m, x, said)} .",), str(x))  # type: ignore[has-type]
+            return Worked(" ".join(thoughts), (f"{tried(a, b, m, x, said)} .",), str(x))
         if sweep == 0 and habits.careful:
             thoughts.append("none left , wait , one was missed . again .")
-    x = rng.randint(1, m - 1)  # type: ignore[has-type]
+    x = rng.randint(1, m - 1)
     thoughts.append(f"none left . guess {x} .")
-    return Worked(" ".join(thoughts), (f"{tried(a, b, m, x, r)} .",), str(x))  # type: ignore[has-type]
+    return Worked(" ".join(thoughts), (f"{tried(a, b, m, x, r)} .",), str(x))
 
 
 def perturb(problem: Problem, rng: random.Random) -> Problem:
@@ -70,7 +70,7 @@ def perturb(problem: Problem, rng: random.Random) -> Problem:
         elif how == "m":
             m = rng.choice(MODULI[problem.level])
         else:
-            r = rng.randint(0, m - 1)  # type: ignore[operator]
-        changed = make(problem.level, a, b, m, r)  # type: ignore[arg-type]
-        if changed.answer != "none" and changed.facts != problem.facts and a * (m - 1) + b <= 99:  # type: ignore[operator]
+            r = rng.randint(0, m - 1)
+        changed = make(problem.level, a, b, m, r)
+        if changed.answer != "none" and changed.facts != problem.facts and a * (m - 1) + b <= 99:
             return changed

@@ -24,12 +24,12 @@ def sample(rng: random.Random, level: int) -> Problem:
 
 def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     order, shuffle, place = problem.facts
-    below = {order[i]: order[i + 1] for i in range(len(order) - 1)}  # type: ignore[index,arg-type]
+    below = {order[i]: order[i + 1] for i in range(len(order) - 1)}
     above = {b: a for a, b in below.items()}
     thoughts = [f"goal : find number {place} . plan : find the oldest , then go down ."]
     first = None
-    for i in shuffle:  # type: ignore[attr-defined]
-        tried = order[i]  # type: ignore[index]
+    for i in shuffle:
+        tried = order[i]
         if tried in above and not habits.slips(rng, 0.7):
             thoughts.append(f"try {tried} : {above[tried]} is older , no .")
             continue
@@ -42,12 +42,12 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
         first = tried
         break
     if first is None:
-        first = order[shuffle[0]]  # type: ignore[index]
+        first = order[shuffle[0]]
     line = [first]
-    while line[-1] in below and len(line) < place:  # type: ignore[operator]
+    while line[-1] in below and len(line) < place:
         true = said = below[line[-1]]
         if habits.slips(rng):
-            said = other(rng, order, true)  # type: ignore[arg-type]
+            said = other(rng, order, true)
         thoughts.append(f"{line[-1]} > {said} .")
         if said != true and habits.catches(rng):
             thoughts.append(f"check {line[-1]} > {true} , wait , not {said} .")
@@ -61,10 +61,10 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
 def perturb(problem: Problem, rng: random.Random) -> Problem:
     """The problem misread in one place: two people mixed up, or another place asked for."""
     order, shuffle, place = problem.facts
-    people = list(order)  # type: ignore[call-overload]
+    people = list(order)
     if rng.random() < 0.3:
         place = rng.choice([n for n in range(1, len(people) + 1) if n != place])
     else:
         i, j = rng.sample(range(len(people)), 2)
         people[i], people[j] = people[j], people[i]
-    return make(problem.level, tuple(people), shuffle, place)  # type: ignore[arg-type]
+    return make(problem.level, tuple(people), shuffle, place)

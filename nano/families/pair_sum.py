@@ -39,16 +39,16 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     numbers, target = problem.facts
     thoughts = [f"goal : two that add up to {target} . plan : try each in turn ."]
     for sweep, calm in enumerate((1.0, 0.3) if habits.careful else (1.0,)):
-        for a in numbers:  # type: ignore[attr-defined]
+        for a in numbers:
             true = said = target - a
-            if true in numbers and habits.slips(rng, 2.5 * calm):  # type: ignore[operator]
+            if true in numbers and habits.slips(rng, 2.5 * calm):
                 said = max(0, true + rng.choice((-10, -2, -1, 1, 2, 10)))
             elif true > 0 and habits.slips(rng, 0.4 * calm):
-                said = min((n for n in numbers if n != a), key=lambda n: abs(n - true))  # type: ignore[attr-defined]
+                said = min((n for n in numbers if n != a), key=lambda n: abs(n - true))
             if true < 0:
                 thoughts.append(f"try {a} : too big , no .")
                 continue
-            if said == a or said not in numbers:  # type: ignore[operator]
+            if said == a or said not in numbers:
                 thoughts.append(f"try {a} : {target} - {a} = {said} , no .")
                 continue
             thoughts.append(f"try {a} : {target} - {a} = {said} , yes .")
@@ -57,12 +57,12 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
                 continue
             if habits.careful:
                 thoughts.append(f"check {a} + {said} = {target} ok .")
-            return concluded(thoughts, a, said, target)  # type: ignore[arg-type]
+            return concluded(thoughts, a, said, target)
         if sweep == 0 and habits.careful:
             thoughts.append("none left , wait , one was missed . again .")
-    a, b = rng.sample(numbers, 2)  # type: ignore[arg-type]
+    a, b = rng.sample(numbers, 2)
     thoughts.append(f"none left . guess {a} and {b} .")
-    return concluded(thoughts, a, b, target)  # type: ignore[arg-type]
+    return concluded(thoughts, a, b, target)
 
 
 def concluded(thoughts: list[str], a: int, b: int, target: int) -> Worked:
@@ -73,10 +73,10 @@ def perturb(problem: Problem, rng: random.Random) -> Problem:
     """The problem misread in one place: one number or the target off, with some pair that then fits."""
     numbers, target = problem.facts
     for _ in range(20):
-        changed = list(numbers)  # type: ignore[call-overload]
+        changed = list(numbers)
         a, b = rng.sample(range(len(changed)), 2)
         if rng.random() < 0.5:
             changed[a] = max(1, min(LARGEST, changed[a] + rng.choice((-10, -2, -1, 1, 2, 10))))
-        if changed[a] != changed[b] and {a, b} != set(solutions(numbers, target)[0]):  # type: ignore[arg-type]
+        if changed[a] != changed[b] and {a, b} != set(solutions(numbers, target)[0]):
             break
     return make(problem.level, tuple(changed), changed[a] + changed[b])

@@ -43,13 +43,13 @@ def shown(holds: dict[str, str]) -> str:
 
 def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     people, items, swaps, asked = problem.facts
-    holds = dict(zip(people, items, strict=True))  # type: ignore[call-overload]
+    holds = dict(zip(people, items, strict=True))
     thoughts = [f"goal : find what {asked} has . plan : one step at a time ."]
     steps = []
-    for swap in swaps:  # type: ignore[attr-defined]
+    for swap in swaps:
         true = said = after(holds, swap)
         if habits.slips(rng, 1.5):
-            said = after(true, draw_swap(rng, people))  # type: ignore[arg-type]
+            said = after(true, draw_swap(rng, people))
         expression = f"{swap[0]} and {swap[1]} swap :"
         thoughts.append(f"{expression} {shown(said)} .")
         if said != true and habits.catches(rng):
@@ -65,7 +65,7 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
 def perturb(problem: Problem, rng: random.Random) -> Problem:
     """The problem misread in one place: a swap skipped or changed, two items mixed up, another person asked for."""
     people, items, swaps, asked = problem.facts
-    changed, held = list(swaps), list(items)  # type: ignore[call-overload]
+    changed, held = list(swaps), list(items)
     at = rng.randrange(len(changed))
     how = rng.choice(("skip", "swap", "items", "asked"))
     if how == "skip" and len(changed) > 1:
@@ -74,7 +74,7 @@ def perturb(problem: Problem, rng: random.Random) -> Problem:
         i, j = rng.sample(range(len(held)), 2)
         held[i], held[j] = held[j], held[i]
     elif how == "asked":
-        asked = rng.choice([p for p in people if p != asked])  # type: ignore[attr-defined]
+        asked = rng.choice([p for p in people if p != asked])
     else:
-        changed[at] = draw_swap(rng, people)  # type: ignore[arg-type]
-    return make(problem.level, people, tuple(held), tuple(changed), str(asked))  # type: ignore[arg-type]
+        changed[at] = draw_swap(rng, people)
+    return make(problem.level, people, tuple(held), tuple(changed), str(asked))

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import MARKERS, PROMPT, SPECIAL, TEMPLATE, make_tokenizer
 
 from infra import chat
-from tests.infra.tiny import MARKERS, PROMPT, SPECIAL, TEMPLATE, make_tokenizer
 
-pytest_plugins = ["tests.infra.tiny"]
 TOKENIZER = make_tokenizer()
 CONTROL_IDS = set(TOKENIZER.convert_tokens_to_ids([*SPECIAL, *MARKERS])) - {TOKENIZER.unk_token_id}
 pieces = st.sampled_from([*SPECIAL, *MARKERS, "<", "|", ">", "<|", "|>", "user", " ", "\n", "w1", "<pa", "d>"])
@@ -67,8 +66,9 @@ def test_tokens_are_counted_without_additions() -> None:
     assert chat.count_tokens(TOKENIZER, "w1 w2") == 2
 
 
-def test_a_tokenizer_needs_a_folder_and_a_template(tiny_policy: Path, tmp_path: Path) -> None:
-    assert chat.count_tokens(chat.load_tokenizer(tiny_policy), "w1") == 1
+def test_a_tokenizer_needs_a_folder_and_a_template(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    assert chat.count_tokens(chat.load_tokenizer(tmp_path), "w1") == 1
     with pytest.raises(FileNotFoundError, match="nowhere"):
         chat.load_tokenizer(tmp_path / "nowhere")
     bare = make_tokenizer()

@@ -1,10 +1,9 @@
-"""Tiny random models in real folders: a two-layer Llama, its reward-model twin, a word-level tokenizer with a chat template."""
+"""Tiny random models in real folders: a two-layer Llama, its reward-model twin, a word-level chat tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -17,7 +16,7 @@ from transformers import (
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<|user|>", "<|assistant|>"]
 MARKERS = ["<think>", "</think>"]
-WORDS = [f"w{i}" for i in range(88)]
+WORDS = ["user", "assistant", *(f"w{i}" for i in range(86))]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} <|{{ m.role }}|> {{ m.content }}"
     "{% if m.role == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
@@ -29,14 +28,14 @@ PROMPT = "<bos> <|user|> w1 w2 w3 <|assistant|>"
 def make_tokenizer(template: str = TEMPLATE, extra: list[str] | None = None) -> PreTrainedTokenizerBase:
     """Word level, split at blanks; `extra` are further special tokens."""
     vocabulary = [*SPECIAL, *MARKERS, *WORDS]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=SPECIAL[3]))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
+        pad_token=SPECIAL[0],
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        unk_token=SPECIAL[3],
         extra_special_tokens=["<|user|>", "<|assistant|>", *(extra or [])],
     )
     tokenizer.add_tokens(MARKERS)
@@ -64,15 +63,3 @@ def make_model(folder: Path, *, reward: bool = False, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny policy."""
-    return make_model(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="session")
-def tiny_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny reward model."""
-    return make_model(tmp_path_factory.mktemp("reward"), reward=True)

@@ -1,0 +1,199 @@
+"""Real vLLM servers: one that samples, one that scores, and what is left when they or their parent die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+
+from infra.completions import Completion, CompletionError, Request, Sampling, classify, complete
+from infra.vllm_server import ServerError, ServerOptions, VllmServer
+from infra.watchdog import _descendants
+
+OPTIONS = ServerOptions(max_model_len=128, dtype="float32", kv_cache_gib=0.25, max_num_seqs=32)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def served(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with VllmServer(policy, OPTIONS, tmp_path_factory.mktemp("log") / "server.log") as server:
+        yield server
+
+
+def sample(server: VllmServer, requests: list[Request], sampling: Sampling) -> dict[str, list[Completion]]:
+    found: dict[str, list[Completion]] = {}
+
+    def keep(request: Request, samples: list[Completion]) -> None:
+        found[request.request_id] = samples
+
+    asyncio.run(complete(server.url, "policy", requests, sampling, max_in_flight=4, on_result=keep, alive=server.check))
+    return found
+
+
+def gone(processes: list[int], within_s: float = 15) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(alive(process) for process in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_missing_model_is_said_before_any_start(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"config\.json does not exist"):
+        VllmServer(tmp_path / "none", OPTIONS, tmp_path / "log").start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_taken_port_is_said_before_any_start(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            VllmServer(tmp_path, OPTIONS, tmp_path / "log", port=port).start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_server_that_is_not_started_says_so(tmp_path: Path) -> None:
+    server = VllmServer(tmp_path, OPTIONS, tmp_path / "log")
+    with pytest.raises(ServerError, match="not running"):
+        server.check()
+    server.stop()
+
+
+def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    options = OPTIONS.model_copy(update={"extra_args": ("--max-num-batched-tokens", "512"), "enforce_eager": False})
+    command = VllmServer(tmp_path, options, tmp_path / "log", runner="pooling").command()
+    assert command[-2:] == ["--max-num-batched-tokens", "512"]
+    assert "--enforce-eager" not in command
+    assert command[command.index("--runner") + 1] == "pooling"
+    assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
+    assert not any("hf_secret" in part for part in command)
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(ServerError, match=r"(?s)ended with status 1.*log: .*server\.log.*Error"):
+        VllmServer(tmp_path, OPTIONS, tmp_path / "server.log").start()
+
+
+@pytest.mark.slow
+def test_samples_carry_ids_counts_and_reasons(served: VllmServer) -> None:
+    requests = [Request(f"r{i}", (1, 4, 8 + i, 5), None) for i in range(6)]
+    found = sample(served, requests, Sampling(n=3, max_tokens=12))
+    assert sorted(found) == [f"r{i}" for i in range(6)]
+    for samples in found.values():
+        assert len(samples) == 3
+        for one in samples:
+            assert one.prompt_tokens == 4
+            assert 0 < one.tokens <= 12
+            assert one.finish_reason == ("stop" if one.token_ids[-1] == 2 else "length")
+            assert "<eos>" not in one.text
+    greedy = Sampling(n=1, max_tokens=12, temperature=0)
+    assert sample(served, requests[:1], greedy) == sample(served, requests[:1], greedy)
+
+
+@pytest.mark.slow
+def test_special_tokens_in_a_sample_stay_visible(served: VllmServer) -> None:
+    samples = sample(served, [Request("r", (1, 4, 8, 5), None)], Sampling(n=32, max_tokens=60))["r"]
+    odd = [one for one in samples if {4, 5} & set(one.token_ids)]
+    assert odd
+    assert all("<|user|>" in one.text or "<|assistant|>" in one.text for one in odd)
+
+
+@pytest.mark.slow
+def test_a_prompt_over_the_length_names_both_lengths(served: VllmServer) -> None:
+    with pytest.raises(CompletionError, match=r"request long \(200 prompt tokens.*128"):
+        sample(served, [Request("long", [8] * 200, None)], Sampling(n=1, max_tokens=5))
+
+
+@pytest.mark.slow
+def test_scores_equal_those_of_transformers(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    folder = make_model(tmp_path / "reward", reward=True)
+    inputs = [[1, 4, *range(8, 9 + i), 5] for i in range(40)]
+    with VllmServer(folder, OPTIONS, tmp_path / "server.log", runner="pooling", served_name="rm") as server:
+        scores = asyncio.run(classify(server.url, "rm", inputs, max_in_flight=4, alive=server.check, batch_size=8))
+        left = [server.pid, *_descendants(server.pid)]
+    assert gone(left)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = [model(torch.tensor([ids])).logits.item() for ids in inputs]
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_server_killed_midway_is_an_error_with_its_log(policy: Path, served: VllmServer) -> None:
+    """Last in this file: it ends the shared server."""
+    below = _descendants(served.pid)
+    requests = [Request(str(i), (1, 4, 8, 5), None) for i in range(2000)]
+
+    async def run() -> None:
+        work = complete(
+            served.url,
+            "policy",
+            requests,
+            Sampling(n=8, max_tokens=100),
+            max_in_flight=8,
+            on_result=lambda _request, _samples: None,
+            alive=served.check,
+        )
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(1)
+        os.kill(below[0], signal.SIGKILL)
+        await task
+
+    with pytest.raises(ServerError, match=r"(?s)ended with status 137.*its last lines:\n.*vllm"):
+        asyncio.run(run())
+    assert gone(below)
+
+
+GUARDED = """
+import sys, time
+from pathlib import Path
+from infra.watchdog import GuardedProcess
+child = "import os,subprocess,sys,time; subprocess.Popen(['sleep','300'],start_new_session=True); time.sleep(300)"
+process = GuardedProcess([sys.executable, "-c", child], log_path=Path(sys.argv[1]))
+print(process.pid, flush=True)
+time.sleep(300)
+"""
+
+
+def test_kill_9_of_the_parent_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GUARDED, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        watchdog = int(parent.stdout.readline())
+        deadline = time.monotonic() + 10
+        while len(_descendants(watchdog)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = [watchdog, *_descendants(watchdog)]
+        assert len(left) == 3
+        parent.kill()
+    assert gone(left)
