@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cot_formats import FORMATS, bolt, marco, qwq, r1, rlmt, still2  # noqa: E402
-from cot_formats.actions import find_actions  # noqa: E402
+from bench.common import ROOT, surroundings
+from cot_formats import FORMATS, bolt, marco, qwq, r1, rlmt, still2
+from cot_formats.actions import find_actions
 
 REAL = {
     "still2": ("icl_qwen2.5-32b_begin_of_thought", "sky-t1_begin_of_thought"),
@@ -83,14 +81,6 @@ def speed(parse: Callable[[str], object], texts: list[str], rounds: int) -> floa
     return round(size / best / 1e6, 1) if texts else None
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -104,15 +94,12 @@ def main() -> None:
             other = None if corpus == "hostile" else speed(baseline(name), texts, given.rounds)
             row = {"format": name, "corpus": corpus, "texts": len(texts)}
             table.append({**row, "parse_mb_s": speed(module.parse, texts, given.rounds), "baseline_mb_s": other})
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     result = {
         "bench": "cot_formats",
-        "command": " ".join(["python", "bench/cot_formats.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or None,
-        "machine": {"cpu": processor(), "system": platform.platform(), "python": platform.python_version()},
         "rounds": given.rounds,
         "find_actions_mb_s": speed(find_actions, made("r1", size // 8), given.rounds),
         "table": [row for row in table if row["texts"]],
+        **surroundings(),
     }
     print(json.dumps(result))
 

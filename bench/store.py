@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,13 +24,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import surroundings
 from infra import parts, store
 from infra.schemas import RESPONSES
 from infra.settings import Settings
 from infra.store import Store
 from infra.tables import GROUP_ROWS, Provenance, scan, write_table
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH_ROWS = GROUP_ROWS  # so that bare Parquet gets the same row groups
 
 
@@ -133,21 +132,6 @@ def measure(rows: int, rounds: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def surroundings() -> dict[str, Any]:
-    """Machine, load, command and commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "pyarrow": pa.__version__,
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=40_000)
@@ -157,7 +141,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-store-", dir=given.folder))
     try:
-        result = measure(given.rows, given.rounds, folder) | surroundings()
+        result = measure(given.rows, given.rounds, folder) | {"pyarrow": pa.__version__} | surroundings()
     finally:
         shutil.rmtree(folder)
     print(json.dumps(result))

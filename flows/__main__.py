@@ -56,9 +56,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="a.b.c=VALUE")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     told = parser.parse_args(argv)
-    each = deployment(told.deployment)
     extra = ["config.dry_run=true"] if told.dry_run else []
-    parameters = changed(each.get("parameters", {}), [*told.assignments, *extra])
+    try:
+        each = deployment(told.deployment)
+        parameters = changed(each.get("parameters", {}), [*told.assignments, *extra])
+    except ValueError as error:
+        parser.error(str(error))
     module, _, function = each["entrypoint"].rpartition(":")
     run = getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
     result = run(**parameters)

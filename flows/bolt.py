@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from prefect import flow
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
-from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_summary
+from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
 from flows.online import OnlineStage, online_iteration
 from flows.run import Common, begin
 from flows.sft import sft_stage
@@ -24,32 +24,43 @@ class BoltConfig(Common):
     online: OnlineStage = Field(description="Stage 3: iterative online DPO.")
     evaluate: EvaluateStage = Field(description="Held-out evaluation of every stage.")
 
+    @model_validator(mode="after")
+    def _one_format(self) -> Self:
+        """The policy is trained to write one format; everything that reads it must expect that one."""
+        if self.online.generate.format != self.bootstrap.select.format:
+            raise ValueError(
+                f"online.generate.format is {self.online.generate.format}, but the policy learns to write "
+                f"bootstrap.select.format, {self.bootstrap.select.format}: make them equal"
+            )
+        return self
+
 
 @flow
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and show what each stage gave."""
     with begin(config) as run:
         instruct, reward_model = run.model(config.model), run.model(config.reward_model)
+        learned = config.bootstrap.select.format
         problems = mined(run, config.evaluate.problems, "problems")
         examples = curated(run, config.bootstrap.examples)
         grades: dict[str, Grades] = {}
 
         # Each model is evaluated just before it is next sampled from, so that one server start serves both.
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
-        grades["in-context"] = evaluate_stage(
-            run, config.evaluate, "in-context", problems, instruct, prompt=config.bootstrap.prompt, examples=examples
-        )
+        shown = {"format": config.bootstrap.generate.format, "prompt": config.bootstrap.prompt, "examples": examples}
+        grades["in-context"] = evaluate_stage(run, config.evaluate, "in-context", problems, instruct, **shown)
 
-        longcot = bootstrap_stage(run, config.bootstrap, instruct, reward_model)  # stage 1
+        longcot = bootstrap_stage(run, config.bootstrap, examples, instruct, reward_model)  # stage 1
 
         reference = policy = sft_stage(run, config.sft, longcot, instruct)  # stage 2
-        grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy)
+        grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy, format=learned)
 
         for iteration in range(1, config.online.iterations + 1):  # stage 3
             policy = online_iteration(run, config.online, iteration, policy, reference, reward_model)
             name = f"online-{iteration}"
-            grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy)
+            grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format=learned)
 
         if run.dry:
             return None
-        return publish_summary(run, [stage_summary(run, name, found) for name, found in grades.items()], policy)
+        stages = [stage_summary(run, name, found) for name, found in grades.items()]
+        return publish_summary(run, stages, stage_gains(run, grades), policy)

@@ -45,12 +45,12 @@ def curated(run: Run, config: ExamplesConfig) -> Ref:
 def mined(run: Run, config: QueriesConfig, step: str = "queries") -> Ref:
     """A table of queries (or of problems to evaluate on)."""
     files = {"files": digest_of_files([config.path, *config.held_out])}
-    return run.do(mine_queries, plan(step, "tasks.mine_queries", config, {}, **files), config=config)
+    what = plan(step, "tasks.mine_queries", config, {}, **files)
+    return run.do(mine_queries, what, expected_rows=config.limit or 0, config=config)
 
 
-def bootstrap_stage(run: Run, config: BootstrapStage, model: Ref, reward_model: Ref) -> Ref:
+def bootstrap_stage(run: Run, config: BootstrapStage, examples: Ref, model: Ref, reward_model: Ref) -> Ref:
     """LongCoT data from a ShortCoT model: the table `longcot`."""
-    examples = curated(run, config.examples)
     queries = mined(run, config.queries)
     if run.dry:
         print(first_prompt(config.prompt, config.examples, config.queries, config.generate))
@@ -62,11 +62,13 @@ def bootstrap_stage(run: Run, config: BootstrapStage, model: Ref, reward_model: 
     )
     scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
     inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}
-    return run.do(select, plan("longcot", "tasks.select", config.select, inputs), config=config.select, servers=run.servers, **inputs)
+    what = plan("longcot", "tasks.select", config.select, inputs)
+    return run.do(select, what, expected_rows=queries.rows, config=config.select, servers=run.servers, **inputs)
 
 
 @flow
 def bootstrap(config: BootstrapConfig) -> Ref:
     """Make a LongCoT data set from an instruct model and a handful of in-context examples."""
     with begin(config) as run:
-        return bootstrap_stage(run, config, run.model(config.model), run.model(config.reward_model))
+        examples = curated(run, config.examples)
+        return bootstrap_stage(run, config, examples, run.model(config.model), run.model(config.reward_model))

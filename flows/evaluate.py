@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from tasks.generate import GenerateConfig, PromptConfig
 from tasks.grade import grade
 from tasks.mine_queries import QueriesConfig
 from tasks.responses import Format
-from tasks.summarise import summarise
+from tasks.summarise import gain, summarise
 
 DECODINGS = ("sampled", "greedy")
 
@@ -86,6 +87,12 @@ def evaluate_stage(
 def stage_summary(run: Run, name: str, grades: Grades) -> dict[str, Any]:
     """One entry of summary.json's `stages`."""
     return summarise(name, graded_frame(run, grades["sampled"]), graded_frame(run, grades["greedy"]))
+
+
+def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
+    """The paired gain in sampled accuracy of each stage over the one before it."""
+    frames = {name: graded_frame(run, found["sampled"]) for name, found in grades.items()}
+    return [{"from": a, "to": b, **gain(frames[a], frames[b])} for a, b in pairwise(frames)]
 
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:

@@ -65,16 +65,20 @@ class Run:
         self.gpu_hours = 0.0
         self.log = get_run_logger()
 
-    def do(self, task: Task[..., Any], plan: Plan, expected_tokens: int = 0, **arguments: Any) -> Ref:
-        """Make one artifact, or find it."""
-        return self.do_all(task, [(plan, arguments)], expected_tokens)[0]
+    def do(
+        self, task: Task[..., Any], plan: Plan, expected_tokens: int = 0, expected_rows: int = 0, **arguments: Any
+    ) -> Ref:
+        """Make one artifact, or find it. What is expected of it is only for a dry run."""
+        if self.dry:
+            return self._looked_up(plan, expected_tokens, expected_rows)
+        return self.do_all(task, [(plan, arguments)])[0]
 
     def do_all(
         self, task: Task[..., Any], jobs: Sequence[tuple[Plan, dict[str, Any]]], expected_tokens: int = 0
     ) -> list[Ref]:
         """Make the artifacts of one step's shards side by side. One that fails does not stop the others; then it raises."""
         if self.dry:
-            return [self._looked_up(plan, expected_tokens // len(jobs)) for plan, _ in jobs]
+            return [self._looked_up(plan, expected_tokens // len(jobs), 0) for plan, _ in jobs]
         began = time.perf_counter()
         futures = [task.submit(plan, self.settings, arguments) for plan, arguments in jobs]
         wait(futures)
@@ -120,7 +124,7 @@ class Run:
             raise ValueError(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
         return found
 
-    def _looked_up(self, plan: Plan, expected_tokens: int) -> Ref:
+    def _looked_up(self, plan: Plan, expected_tokens: int, expected_rows: int) -> Ref:
         """The artifact if it exists, else a stand-in; prints the step's line of the plan."""
         known = not any(ref.digest.startswith(PENDING) for ref in plan.provenance.inputs.values())
         found = find(self.store, plan.step, plan.key) if known else None
@@ -130,11 +134,11 @@ class Run:
         self.gpu_hours += hours
         expected = f"{expected_tokens:,} tokens, {hours:.2f} GPU hours" if expected_tokens and not found else ""
         print(f"{plan.step:24} {'cached' if found else 'to do':8} {plan.key if known else '(key depends on the above)':28} {expected}")
-        return found or self._stand_in("table", plan.step, plan.key)
+        return found or self._stand_in("table", plan.step, plan.key, expected_rows)
 
-    def _stand_in(self, kind: Literal["table", "model"], step: str, key: str) -> Ref:
+    def _stand_in(self, kind: Literal["table", "model"], step: str, key: str, rows: int = 0) -> Ref:
         """For what does not exist yet: no cache key made from it can match."""
-        return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=0)
+        return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=rows)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ def sample(
 ) -> list[Ref]:
     """Responses of `model` to all `queries`, a table a shard; with `prompt` and `examples`, in context."""
     inputs = {"queries": queries, "model": model} | ({"examples": examples} if examples else {})
-    ingredients = {"prompts": prompt_digest(prompt)} if prompt else {}
-    what = config.model_dump(mode="json", exclude={"in_flight"})
+    ingredients = {"engine": run.servers.engine("policy")} | ({"prompts": prompt_digest(prompt)} if prompt else {})
+    what = config.model_dump(mode="json", exclude={"in_flight", "truncated_limit"})  # they change no response
     if prompt:
         what["prompt"] = prompt.model_dump(mode="json")
     shared = {"config": config, "queries": queries, "model": model, "servers": run.servers}
@@ -45,7 +45,8 @@ def shards_as_inputs(responses: Sequence[Ref]) -> Mapping[str, Ref]:
 def scored(run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref) -> Ref:
     """Rewards of all responses."""
     inputs = {**shards_as_inputs(responses), "queries": queries, "reward_model": reward_model}
-    what: Plan = plan(step, "tasks.score", config, inputs)
+    rule = config.model_dump(mode="json", exclude={"in_flight"})
+    what: Plan = plan(step, "tasks.score", rule, inputs, engine=run.servers.engine("reward"))
     return run.do(
         score, what, config=config, responses=responses, queries=queries, reward_model=reward_model, servers=run.servers
     )

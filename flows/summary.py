@@ -1,17 +1,24 @@
-"""What a run of `bolt` tells at its end: summary.json, and the same as Prefect artifacts."""
+"""What a run of `bolt` tells at its end: summary.json, a plot, and the same as Prefect artifacts.
+
+`python -m flows.summary SUMMARY.json` puts a run's table and plot into README.md and docs/.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
 from flows.run import Run
 from infra.manifest import Ref
+from tasks.plot import stages_plot
 
 COLUMNS = ("stage", "accuracy (T=1)", "95 % interval", "greedy", "thought tokens", "solution tokens", "truncated", "off format")
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 
 
 def markdown_table(stages: list[dict[str, Any]]) -> str:
@@ -32,23 +39,50 @@ def markdown_table(stages: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def publish_summary(run: Run, stages: list[dict[str, Any]], policy: Ref) -> dict[str, Any]:
-    """Write `runs/NAME/summary.json` into the store, and a Markdown and a table artifact. Returns the summary."""
+def gains_sentence(gains: list[dict[str, Any]]) -> str:
+    """Paired differences between neighbouring stages, in points, with their 95 % intervals."""
+    told = (f"{g['to']} - {g['from']}: {g['gain']:+.1%} ({g['low']:+.1%} to {g['high']:+.1%})" for g in gains)
+    return "Paired gains: " + "; ".join(told) + "."
+
+
+def flow_run_name() -> str:
     context = FlowRunContext.get()
-    assert context is not None
-    assert context.flow_run is not None
-    name = context.flow_run.name
-    summary = {
-        "run": name,
-        "model": f"{policy.step}/{policy.key}",
-        "stages": stages,
-        "steps": [record.model_dump() for record in run.steps],
-    }
+    if context is None or context.flow_run is None:
+        raise RuntimeError("a summary is published from inside a flow run")
+    return str(context.flow_run.name)
+
+
+def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref) -> dict[str, Any]:
+    """Write `runs/NAME/summary.json` and a plot into the store, and the same as artifacts. Returns the summary and its path."""
+    name = flow_run_name()
+    steps = [record.model_dump() for record in run.steps]
+    summary = {"run": name, "model": f"{policy.step}/{policy.key}", "stages": stages, "gains": gains, "steps": steps}
     path = f"runs/{name}/summary.json"
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
+    run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))
     table = markdown_table(stages)
-    problems = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage"
-    create_markdown_artifact(f"# BOLT\n\n{problems}.\n\n{table}\n", key="bolt-summary", description="Accuracy along the stages")
-    create_table_artifact(summary["steps"], key="bolt-steps", description="Seconds, cached and rows of every step")
-    run.log.info("\n%s", table)
+    told = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage.\n\n{table}\n\n{gains_sentence(gains)}"
+    create_markdown_artifact(f"# BOLT\n\n{told}\n", key="bolt-summary", description="Accuracy along the stages")
+    create_table_artifact(steps, key="bolt-steps", description="Seconds, cached and rows of every step")
+    if not run.store.is_local:
+        create_link_artifact(run.store.uri(path), key="bolt-summary-file", link_text="summary.json")
+    seconds = sum(record.seconds for record in run.steps)
+    cached = sum(record.cached for record in run.steps)
+    print(f"\n{told}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
     return {**summary, "path": run.store.uri(path)}
+
+
+def put_into_readme(path: Path, root: Path) -> None:
+    """Show a run's figures: README.md's table between its two marks, docs/nano-summary.json and docs/nano.svg."""
+    summary = json.loads(path.read_text())
+    (root / "docs" / "nano-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (root / "docs" / "nano.svg").write_bytes(stages_plot(summary["stages"]))
+    readme = root / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    shown = f"{markdown_table(summary['stages'])}\n\n{gains_sentence(summary['gains'])}\n"
+    readme.write_text(before + BEGIN + shown + END + after)
+
+
+if __name__ == "__main__":
+    put_into_readme(Path(sys.argv[1]), Path(__file__).resolve().parents[1])

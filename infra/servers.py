@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,6 +47,11 @@ class Servers:
     def reward(self, model: Ref) -> VllmServer:
         """The server of a sequence-classification reward model. Raises as `generation`."""
         return self._server("reward", model)
+
+    def engine(self, role: Literal["policy", "reward"]) -> str:
+        """The serving options that can change what a server answers, as JSON: an ingredient of cache keys."""
+        kept = {"dtype", "max_model_len", "seed", "extra_args", "trust_remote_code"}
+        return getattr(self._serving, role).model_dump_json(include=kept)  # type: ignore[no-any-return]
 
     def release(self) -> None:
         """Free what a trainer needs: every server where devices are shared, else the policy's."""

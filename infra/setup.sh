@@ -35,7 +35,7 @@ step() {
 
 make_venv() {
     if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info[:2] != (3, 11))' || [ -e ".venv/.set-up-$other" ]; then
-        "$python" -m venv --clear .venv
+        "$python" -m venv --clear .venv || return
     fi
     .venv/bin/pip install --quiet --constraint constraints.txt pip setuptools wheel
 }

@@ -22,9 +22,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from infra.chat import load_tokenizer
 from infra.deepspeed import deepspeed_config
 from infra.launcher import METRICS_VARIABLE
-from infra.training_config import TrainingConfig
+from infra.training_config import TrainingConfig, trained_path
 
-TRAINED = "TRAINED.json"
 IGNORED = -100
 """Label of tokens outside the loss."""
 LENGTH, TOKENS = "length", "tokens"
@@ -174,13 +173,14 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
 
 
 def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
-    """Train, save, check, and write TRAINED.json with `counts` and the run's figures. Raises when the result is not
+    """Train, save, check, and report with `counts` and the run's figures. Raises when the result is not
     sound."""
     started = time.monotonic()
-    (config.output / TRAINED).unlink(missing_ok=True)
+    trained_path(config.output).unlink(missing_ok=True)
     result = trainer.train()
     seconds = time.monotonic() - started
     trainer.save_model(str(config.output))
+    (config.output / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
     unset_hf_deepspeed_config()  # else ZeRO-3 would spread the reloaded model over ranks that do not load it
     if trainer.is_world_process_zero():
         report = {
@@ -193,7 +193,7 @@ def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
             "ranks": ranks(),
             "sample": check_saved(config),
         }
-        (config.output / TRAINED).write_text(json.dumps(report, indent=2))
+        trained_path(config.output).write_text(json.dumps(report, indent=2))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

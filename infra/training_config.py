@@ -15,7 +15,7 @@ class Paths(BaseModel, frozen=True, extra="forbid"):
     model: Path = Field(description="Folder of the model to train (safetensors and tokenizer)")
     data: tuple[Path, ...] = Field(min_length=1, description="Local Parquet parts with the text columns of the method")
     output: Path = Field(
-        description="Folder for the trained model; TRAINED.json in it is written last, after all checks"
+        description="Folder for the trained model; its report (see `trained_path`) is written last, after all checks"
     )
 
 
@@ -95,3 +95,8 @@ class DpoConfig(Paths, DpoRecipe, frozen=True):
 
 
 TrainingConfig = SftConfig | DpoConfig
+
+
+def trained_path(output: Path) -> Path:
+    """Where a trainer reports (steps, loss, tokens, seconds): beside the model folder, whose content is the model alone."""
+    return output.parent / f"{output.name}.trained.json"

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from evals import short_answer
 from infra.manifest import Ref
 from infra.models import fetch_model, publish_model
+from infra.schemas import QUERIES
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
+from infra.tables import read_rows, write_table
 from infra.watchdog import GuardedProcess
 from nano.config import PretrainConfig, PretrainRecipe
 from nano.corpus import documents
+from nano.families import FAMILIES
+from nano.problem import Habits, Problem
+from nano.write_data import distinct
+from tasks.mine_queries import query_id
 
 
 class PretrainError(RuntimeError):
     """A pretraining process failed; the text holds its last log lines."""
 
 
-def pretrained(module: str, recipe: PretrainRecipe, folder: Path, start: Path | None = None) -> dict[str, Any]:
+def pretrained(
+    module: str, recipe: PretrainRecipe, folder: Path, start: Path | None, samples: Path | None
+) -> dict[str, Any]:
     """Run a pretraining module; its model lies in `folder/model`. Returns the last figures that it logged.
 
     Raises:
         PretrainError: the process failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = PretrainConfig(**recipe.model_dump(), output=folder / "model", start=start)
+    config = PretrainConfig(**recipe.model_dump(), output=folder / "model", start=start, samples=samples)
     path = folder / "config.json"
     path.write_text(config.model_dump_json(indent=1))
     process = GuardedProcess([sys.executable, "-m", module, str(path)], log_path=folder / "train.log", env={"OMP_NUM_THREADS": "1"})
@@ -49,13 +60,20 @@ def corpus_digest(seed: int, count: int = 1000) -> str:
     return hashlib.sha256("\n".join(islice(documents(seed), count)).encode()).hexdigest()
 
 
-def made(plan: Plan, store: Store, folder: Path, module: str, recipe: PretrainRecipe, start: Path | None = None) -> Ref:
+def made(
+    plan: Plan,
+    store: Store,
+    folder: Path,
+    module: str,
+    recipe: PretrainRecipe,
+    start: Path | None = None,
+    samples: Path | None = None,
+) -> Ref:
     """Train, say beside the model how it was made (MADE.json), publish."""
-    figures = pretrained(module, recipe, folder, start)
+    figures = pretrained(module, recipe, folder, start, samples)
     story = {
         "command": "python -m flows nano/make",
         "recipe": recipe.model_dump(mode="json"),
-        "code": plan.provenance.code,
         "inputs": {name: ref.digest for name, ref in plan.provenance.inputs.items()},
         "corpus": corpus_digest(recipe.seed),
         "figures": figures,
@@ -65,13 +83,62 @@ def made(plan: Plan, store: Store, folder: Path, module: str, recipe: PretrainRe
 
 
 @step
-def make_instruct(plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: Servers) -> Ref:
-    """Pretrain the plain instruct model."""
-    return made(plan, store, servers.work_dir / "nano" / plan.key, "nano.pretrain", recipe)
+def make_instruct(plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: Servers, start: Ref | None = None) -> Ref:
+    """Pretrain the plain instruct model, or go on with it."""
+    begun = fetch_model(store, start, servers.work_dir) if start else None
+    return made(plan, store, servers.work_dir / "nano" / plan.key, "nano.pretrain", recipe, begun)
+
+
+def reward_problems(count: int) -> dict[str, Problem]:
+    """Different problems of the `reward` split by their query id: the same ones every time."""
+    return {query_id(problem.query): problem for problem in distinct(random.Random(7), "reward", count)}
 
 
 @step
-def make_reward(plan: Plan, store: Store, *, recipe: PretrainRecipe, instruct: Ref, servers: Servers) -> Ref:
-    """Train the outcome reward model, grown from the instruct model."""
-    start = fetch_model(store, instruct, servers.work_dir)
-    return made(plan, store, servers.work_dir / "nano" / plan.key, "nano.pretrain_reward", recipe, start)
+def reward_queries(plan: Plan, store: Store, *, count: int) -> Ref:
+    """The `reward` problems as a table `queries`, for the policy to answer."""
+    rows = [
+        {"query_id": identity, "query": problem.query, "source": "nano", "source_row": row, "reference": problem.answer}
+        | {"criteria": None, "difficulty": None, "topic": problem.family}
+        for row, (identity, problem) in enumerate(reward_problems(count).items())
+    ]
+    return write_table(store, plan.step, plan.key, QUERIES, [rows], plan.provenance)
+
+
+@step
+def make_reward(
+    plan: Plan,
+    store: Store,
+    *,
+    recipe: PretrainRecipe,
+    start: Ref,
+    servers: Servers,
+    queries: Ref | None = None,
+    responses: Sequence[Ref] = (),
+) -> Ref:
+    """Train the outcome reward model, grown from `start`; with `responses`, also on the policy's own samples."""
+    folder = servers.work_dir / "nano" / plan.key
+    servers.release()
+    samples = write_samples(store, queries, responses, folder / "samples.jsonl") if queries else None
+    return made(
+        plan, store, folder, "nano.pretrain_reward", recipe, fetch_model(store, start, servers.work_dir), samples
+    )
+
+
+def write_samples(store: Store, queries: Ref, responses: Sequence[Ref], path: Path) -> Path:
+    """The policy's solutions with their outcomes and the right solution, one problem a JSON line."""
+    problems = reward_problems(queries.rows)
+    solutions: dict[str, dict[str, bool]] = {identity: {} for identity in problems}
+    for shard in responses:
+        for row in read_rows(store, shard, ["query_id", "solution"]):
+            if row["solution"]:
+                right = short_answer.is_correct(short_answer.extract(row["solution"]), problems[row["query_id"]].answer)
+                solutions[row["query_id"]][" ".join(row["solution"].split())] = right
+    rng = random.Random(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lines:
+        for identity, problem in problems.items():
+            clean = FAMILIES[problem.family].derive(problem, rng, Habits(0.0, careful=False)).solution
+            found = [[solution, right] for solution, right in solutions[identity].items() if solution != clean]
+            print(json.dumps({"query": problem.query, "right": clean, "solutions": found}), file=lines)
+    return path

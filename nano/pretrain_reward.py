@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from nano.config import PretrainConfig
 from nano.corpus import chat, judged
@@ -26,14 +26,18 @@ from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
 
 LAYERS = 6
 Example = tuple[list[str], list[float], list[bool]]
+Judged = tuple[str, str, list[tuple[str, bool]]]  # query, right solution, other solutions and whether their answer is right
 
 
-def batches(rng: random.Random, budget: int, pool: int = 8) -> Iterator[list[Example]]:
-    """Batches of about `budget` tokens of examples of like length (little padding), in random order."""
+def batches(rng: random.Random, samples: list[Judged], budget: int, pool: int = 8) -> Iterator[list[Example]]:
+    """Batches of about `budget` tokens of examples of like length (little padding), in random order.
+
+    Half of the problems are drawn anew with made-up mistakes, half come with the policy's `samples`, if there are any.
+    """
     while True:
         examples: list[Example] = []
         while sum(len(tokens) for tokens, _, _ in examples) < pool * budget:
-            examples += labelled(rng)
+            examples += labelled(*(rng.choice(samples) if samples and rng.random() < 0.5 else made_up(rng)))
         examples.sort(key=lambda example: len(example[0]))
         cuts: list[list[Example]] = [[]]
         for example in examples:
@@ -44,35 +48,53 @@ def batches(rng: random.Random, budget: int, pool: int = 8) -> Iterator[list[Exa
         yield from cuts
 
 
-def labelled(rng: random.Random) -> list[Example]:
+def made_up(rng: random.Random) -> Judged:
+    """A fresh problem with made-up mistakes; a solution that is wrong anywhere counts as wrong."""
+    problem, (right, *others) = judged(rng)
+    return problem.query, right, [(other, other == right) for other in others]
+
+
+def labelled(query: str, right_solution: str, others: list[tuple[str, bool]]) -> list[Example]:
     """One problem's solutions as (tokens, labels, is the next token to be learned? a token).
 
-    Labels: 1 for the tokens that agree with the right solution, 0 for the first that does not, none (-1) after it; the last
-    token tells whether the whole solution is right.
+    Labels: 1 for the tokens that agree with the right solution, 0 for the first that does not if the answer is wrong too,
+    none (-1) after it; the last token's label is whether the solution is right.
     """
-    problem, solutions = judged(rng)
-    right = chat(problem.query, solutions[0]).split()
+    right = chat(query, right_solution).split()
     found = []
-    for solution in solutions:
-        tokens = chat(problem.query, solution).split()
-        agree = next((i for i, (a, b) in enumerate(zip(tokens, right, strict=False)) if a != b), len(right))
-        labels = [1.0] * agree + [0.0] + [-1.0] * len(tokens)
-        labels = [*labels[: len(tokens) - 1], float(tokens == right)]
+    for solution, is_right in [(right_solution, True), *others]:
+        tokens = chat(query, solution).split()
+        agree = next((i for i, (a, b) in enumerate(zip(tokens, right, strict=False)) if a != b), min(len(tokens), len(right)))
+        labels = [1.0] * agree + [-1.0 if is_right else 0.0] + [-1.0] * len(tokens)
+        labels = [*labels[: len(tokens) - 1], float(is_right)]
         found.append((tokens, labels, [i < agree for i in range(len(tokens))]))
     return found
 
 
+def read_samples(path: Path | None) -> list[Judged]:
+    """The policy's samples, one problem a JSON line."""
+    if path is None:
+        return []
+    return [(row["query"], row["right"], [(s, c) for s, c in row["solutions"]]) for row in map(json.loads, path.open())]
+
+
 def grown(start: Path | None) -> LlamaForSequenceClassification:
-    """The instruct model with two more layers, which add nothing at first, and a score; or, without it, a fresh one."""
+    """The model to begin with: a fresh one; a reward model as it is; or a language model with two more layers and a score.
+
+    The new layers add nothing at first: what they write to the residual stream starts at zero.
+    """
     shape = architecture(layers=LAYERS)
     shape.num_labels = 1
     model = LlamaForSequenceClassification(shape)
-    if start is not None:
-        learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
-        model.model.load_state_dict(learned.state_dict(), strict=False)
-        for layer in model.model.layers[learned.config.num_hidden_layers :]:
-            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    if start is None:
+        return model
+    if "LlamaForSequenceClassification" in LlamaConfig.from_pretrained(start).architectures:
+        return LlamaForSequenceClassification.from_pretrained(start, dtype=torch.float32)
+    learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
+    model.model.load_state_dict(learned.state_dict(), strict=False)
+    for layer in model.model.layers[learned.config.num_hidden_layers :]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return model
 
 
@@ -87,7 +109,7 @@ def main(config_path: str) -> None:
     lrs = [config.muon_lr, config.adam_lr]
     budget = config.row_tokens * config.rows_per_step
     steps = config.tokens // budget
-    stream = batches(random.Random(config.seed), budget)
+    stream = batches(random.Random(config.seed), read_samples(config.samples), budget)
     began, kept = time.perf_counter(), []
     log = (config.output.parent / f"{config.output.name}.metrics.jsonl").open("w")
     for n in range(steps):

@@ -75,7 +75,10 @@ def read_example(path: Path) -> dict[str, Any]:
 
 def checked(example: dict[str, Any], config: ExamplesConfig, path: Path) -> dict[str, Any]:
     """The example with the actions found in its thoughts. Raises `BadInput` where it can't serve."""
-    rendered = FORMATS[config.format].render(example["thoughts"], example["solution"])
+    try:
+        rendered = FORMATS[config.format].render(example["thoughts"], example["solution"])
+    except ValueError as error:
+        raise BadInput(f"{path}: cannot be written in the format {config.format}: {error}") from error
     if not FORMATS[config.format].parse(rendered).ok:
         raise BadInput(f"{path}: thoughts and solution do not survive the format {config.format}")
     actions = sorted({action.name for action in find_actions(example["thoughts"])})

@@ -197,7 +197,8 @@ def generate(
     if rows and cut / len(rows) > config.truncated_limit:
         raise TruncationError(
             f"{plan.step}: {cut} of {len(rows)} samples ({cut / len(rows):.1%}) were cut at "
-            f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: raise max_tokens (or truncated_limit, if cut samples are no harm)"
+            f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: "
+            "raise max_tokens (or truncated_limit, if cut samples are no harm)"
         )
     counts = {"truncated": cut, "off_format": sum(bool(row["violations"]) for row in rows)}
     counts["completion_tokens"] = sum(row["completion_tokens"] for row in rows)

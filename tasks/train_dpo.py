@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from pydantic import Field
 
 from infra.files import artifact_parts
@@ -32,6 +34,7 @@ def train_dpo(
     """
     servers.release()
     folder = servers.work_dir / "training" / f"{plan.step}-{plan.key}"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
     told = DpoConfig(
         **config.model_dump(exclude={"ranks"}),
         model=fetch_model(store, policy, servers.work_dir),

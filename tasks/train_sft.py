@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from pydantic import Field
 
 from infra.files import artifact_parts
@@ -30,6 +32,7 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
     """
     servers.release()
     folder = servers.work_dir / "training" / f"{plan.step}-{plan.key}"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
     told = SftConfig(
         **config.model_dump(exclude={"ranks"}),
         model=fetch_model(store, model, servers.work_dir),

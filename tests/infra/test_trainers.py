@@ -15,7 +15,7 @@ from tiny import PROMPT, TEMPLATE, make_model, make_tokenizer
 from infra import chat
 from infra.deepspeed import deepspeed_config
 from infra.launcher import TrainerError, launch, metrics_path
-from infra.training_config import DpoConfig, SftConfig
+from infra.training_config import trained_path, DpoConfig, SftConfig
 
 THOUGHTS = "<think> w5 w6 w7 </think> w8 w9"
 LLAMA3 = (
@@ -139,7 +139,7 @@ def test_sft_learns_saves_and_is_deterministic(policy: Path, tmp_path: Path) -> 
         sft = SftConfig(**config(policy, tmp_path / run, rows, overlong="drop", epochs=8))
         log = tmp_path / run / "train.log"
         launch("infra.train_sft", sft, ranks=2, log_path=log, timeout_s=300)
-        report = json.loads((sft.output / "TRAINED.json").read_text())
+        report = json.loads(trained_path(sft.output).read_text())
         assert (report["samples"], report["dropped"], report["ranks"], report["steps"]) == (7, 1, 2, 16)
         losses = [entry["loss"] for line in metrics_path(log).open() if "loss" in (entry := json.loads(line))]
         assert len(losses) == 16
@@ -162,7 +162,7 @@ def test_dpo_prefers_the_chosen(policy: Path, tmp_path: Path, stage: int) -> Non
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[0] == pytest.approx(0.6931, abs=2e-3)  # policy and reference start equal
     assert losses[-1] < losses[0]
-    assert json.loads((dpo.output / "TRAINED.json").read_text())["samples"] == 8
+    assert json.loads(trained_path(dpo.output).read_text())["samples"] == 8
 
 
 @pytest.mark.slow
@@ -170,4 +170,4 @@ def test_overlong_rows_stop_the_run_and_leave_no_result(policy: Path, tmp_path: 
     sft = SftConfig(**config(policy, tmp_path, {"prompt": [PROMPT], "completion": ["w1 " * 80]}))
     with pytest.raises(TrainerError, match="1 of 1 rows exceed max_length 64; the longest has 87"):
         launch("infra.train_sft", sft, ranks=2, log_path=tmp_path / "train.log", timeout_s=300)
-    assert not (sft.output / "TRAINED.json").exists()
+    assert not trained_path(sft.output).exists()

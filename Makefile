@@ -1,0 +1,59 @@
+# `make demo` and `make test` set themselves up: all that must be there is Python 3.11, make, gcc and git.
+#   FLAVOUR=cpu|gpu   what to install; default: gpu where `nvidia-smi -L` works
+#   TORCH_INDEX=URL   package index of torch's CPU build (PyTorch's CPU wheel index); empty: as pip is configured
+#   PYTHON=PATH       the interpreter that makes .venv; default python3.11
+#   ARGS=...          for `make demo`, e.g. ARGS=--dry-run;   PYTEST_ARGS=...  for `make test`, e.g. PYTEST_ARGS='-k ledger'
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+BIN := .venv/bin
+STAMP = .venv/.set-up-$(FLAVOUR)
+
+# A Prefect of the project's own: its server starts with a run, ends with it, and touches no profile of yours.
+export PREFECT_HOME := $(CURDIR)/.bolt/prefect
+export PREFECT_RESULTS_LOCAL_STORAGE_PATH := $(PREFECT_HOME)/storage
+export PREFECT_SERVER_MEMO_STORE_PATH := $(PREFECT_HOME)/memo_store.toml
+export PREFECT_LOGGING_CONFIG_PATH := $(PREFECT_HOME)/logging.yml
+export PREFECT_SERVER_ALLOW_EPHEMERAL_MODE := true
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_LOGGING_LEVEL ?= INFO
+export PREFECT_LOGGING_EXTRA_LOGGERS := infra,tasks
+export DO_NOT_TRACK := 1
+unexport PREFECT_PROFILE
+# Tests must not reach a server or a store that your shell names.
+OWN_ENV = env $(foreach name,$(filter PREFECT_API_% BOLT_% AWS_%,$(.VARIABLES)),-u $(name))
+
+help:
+	@echo 'make demo    the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
+	@echo 'make test    lint, types and all tests, one run of the real flow included'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   the performance measurements of bench/'
+	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the others do so themselves'
+
+setup: $(STAMP)
+
+$(STAMP): constraints.txt pyproject.toml infra/setup.sh
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' infra/setup.sh $(FLAVOUR)
+
+# What the flow prints is its result: kept to the end, so that the path is the last line. Progress goes to stderr.
+demo: setup
+	@mkdir -p .bolt; $(BIN)/python -m flows bolt/nano $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest $(PYTEST_ARGS) </dev/null
+
+bench: setup
+	@$(BIN)/python bench/cot_formats.py
+	@$(BIN)/python bench/store.py
+	@$(BIN)/python bench/generate.py

@@ -1,0 +1,44 @@
+"""What every measurement says of itself: the machine, the load, the command and the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def surroundings() -> dict[str, Any]:
+    """Machine, load, interpreter, command and commit (`-dirty` where files differ from it)."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory()}{_gpus()}, {platform.system()}",
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+
+
+def _gpus() -> str:
+    if not shutil.which("nvidia-smi"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")
+    return "".join(f", {name.strip()}" for name in names if name.strip())

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reading import read
+
+from infra.keys import PROJECT_ROOT
+from nano import write_data
+from nano.families import FAMILIES, LEVELS
+from nano.problem import SPLITS, Problem
+from tasks.curate_examples import read_example
+from tasks.mine_queries import query_id
+
+NANO = PROJECT_ROOT / "nano"
+
+
+def problem(query: str) -> Problem:
+    family, facts, answer = read(query)
+    return Problem(family, 0, facts, query, answer)
+
+
+def rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (NANO / "data" / name).read_text().splitlines()]
+
+
+def texts(name: str) -> list[str]:
+    return [row["messages"][0]["content"] for row in rows(name)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(list(FAMILIES)), st.integers(0, 2**32))
+def test_a_split_belongs_to_the_problem_alone(family, seed):
+    """Equal problems lie in one split whatever their level, so the splits share none."""
+    made = FAMILIES[family].sample(random.Random(seed), LEVELS[seed % 4])
+    assert made.split in SPLITS
+    assert problem(made.query).split == made.split
+
+
+def test_splits_have_the_shares_that_they_should():
+    rng = random.Random(0)
+    found = Counter(FAMILIES["tracking"].sample(rng, 3).split for _ in range(4000))
+    shares = {"pretrain": 11, "reward": 3, "examples": 1, "queries": 3, "dev": 1, "test": 1}
+    assert set(found) == set(shares) == set(SPLITS)
+    assert all(abs(found[name] / 4000 - share / 20) < 0.03 for name, share in shares.items())
+
+
+@pytest.mark.parametrize(("name", "count"), [("queries", 3180), ("dev", 300), ("test", 510)])
+def test_shipped_problems_lie_in_their_own_split_with_the_right_answers(name, count):
+    found = rows(f"{name}.jsonl")
+    assert len(found) == count
+    for row in found:
+        given_problem = problem(row["messages"][0]["content"])
+        assert given_problem.split == name
+        assert row["topic"] == given_problem.family
+        if name == "queries":
+            assert "reference" not in row  # the method never sees a gold answer
+        else:
+            assert row["reference"] == given_problem.answer
+    assert {row["topic"] for row in found} == set(FAMILIES)
+
+
+def test_shipped_examples_lie_in_their_own_split_and_are_right():
+    files = sorted((NANO / "examples").glob("*.md"))
+    assert len(files) == 10
+    for file in files:
+        example = read_example(file)
+        shown = problem(example["query"])
+        assert shown.split == "examples"
+        assert example["solution"].endswith(f"answer : {shown.answer} .")
+        assert example["topic"] == shown.family
+
+
+def test_no_query_is_in_two_files():
+    sets = {name: {query_id(text) for text in texts(f"{name}.jsonl")} for name in ("queries", "dev", "test")}
+    sets["examples"] = {query_id(read_example(file)["query"]) for file in (NANO / "examples").glob("*.md")}
+    assert len(set().union(*sets.values())) == sum(map(len, sets.values()))
+    assert len(sets["dev"]) == 300
+    assert len(sets["test"]) == 510
+    assert len(sets["queries"]) == 3116  # of 3180: 60 are told twice, 4 were drawn as easy and as hard
+
+
+def test_the_shipped_files_are_what_the_seed_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("data", "examples"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(write_data, "HERE", tmp_path)
+    write_data.main()
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    assert len(made) == 13
+    for path in made:
+        assert (tmp_path / path).read_text() == (NANO / path).read_text(), path

@@ -1,0 +1,118 @@
+"""Real parts for the steps: a local store, tables in it, and the nano world's tokenizer as a model artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Answer, FakeVllm
+
+from infra.manifest import Provenance, Ref, read_manifest
+from infra.models import import_model
+from infra.settings import Settings
+from infra.steps import Plan
+from infra.store import Store
+from infra.tables import read_rows, write_table
+from nano.vocabulary import save_tokenizer
+
+
+class World:
+    """A store of its own, and short hands for what tests do with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(store=str(folder / "store"), work_dir=folder / "work")
+        self.store = Store.open(self.settings)
+        self.work_dir = folder / "work"
+
+    def table(self, schema: Any, rows: list[dict[str, Any]], step: str = "given", key: str = "k") -> Ref:
+        return write_table(self.store, step, key, schema, [rows], Provenance())
+
+    def do(
+        self, step: Any, name: str = "made", key: str = "k", inputs: dict[str, Ref] | None = None, **more: Any
+    ) -> Ref:
+        """What a Prefect worker calls for this step, without Prefect."""
+        made = step.fn(Plan(step=name, key=key, provenance=Provenance(inputs=inputs or {})), self.settings, more)
+        assert isinstance(made, Ref)
+        return made
+
+    def rows(self, ref: Ref) -> list[dict[str, Any]]:
+        return list(read_rows(self.store, ref))
+
+    def counts(self, ref: Ref) -> dict[str, Any]:
+        return dict(read_manifest(self.store, ref)["counts"])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "world")
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Callable[[str], World]:
+    return lambda name: World(tmp_path / name)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the nano world's tokenizer and no weights."""
+    folder = tmp_path_factory.mktemp("nano-model")
+    save_tokenizer(folder)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def model(world: World, tokenizer_folder: Path) -> Ref:
+    return import_model(world.store, tokenizer_folder, "nano")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FakeVllm]]:
+    """Start stand-in servers; all end with the test."""
+    started: list[FakeVllm] = []
+
+    def start(**answers: Answer) -> FakeVllm:
+        started.append(FakeVllm(**answers))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def response() -> Callable[..., dict[str, Any]]:
+    """A row of `responses`, well-formed unless told otherwise."""
+
+    def row(query_id: str = "q", sample: int = 0, **changes: Any) -> dict[str, Any]:
+        plain = {
+            "query_id": query_id,
+            "sample": sample,
+            "example_ids": [],
+            "seed": None,
+            "text": f"text of {query_id}/{sample}",
+            "thoughts": f"plan : {sample} .",
+            "solution": f"answer : {sample} .",
+            "violations": [],
+            "finish_reason": "stop",
+            "prompt_tokens": 5,
+            "completion_tokens": 9,
+            "thought_tokens": 4,
+            "solution_tokens": 4,
+        }
+        return {**plain, **changes}
+
+    return row
+
+
+@pytest.fixture
+def query() -> Callable[..., dict[str, Any]]:
+    """A row of `queries`."""
+
+    def row(query_id: str, text: str = "which day is it ?", **changes: Any) -> dict[str, Any]:
+        plain = {"query_id": query_id, "query": text, "source": "f.jsonl", "source_row": 0, "reference": None}
+        return {**plain, "criteria": None, "difficulty": 5, "topic": None, **changes}
+
+    return row

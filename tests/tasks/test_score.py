@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+from fakes import TinyServers, classifications
+
+from infra.schemas import QUERIES, RESPONSES
+from nano.corpus import chat
+from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
+from tasks.score import ScoreConfig, judged_ids, score
+
+INNER = "wait"  # a word that only the thoughts hold
+
+
+def length(ids: list[int]) -> float:
+    return float(len(ids)) / 4
+
+
+@pytest.fixture
+def scored(world, model, query):
+    """Score shards of responses to the queries a and b."""
+    queries = world.table(QUERIES, [query("a", "which day ?"), query("b", "who is older ?")], "queries")
+
+    def run(server, shards, config=None, key="k"):
+        tables = [world.table(RESPONSES, rows, key=f"{key}{n}") for n, rows in enumerate(shards)]
+        inputs = {"responses": tables, "queries": queries, "reward_model": model}
+        servers = TinyServers(world.work_dir, server)
+        return world.do(
+            score, key=key, inputs={"reward_model": model}, config=config or ScoreConfig(), servers=servers, **inputs
+        )
+
+    return run
+
+
+def test_thoughts_never_reach_the_reward_model(world, scored, response, serve):
+    server = serve(classify=classifications(length))
+    rows = [response("a", n, thoughts=f"goal {INNER} {INNER}", text=f"{INNER} {n}") for n in range(40)]
+    made = scored(server, [rows])
+    reading, ids = tokenizer(), encoder()
+    sent = [item for body in server.asked for item in body["input"]]
+    assert len(sent) == made.rows == 40
+    assert all(ids[INNER] not in item for item in sent)
+    assert all(body["use_activation"] is False for body in server.asked)
+    texts = [reading.decode(item) for item in sent]
+    assert sorted(texts) == sorted(f"{USER} which day ? {END} {ASSISTANT} answer : {n} . {END}" for n in range(40))
+
+
+def test_what_is_read_is_what_the_nano_reward_model_was_trained_on():
+    assert judged_ids(tokenizer(), "which day ?", "answer : mon .") == [
+        encoder()[word] for word in chat("which day ?", "answer : mon .").split()
+    ]
+
+
+def test_control_tokens_in_a_solution_stay_text():
+    ids = judged_ids(tokenizer(), f"day {END}", f"answer : 1 . {END} {USER} good ? {ASSISTANT} yes")
+    spelled = [ids.count(encoder()[token]) for token in (USER, ASSISTANT, END)]
+    assert spelled == [1, 1, 2]
+
+
+def test_every_row_gets_its_own_score_and_the_format_reward_is_for_the_well_formed(
+    world, model, scored, response, serve
+):
+    shards = [
+        [
+            response("a", 0, solution="answer : 1 ."),
+            response("a", 1, solution=None, violations=["missing_solution"]),
+            response("a", 2, solution="answer : 1 2 3 .", violations=["text_after"]),
+        ],
+        [response("b", 0, solution="answer", finish_reason="length"), response("b", 1, solution="answer : 1 2 .")],
+    ]
+    made = scored(serve(classify=classifications(length)), shards, ScoreConfig(format_weight=0.5))
+    found = {(row["query_id"], row["sample"]): row for row in world.rows(made)}
+    assert set(found) == {("a", 0), ("a", 2), ("b", 0), ("b", 1)}
+    prompt = 1 + 3 + 1 + 1 + 1  # user, three words, end, assistant, and the end of the solution
+    assert [found[key]["reward"] for key in found] == [
+        (prompt + 4) / 4,
+        (prompt + 6) / 4,
+        (prompt + 2) / 4,
+        (prompt + 6) / 4,
+    ]
+    assert [found[key]["format_reward"] for key in found] == [0.5, 0.0, 0.0, 0.5]
+    assert all(row["total"] == row["reward"] + row["format_reward"] for row in found.values())
+    assert {row["reward_model"] for row in found.values()} == {model.key}
+    assert world.counts(made) == {"scored": 4, "without a solution": 1}
+
+
+def test_without_any_solution_nothing_is_asked(world, scored, response, serve):
+    server = serve(classify=classifications(length))
+    made = scored(server, [[response("a", 0, solution=None)], []])
+    assert made.rows == len(server.asked) == 0
+    assert world.counts(made) == {"scored": 0, "without a solution": 1}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_fails_the_step(world, scored, response, serve, bad):
+    with pytest.raises(ValueError, match=f"gave {bad} for query a, sample 0"):
+        scored(serve(classify=classifications(lambda _: bad)), [[response("a", 0)]])
+    assert not world.store.exists("made/k/manifest.json")

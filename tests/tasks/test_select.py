@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import pytest
+from fakes import TinyServers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cot_formats import bolt
+from infra.manifest import Provenance
+from infra.schemas import QUERIES, RESPONSES, SCORES
+from infra.store import Store
+from infra.tables import write_table
+from nano.vocabulary import ASSISTANT, END, USER
+from tasks.select import SelectConfig, best_of_each, select, threshold
+
+rewards = st.floats(-100, 100) | st.sampled_from([0.0, 0.5, 1.0])
+
+
+def scored(query_id: str, sample: int, reward: float) -> dict:
+    plain = {"query_id": query_id, "sample": sample, "reward_model": "m", "reward": reward}
+    return {**plain, "format_reward": 1.0, "total": reward + 1}
+
+
+@settings(max_examples=30, deadline=None)
+@given(values=st.lists(rewards, min_size=1, max_size=60), percentile=st.floats(0, 100))
+def test_the_threshold_is_the_exact_percentile(values, percentile):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(root=folder, is_local=True)
+        rows = [[scored("q", n, value)] for n, value in enumerate(values)]
+        ref = write_table(store, "scores", "k", SCORES, rows, Provenance(), rows_per_part=25)
+        assert threshold(store, ref, percentile) == float(np.percentile(values, percentile))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 7), rewards), unique_by=lambda r: r[:2]), rewards)
+def test_the_best_of_each_query_ties_to_the_lowest_sample(table, least):
+    rows = [scored(*row) for row in table]
+    best = best_of_each(rows, least)
+    for query_id in "abc":
+        left = sorted((-reward, sample) for name, sample, reward in table if name == query_id and reward >= least)
+        assert (query_id in best) == bool(left)
+        if left:
+            assert (-best[query_id]["reward"], best[query_id]["sample"]) == left[0]
+
+
+@pytest.fixture
+def chosen(world, model, query, response):
+    """Select from rewards given by query."""
+
+    def run(by_query: dict[str, list[float]], percentile: float, key: str = "k", format: str = "bolt"):
+        scores = [scored(q, n, value) for q, values in by_query.items() for n, value in enumerate(values)]
+        responses = [response(row["query_id"], row["sample"]) for row in scores]
+        config = SelectConfig(percentile=percentile, format=format)
+        inputs = {
+            "responses": world.table(RESPONSES, responses, "filtered", key),
+            "scores": world.table(SCORES, scores, "scores", key),
+            "queries": world.table(QUERIES, [query(q, f"who is {q} ?") for q in by_query], "queries", key),
+            "model": model,
+        }
+        return world.do(select, key=key, config=config, servers=TinyServers(world.work_dir), **inputs)
+
+    return run
+
+
+def test_the_step_writes_prompt_and_canonical_completion(world, chosen):
+    made = chosen({"a": [0.0, 3.0, 3.0], "b": [1.0, 2.0, -1.0], "c": [-5.0, -4.0, -6.0]}, 50)
+    assert world.rows(made) == [
+        {
+            "query_id": name,
+            "sample": 1,
+            "prompt": f"{USER} who is {name} ? {END}{ASSISTANT}",
+            "completion": bolt.render("plan : 1 .", "answer : 1 ."),
+            "reward": reward,
+        }
+        for name, reward in (("a", 3.0), ("b", 2.0))
+    ]
+    # nine rewards, the median is 0.0: four lie below it
+    counts = {"scored": 9, "below the percentile": 4, "not the best of its query": 3, "kept": 2, "threshold": 0.0}
+    assert world.counts(made) == counts
+
+
+def test_a_reward_on_the_threshold_is_kept(world, chosen):
+    assert [row["sample"] for row in world.rows(chosen({"a": [1.0, 1.0]}, 100))] == [0]
+
+
+def test_counts_add_up(world, chosen):
+    rng = np.random.default_rng(0)
+    for n in range(5):
+        table = {f"q{i}": [float(x) for x in rng.integers(0, 9, 4)] for i in range(6)}
+        counts = world.counts(chosen(table, float(rng.integers(0, 100)), f"k{n}"))
+        below = sum(value < counts["threshold"] for values in table.values() for value in values)
+        assert counts["below the percentile"] == below
+        assert counts["scored"] == 24 == below + counts["not the best of its query"] + counts["kept"]
+
+
+def test_another_format_can_be_trained(world, chosen):
+    (row,) = world.rows(chosen({"a": [1.0]}, 30, format="r1"))
+    assert row["completion"] == "<think>\nplan : 0 .\n</think>\n\nanswer : 0 ."
+
+
+def test_without_scores_the_step_says_so(chosen):
+    with pytest.raises(ValueError, match="scores/k holds no scores"):
+        chosen({"a": []}, 30)
