@@ -29,7 +29,9 @@ class BootstrapStage(BaseModel):
     generate: GenerateConfig = GenerateConfig()
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
-    shards: int = Field(16, ge=1, le=400, description="Pieces that the queries are generated in; each is a cached task.")
+    shards: int = Field(
+        16, ge=1, le=400, description="Pieces that the queries are generated in; each is a cached task."
+    )
 
 
 class BootstrapConfig(Common, BootstrapStage):

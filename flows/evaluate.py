@@ -32,7 +32,9 @@ class EvaluateStage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     problems: QueriesConfig = Field(description="Held-out problems with reference answers.")
-    generate: GenerateConfig = Field(GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it.")
+    generate: GenerateConfig = Field(
+        GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it."
+    )
     shards: int = Field(4, ge=1, le=400)
 
 
@@ -96,7 +98,9 @@ def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
 
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
-    return read_table(run.store, grades, ["problem_id", "correct", "thought_tokens", "solution_tokens", "truncated", "off_format"]).to_pandas()
+    return read_table(
+        run.store, grades, ["problem_id", "correct", "thought_tokens", "solution_tokens", "truncated", "off_format"]
+    ).to_pandas()
 
 
 @flow
@@ -110,7 +114,9 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             if each.in_context and examples is None:
                 raise ValueError(f"models: {each.name} is to be shown in-context examples, but `examples` is not given")
             shown = {"prompt": config.prompt, "examples": examples} if each.in_context else {}
-            grades = evaluate_stage(run, config.evaluate, each.name, problems, run.model(each.model), format=each.format, **shown)
+            grades = evaluate_stage(
+                run, config.evaluate, each.name, problems, run.model(each.model), format=each.format, **shown
+            )
             if not run.dry:
                 stages.append(stage_summary(run, each.name, grades))
         if stages:

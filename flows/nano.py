@@ -31,7 +31,9 @@ class NanoConfig(BaseModel):
     instruct_more: PretrainRecipe = PretrainRecipe(tokens=11_000_000, muon_lr=0.012, adam_lr=2e-3, seed=2)
     reward: PretrainRecipe = PretrainRecipe(tokens=8_000_000, muon_lr=0.01, adam_lr=1.5e-3, seed=1)
     reward_more: PretrainRecipe = PretrainRecipe(tokens=6_000_000, muon_lr=0.008, adam_lr=1e-3, seed=3)
-    reward_queries: int = Field(2_400, ge=1, description="Problems that the policy answers for the reward model's second leg.")
+    reward_queries: int = Field(
+        2_400, ge=1, description="Problems that the policy answers for the reward model's second leg."
+    )
     samples: GenerateConfig = Field(description="How the policy answers them.")
     examples: ExamplesConfig = Field(description="In-context examples that the policy is shown.")
     prompt: PromptConfig = Field(description="How it is shown them.")

@@ -38,15 +38,22 @@ class OnlineConfig(Common):
     online: OnlineStage
 
 
-def online_iteration(run: Run, config: OnlineStage, iteration: int, policy: Ref, reference: Ref, reward_model: Ref) -> Ref:
+def online_iteration(
+    run: Run, config: OnlineStage, iteration: int, policy: Ref, reference: Ref, reward_model: Ref
+) -> Ref:
     """The policy after one more iteration. `reference` is pi_0, the SFT model, whatever the iteration."""
-    drawn = {"skip": config.queries.skip + (iteration - 1) * config.queries_per_iteration, "limit": config.queries_per_iteration}
+    drawn = {
+        "skip": config.queries.skip + (iteration - 1) * config.queries_per_iteration,
+        "limit": config.queries_per_iteration,
+    }
     queries = mined(run, config.queries.model_copy(update=drawn), f"queries-online-{iteration}")
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
     inputs = {**shards_as_inputs(responses), "scores": scores, "queries": queries, "model": policy}
-    what = plan(f"pairs-{iteration}", "tasks.pair", {**config.pair.model_dump(mode="json"), "iteration": iteration}, inputs)
+    what = plan(
+        f"pairs-{iteration}", "tasks.pair", {**config.pair.model_dump(mode="json"), "iteration": iteration}, inputs
+    )
     pairs = run.do(
         pair,
         what,

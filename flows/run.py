@@ -38,11 +38,15 @@ class Common(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="Instruct model: a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION.")
+    model: str = Field(
+        description="Instruct model: a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION."
+    )
     reward_model: str = Field(description="Outcome reward model (one-label sequence classifier): as `model`.")
     serving: ServingConfig
     estimates: Estimates = Estimates()
-    dry_run: bool = Field(False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop.")
+    dry_run: bool = Field(
+        False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
+    )
 
 
 class StepRecord(BaseModel, frozen=True):
@@ -86,17 +90,25 @@ class Run:
         refs: list[Ref] = [future.result() for future in futures]
         plan = jobs[0][0]
         record = StepRecord(
-            name=plan.step, key=plan.key, seconds=time.perf_counter() - began, cached=cached, rows=sum(ref.rows for ref in refs)
+            name=plan.step,
+            key=plan.key,
+            seconds=time.perf_counter() - began,
+            cached=cached,
+            rows=sum(ref.rows for ref in refs),
         )
         self.steps.append(record)
-        self.log.info("%-24s %6.1f s  %s  %d rows", record.name, record.seconds, "cached" if cached else "done  ", record.rows)
+        self.log.info(
+            "%-24s %6.1f s  %s  %d rows", record.name, record.seconds, "cached" if cached else "done  ", record.rows
+        )
         return refs
 
     def model(self, named: str) -> Ref:
         """The model that a user names. Raises `ValueError` saying what was looked for."""
         if Path(named).is_dir():
             if self.dry:
-                return imported(self.store, Path(named), Path(named).name) or self._stand_in("model", "imported", Path(named).name)
+                return imported(self.store, Path(named), Path(named).name) or self._stand_in(
+                    "model", "imported", Path(named).name
+                )
             return import_model(self.store, Path(named), Path(named).name)
         step, _, key = named.partition("/")
         if key and "@" not in key and (found := find(self.store, step, key)):
@@ -133,7 +145,9 @@ class Run:
         hours = 0.0 if found else expected_tokens / speed / 3600
         self.gpu_hours += hours
         expected = f"{expected_tokens:,} tokens, {hours:.2f} GPU hours" if expected_tokens and not found else ""
-        print(f"{plan.step:24} {'cached' if found else 'to do':8} {plan.key if known else '(key depends on the above)':28} {expected}")
+        print(
+            f"{plan.step:24} {'cached' if found else 'to do':8} {plan.key if known else '(key depends on the above)':28} {expected}"
+        )
         return found or self._stand_in("table", plan.step, plan.key, expected_rows)
 
     def _stand_in(self, kind: Literal["table", "model"], step: str, key: str, rows: int = 0) -> Ref:

@@ -31,7 +31,10 @@ def sample(
     shared = {"config": config, "queries": queries, "model": model, "servers": run.servers}
     shared |= {"shards": shards, "prompt": prompt, "examples": examples}
     jobs = [
-        (plan(step, "tasks.generate", {**what, "shard": n, "shards": shards}, inputs, **ingredients), {**shared, "shard": n})
+        (
+            plan(step, "tasks.generate", {**what, "shard": n, "shards": shards}, inputs, **ingredients),
+            {**shared, "shard": n},
+        )
         for n in range(shards)
     ]
     return run.do_all(generate, jobs, queries.rows * config.samples * run.estimates.tokens_per_response)

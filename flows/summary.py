@@ -17,7 +17,16 @@ from flows.run import Run
 from infra.manifest import Ref
 from tasks.plot import stages_plot
 
-COLUMNS = ("stage", "accuracy (T=1)", "95 % interval", "greedy", "thought tokens", "solution tokens", "truncated", "off format")
+COLUMNS = (
+    "stage",
+    "accuracy (T=1)",
+    "95 % interval",
+    "greedy",
+    "thought tokens",
+    "solution tokens",
+    "truncated",
+    "off format",
+)
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 
 

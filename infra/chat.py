@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_IMPORTING = threading.Lock()  # transformers' lazy import breaks when two shards' threads start it at once
 _MARKUP = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local model folder; runs no code from it. Raises `FileNotFoundError` if the folder is
     missing."""
-    from transformers import AutoTokenizer
+    with _IMPORTING:
+        from transformers import AutoTokenizer
 
     if not Path(model_dir).is_dir():
         raise FileNotFoundError(f"no model folder at {model_dir}")

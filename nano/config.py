@@ -25,4 +25,6 @@ class PretrainConfig(PretrainRecipe):
 
     output: Path = Field(description="Folder for the model; figures go beside it.")
     start: Path | None = Field(None, description="Model to go on from; none starts from nothing.")
-    samples: Path | None = Field(None, description="Reward model only: the policy's samples with their outcomes (JSONL).")
+    samples: Path | None = Field(
+        None, description="Reward model only: the policy's samples with their outcomes (JSONL)."
+    )

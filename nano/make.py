@@ -44,13 +44,17 @@ def pretrained(
     config = PretrainConfig(**recipe.model_dump(), output=folder / "model", start=start, samples=samples)
     path = folder / "config.json"
     path.write_text(config.model_dump_json(indent=1))
-    process = GuardedProcess([sys.executable, "-m", module, str(path)], log_path=folder / "train.log", env={"OMP_NUM_THREADS": "1"})
+    process = GuardedProcess(
+        [sys.executable, "-m", module, str(path)], log_path=folder / "train.log", env={"OMP_NUM_THREADS": "1"}
+    )
     try:
         status = process.wait()
     finally:
         process.stop()
     if status != 0:
-        raise PretrainError(f"{module} ended with status {status}; log: {process.log_path}; its last lines:\n{process.tail()}")
+        raise PretrainError(
+            f"{module} ended with status {status}; log: {process.log_path}; its last lines:\n{process.tail()}"
+        )
     last: dict[str, Any] = json.loads((folder / "model.metrics.jsonl").read_text().splitlines()[-1])
     return last
 
@@ -83,7 +87,9 @@ def made(
 
 
 @step
-def make_instruct(plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: Servers, start: Ref | None = None) -> Ref:
+def make_instruct(
+    plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: Servers, start: Ref | None = None
+) -> Ref:
     """Pretrain the plain instruct model, or go on with it."""
     begun = fetch_model(store, start, servers.work_dir) if start else None
     return made(plan, store, servers.work_dir / "nano" / plan.key, "nano.pretrain", recipe, begun)

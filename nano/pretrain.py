@@ -90,7 +90,13 @@ def main(config_path: str) -> None:
         if n % 20 == 19 or n == steps - 1:
             seconds = time.perf_counter() - began
             tokens = (n + 1) * config.row_tokens * config.rows_per_step
-            row = {"step": n + 1, "steps": steps, "loss": sum(losses) / len(losses), "tokens": tokens, "seconds": seconds}
+            row = {
+                "step": n + 1,
+                "steps": steps,
+                "loss": sum(losses) / len(losses),
+                "tokens": tokens,
+                "seconds": seconds,
+            }
             print(json.dumps(row), file=log, flush=True)
             losses.clear()
     model.to(torch.bfloat16).save_pretrained(config.output)

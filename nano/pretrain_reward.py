@@ -26,7 +26,9 @@ from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
 
 LAYERS = 6
 Example = tuple[list[str], list[float], list[bool]]
-Judged = tuple[str, str, list[tuple[str, bool]]]  # query, right solution, other solutions and whether their answer is right
+Judged = tuple[
+    str, str, list[tuple[str, bool]]
+]  # query, right solution, other solutions and whether their answer is right
 
 
 def batches(rng: random.Random, samples: list[Judged], budget: int, pool: int = 8) -> Iterator[list[Example]]:
@@ -64,7 +66,9 @@ def labelled(query: str, right_solution: str, others: list[tuple[str, bool]]) ->
     found = []
     for solution, is_right in [(right_solution, True), *others]:
         tokens = chat(query, solution).split()
-        agree = next((i for i, (a, b) in enumerate(zip(tokens, right, strict=False)) if a != b), min(len(tokens), len(right)))
+        agree = next(
+            (i for i, (a, b) in enumerate(zip(tokens, right, strict=False)) if a != b), min(len(tokens), len(right))
+        )
         labels = [1.0] * agree + [-1.0 if is_right else 0.0] + [-1.0] * len(tokens)
         labels = [*labels[: len(tokens) - 1], float(is_right)]
         found.append((tokens, labels, [i < agree for i in range(len(tokens))]))

@@ -1,0 +1,148 @@
+"""The whole method, small: real Prefect, vLLM, torchrun with DeepSpeed on two ranks; killed on the way and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.tables import find, read_rows
+from infra.settings import Settings
+from infra.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "config.bootstrap.queries.limit=36",
+    "config.bootstrap.shards=2",
+    "config.online.iterations=1",
+    "config.online.queries_per_iteration=24",
+    "config.online.generate.samples=4",
+    "config.online.pair.least_samples=2",
+    "config.evaluate.problems.limit=24",
+    "config.evaluate.generate.samples=2",
+    "config.sft.epochs=1",
+)
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if not (ROOT / "nano" / "models" / "instruct" / "model.safetensors").is_file():
+        pytest.fail("nano/models/instruct is not in the checkout: the end-to-end test needs the shipped nano models")
+    yield tmp_path_factory.mktemp("whole")
+
+
+def started(place: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows", "bolt/nano"]
+    for assignment in SMALL:
+        command += ["--set", assignment]
+    env = {
+        **os.environ,
+        "BOLT_STORE": str(place / "store"),
+        "BOLT_WORK_DIR": str(place / "work"),
+        "PREFECT_HOME": str(place / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    for name in ("PREFECT_API_URL", "PREFECT_TEST_MODE"):
+        env.pop(name, None)
+    (place / "prefect").mkdir(exist_ok=True)
+    log = (place / "log.txt").open("a")
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+
+
+def finished(place: Path) -> dict[str, Any]:
+    run = started(place)
+    out, _ = run.communicate(timeout=900)
+    assert run.returncode == 0, (place / "log.txt").read_text()[-6000:]
+    summary: dict[str, Any] = json.loads(Path(out.strip().splitlines()[-1]).read_text())
+    return summary
+
+
+def ledger_lines(place: Path) -> list[str]:
+    ledgers = sorted((place / "work" / "ledgers").glob("responses-*.jsonl"))
+    return [line for path in ledgers for line in path.read_text().splitlines(keepends=True)[1:]]
+
+
+def processes_below(place: Path) -> list[str]:
+    """Command lines of living processes that mention the test's work folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it just ended
+            continue
+        if str(place / "work") in line or str(place / "store") in line:
+            found.append(line)
+    return found
+
+
+def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
+    run = started(place)
+    deadline = time.monotonic() + 400
+    while not ledger_lines(place):
+        assert run.poll() is None, (place / "log.txt").read_text()[-6000:]
+        assert time.monotonic() < deadline, "no request was finished in 400 s"
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    kept = [line for line in ledger_lines(place) if line.endswith("\n")]
+    assert kept
+    deadline = time.monotonic() + 60
+    while processes_below(place):
+        assert time.monotonic() < deadline, f"orphans of the killed run: {processes_below(place)}"
+        time.sleep(0.2)
+
+    summary = finished(place)
+
+    assert set(kept) <= set(ledger_lines(place))  # what was finished was not asked again
+    assert [stage["name"] for stage in summary["stages"]] == ["instruct", "in-context", "sft", "online-1"]
+    assert all(stage["problems"] == 24 and stage["samples"] == 48 for stage in summary["stages"])
+    rows = {step["name"]: step["rows"] for step in summary["steps"]}
+    assert rows["queries"] == 36
+    assert rows["responses"] == 36 * 8
+    assert rows["responses-online-1"] == 24 * 4
+    assert rows["examples"] == 10
+    instruct, in_context = summary["stages"][:2]
+    assert instruct["thought_tokens"] == 0
+    assert in_context["thought_tokens"] > 20
+
+
+def test_the_second_run_is_all_cached(place: Path) -> None:
+    summary = finished(place)
+    assert [step["name"] for step in summary["steps"] if not step["cached"]] == []
+
+
+def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
+    summary = finished(place)
+    keys = {step["name"]: step["key"] for step in summary["steps"]}
+    store = Store.open(Settings(store=str(place / "store")))
+    tables = {name: find(store, name, keys[name]) for name in ("pairs-1", "scores-online-1", "queries-online-1")}
+    assert all(tables.values())
+    pairs, scores, queries = (list(read_rows(store, ref)) for ref in tables.values() if ref)
+    scored = {(row["query_id"], row["sample"]): row["total"] for row in scores}
+    asked = {row["query_id"]: row["query"] for row in queries}
+    assert pairs
+    for pair in pairs:
+        assert asked[pair["query_id"]] in pair["prompt"]
+        of_query = [total for (query_id, _), total in scored.items() if query_id == pair["query_id"]]
+        assert pair["chosen_score"] == scored[pair["query_id"], pair["chosen_sample"]] == max(of_query)
+        assert pair["rejected_score"] == scored[pair["query_id"], pair["rejected_sample"]] == min(of_query)
+
+
+def test_a_damaged_part_is_made_again_and_nothing_else(place: Path) -> None:
+    summary = finished(place)
+    key = next(step["key"] for step in summary["steps"] if step["name"] == "longcot")
+    part = place / "store" / "longcot" / key / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-9] + b"garbage!!")
+    again = finished(place)
+    assert [step["name"] for step in again["steps"] if not step["cached"]] == ["longcot"]

@@ -1,0 +1,126 @@
+"""The documentation names what exists: parameters, links, paths, modules; its examples fit the flows."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # else tests/cot_formats stands before the real one
+
+from flows.__main__ import flow_name
+from flows.bolt import BoltConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+LOG = "docs/LOG.md"  # dated notes may name what is gone since
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+MODULE = re.compile(r"(?:flows|tasks|cot_formats|evals|infra|nano)(?:\.[a-z_]\w*)+")
+FOLDERS = {"bench", "cot_formats", "docs", "evals", "flows", "infra", "nano", "prompts", "tasks", "tests", ".ci"}
+DEPLOYMENTS = {
+    f"{flow_name(each)}/{each['name']}" for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+}
+
+
+def prose(name: str) -> str:
+    return FENCED.sub("", (ROOT / name).read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def named_paths(text: str) -> set[str]:
+    """What looks like a path of the repository among the words in backticks."""
+    words = {code.partition(":")[0].rstrip("/") for code in CODE.findall(text)} - DEPLOYMENTS
+    return {
+        word
+        for word in words
+        if re.fullmatch(r"[\w./-]+", word)
+        and (word.split("/")[0] in FOLDERS if "/" in word else re.search(r"\w\.(md|toml|txt|yaml)$", word))
+    }
+
+
+@pytest.fixture
+def parameters():
+    spec = importlib.util.spec_from_file_location("parameters", ROOT / "docs" / "parameters.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_parameter_tables_are_up_to_date(parameters):
+    assert parameters.main(["--check"]) == 0, "run: python docs/parameters.py"
+
+
+def test_stale_or_missing_parameter_tables_are_told(parameters, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parameters, "TARGET", tmp_path / "parameters.md")
+    assert parameters.main(["--check"]) == 1
+    assert "out of date" in capsys.readouterr().err
+    assert parameters.main([]) == 0
+    assert parameters.main(["--check"]) == 0
+    parameters.TARGET.write_text(parameters.TARGET.read_text().replace("`16384`", "`4096`"))
+    assert parameters.main(["--check"]) == 1
+    assert parameters.main(["--chek"]) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_relative_link_leads_somewhere(name):
+    page, broken = ROOT / name, []
+    for link in LINK.findall(prose(name)):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != LOG])
+def test_every_path_named_exists(name):
+    missing = {
+        path for path in named_paths(prose(name)) if not (ROOT / path).exists() and not (ROOT / "docs" / path).exists()
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != LOG])
+def test_every_module_named_exists(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = {code for code in CODE.findall(prose(name)) if MODULE.fullmatch(code)}
+    named |= {
+        found for found in re.findall(r"(?:^from|python -m) (\w+\.\w+)", text, re.MULTILINE) if MODULE.match(found)
+    }
+    for module in named:
+        package, part, *_ = module.split(".")
+        found = (ROOT / package / f"{part}.py").is_file() or (ROOT / package / part).is_dir()
+        assert found, f"{name} names {module}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != LOG])
+def test_every_preset_in_a_command_exists(name):
+    """`python -m flows FLOW/NAME` and `deployment run 'FLOW/NAME'`; the example for real models is the page's own."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    commanded = set(re.findall(r"(?:-m flows|deployment run) '?(\w+/[\w-]+)", text))
+    assert commanded - DEPLOYMENTS <= {"bolt/llama-8b"}
+
+
+def test_the_example_deployment_for_real_models_fits_its_flow():
+    page = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (entry,) = yaml.safe_load("pool: &pool {}\ndeployments:\n" + block)["deployments"]
+    config = BoltConfig.model_validate(entry["parameters"]["config"])
+    for stage in (config.sft, config.online.dpo):
+        assert stage.accumulation(stage.ranks) == 16
+    assert (config.online.iterations, config.online.queries_per_iteration) == (3, 33_000)
+    assert config.bootstrap.generate.max_tokens < config.serving.policy.max_model_len
