@@ -1,6 +1,7 @@
-"""Run a deployment of prefect.yaml in this process: `python -m flows bolt/nano [--dry-run] [--set config.online.iterations=3]`.
+"""Run a deployment of prefect.yaml here: `python -m flows bolt/nano [--dry-run] [--set config.online.iterations=3]`.
 
-`prefect deployment run` starts the same flow with the same parameters on a worker.
+The last line printed is what the flow made: the path of its summary, or the artifact STEP/KEY; `evaluate` prints its
+table. `prefect deployment run` starts the same flow with the same parameters on a worker.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from infra.manifest import Ref
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -45,9 +48,20 @@ def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any
         for name in parents:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise ValueError(f"--set {assignment}: {name} holds a plain value, so nothing can be set inside it")
+                raise ValueError(f"--set {assignment}: {name} holds a plain value, so nothing can be set inside it")  # noqa: TRY004
         place[last] = value
     return result
+
+
+def told(result: Any) -> str:
+    """What to print of a flow's result."""
+    from flows.summary import markdown_table
+
+    if isinstance(result, Ref):
+        return f"{result.step}/{result.key}"
+    if isinstance(result, dict):
+        return str(result["path"])
+    return markdown_table(result) if result else ""
 
 
 def main(argv: list[str]) -> None:
@@ -55,18 +69,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("deployment", help="FLOW/NAME, e.g. bolt/nano")
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="a.b.c=VALUE")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    told = parser.parse_args(argv)
-    extra = ["config.dry_run=true"] if told.dry_run else []
+    given = parser.parse_args(argv)
+    extra = ["config.dry_run=true"] if given.dry_run else []
     try:
-        each = deployment(told.deployment)
-        parameters = changed(each.get("parameters", {}), [*told.assignments, *extra])
+        each = deployment(given.deployment)
+        parameters = changed(each.get("parameters", {}), [*given.assignments, *extra])
     except ValueError as error:
         parser.error(str(error))
     module, _, function = each["entrypoint"].rpartition(":")
     run = getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
     result = run(**parameters)
-    if isinstance(result, dict) and "path" in result:
-        print(result["path"])
+    if result and not parameters["config"].get("dry_run"):
+        print(told(result))
 
 
 if __name__ == "__main__":

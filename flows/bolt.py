@@ -1,24 +1,29 @@
-"""The whole method (BOLT, arXiv 2502.03860): bootstrap LongCoT data, SFT, online DPO; every stage's model is evaluated."""
+"""The whole method (BOLT, arXiv 2502.03860): bootstrap LongCoT data, SFT, online DPO; every stage is evaluated."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from prefect import flow
 from pydantic import Field, model_validator
 
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
-from flows.online import OnlineStage, online_iteration
-from flows.run import Common, begin
+from flows.online import OnlineStage, online_iteration, online_queries
+from flows.run import A_MODEL, TASK_RUNNER, Common, begin
 from flows.sft import sft_stage
 from flows.summary import publish_summary
 from tasks.train_sft import SftStage
+
+Stage = TypeVar("Stage", BootstrapStage, OnlineStage)
 
 
 class BoltConfig(Common):
     """Parameters of the flow `bolt`. The defaults are the paper's figures."""
 
+    model: str = Field(description=f"Instruct model: {A_MODEL}.")
+    reward_model: str = Field(description=f"Outcome reward model (a one-label sequence classifier): {A_MODEL}.")
     bootstrap: BootstrapStage = Field(description="Stage 1: LongCoT bootstrapping.")
     sft: SftStage = Field(SftStage(), description="Stage 2: LongCoT supervised fine-tuning.")
     online: OnlineStage = Field(description="Stage 3: iterative online DPO.")
@@ -35,28 +40,47 @@ class BoltConfig(Common):
         return self
 
 
-@flow
+def without(stage: Stage, problems: Path) -> Stage:
+    """The stage, mining none of the problems that every stage is evaluated on."""
+    return stage.model_copy(update={"queries": stage.queries.without(problems)})
+
+
+@flow(task_runner=TASK_RUNNER)
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and show what each stage gave."""
     with begin(config) as run:
         instruct, reward_model = run.model(config.model), run.model(config.reward_model)
         learned = config.bootstrap.select.format
+        stage_1 = without(config.bootstrap, config.evaluate.problems.path)
+        stage_3 = without(config.online, config.evaluate.problems.path)
+
+        # All that the user's files can be wrong in shows here, before a GPU is used.
         problems = mined(run, config.evaluate.problems, "problems")
-        examples = curated(run, config.bootstrap.examples)
+        examples = curated(run, stage_1.examples)
+        queries, later_queries = mined(run, stage_1.queries), online_queries(run, stage_3)
         grades: dict[str, Grades] = {}
 
         # Each model is evaluated just before it is next sampled from, so that one server start serves both.
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
-        shown = {"format": config.bootstrap.generate.format, "prompt": config.bootstrap.prompt, "examples": examples}
-        grades["in-context"] = evaluate_stage(run, config.evaluate, "in-context", problems, instruct, **shown)
+        grades["in-context"] = evaluate_stage(
+            run,
+            config.evaluate,
+            "in-context",
+            problems,
+            instruct,
+            format=stage_1.generate.format,
+            prompt=stage_1.prompt,
+            examples=examples,
+        )
 
-        longcot = bootstrap_stage(run, config.bootstrap, examples, instruct, reward_model)  # stage 1
+        longcot = bootstrap_stage(run, stage_1, examples, queries, instruct, reward_model)  # stage 1
 
         reference = policy = sft_stage(run, config.sft, longcot, instruct)  # stage 2
         grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy, format=learned)
 
-        for iteration in range(1, config.online.iterations + 1):  # stage 3
-            policy = online_iteration(run, config.online, iteration, policy, reference, reward_model)
+        for iteration in range(1, stage_3.iterations + 1):  # stage 3
+            asked = later_queries[iteration]
+            policy = online_iteration(run, stage_3, iteration, asked, policy, reference, reward_model)
             name = f"online-{iteration}"
             grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format=learned)
 

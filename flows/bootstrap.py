@@ -1,11 +1,13 @@
-"""Stage 1, LongCoT bootstrapping (BOLT section 3.1): examples, queries, generation in context, filtering, scoring, selection."""
+"""Stage 1, LongCoT bootstrapping (BOLT section 3.1): examples, queries, sampling, filter, scores, selection."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.run import Common, Run, begin
+from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, scored, shards_as_inputs
 from infra.files import digest_of_files
 from infra.manifest import Ref
@@ -13,7 +15,7 @@ from infra.steps import plan
 from tasks.curate_examples import ExamplesConfig, curate_examples, example_files
 from tasks.filter import filter_responses
 from tasks.generate import GenerateConfig, PromptConfig, first_prompt
-from tasks.mine_queries import QueriesConfig, mine_queries
+from tasks.mine_queries import QueriesConfig, mine, mine_queries
 from tasks.score import ScoreConfig
 from tasks.select import SelectConfig, select
 
@@ -23,12 +25,12 @@ class BootstrapStage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    examples: ExamplesConfig
-    queries: QueriesConfig
-    prompt: PromptConfig = PromptConfig()
-    generate: GenerateConfig = GenerateConfig()
-    score: ScoreConfig = ScoreConfig()
-    select: SelectConfig = SelectConfig()
+    examples: ExamplesConfig = Field(description="In-context examples.")
+    queries: QueriesConfig = Field(description="Queries to make LongCoT data for.")
+    prompt: PromptConfig = Field(PromptConfig(), description="How examples and query become a prompt.")
+    generate: GenerateConfig = Field(GenerateConfig(), description="How responses are sampled.")
+    score: ScoreConfig = Field(ScoreConfig(), description="How responses are scored.")
+    select: SelectConfig = Field(SelectConfig(), description="Which responses are kept.")
     shards: int = Field(
         16, ge=1, le=400, description="Pieces that the queries are generated in; each is a cached task."
     )
@@ -36,6 +38,9 @@ class BootstrapStage(BaseModel):
 
 class BootstrapConfig(Common, BootstrapStage):
     """Parameters of the flow `bootstrap`."""
+
+    model: str = Field(description=f"Instruct model that writes the data: {A_MODEL}.")
+    reward_model: str = Field(description=f"Outcome reward model (a one-label sequence classifier): {A_MODEL}.")
 
 
 def curated(run: Run, config: ExamplesConfig) -> Ref:
@@ -45,15 +50,17 @@ def curated(run: Run, config: ExamplesConfig) -> Ref:
 
 
 def mined(run: Run, config: QueriesConfig, step: str = "queries") -> Ref:
-    """A table of queries (or of problems to evaluate on)."""
+    """A table of queries (or of problems to evaluate on). A dry run reads the files, to know how many there will be."""
     files = {"files": digest_of_files([config.path, *config.held_out])}
     what = plan(step, "tasks.mine_queries", config, {}, **files)
-    return run.do(mine_queries, what, expected_rows=config.limit or 0, config=config)
+    expected = len(mine(config, Counter())) if run.dry else 0
+    return run.do(mine_queries, what, expected_rows=expected, config=config)
 
 
-def bootstrap_stage(run: Run, config: BootstrapStage, examples: Ref, model: Ref, reward_model: Ref) -> Ref:
+def bootstrap_stage(
+    run: Run, config: BootstrapStage, examples: Ref, queries: Ref, model: Ref, reward_model: Ref
+) -> Ref:
     """LongCoT data from a ShortCoT model: the table `longcot`."""
-    queries = mined(run, config.queries)
     if run.dry:
         print(first_prompt(config.prompt, config.examples, config.queries, config.generate))
     responses = sample(
@@ -65,12 +72,23 @@ def bootstrap_stage(run: Run, config: BootstrapStage, examples: Ref, model: Ref,
     scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
     inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}
     what = plan("longcot", "tasks.select", config.select, inputs)
-    return run.do(select, what, expected_rows=queries.rows, config=config.select, servers=run.servers, **inputs)
+    return run.do(
+        select,
+        what,
+        expected_rows=queries.rows,
+        config=config.select,
+        responses=filtered,
+        scores=scores,
+        queries=queries,
+        model=model,
+        servers=run.servers,
+    )
 
 
-@flow
+@flow(task_runner=TASK_RUNNER)
 def bootstrap(config: BootstrapConfig) -> Ref:
     """Make a LongCoT data set from an instruct model and a handful of in-context examples."""
     with begin(config) as run:
-        examples = curated(run, config.examples)
-        return bootstrap_stage(run, config, examples, run.model(config.model), run.model(config.reward_model))
+        model, reward_model = run.model(config.model), run.model(config.reward_model)
+        examples, queries = curated(run, config.examples), mined(run, config.queries)
+        return bootstrap_stage(run, config, examples, queries, model, reward_model)

@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.bootstrap import curated, mined
-from flows.run import Common, Run, begin
+from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
@@ -35,7 +35,7 @@ class EvaluateStage(BaseModel):
     generate: GenerateConfig = Field(
         GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it."
     )
-    shards: int = Field(4, ge=1, le=400)
+    shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
 
 
 class Evaluated(BaseModel):
@@ -43,19 +43,19 @@ class Evaluated(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    model: str
-    format: Format = "bolt"
+    name: str = Field(description="Name of the stage; part of the names of its steps.")
+    model: str = Field(description=f"The model: {A_MODEL}.")
+    format: Format = Field("bolt", description="Format that its answers are read in; `plain` for a ShortCoT model.")
     in_context: bool = Field(False, description="Show it the in-context examples.")
 
 
 class EvaluateConfig(Common):
     """Parameters of the flow `evaluate`."""
 
-    evaluate: EvaluateStage
-    models: tuple[Evaluated, ...] = Field(min_length=1)
+    evaluate: EvaluateStage = Field(description="Problems, and how they are answered.")
+    models: tuple[Evaluated, ...] = Field(min_length=1, description="Models to compare, in the order to show them.")
     examples: ExamplesConfig | None = Field(None, description="In-context examples, where a model is shown them.")
-    prompt: PromptConfig = PromptConfig()
+    prompt: PromptConfig = Field(PromptConfig(), description="How a model is shown them.")
 
 
 Grades = dict[str, Ref]
@@ -103,7 +103,7 @@ def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
     ).to_pandas()
 
 
-@flow
+@flow(task_runner=TASK_RUNNER)
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """Compare models on held-out problems."""
     with begin(config) as run:
@@ -113,9 +113,15 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         for each in config.models:
             if each.in_context and examples is None:
                 raise ValueError(f"models: {each.name} is to be shown in-context examples, but `examples` is not given")
-            shown = {"prompt": config.prompt, "examples": examples} if each.in_context else {}
             grades = evaluate_stage(
-                run, config.evaluate, each.name, problems, run.model(each.model), format=each.format, **shown
+                run,
+                config.evaluate,
+                each.name,
+                problems,
+                run.model(each.model),
+                format=each.format,
+                prompt=config.prompt if each.in_context else None,
+                examples=examples if each.in_context else None,
             )
             if not run.dry:
                 stages.append(stage_summary(run, each.name, grades))

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flows.bootstrap import curated
-from flows.run import Run, start
+from flows.run import TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
 from infra.models import fetch_model
-from infra.servers import ServingConfig
 from infra.steps import plan
 from nano.config import PretrainRecipe
 from nano.make import make_instruct, make_reward, reward_queries
@@ -22,24 +21,24 @@ from tasks.curate_examples import ExamplesConfig
 from tasks.generate import GenerateConfig, PromptConfig
 
 
-class NanoConfig(BaseModel):
-    """Parameters of the flow `nano`. Each model is trained in two legs, the second going on from the first."""
+class NanoConfig(Common):
+    """Parameters of the flow `nano`. The defaults made the models that are shipped."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    instruct: PretrainRecipe = PretrainRecipe()
-    instruct_more: PretrainRecipe = PretrainRecipe(tokens=11_000_000, muon_lr=0.012, adam_lr=2e-3, seed=2)
-    reward: PretrainRecipe = PretrainRecipe(tokens=8_000_000, muon_lr=0.01, adam_lr=1.5e-3, seed=1)
-    reward_more: PretrainRecipe = PretrainRecipe(tokens=6_000_000, muon_lr=0.008, adam_lr=1e-3, seed=3)
+    instruct: PretrainRecipe = Field(PretrainRecipe(tokens=8_500_000), description="The instruct model.")
+    reward: PretrainRecipe = Field(
+        PretrainRecipe(tokens=6_000_000, seed=1), description="The reward model's first leg: made-up mistakes."
+    )
+    reward_more: PretrainRecipe = Field(
+        PretrainRecipe(tokens=3_000_000, muon_lr=0.008, adam_lr=1e-3, seed=3),
+        description="Its second leg: the instruct model's own mistakes too.",
+    )
     reward_queries: int = Field(
         2_400, ge=1, description="Problems that the policy answers for the reward model's second leg."
     )
     samples: GenerateConfig = Field(description="How the policy answers them.")
     examples: ExamplesConfig = Field(description="In-context examples that the policy is shown.")
     prompt: PromptConfig = Field(description="How it is shown them.")
-    serving: ServingConfig
     export: Path | None = Field(None, description="Folder to copy both models to, e.g. nano/models.")
-    dry_run: bool = Field(False, description="Print the plan and stop.")
 
 
 def exported(run: Run, model: Ref, target: Path) -> None:
@@ -49,13 +48,13 @@ def exported(run: Run, model: Ref, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("manifest.json"))
 
 
-@flow
+@flow(task_runner=TASK_RUNNER)
 def nano(config: NanoConfig) -> None:
-    """Pretrain the plain instruct model, grow the reward model from it, teach that one on the other's samples."""
-    with start(config.dry_run, config.serving) as run:
-        instruct = instructed(run, "nano-instruct", config.instruct)
-        reward = rewarding(run, "nano-reward", config.reward, instruct)
-        instruct = instructed(run, "nano-instruct-more", config.instruct_more, instruct)
+    """Pretrain the plain instruct model and the reward model, then teach that one on the other's samples."""
+    with begin(config) as run:
+        what = plan("nano-instruct", "nano.pretrain", config.instruct, {})
+        instruct = run.do(make_instruct, what, recipe=config.instruct, servers=run.servers)
+        reward = rewarding(run, "nano-reward", config.reward)
 
         what = plan("nano-reward-queries", "nano.make", {"count": config.reward_queries}, {})
         queries = run.do(reward_queries, what, expected_rows=config.reward_queries, count=config.reward_queries)
@@ -70,15 +69,17 @@ def nano(config: NanoConfig) -> None:
             exported(run, reward, config.export / "reward")
 
 
-def instructed(run: Run, step: str, recipe: PretrainRecipe, start: Ref | None = None) -> Ref:
-    what = plan(step, "nano.pretrain", recipe, {"start": start} if start else {})
-    return run.do(make_instruct, what, recipe=recipe, servers=run.servers, start=start)
-
-
 def rewarding(
-    run: Run, step: str, recipe: PretrainRecipe, start: Ref, queries: Ref | None = None, responses: Sequence[Ref] = ()
+    run: Run,
+    step: str,
+    recipe: PretrainRecipe,
+    start: Ref | None = None,
+    queries: Ref | None = None,
+    responses: Sequence[Ref] = (),
 ) -> Ref:
-    inputs = {"start": start, **shards_as_inputs(responses)} | ({"queries": queries} if queries else {})
+    """The reward model after one leg of training."""
+    named = {"start": start, "queries": queries, **shards_as_inputs(responses)}
+    inputs = {name: ref for name, ref in named.items() if ref is not None}
     what = plan(step, "nano.pretrain_reward", recipe, inputs)
     return run.do(
         make_reward, what, recipe=recipe, start=start, servers=run.servers, queries=queries, responses=responses

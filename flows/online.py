@@ -1,12 +1,14 @@
-"""Stage 3, iterative online DPO (BOLT section 3.3): sample from the policy, score, pair the best with the worst, train."""
+"""Stage 3, iterative online DPO (BOLT section 3.3): sample from the policy, score, pair best with worst, train."""
 
 from __future__ import annotations
 
+from typing import Self
+
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.bootstrap import mined
-from flows.run import Common, Run, begin
+from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, scored, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
@@ -23,30 +25,53 @@ class OnlineStage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: int = Field(3, ge=1, le=20, description="Rounds of sampling and training (BOLT: 3).")
-    queries: QueriesConfig = Field(description="Queries of all iterations; each iteration draws its own.")
+    queries: QueriesConfig = Field(
+        description="Queries of all iterations, each of which draws its own (so no `limit` here); too few are an error."
+    )
     queries_per_iteration: int = Field(33_000, ge=1, description="Queries drawn for an iteration (BOLT: 33k).")
-    generate: GenerateConfig = GenerateConfig()
-    score: ScoreConfig = ScoreConfig()
-    pair: PairConfig = PairConfig()
-    dpo: DpoStage = DpoStage()
+    generate: GenerateConfig = Field(GenerateConfig(), description="How the policy is sampled from.")
+    score: ScoreConfig = Field(ScoreConfig(), description="How samples are scored.")
+    pair: PairConfig = Field(PairConfig(), description="Which samples become a preference.")
+    dpo: DpoStage = Field(DpoStage(), description="How the policy is trained on the preferences.")
     shards: int = Field(16, ge=1, le=400, description="Pieces that the samples are drawn in; each is a cached task.")
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.queries.limit is not None:
+            raise ValueError("queries.limit: set queries_per_iteration, the number that each iteration draws, instead")
+        return self
+
+    def queries_of(self, iteration: int) -> QueriesConfig:
+        """The part of the queries that an iteration draws, all of it."""
+        each = self.queries_per_iteration
+        skip = self.queries.skip + (iteration - 1) * each
+        return self.queries.model_copy(update={"skip": skip, "limit": each, "least_queries": each})
 
 
 class OnlineConfig(Common):
     """Parameters of the flow `online`."""
 
-    online: OnlineStage
+    model: str = Field(description=f"SFT model: the policy to begin with, and pi_0 throughout: {A_MODEL}.")
+    reward_model: str = Field(description=f"Outcome reward model (a one-label sequence classifier): {A_MODEL}.")
+    online: OnlineStage = Field(description="Iterative online DPO.")
+
+
+def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
+    """The queries of every iteration, by its number: mined before a GPU is used.
+
+    The last iteration's come first: where there are too few, the error says how many all iterations need.
+
+    Raises:
+        BadInput: too few are left.
+    """
+    iterations = range(config.iterations, 0, -1)
+    return {number: mined(run, config.queries_of(number), f"queries-online-{number}") for number in iterations}
 
 
 def online_iteration(
-    run: Run, config: OnlineStage, iteration: int, policy: Ref, reference: Ref, reward_model: Ref
+    run: Run, config: OnlineStage, iteration: int, queries: Ref, policy: Ref, reference: Ref, reward_model: Ref
 ) -> Ref:
     """The policy after one more iteration. `reference` is pi_0, the SFT model, whatever the iteration."""
-    drawn = {
-        "skip": config.queries.skip + (iteration - 1) * config.queries_per_iteration,
-        "limit": config.queries_per_iteration,
-    }
-    queries = mined(run, config.queries.model_copy(update=drawn), f"queries-online-{iteration}")
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
@@ -68,15 +93,27 @@ def online_iteration(
     trained = {"pairs": pairs, "policy": policy, "reference": reference}
     expected = int(4 * config.queries_per_iteration * run.estimates.tokens_per_response * config.dpo.epochs)
     what = plan(f"dpo-{iteration}", "tasks.train_dpo", config.dpo, trained)
-    return run.do(train_dpo, what, expected_tokens=expected, config=config.dpo, servers=run.servers, **trained)
+    return run.do(
+        train_dpo,
+        what,
+        expected_tokens=expected,
+        config=config.dpo,
+        pairs=pairs,
+        policy=policy,
+        reference=reference,
+        servers=run.servers,
+    )
 
 
-@flow
+@flow(task_runner=TASK_RUNNER)
 def online(config: OnlineConfig) -> Ref:
     """Refine an SFT model (`model`) by online DPO; the model given is pi_0."""
     with begin(config) as run:
         reference = policy = run.model(config.model)
         reward_model = run.model(config.reward_model)
+        queries = online_queries(run, config.online)
         for iteration in range(1, config.online.iterations + 1):
-            policy = online_iteration(run, config.online, iteration, policy, reference, reward_model)
+            policy = online_iteration(
+                run, config.online, iteration, queries[iteration], policy, reference, reward_model
+            )
         return policy

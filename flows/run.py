@@ -1,19 +1,20 @@
-"""One flow run: where its artifacts live, who is served, which steps were done. The flows are written in terms of it."""
+"""One flow run: where its artifacts live, who is served, which steps were done. The flows are written in its terms."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from prefect import Task, get_run_logger
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.manifest import Ref
-from infra.models import import_model, imported
+from infra.models import import_model, imported_ref
 from infra.parts import find
 from infra.servers import Servers, ServingConfig
 from infra.settings import Settings
@@ -21,6 +22,12 @@ from infra.steps import Plan
 from infra.store import Store
 
 PENDING = "pending"
+A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
+
+# Shards under way at once: 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
+# step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.
+SHARDS_AT_ONCE = 4
+TASK_RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)  # type: ignore[assignment]
 
 
 class Estimates(BaseModel):
@@ -38,12 +45,8 @@ class Common(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(
-        description="Instruct model: a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION."
-    )
-    reward_model: str = Field(description="Outcome reward model (one-label sequence classifier): as `model`.")
-    serving: ServingConfig
-    estimates: Estimates = Estimates()
+    serving: ServingConfig = Field(description="How models are served.")
+    estimates: Estimates = Field(Estimates(), description="What a dry run reckons with.")
     dry_run: bool = Field(
         False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
     )
@@ -80,7 +83,7 @@ class Run:
     def do_all(
         self, task: Task[..., Any], jobs: Sequence[tuple[Plan, dict[str, Any]]], expected_tokens: int = 0
     ) -> list[Ref]:
-        """Make the artifacts of one step's shards side by side. One that fails does not stop the others; then it raises."""
+        """Make the artifacts of a step's shards side by side. One that fails stops no other; at the end it raises."""
         if self.dry:
             return [self._looked_up(plan, expected_tokens // len(jobs), 0) for plan, _ in jobs]
         began = time.perf_counter()
@@ -97,25 +100,26 @@ class Run:
             rows=sum(ref.rows for ref in refs),
         )
         self.steps.append(record)
-        self.log.info(
-            "%-24s %6.1f s  %s  %d rows", record.name, record.seconds, "cached" if cached else "done  ", record.rows
-        )
+        done = "cached" if cached else "done"
+        self.log.info("%-28s %6.1f s  %-6s  %s  %d rows", record.name, record.seconds, done, record.key, record.rows)
         return refs
 
     def model(self, named: str) -> Ref:
-        """The model that a user names. Raises `ValueError` saying what was looked for."""
+        """The model that a user names; a dry run copies and downloads nothing.
+
+        Raises:
+            ValueError: there is none; the text says what was looked for.
+        """
         if Path(named).is_dir():
-            if self.dry:
-                return imported(self.store, Path(named), Path(named).name) or self._stand_in(
-                    "model", "imported", Path(named).name
-                )
-            return import_model(self.store, Path(named), Path(named).name)
+            take = imported_ref if self.dry else import_model
+            return take(self.store, Path(named), Path(named).name)
         step, _, key = named.partition("/")
         if key and "@" not in key and (found := find(self.store, step, key)):
             return found
         name, _, revision = named.partition("@")
         if revision and name.count("/") == 1:
-            return self._from_hub(name, revision)
+            plain = name.replace("/", "--")
+            return self._stand_in("model", "imported", plain) if self.dry else self._from_hub(name, revision)
         raise ValueError(
             f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
             "and no hub id ORG/NAME@REVISION (a revision is required)"
@@ -145,9 +149,8 @@ class Run:
         hours = 0.0 if found else expected_tokens / speed / 3600
         self.gpu_hours += hours
         expected = f"{expected_tokens:,} tokens, {hours:.2f} GPU hours" if expected_tokens and not found else ""
-        print(
-            f"{plan.step:24} {'cached' if found else 'to do':8} {plan.key if known else '(key depends on the above)':28} {expected}"
-        )
+        key = plan.key if known else "(key depends on the above)"
+        print(f"{plan.step:28} {'cached' if found else 'to do':8} {key:28} {expected}")
         return found or self._stand_in("table", plan.step, plan.key, expected_rows)
 
     def _stand_in(self, kind: Literal["table", "model"], step: str, key: str, rows: int = 0) -> Ref:
@@ -156,17 +159,12 @@ class Run:
 
 
 @contextmanager
-def start(dry: bool, serving: ServingConfig | None = None, estimates: Estimates = Estimates()) -> Iterator[Run]:
+def begin(common: Common) -> Iterator[Run]:
     """Open the store (a write-read check), and end every server when the run ends."""
     settings = Settings.load()
     store = Store.open(settings)
-    with Servers(serving, store, settings.work_dir.resolve()) as servers:
-        run = Run(store, settings, servers, estimates, dry)
+    with Servers(common.serving, store, settings.work_dir.resolve()) as servers:
+        run = Run(store, settings, servers, common.estimates, common.dry_run)
         yield run
-        if dry:
-            print(f"{'in all':24} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")
-
-
-def begin(common: Common) -> AbstractContextManager[Run]:
-    """`start` as a flow's parameters say."""
-    return start(common.dry_run, common.serving, common.estimates)
+        if run.dry:
+            print(f"{'in all':28} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows.run import Common, Run, begin
+from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
 from infra.manifest import Ref
 from infra.steps import plan
 from tasks.train_sft import SftStage, train_sft
@@ -14,8 +14,9 @@ from tasks.train_sft import SftStage, train_sft
 class SftFlowConfig(Common):
     """Parameters of the flow `sft`."""
 
+    model: str = Field(description=f"Instruct model to fine-tune: {A_MODEL}.")
     longcot: str = Field(description="The LongCoT data: the artifact STEP/KEY that a run of `bootstrap` returned.")
-    sft: SftStage = SftStage()
+    sft: SftStage = Field(SftStage(), description="LongCoT supervised fine-tuning.")
 
 
 def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
@@ -27,7 +28,7 @@ def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
     )
 
 
-@flow
+@flow(task_runner=TASK_RUNNER)
 def sft(config: SftFlowConfig) -> Ref:
     """Fine-tune the instruct model on another run's LongCoT data."""
     with begin(config) as run:

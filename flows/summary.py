@@ -62,7 +62,10 @@ def flow_run_name() -> str:
 
 
 def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref) -> dict[str, Any]:
-    """Write `runs/NAME/summary.json` and a plot into the store, and the same as artifacts. Returns the summary and its path."""
+    """Write `runs/NAME/summary.json` and a plot into the store, and the same as artifacts.
+
+    Returns the summary and its path.
+    """
     name = flow_run_name()
     steps = [record.model_dump() for record in run.steps]
     summary = {"run": name, "model": f"{policy.step}/{policy.key}", "stages": stages, "gains": gains, "steps": steps}
@@ -70,7 +73,8 @@ def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
     run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))
     table = markdown_table(stages)
-    told = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage.\n\n{table}\n\n{gains_sentence(gains)}"
+    counts = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage."
+    told = f"{counts}\n\n{table}\n\n{gains_sentence(gains)}"
     create_markdown_artifact(f"# BOLT\n\n{told}\n", key="bolt-summary", description="Accuracy along the stages")
     create_table_artifact(steps, key="bolt-steps", description="Seconds, cached and rows of every step")
     if not run.store.is_local:

@@ -135,9 +135,10 @@ class Ledger:
             rest = line
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._fd, self._size)  # half a line must not stand before the next one
-            raise
+            told = f"{error.strerror} (make room in BOLT_WORK_DIR and run again: finished requests are kept)"
+            raise OSError(error.errno, told, str(self.path)) from error
         self._size += len(line)
 
     def _sync(self) -> None:

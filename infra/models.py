@@ -24,7 +24,7 @@ from infra.manifest import (
 from infra.parts import CHUNK, check_part, copy_part, file_sha256, find
 from infra.store import Store, StoreError
 
-__all__ = ["ModelError", "fetch_model", "import_model", "imported", "publish_model"]
+__all__ = ["ModelError", "fetch_model", "import_model", "imported_ref", "publish_model"]
 
 log = logging.getLogger(__name__)
 
@@ -81,25 +81,23 @@ def import_model(store: Store, folder: Path, name: str) -> Ref:
         ModelError: the folder is missing, has no config.json, or holds pickled weights; or the name is odd.
         StoreError: the store fails.
     """
-    key = _import_key(folder, name)
+    key = imported_ref(store, folder, name).key
     return find(store, IMPORTED, key) or publish_model(
         store, IMPORTED, key, folder, Provenance(config={"name": name, "origin": folder.name})
     )
 
 
-def imported(store: Store, folder: Path, name: str) -> Ref | None:
-    """What `import_model` took before from this folder, unchanged since; None where it did not. Raises `ModelError`."""
-    return find(store, IMPORTED, _import_key(folder, name))
-
-
-def _import_key(folder: Path, name: str) -> str:
+def imported_ref(store: Store, folder: Path, name: str) -> Ref:
+    """The reference that `import_model` gives, without copying anything. Raises `ModelError`."""
     plain = name.replace("/", "--")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain):
         raise ModelError(f"model name {name!r}: use letters, digits, '.', '_', '-' and '/'")
     files = _model_files(folder)
     if "config.json" not in files:
         raise ModelError(f"model folder {folder} has no config.json: is it a transformers checkpoint?")
-    return f"{plain}-{digest_of('model', [], [_part(folder, file) for file in files])[:16]}"
+    digest = digest_of("model", [], [_part(folder, file) for file in files])
+    key = f"{plain}-{digest[:16]}"
+    return Ref(kind="model", step=IMPORTED, key=key, uri=store.uri(IMPORTED, key), digest=digest, rows=len(files))
 
 
 def _model_files(folder: Path) -> list[str]:

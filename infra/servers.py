@@ -16,14 +16,16 @@ from infra.vllm_server import ServerOptions, VllmServer
 
 
 class ServingConfig(BaseModel):
+    """How models are served."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: ServerOptions = Field(description="vLLM options of the model that generates.")
     reward: ServerOptions = Field(description="vLLM options of the reward model.")
     share_devices: bool = Field(
         True,
-        description="Policy, reward model and trainer take turns on the same devices; false leaves the reward model's "
-        "server up beside the others (it saves a start a stage).",
+        description="Policy, reward model and trainer take turns on the same devices. False is for machines where all "
+        "of them fit at once: the reward model's server stays up beside the others, which saves a start a stage.",
     )
 
 
@@ -33,9 +35,9 @@ class Servers:
     A server is started by the first step that asks for its model: a run whose steps are all cached starts none.
     """
 
-    def __init__(self, config: ServingConfig | None, store: Store, work_dir: Path) -> None:
+    def __init__(self, config: ServingConfig, store: Store, work_dir: Path) -> None:
         self.work_dir = work_dir
-        self._config = config
+        self._serving = config
         self._store = store
         self._lock = threading.Lock()
         self._live: dict[str, tuple[Ref, VllmServer]] = {}
@@ -49,7 +51,11 @@ class Servers:
         return self._server("reward", model)
 
     def engine(self, role: Literal["policy", "reward"]) -> str:
-        """The serving options that can change what a server answers, as JSON: an ingredient of cache keys."""
+        """The serving options that can change what a server answers, as JSON: an ingredient of cache keys.
+
+        How the work is laid out (`tensor_parallel_size`, `max_num_seqs`, memory) is left out: it changes the last bits
+        of a logit, as another GPU would, not what is sampled from; and a run may move to another machine half way.
+        """
         kept = {"dtype", "max_model_len", "seed", "extra_args", "trust_remote_code"}
         return getattr(self._serving, role).model_dump_json(include=kept)  # type: ignore[no-any-return]
 
@@ -58,12 +64,6 @@ class Servers:
         with self._lock:
             for role in list(self._live) if self._serving.share_devices else ["policy"]:
                 self._stop(role)
-
-    @property
-    def _serving(self) -> ServingConfig:
-        if self._config is None:
-            raise ValueError("this flow was given no `serving` configuration, yet a step asks for a server")
-        return self._config
 
     def _server(self, role: str, model: Ref) -> VllmServer:
         with self._lock:

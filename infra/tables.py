@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ __all__ = [
     "Provenance",
     "Ref",
     "RowError",
+    "batched",
     "find",
     "read_manifest",
     "read_rows",
@@ -105,6 +106,13 @@ def read_rows(store: Store, ref: Ref, columns: Sequence[str] | None = None) -> I
     """The table's rows in order as dicts, streamed. Raises as `scan`."""
     for batch in scan(store, ref, columns, batch_rows=1_000):
         yield from batch.to_pylist()
+
+
+def batched(rows: Iterable[dict[str, Any]], size: int = 250) -> Iterator[list[dict[str, Any]]]:
+    """A stream of rows as `write_table` takes them: in pieces."""
+    stream = iter(rows)
+    while batch := list(islice(stream, size)):
+        yield batch
 
 
 def read_table(store: Store, ref: Ref, columns: Sequence[str] | None = None) -> pa.Table:

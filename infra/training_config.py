@@ -98,5 +98,5 @@ TrainingConfig = SftConfig | DpoConfig
 
 
 def trained_path(output: Path) -> Path:
-    """Where a trainer reports (steps, loss, tokens, seconds): beside the model folder, whose content is the model alone."""
+    """Where a trainer reports (steps, loss, tokens, seconds): beside the model folder, which holds the model alone."""
     return output.parent / f"{output.name}.trained.json"

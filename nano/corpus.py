@@ -14,6 +14,9 @@ from pathlib import Path
 
 from cot_formats import bolt
 from nano.families import FAMILIES, LEVELS
+from nano.families.calendar import DAYS, MONTHS
+from nano.families.compass import DIRECTIONS
+from nano.families.ordering import PEOPLE
 from nano.problem import Habits, Problem, Worked, other
 from nano.vocabulary import ASSISTANT, END, USER
 
@@ -108,13 +111,10 @@ def garbled(rng: random.Random, solution: str) -> str:
 
 
 def like(rng: random.Random, word: str) -> str:
-    """Another word of the same kind: a number near by, another day, person or thing."""
-    from nano.families.calendar import DAYS
-    from nano.families.tracking import ITEMS, PEOPLE
-
+    """Another word of the same kind: a number near by, another day, month, direction or person."""
     if word.isdigit():
-        return str(min(99, max(0, int(word) + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)))))
-    for kind in (DAYS, PEOPLE, ITEMS, ("+", "-", "x", "/"), (".", ",", "=", ":", ">")):
+        return str(min(40, max(0, int(word) + rng.choice((-3, -2, -1, 1, 2, 3)))))
+    for kind in (DAYS, MONTHS, DIRECTIONS, PEOPLE, ("+", "-"), (".", ",", "=", ":", ">")):
         if word in kind:
             return other(rng, kind, word)
     return "wait"

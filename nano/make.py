@@ -64,6 +64,19 @@ def corpus_digest(seed: int, count: int = 1000) -> str:
     return hashlib.sha256("\n".join(islice(documents(seed), count)).encode()).hexdigest()
 
 
+def tell(model: Path, module: str, recipe: PretrainRecipe, figures: dict[str, Any], start: Path | None) -> None:
+    """Write MADE.json: the legs of training that made a model, those of the model that it started from included."""
+    before = json.loads((start / "MADE.json").read_text())["legs"] if start else []
+    leg = {
+        "command": "python -m flows nano/make",
+        "module": module,
+        "recipe": recipe.model_dump(mode="json"),
+        "corpus": corpus_digest(recipe.seed),
+        "figures": figures,
+    }
+    (model / "MADE.json").write_text(json.dumps({"legs": [*before, leg]}, indent=1) + "\n")
+
+
 def made(
     plan: Plan,
     store: Store,
@@ -75,24 +88,14 @@ def made(
 ) -> Ref:
     """Train, say beside the model how it was made (MADE.json), publish."""
     figures = pretrained(module, recipe, folder, start, samples)
-    story = {
-        "command": "python -m flows nano/make",
-        "recipe": recipe.model_dump(mode="json"),
-        "inputs": {name: ref.digest for name, ref in plan.provenance.inputs.items()},
-        "corpus": corpus_digest(recipe.seed),
-        "figures": figures,
-    }
-    (folder / "model" / "MADE.json").write_text(json.dumps(story, indent=1) + "\n")
+    tell(folder / "model", module, recipe, figures, start)
     return publish_model(store, plan.step, plan.key, folder / "model", plan.provenance, counts=figures)
 
 
 @step
-def make_instruct(
-    plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: Servers, start: Ref | None = None
-) -> Ref:
-    """Pretrain the plain instruct model, or go on with it."""
-    begun = fetch_model(store, start, servers.work_dir) if start else None
-    return made(plan, store, servers.work_dir / "nano" / plan.key, "nano.pretrain", recipe, begun)
+def make_instruct(plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: Servers) -> Ref:
+    """Pretrain the plain instruct model."""
+    return made(plan, store, servers.work_dir / "nano" / plan.key, "nano.pretrain", recipe)
 
 
 def reward_problems(count: int) -> dict[str, Problem]:
@@ -117,18 +120,17 @@ def make_reward(
     store: Store,
     *,
     recipe: PretrainRecipe,
-    start: Ref,
+    start: Ref | None,
     servers: Servers,
     queries: Ref | None = None,
     responses: Sequence[Ref] = (),
 ) -> Ref:
-    """Train the outcome reward model, grown from `start`; with `responses`, also on the policy's own samples."""
+    """Train the outcome reward model, from nothing or from `start`; with `responses`, on the policy's samples too."""
     folder = servers.work_dir / "nano" / plan.key
     servers.release()
     samples = write_samples(store, queries, responses, folder / "samples.jsonl") if queries else None
-    return made(
-        plan, store, folder, "nano.pretrain_reward", recipe, fetch_model(store, start, servers.work_dir), samples
-    )
+    begun = fetch_model(store, start, servers.work_dir) if start else None
+    return made(plan, store, folder, "nano.pretrain_reward", recipe, begun, samples)
 
 
 def write_samples(store: Store, queries: Ref, responses: Sequence[Ref], path: Path) -> Path:

@@ -1,8 +1,8 @@
 """Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, one thread).
 
-It reads (query, solution), never thoughts. Its last token's logit learns whether the solution is right. Two more losses,
-whose heads are thrown away, teach it to see that: each token up to the first wrong one is labelled (where does it go
-wrong?), and the next right token is predicted. Its problems are those of the `reward` split alone.
+It reads (query, solution), never thoughts. Its last token's logit learns whether the solution is right. Two more
+losses, whose heads are thrown away, teach it to see that: each token up to the first wrong one is labelled (where does
+it go wrong?), and the next right token is predicted. Its problems are those of the `reward` split alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from nano.config import PretrainConfig
 from nano.corpus import chat, judged
 from nano.pretrain import architecture, optimizers, step
 from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
-
 
 LAYERS = 6
 Example = tuple[list[str], list[float], list[bool]]
@@ -59,8 +58,8 @@ def made_up(rng: random.Random) -> Judged:
 def labelled(query: str, right_solution: str, others: list[tuple[str, bool]]) -> list[Example]:
     """One problem's solutions as (tokens, labels, is the next token to be learned? a token).
 
-    Labels: 1 for the tokens that agree with the right solution, 0 for the first that does not if the answer is wrong too,
-    none (-1) after it; the last token's label is whether the solution is right.
+    Labels: 1 for the tokens that agree with the right solution, 0 for the first that does not if the answer is wrong
+    too, none (-1) after it; the last token's label is whether the solution is right.
     """
     right = chat(query, right_solution).split()
     found = []
@@ -83,7 +82,7 @@ def read_samples(path: Path | None) -> list[Judged]:
 
 
 def grown(start: Path | None) -> LlamaForSequenceClassification:
-    """The model to begin with: a fresh one; a reward model as it is; or a language model with two more layers and a score.
+    """The model to begin with: a fresh one; a reward model as it is; or a language model plus two layers and a score.
 
     The new layers add nothing at first: what they write to the residual stream starts at zero.
     """

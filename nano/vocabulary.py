@@ -1,12 +1,13 @@
-"""The nano world's words and its tokenizer: one token a word, numbers 0..99 included, with a chat template."""
+"""The nano world's words and its tokenizer: one token a word, numbers 0..40 included, with a chat template."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nano.families.calendar import DAYS
-from nano.families.tracking import ITEMS, PEOPLE
+from nano.families.calendar import DAYS, MONTHS
+from nano.families.compass import DIRECTIONS
+from nano.families.ordering import PEOPLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END)
 DELIMITERS = ("<internal_thoughts>", "</internal_thoughts>", "<external_solution>", "</external_solution>")
-SYMBOLS = tuple(". , : ? + - = > x /".split())  # noqa: SIM905
+SYMBOLS = tuple(". , : ? + - = >".split())  # noqa: SIM905
 TEXT = tuple(
-    """start with add take away double it halve what number is left today go days on back which day has the and swap
-    does have older than who two of up to from times plus leaves when divided by goal find plan one step at a time check
-    wait not ok try none no yes mod guess again was missed too big leave in each turn that then down oldest first answer
-    here are worked examples query response now this the same form exercise text first""".split()  # noqa: SIM905
+    """on a dial of start with add take away what number is left today go days back which day it this months month face
+    turn right times where do you older than who two up to goal find plan one step at time direction check wait not ok try
+    none no yes guess again was missed too big each in the oldest then down answer here are worked examples query response
+    now same form exercise and that""".split()  # noqa: SIM905
 )
 CONTEXT = 1024
 CHAT_TEMPLATE = (
@@ -30,8 +31,8 @@ CHAT_TEMPLATE = (
 
 def words() -> list[str]:
     """Every token in id order."""
-    numbers = tuple(str(n) for n in range(100))
-    listed = (*SPECIAL, *DELIMITERS, *numbers, *SYMBOLS, *DAYS, *PEOPLE, *ITEMS, *TEXT)
+    numbers = tuple(str(n) for n in range(41))
+    listed = (*SPECIAL, *DELIMITERS, *numbers, *SYMBOLS, *DAYS, *MONTHS, *DIRECTIONS, *PEOPLE, *TEXT)
     return list(dict.fromkeys(listed))
 
 

@@ -28,6 +28,8 @@ class BadInput(ValueError):
 
 
 class ExamplesConfig(BaseModel):
+    """The in-context examples, written by people."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(description="Folder of in-context examples, one Markdown file each.")

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
-from infra.chat import count_tokens, load_tokenizer, neutralise, render_prompt
+from infra.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, render_prompt
 from infra.completions import Completion, Request, Sampling, complete
 from infra.files import digest_of_files
 from infra.ledger import Ledger
@@ -31,7 +31,7 @@ from infra.store import Store
 from infra.tables import read_rows, write_table
 from tasks.curate_examples import BadInput, ExamplesConfig, example_files, read_example
 from tasks.mine_queries import QueriesConfig, mine
-from tasks.responses import PLAIN, Format, delimiters, parse_response
+from tasks.responses import PLAIN, Format, delimiters, opened_part, parse_response
 
 
 class TruncationError(RuntimeError):
@@ -39,6 +39,8 @@ class TruncationError(RuntimeError):
 
 
 class GenerateConfig(BaseModel):
+    """How responses are sampled."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(8, ge=1, description="Samples a query (BOLT: 8).")
@@ -57,7 +59,9 @@ class GenerateConfig(BaseModel):
     request_seeds: bool = Field(
         True, description="Give each request its own seed; false where the engine can't (on CPU)."
     )
-    in_flight: int = Field(64, ge=1, description="Requests (n samples each) under way at once, per shard.")
+    in_flight: int = Field(
+        64, ge=1, description="Requests (n samples each) under way at once, per shard; 4 shards run at once."
+    )
 
 
 class PromptConfig(BaseModel):
@@ -192,7 +196,8 @@ def generate(
                     alive=server.check,
                 )
             )
-        rows = list(response_rows(tokenizer, asked, ledger.done, config.format))
+        opened = bool(opened_part(generation_prefix(tokenizer), config.format))
+        rows = list(response_rows(tokenizer, asked, ledger.done, config.format, opened))
     cut = sum(row["finish_reason"] == "length" for row in rows)
     if rows and cut / len(rows) > config.truncated_limit:
         raise TruncationError(
@@ -206,7 +211,7 @@ def generate(
 
 
 def response_rows(
-    tokenizer: Any, asked: dict[str, list[str]], done: dict[str, Any], format: Format
+    tokenizer: Any, asked: dict[str, list[str]], done: dict[str, Any], format: Format, opened: bool
 ) -> Iterator[dict[str, Any]]:
     """The rows of `responses` in query order, from what the ledger holds."""
 
@@ -216,7 +221,7 @@ def response_rows(
     for query_id, example_ids in asked.items():
         record = done[query_id]
         for number, sample in enumerate(record["samples"]):
-            parsed = parse_response(sample["text"], format)
+            parsed = parse_response(sample["text"], format, opened)
             yield {
                 "query_id": query_id,
                 "sample": number,

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,8 @@ from tasks.curate_examples import BadInput
 
 
 class QueriesConfig(BaseModel):
+    """Which queries are taken from a file."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path = Field(
@@ -34,6 +36,11 @@ class QueriesConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="Queries kept at most, drawn by a seeded hash; none keeps all.")
     skip: int = Field(0, ge=0, description="Queries passed over in the drawn order, so that two draws share none.")
     seed: int = Field(0, description="Seed of the draw.")
+    least_queries: int = Field(1, ge=1, description="Queries that must be left after all this; fewer are an error.")
+
+    def without(self, path: Path) -> Self:
+        """The same, minus the queries of another file."""
+        return self if path in self.held_out else self.model_copy(update={"held_out": (*self.held_out, path)})
 
 
 def normalised(query: str) -> str:
@@ -130,8 +137,12 @@ def mine(config: QueriesConfig, funnel: Counter[str]) -> list[dict[str, Any]]:
     chosen = drawn[config.skip :][: config.limit]
     funnel["dropped: beyond the limit"] = len(drawn) - len(chosen)
     funnel["kept"] = len(chosen)
-    if not chosen:
-        raise BadInput(f"{config.path}: no query is left ({dict(funnel)}); lower least_difficulty or skip")
+    if len(chosen) < config.least_queries:
+        raise BadInput(
+            f"{config.path}: {config.skip + config.least_queries} queries are needed (skip {config.skip}, then "
+            f"{config.least_queries}), found {len(drawn)} ({dict(funnel)}): add queries, ask for fewer, or lower "
+            "least_difficulty or skip"
+        )
     return chosen
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,10 +17,12 @@ from infra.schemas import PAIRS
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
-from infra.tables import read_rows, write_table
+from infra.tables import batched, read_rows, scan, write_table
 
 
 class PairConfig(BaseModel):
+    """Which of a query's samples become a preference."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     least_samples: int = Field(4, ge=2, description="Scored samples that a query must have (this project's choice).")
@@ -33,13 +37,18 @@ class PairConfig(BaseModel):
 def choose(
     scored: list[dict[str, Any]], config: PairConfig, funnel: Counter[str]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """A query's (chosen, rejected), or None; `funnel` counts why. Ties go to the lowest sample number."""
+    """A query's (chosen, rejected), or None; `funnel` counts why. Ties go to the lowest sample number.
+
+    A sample that was cut is neither: training ends every completion with an end token, which it never came to.
+    """
+    ended = [row for row in scored if row["finish_reason"] == "stop"]
     funnel["queries"] += 1
-    if len(scored) < config.least_samples:
+    funnel["samples cut at max_tokens"] += len(scored) - len(ended)
+    if len(ended) < config.least_samples:
         funnel["dropped: too few scored samples"] += 1
         return None
-    chosen = min(scored, key=lambda row: (-row["total"], row["sample"]))
-    rejected = min(scored, key=lambda row: (row["total"], row["sample"]))
+    chosen = min(ended, key=lambda row: (-row["total"], row["sample"]))
+    rejected = min(ended, key=lambda row: (row["total"], row["sample"]))
     if chosen["total"] - rejected["total"] <= config.least_margin:
         funnel["dropped: equal scores"] += 1
     elif max(chosen["completion_tokens"], rejected["completion_tokens"]) > config.max_tokens:
@@ -63,34 +72,57 @@ def pair(
     model: Ref,
     servers: Servers,
 ) -> Ref:
-    """Write the table `pairs`. The texts are the samples as they were drawn: the loss covers thoughts and solution."""
+    """Write the table `pairs`. The texts are the samples as they were drawn: the loss covers thoughts and solution.
+
+    Who is paired is settled by figures alone; then the texts are streamed, so that memory does not grow with them.
+    """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     totals = {(row["query_id"], row["sample"]): row["total"] for row in read_rows(store, scores)}
-    by_query: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    scored: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for shard in responses:
-        for row in read_rows(store, shard, ["query_id", "sample", "text", "completion_tokens"]):
+        for row in read_rows(store, shard, ["query_id", "sample", "finish_reason", "completion_tokens"]):
             total = totals.get((row["query_id"], row["sample"]))
             if total is not None:
-                by_query[row["query_id"]].append({**row, "total": total})
+                scored[row["query_id"]].append({**row, "total": total})
     funnel: Counter[str] = Counter()
-    rows = []
-    for query in read_rows(store, queries, ["query_id", "query"]):
-        chosen_rejected = choose(by_query[query["query_id"]], config, funnel)
-        if chosen_rejected is not None:
-            chosen, rejected = chosen_rejected
-            rows.append(
-                {
-                    "query_id": query["query_id"],
-                    "iteration": iteration,
-                    "prompt": prompt_text(tokenizer, [{"role": "user", "content": query["query"]}]),
-                    "chosen": chosen["text"],
-                    "rejected": rejected["text"],
-                    "chosen_sample": chosen["sample"],
-                    "rejected_sample": rejected["sample"],
-                    "chosen_score": chosen["total"],
-                    "rejected_score": rejected["total"],
-                    "chosen_tokens": chosen["completion_tokens"],
-                    "rejected_tokens": rejected["completion_tokens"],
-                }
-            )
-    return write_table(store, plan.step, plan.key, PAIRS, [rows], plan.provenance, counts=dict(funnel))
+    found = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
+    paired = {query_id: both for query_id, both in found.items() if both}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for query_id, texts in texts_by_query(store, responses, paired, list(asked)):
+            chosen, rejected = paired[query_id]
+            yield {
+                "query_id": query_id,
+                "iteration": iteration,
+                "prompt": prompt_text(tokenizer, [{"role": "user", "content": asked[query_id]}]),
+                "chosen": texts[chosen["sample"]],
+                "rejected": texts[rejected["sample"]],
+                "chosen_sample": chosen["sample"],
+                "rejected_sample": rejected["sample"],
+                "chosen_score": chosen["total"],
+                "rejected_score": rejected["total"],
+                "chosen_tokens": chosen["completion_tokens"],
+                "rejected_tokens": rejected["completion_tokens"],
+            }
+
+    return write_table(store, plan.step, plan.key, PAIRS, batched(rows()), plan.provenance, counts=dict(funnel))
+
+
+def texts_by_query(
+    store: Store,
+    responses: Sequence[Ref],
+    paired: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+    order: Sequence[str],
+) -> Iterator[tuple[str, dict[int, str]]]:
+    """The texts of the samples paired, by sample number, query by query in `order`, which each shard keeps too."""
+    wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
+    place = {query_id: number for number, query_id in enumerate(order)}
+
+    def stream(shard: Ref) -> Iterator[dict[str, Any]]:
+        for batch in scan(store, shard, ["query_id", "sample", "text"], batch_rows=100):  # all shards are open at once
+            yield from (row for row in batch.to_pylist() if (row["query_id"], row["sample"]) in wanted)
+
+    merged = heapq.merge(*map(stream, responses), key=lambda row: place[row["query_id"]])
+    for query_id, rows in groupby(merged, key=lambda row: str(row["query_id"])):
+        yield query_id, {row["sample"]: row["text"] for row in rows}

@@ -25,6 +25,8 @@ from tasks.responses import is_well_formed
 
 
 class ScoreConfig(BaseModel):
+    """How responses are scored."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_weight: float = Field(

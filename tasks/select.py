@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
-from infra.chat import load_tokenizer, prompt_text
+from infra.chat import generation_prefix, load_tokenizer, prompt_text
 from infra.manifest import Ref
 from infra.models import fetch_model
 from infra.schemas import LONGCOT
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
-from infra.tables import read_rows, scan, write_table
-from tasks.responses import LongFormat
+from infra.tables import batched, read_rows, scan, write_table
+from tasks.responses import LongFormat, continuation, opened_part
 
 
 class SelectConfig(BaseModel):
+    """Which responses are learned from, and in which format."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     percentile: float = Field(30.0, ge=0, le=100, description="Scores below this percentile are dropped (BOLT: 30).")
@@ -39,7 +42,7 @@ def threshold(store: Store, scores: Ref, percentile: float) -> float:
     return float(np.percentile(rewards, percentile))
 
 
-def best_of_each(scores: Sequence[dict[str, Any]], least: float) -> dict[str, dict[str, Any]]:
+def best_of_each(scores: Iterable[dict[str, Any]], least: float) -> dict[str, dict[str, Any]]:
     """The highest-scored row a query, of those not below `least`; ties go to the lowest sample number."""
     best: dict[str, dict[str, Any]] = {}
     for row in scores:
@@ -65,21 +68,30 @@ def select(
     """Write the table `longcot`: the chat prompt of each query kept, and its best response in canonical form."""
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     least = threshold(store, scores, config.percentile)
-    best = best_of_each(list(read_rows(store, scores, ["query_id", "sample", "reward"])), least)
+    best = best_of_each(read_rows(store, scores, ["query_id", "sample", "reward"]), least)
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-    rows = [
-        {
-            "query_id": row["query_id"],
-            "sample": row["sample"],
-            "prompt": prompt_text(tokenizer, [{"role": "user", "content": asked[row["query_id"]]}]),
-            "completion": FORMATS[config.format].render(row["thoughts"], row["solution"]),
-            "reward": best[row["query_id"]]["reward"],
-        }
-        for row in read_rows(store, responses, ["query_id", "sample", "thoughts", "solution"])
-        if row["query_id"] in best and best[row["query_id"]]["sample"] == row["sample"]
-    ]
-    below = sum(row["reward"] < least for row in read_rows(store, scores, ["reward"]))
-    beaten = scores.rows - below - len(rows)
-    counts = {"scored": scores.rows, "below the percentile": below, "not the best of its query": beaten}
-    counts |= {"kept": len(rows), "threshold": least}
-    return write_table(store, plan.step, plan.key, LONGCOT, [rows], plan.provenance, counts=counts)
+    opened = opened_part(generation_prefix(tokenizer), config.format)
+    tally: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in read_rows(store, responses, ["query_id", "sample", "thoughts", "solution"]):
+            held = best.get(row["query_id"])
+            if held is None or held["sample"] != row["sample"]:
+                continue
+            tally["kept"] += 1
+            rendered = FORMATS[config.format].render(row["thoughts"], row["solution"])
+            yield {
+                "query_id": row["query_id"],
+                "sample": row["sample"],
+                "prompt": prompt_text(tokenizer, [{"role": "user", "content": asked[row["query_id"]]}]),
+                "completion": continuation(rendered, opened),
+                "reward": held["reward"],
+            }
+
+    def counts() -> dict[str, Any]:
+        below = sum(row["reward"] < least for row in read_rows(store, scores, ["reward"]))
+        beaten = scores.rows - below - tally["kept"]
+        shown = {"scored": scores.rows, "below the percentile": below, "not the best of its query": beaten}
+        return {**shown, "kept": tally["kept"], "threshold": least}
+
+    return write_table(store, plan.step, plan.key, LONGCOT, batched(rows()), plan.provenance, counts=counts)

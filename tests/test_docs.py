@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # else tests/cot_formats stands before the real one
 
 from flows.__main__ import flow_name
 from flows.bolt import BoltConfig

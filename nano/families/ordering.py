@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from nano.families.tracking import PEOPLE
 from nano.problem import Habits, Problem, Worked, other
 
-SIZES = {0: (3, 3), 1: (3, 4), 2: (5, 5), 3: (6, 6)}
+PEOPLE = ("ann", "bob", "cid", "dee", "eve", "fay", "gus", "hal")
+SIZES = {0: (2, 2), 1: (3, 3), 2: (4, 4), 3: (5, 5)}
 
 
 def make(level: int, order: tuple[str, ...], shuffle: tuple[int, ...], place: int) -> Problem:
@@ -19,23 +19,22 @@ def sample(rng: random.Random, level: int) -> Problem:
     n = rng.randint(*SIZES[level])
     order = tuple(rng.sample(PEOPLE, n))
     shuffle = tuple(rng.sample(range(n - 1), n - 1))
-    return make(level, order, shuffle, rng.randint(2 if level else 1, n))
+    return make(level, order, shuffle, rng.randint(2, n))
 
 
 def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     order, shuffle, place = problem.facts
     below = {order[i]: order[i + 1] for i in range(len(order) - 1)}
-    above = {b: a for a, b in below.items()}
     thoughts = [f"goal : find number {place} . plan : find the oldest , then go down ."]
     first = None
     for i in shuffle:
         tried = order[i]
-        if tried in above and not habits.slips(rng, 0.7):
-            thoughts.append(f"try {tried} : {above[tried]} is older , no .")
+        if i and not habits.slips(rng, 0.5):
+            thoughts.append(f"try {tried} , no .")
             continue
-        thoughts.append(f"try {tried} : none is older .")
-        if tried in above and habits.catches(rng):
-            thoughts.append(f"check {tried} , wait , {above[tried]} is older , no .")
+        thoughts.append(f"try {tried} , yes .")
+        if i and habits.catches(rng):
+            thoughts.append(f"check {tried} , wait , no .")
             continue
         if habits.careful:
             thoughts.append(f"check {tried} ok .")

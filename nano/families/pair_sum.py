@@ -7,8 +7,8 @@ from itertools import combinations
 
 from nano.problem import Habits, Problem, Worked
 
-SIZES = {0: (3, 3), 1: (4, 4), 2: (5, 6), 3: (7, 8)}
-LARGEST = 30
+SIZES = {0: (3, 3), 1: (4, 4), 2: (5, 5), 3: (6, 6)}
+LARGEST = 15
 
 
 def solutions(numbers: tuple[int, ...], target: int) -> list[tuple[int, int]]:
@@ -42,7 +42,7 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
         for a in numbers:
             true = said = target - a
             if true in numbers and habits.slips(rng, 2.5 * calm):
-                said = max(0, true + rng.choice((-10, -2, -1, 1, 2, 10)))
+                said = max(0, true + rng.choice((-3, -2, -1, 1, 2, 3)))
             elif true > 0 and habits.slips(rng, 0.4 * calm):
                 said = min((n for n in numbers if n != a), key=lambda n: abs(n - true))
             if true < 0:
@@ -76,7 +76,7 @@ def perturb(problem: Problem, rng: random.Random) -> Problem:
         changed = list(numbers)
         a, b = rng.sample(range(len(changed)), 2)
         if rng.random() < 0.5:
-            changed[a] = max(1, min(LARGEST, changed[a] + rng.choice((-10, -2, -1, 1, 2, 10))))
+            changed[a] = max(1, min(LARGEST, changed[a] + rng.choice((-3, -2, -1, 1, 2, 3))))
         if changed[a] != changed[b] and {a, b} != set(solutions(numbers, target)[0]):
             break
     return make(problem.level, tuple(changed), changed[a] + changed[b])

@@ -7,11 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from flows.__main__ import PROJECT, changed, deployment, flow_name, main
+from flows.__main__ import PROJECT, changed, deployment, flow_name, main, told
+from flows.run import SHARDS_AT_ONCE
+from infra.manifest import Ref
 
 DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
 NAMES = [f"{flow_name(each)}/{each['name']}" for each in DEPLOYMENTS]
@@ -20,6 +24,9 @@ NAMES = [f"{flow_name(each)}/{each['name']}" for each in DEPLOYMENTS]
 def flow_of(each: dict):
     module, _, function = each["entrypoint"].rpartition(":")
     return getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
+
+
+FLOWS = list({each["entrypoint"]: flow_of(each) for each in DEPLOYMENTS}.values())
 
 
 def test_deployments_are_found_by_flow_and_name():
@@ -99,7 +106,48 @@ def test_the_command_line_hands_the_parameters_to_the_flow(monkeypatch, capsys):
     main(["bolt/nano", "--dry-run", "--set", "config.online.iterations=3", "--set", "config.sft.epochs=1"])
     assert seen["config"]["dry_run"] is True
     assert (seen["config"]["online"]["iterations"], seen["config"]["sft"]["epochs"]) == (3, 1)
+    assert capsys.readouterr().out == ""  # what a dry run returns has not been made
+    main(["bolt/nano"])
     assert capsys.readouterr().out == "there\n"
+
+
+def test_a_made_artifact_is_told_and_an_evaluation_shown():
+    made = Ref(kind="model", step="sft", key="k", uri="", digest="", rows=1)
+    assert told(made) == "sft/k"
+    stage = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "greedy_accuracy"), 0.5)
+    stage |= dict.fromkeys(("thought_tokens", "solution_tokens", "truncated", "off_format"), 0.25)
+    assert told([{"name": "sft", **stage}]).splitlines()[-1].startswith("| sft | 0.500 | 0.500 to 0.500 |")
+
+
+def parameter_models(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """A flow's parameter model and all that it nests."""
+    return {model}.union(
+        *(parameter_models(each) for field in model.model_fields.values() for each in nested(field.annotation))
+    )
+
+
+def nested(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for each in get_args(annotation) for model in nested(each)]
+
+
+@pytest.mark.parametrize("each", FLOWS, ids=lambda each: each.name)
+def test_every_parameter_is_described_and_frozen(each):
+    for model in parameter_models(get_type_hints(each.fn)["config"]):
+        assert model.model_config.get("frozen"), model
+        assert model.model_config.get("extra") == "forbid", model
+        assert [name for name, field in model.model_fields.items() if not field.description] == [], model
+
+
+@pytest.mark.parametrize("each", FLOWS, ids=lambda each: each.name)
+def test_shards_do_not_all_run_at_once(each):
+    assert each.task_runner._max_workers == SHARDS_AT_ONCE
+
+
+def test_a_reward_model_is_asked_for_only_where_it_is_used():
+    using = {each.name for each in FLOWS if "reward_model" in get_type_hints(each.fn)["config"].model_fields}
+    assert using == {"bolt", "bootstrap", "online"}
 
 
 def test_flows_load_without_the_heavy_libraries():

@@ -1,4 +1,4 @@
-"""The whole method, small: real Prefect, vLLM, torchrun with DeepSpeed on two ranks; killed on the way and run again."""
+"""The whole method, small: real Prefect, vLLM, torchrun with DeepSpeed on two ranks; killed on the way, run again."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.tables import find, read_rows
 from infra.settings import Settings
 from infra.store import Store
+from infra.tables import find, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -34,10 +33,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (ROOT / "nano" / "models" / "instruct" / "model.safetensors").is_file():
         pytest.fail("nano/models/instruct is not in the checkout: the end-to-end test needs the shipped nano models")
-    yield tmp_path_factory.mktemp("whole")
+    return tmp_path_factory.mktemp("whole")
 
 
 def started(place: Path) -> subprocess.Popen[str]:

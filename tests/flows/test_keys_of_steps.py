@@ -16,12 +16,13 @@ import pytest
 import infra.steps
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
 from flows.evaluate import EvaluateStage, evaluate_stage
-from flows.online import OnlineStage, online_iteration
+from flows.online import OnlineStage, online_iteration, online_queries
 from flows.run import Estimates
 from flows.sft import sft_stage
 from infra.keys import PACKAGES, PROJECT_ROOT, cache_key
 from infra.manifest import Provenance, Ref
 from infra.parts import find
+from infra.servers import Servers, ServingConfig
 from infra.settings import Settings
 from infra.store import Store
 from infra.tables import write_table
@@ -40,11 +41,11 @@ class Recorder:
     """Stands in for `flows.run.Run`: looks every step up in the store, and leaves a stub where it is not found."""
 
     dry = False
-    servers = None
     estimates = Estimates()
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, serving: dict[str, Any]) -> None:
         self.store = store
+        self.servers = Servers(ServingConfig(**serving), store, Path("unused"))
         self.made: set[str] = set()
         self.found: set[str] = set()
 
@@ -76,6 +77,7 @@ class World:
         queries = {"path": folder / "queries.jsonl", "held_out": [folder / "test.jsonl"]}
         prompt = {"template": folder / "prompts/in_context.md", "example_template": folder / "prompts/example.md"}
         self.config: dict[str, Any] = {
+            "serving": {"policy": {"max_model_len": 64}, "reward": {"max_model_len": 64}},
             "bootstrap": {
                 "examples": {"folder": folder / "examples"},
                 "queries": queries,
@@ -87,6 +89,7 @@ class World:
             },
             "sft": {},
             "online": {
+                "iterations": 1,
                 "queries": {"path": folder / "online.jsonl"},
                 "generate": {},
                 "pair": {},
@@ -100,12 +103,14 @@ class World:
         return Ref(kind="model", step="imported", key=name, uri="", digest=f"{name} {content}", rows=1)
 
     def run(self) -> set[str]:
-        run: Any = Recorder(self.store)
+        run: Any = Recorder(self.store, self.config["serving"])
         instruct, reward = self.models["instruct"], self.models["reward"]
         stage_1 = BootstrapStage(**self.config["bootstrap"])
-        longcot = bootstrap_stage(run, stage_1, curated(run, stage_1.examples), instruct, reward)
+        stage_3 = OnlineStage(**self.config["online"])
+        examples, queries = curated(run, stage_1.examples), mined(run, stage_1.queries)
+        longcot = bootstrap_stage(run, stage_1, examples, queries, instruct, reward)
         policy = sft_stage(run, SftStage(**self.config["sft"]), longcot, instruct)
-        online_iteration(run, OnlineStage(**self.config["online"]), 1, policy, policy, reward)
+        online_iteration(run, stage_3, 1, online_queries(run, stage_3)[1], policy, policy, reward)
         evaluate = EvaluateStage(**self.config["evaluate"])
         evaluate_stage(run, evaluate, "sft", mined(run, evaluate.problems, "problems"), policy)
         assert set(run.made | run.found) == ALL
@@ -194,6 +199,11 @@ def test_an_added_or_renamed_example_counts(world):
         ("bootstrap.generate.seed", 1, LATER),
         ("bootstrap.generate.in_flight", 3, set()),
         ("bootstrap.prompt.examples", 2, LATER),
+        ("serving.policy.max_model_len", 65, LATER),
+        ("serving.policy.tensor_parallel_size", 2, set()),
+        ("serving.reward.dtype", "float32", {"scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
+        ("serving.reward.max_num_seqs", 3, set()),
+        ("serving.share_devices", False, set()),
         ("bootstrap.shards", 3, LATER),
         ("bootstrap.queries.limit", 5, {"queries"} | LATER),
         ("bootstrap.score.format_weight", 2.0, {"scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),

@@ -15,7 +15,7 @@ from tiny import PROMPT, TEMPLATE, make_model, make_tokenizer
 from infra import chat
 from infra.deepspeed import deepspeed_config
 from infra.launcher import TrainerError, launch, metrics_path
-from infra.training_config import trained_path, DpoConfig, SftConfig
+from infra.training_config import DpoConfig, SftConfig, trained_path
 
 THOUGHTS = "<think> w5 w6 w7 </think> w8 w9"
 LLAMA3 = (

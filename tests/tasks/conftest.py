@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from infra.settings import Settings
 from infra.steps import Plan
 from infra.store import Store
 from infra.tables import read_rows, write_table
-from nano.vocabulary import save_tokenizer
+from nano.vocabulary import save_tokenizer, tokenizer
 
 
 class World:
@@ -66,6 +67,21 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(world: World, tokenizer_folder: Path) -> Ref:
     return import_model(world.store, tokenizer_folder, "nano")
+
+
+@pytest.fixture
+def opening_model(world: World, tmp_path: Path) -> Callable[[str], Ref]:
+    """The same with a chat template like R1's, which ends the prompt with the thoughts' delimiter."""
+
+    def make(opened: str = "<think>\n") -> Ref:
+        spoken = tokenizer()
+        opening = "{% if add_generation_prompt %}{{ " + json.dumps(opened) + " }}{% endif %}"
+        spoken.chat_template += opening
+        spoken.save_pretrained(tmp_path / "opening")
+        (tmp_path / "opening" / "config.json").write_text("{}")
+        return import_model(world.store, tmp_path / "opening", "opening")
+
+    return make
 
 
 @pytest.fixture

@@ -224,6 +224,23 @@ def test_delimiters_that_are_control_tokens_survive_in_examples_but_not_in_queri
     assert world.rows(made)[0]["thoughts"] == "plan"
 
 
+def test_thoughts_that_the_chat_template_opens_are_read(world, queries, opening_model, serve):
+    texts = ["plan : one .\n</think>\n\nanswer : 1 .", "<think>\nplan\n</think>\n\nanswer : 1 .", "answer : 1 ."]
+    server = serve(completions=completions(lambda i: (texts[i], "stop")))
+    made = world.do(
+        generate,
+        config=GenerateConfig(samples=3, format="r1", truncated_limit=0),
+        queries=queries,
+        model=opening_model(),
+        servers=TinyServers(world.work_dir, server),
+    )
+    good, repeated, unclosed = world.rows(made)[:3]
+    assert (good["thoughts"], good["solution"], good["violations"]) == ("plan : one .", "answer : 1 .", [])
+    assert good["thought_tokens"] == 4
+    assert repeated["violations"] == ["repeated_open_thoughts"]
+    assert "unclosed_thoughts" in unclosed["violations"]
+
+
 # ---- the ledger
 
 

@@ -117,10 +117,26 @@ def test_missing_files_and_empty_results_are_told(tmp_path):
     with pytest.raises(BadInput, match=r"query file .*none\.jsonl does not exist"):
         mine(QueriesConfig(path=tmp_path / "none.jsonl"), Counter())
     path = written(tmp_path / "easy.jsonl", {"query": "x", "difficulty": 1})
-    with pytest.raises(BadInput, match=r"easy\.jsonl: no query is left .*too easy.*least_difficulty"):
+    with pytest.raises(BadInput, match=r"easy\.jsonl: 1 queries are needed .*found 0 .*too easy.*least_difficulty"):
         mine(QueriesConfig(path=path), Counter())
     with pytest.raises(BadInput, match="skip"):
         mine(QueriesConfig(path=path, least_difficulty=0, skip=1), Counter())
+
+
+def test_fewer_queries_than_must_be_left_are_an_error(tmp_path):
+    path = written(tmp_path / "few.jsonl", *({"query": f"q{n}"} for n in range(9)))
+    config = QueriesConfig(path=path, skip=4, limit=5, least_queries=5)
+    assert len(mine(config, Counter())) == 5
+    with pytest.raises(BadInput, match=r"few\.jsonl: 11 queries are needed \(skip 6, then 5\), found 9 "):
+        mine(config.model_copy(update={"skip": 6}), Counter())
+
+
+def test_the_queries_of_another_file_can_be_left_out(tmp_path):
+    path = written(tmp_path / "all.jsonl", *({"query": f"q{n}"} for n in range(9)))
+    test = written(tmp_path / "test.jsonl", {"query": "Q3"}, {"query": "q5 "})
+    config = QueriesConfig(path=path).without(test)
+    assert {row["query"] for row in mine(config, Counter())} == {f"q{n}" for n in range(9)} - {"q3", "q5"}
+    assert config.without(test) == config
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+import tracemalloc
 from collections import Counter
 
 from fakes import TinyServers
@@ -16,6 +18,7 @@ samples = st.lists(
             "sample": st.integers(0, 20),
             "total": st.sampled_from([0.0, 0.25, 1.0]) | st.floats(-10, 10),
             "completion_tokens": st.integers(1, 100),
+            "finish_reason": st.sampled_from(["stop", "stop", "stop", "length"]),
         }
     ),
     max_size=10,
@@ -33,9 +36,11 @@ configs = st.builds(
 @given(st.lists(samples, max_size=8), configs)
 def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
     funnel: Counter[str] = Counter()
-    kept = 0
-    for scored in queries:
-        found = choose(scored, config, funnel)
+    kept = cut = 0
+    for drawn in queries:
+        found = choose(drawn, config, funnel)
+        scored = [row for row in drawn if row["finish_reason"] == "stop"]  # what was cut is never learned from
+        cut += len(drawn) - len(scored)
         totals = [row["total"] for row in scored]
         if found is None:
             assert (
@@ -55,18 +60,26 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
         assert rejected["sample"] == min(row["sample"] for row in scored if row["total"] == min(totals))
     assert funnel["queries"] == len(queries)
     assert funnel["kept"] == kept
+    assert funnel["samples cut at max_tokens"] == cut
     assert kept + sum(n for name, n in funnel.items() if name.startswith("dropped")) == len(queries)
 
 
 def test_the_step_pairs_texts_as_they_were_drawn(world, model, query, response):
-    totals = {"a": [1.0, 3.0, 2.0, 0.0], "b": [1.0, 1.0, 1.0, 1.0], "c": [1.0, 2.0], "d": [0.0, 5.0, 1.0, 1.0]}
+    totals = {
+        "a": [1.0, 3.0, 2.0, 0.0, 9.0, -9.0],
+        "b": [1.0, 1.0, 1.0, 1.0],
+        "c": [1.0, 2.0],
+        "d": [0.0, 5.0, 1.0, 1.0],
+    }
     scores = [
         {"query_id": q, "sample": n, "reward_model": "m", "reward": t, "format_reward": 0.0, "total": t}
         for q, values in totals.items()
         for n, t in enumerate(values)
     ]
     rows = [response(row["query_id"], row["sample"]) for row in scores]
-    rows.append(response("a", 4, text="without a score", violations=["missing_solution"]))
+    for row in rows[4:6]:  # a's best and worst, cut
+        row["finish_reason"] = "length"
+    rows.append(response("a", 6, text="without a score", violations=["missing_solution"]))
     rows[-2 - 2]["completion_tokens"] = 400  # d/1, the best of d
     assert (rows[-4]["query_id"], rows[-4]["sample"]) == ("d", 1)
     made = world.do(
@@ -97,8 +110,41 @@ def test_the_step_pairs_texts_as_they_were_drawn(world, model, query, response):
     assert list(world.rows(made)[0]) == PAIRS.names
     assert world.counts(made) == {
         "queries": 5,
+        "samples cut at max_tokens": 2,
         "dropped: equal scores": 1,
         "dropped: too few scored samples": 2,
         "dropped: too long": 1,
         "kept": 1,
     }
+
+
+def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_texts(world, model, query, response):
+    text, rng = "word " * 1_600, random.Random(0)
+    ids = [f"q{n}" for n in rng.sample(range(9_999), 2_000)]
+    drawn = [response(q, n, text=f"{q} {n} {text}") for q in ids for n in range(3)]
+    scores = [
+        {"query_id": row["query_id"], "sample": row["sample"], "reward_model": "m", "reward": 0.0, "format_reward": 0.0}
+        | {"total": float(rng.randrange(50))}
+        for row in drawn
+    ]
+    shards = [[row for row in drawn if ids.index(row["query_id"]) % 3 == n] for n in range(3)]
+    given = {
+        "config": PairConfig(least_samples=3),
+        "iteration": 1,
+        "responses": [world.table(RESPONSES, rows, key=f"k{n}") for n, rows in enumerate(shards)],
+        "scores": world.table(SCORES, scores, "scores"),
+        "queries": world.table(QUERIES, [query(q, f"who is {q} ?") for q in ids], "queries"),
+        "model": model,
+        "servers": TinyServers(world.work_dir),
+    }
+    tracemalloc.start()
+    made = world.do(pair, **given)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < made.rows * len(text)  # half of what the pairs hold
+
+    samples = [{**row, "total": score["total"]} for row, score in zip(drawn, scores, strict=True)]
+    by_query = [(q, choose(samples[3 * n : 3 * n + 3], given["config"], Counter())) for n, q in enumerate(ids)]
+    expected = [(q, both[0]["text"], both[1]["text"]) for q, both in by_query if both]
+    assert [(row["query_id"], row["chosen"], row["rejected"]) for row in world.rows(made)] == expected
+    assert len(expected) > 1_900

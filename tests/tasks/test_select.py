@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from fakes import TinyServers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot_formats import bolt
+from cot_formats import bolt, r1
 from infra.manifest import Provenance
 from infra.schemas import QUERIES, RESPONSES, SCORES
 from infra.store import Store
@@ -104,3 +105,37 @@ def test_another_format_can_be_trained(world, chosen):
 def test_without_scores_the_step_says_so(chosen):
     with pytest.raises(ValueError, match="scores/k holds no scores"):
         chosen({"a": []}, 30)
+
+
+def test_memory_does_not_grow_with_the_texts(world, model, query, response):
+    thoughts, ids = "word " * 1_000, [f"q{n}" for n in range(4_000)]
+    given = {
+        "responses": world.table(RESPONSES, [response(q, thoughts=f"{q} {thoughts}".strip()) for q in ids], "filtered"),
+        "scores": world.table(SCORES, [scored(q, 0, 1.0) for q in ids], "scores"),
+        "queries": world.table(QUERIES, [query(q) for q in ids], "queries"),
+        "model": model,
+    }
+    tracemalloc.start()
+    made = world.do(select, config=SelectConfig(), servers=TinyServers(world.work_dir), **given)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < made.rows * len(thoughts) / 2
+    rows = world.rows(made)
+    assert [row["query_id"] for row in rows] == ids
+    assert all(bolt.parse(row["completion"]).thoughts == f"{row['query_id']} {thoughts}".strip() for row in rows)
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think> \n\n"])
+def test_what_the_chat_template_opens_is_not_written_twice(world, query, response, opening_model, opened):
+    given = {
+        "responses": world.table(RESPONSES, [response("a")], "filtered"),
+        "scores": world.table(SCORES, [scored("a", 0, 1.0)], "scores"),
+        "queries": world.table(QUERIES, [query("a")], "queries"),
+        "model": opening_model(opened),
+    }
+    made = world.do(select, config=SelectConfig(format="r1"), servers=TinyServers(world.work_dir), **given)
+    (row,) = world.rows(made)
+    assert row["prompt"].endswith(opened)
+    assert "<think>" not in row["completion"]
+    parsed = r1.parse(opened + row["completion"])
+    assert (parsed.thoughts, parsed.solution, parsed.ok) == ("plan : 0 .", "answer : 0 .", True)

@@ -1,0 +1,90 @@
+"""Chains: problems that carry one state (a number, a day, a direction) through a list of moves, a step at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nano.problem import Habits, Problem, Worked
+
+LENGTHS = {0: (1, 1), 1: (2, 3), 2: (4, 4), 3: (5, 6)}  # moves, by level
+Move = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A family of chains. States are words of the vocabulary."""
+
+    name: str
+    goal: str
+    opening: str  # with {start}
+    question: str
+    states: tuple[str, ...]
+    moves: tuple[Move, ...]
+    told: Callable[[Move], str]
+    after: Callable[[str, Move], str]
+
+    def make(self, level: int, start: str, moves: tuple[Move, ...]) -> Problem:
+        state = start
+        for move in moves:
+            state = self.after(state, move)
+        told = " . ".join(self.told(move) for move in moves)
+        query = f"{self.opening.format(start=start)} . {told} . {self.question} ?"
+        return Problem(self.name, level, (start, moves), query, state)
+
+    def sample(self, rng: random.Random, level: int) -> Problem:
+        moves = tuple(rng.choice(self.moves) for _ in range(rng.randint(*LENGTHS[level])))
+        return self.make(level, rng.choice(self.states), moves)
+
+    def slipped(self, rng: random.Random, true: str) -> str:
+        """A wrong state: a neighbour of the right one."""
+        at, count = self.states.index(true), len(self.states)
+        near = dict.fromkeys(self.states[(at + distance) % count] for distance in (-2, -1, 1, 2))
+        return rng.choice([state for state in near if state != true])
+
+    def derive(self, problem: Problem, rng: random.Random, habits: Habits) -> Worked:
+        state, moves = problem.facts
+        thoughts = [f"goal : find the {self.goal} . plan : one step at a time ."]
+        steps = []
+        for move in moves:
+            expression = f"{state} {move[0]} {move[1]}"
+            true = said = self.after(state, move)
+            if habits.slips(rng):
+                said = self.slipped(rng, true)
+            thoughts.append(f"{expression} = {said} .")
+            if said != true and habits.catches(rng):
+                thoughts.append(f"check {expression} = {true} , wait , not {said} .")
+                said = true
+            elif habits.careful:
+                thoughts.append(f"check {expression} = {said} ok .")
+            steps.append(f"{expression} = {said} .")
+            state = said
+        return Worked(" ".join(thoughts), tuple(steps), state)
+
+    def perturb(self, problem: Problem, rng: random.Random) -> Problem:
+        """The problem misread in one place: a move skipped, repeated or changed, or another start."""
+        start, moves = problem.facts
+        changed: list[Any] = list(moves)
+        at = rng.randrange(len(changed))
+        how = rng.choice(("skip", "repeat", "change", "start"))
+        if how == "skip" and len(changed) > 1:
+            del changed[at]
+        elif how == "repeat":
+            changed.insert(at, changed[at])
+        elif how == "start":
+            start = rng.choice(self.states)
+        else:
+            changed[at] = rng.choice(self.moves)
+        return self.make(problem.level, start, tuple(changed))
+
+
+def walk(states: tuple[str, ...]) -> Callable[[str, Move], str]:
+    """Moves "+ n" and "- n" on a ring of states."""
+
+    def after(state: str, move: Move) -> str:
+        sign, steps = move
+        return states[(states.index(state) + (steps if sign == "+" else -steps)) % len(states)]
+
+    return after

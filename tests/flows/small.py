@@ -1,0 +1,57 @@
+"""A small world for flows: query files, examples, prompts, and a model folder with a real tokenizer but no weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infra.keys import PROJECT_ROOT
+from nano.vocabulary import save_tokenizer
+
+EXAMPLE = "---\ntopic: days\n---\n\n## Query\n\nq\n\n## Thoughts\n\nplan : t .\n\n## Solution\n\nanswer : 1 .\n"
+
+
+def write_queries(path: Path, *queries: str) -> Path:
+    path.write_text("".join(json.dumps({"query": query, "reference": "1"}) + "\n" for query in queries))
+    return path
+
+
+def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
+    """The parameters of `bolt` over files in `folder`; the last two of the queries are the problems held out."""
+    (folder / "examples").mkdir(parents=True)
+    for number in range(3):
+        (folder / "examples" / f"{number}.md").write_text(EXAMPLE)
+    save_tokenizer(folder / "model")
+    (folder / "model" / "config.json").write_text("{}")
+    texts = [f"which day is {number} ?" for number in range(queries)]
+    serving = {"max_model_len": 4096}
+    source = {"path": str(write_queries(folder / "queries.jsonl", *texts)), "least_difficulty": 0}
+    generate = {"samples": 4, "max_tokens": 32}
+    prompt = {
+        "template": str(PROJECT_ROOT / "prompts" / "in_context.md"),
+        "example_template": str(PROJECT_ROOT / "prompts" / "example.md"),
+    }
+    return {
+        "model": str(folder / "model"),
+        "reward_model": str(folder / "model"),
+        "serving": {"policy": serving, "reward": serving},
+        "estimates": {"tokens_per_response": 100},
+        "bootstrap": {
+            "examples": {"folder": str(folder / "examples"), "least_actions": 0},
+            "queries": source,
+            "prompt": prompt,
+            "generate": generate,
+            "shards": 2,
+        },
+        "online": {"iterations": 2, "queries_per_iteration": 5, "queries": source, "generate": generate, "shards": 1},
+        "evaluate": {
+            "problems": {**source, "path": str(write_queries(folder / "problems.jsonl", *texts[-2:]))},
+            "generate": {"samples": 3, "max_tokens": 32},
+            "shards": 1,
+        },
+    }
+
+
+def bootstrap_parameters(world: dict[str, Any]) -> dict[str, Any]:
+    return {**{name: world[name] for name in ("model", "reward_model", "serving", "estimates")}, **world["bootstrap"]}

@@ -1,0 +1,102 @@
+"""Dry runs tell what a run would do; what can not come to an end is refused before a GPU is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import bootstrap_parameters, small_world
+
+from flows.bolt import BoltConfig, bolt
+from flows.bootstrap import BootstrapConfig, bootstrap
+from flows.evaluate import EvaluateConfig, evaluate
+from flows.online import OnlineConfig, OnlineStage, online
+from infra.models import import_model
+from infra.servers import Servers
+from infra.settings import Settings
+from infra.store import Store
+from tasks.curate_examples import BadInput
+from tasks.mine_queries import QueriesConfig
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Parameters; a server that is asked for fails the test."""
+    monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path / "work"))
+    monkeypatch.setattr(Servers, "_server", lambda *_: pytest.fail("a server was asked for"))
+    return small_world(tmp_path / "files")
+
+
+def planned(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str, str]]:
+    """What a dry run printed of each step (the last shard's line): state, key, what is expected."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[28:37].strip() in ("to do", "cached")]
+    return {line[:28].strip(): (line[29:37].strip(), line[38:66].strip(), line[66:].strip()) for line in lines}
+
+
+def test_a_dry_run_reckons_with_the_rows_that_there_are(world, capsys):
+    assert bolt(BoltConfig(**world, dry_run=True)) is None
+    plan = planned(capsys)
+    assert plan["answers-instruct-sampled"][2] == "600 tokens, 0.00 GPU hours"  # 2 problems, 3 samples, 100 tokens
+    assert plan["answers-in-context-greedy"][2].startswith("200 tokens")
+    assert plan["responses"][2].startswith("2,000 tokens")  # 12 queries less 2 held out, 4 samples, 2 shards
+    assert plan["responses-online-2"][2].startswith("2,000 tokens")  # 5 queries, 4 samples
+    assert plan["sft"][2].startswith("4,000 tokens")  # 10 instances, 4 epochs
+
+
+def test_a_first_dry_run_knows_the_keys_and_copies_no_model(world, tmp_path, capsys):
+    bolt(BoltConfig(**world, dry_run=True))
+    first = planned(capsys)
+    assert not (tmp_path / "store" / "imported").exists()
+    known = {name for name, (_, key, _) in first.items() if not key.startswith("(")}
+    assert known == {"problems", "examples", "queries", "queries-online-1", "queries-online-2"}
+
+    for deep in ("examples", "problems", "queries"):  # make what the model meets first, as a run would
+        assert first[deep][0] == "to do"
+    import_model(Store.open(Settings.load()), Path(world["model"]), "model")
+    bolt(BoltConfig(**world, dry_run=True))
+    assert planned(capsys) == first
+
+
+def test_a_hub_id_is_not_downloaded_for_a_dry_run(world, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    parameters = bootstrap_parameters(world) | {"model": "some/model@0123abc"}
+    bootstrap(BootstrapConfig(**parameters, dry_run=True))
+    plan = planned(capsys)
+    assert plan["responses"][1] == "(key depends on the above)"
+    assert plan["queries"][1] != "(key depends on the above)"
+
+
+def test_a_dry_run_of_evaluate_returns_nothing_made(world, capsys):
+    models = [{"name": "one", "model": world["model"], "format": "plain"}]
+    parameters = {"serving": world["serving"], "evaluate": world["evaluate"], "models": models}
+    assert evaluate(EvaluateConfig(**parameters, dry_run=True)) == []
+    assert planned(capsys)["answers-one-greedy"][0] == "to do"
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_too_few_queries_for_all_iterations_are_an_error_before_anything_is_sampled(world, tmp_path, dry_run):
+    world["online"]["queries_per_iteration"] = 6
+    with pytest.raises(BadInput) as error:  # 12 queries less 2 held out
+        bolt(BoltConfig(**world, dry_run=dry_run))
+    for part in ("queries.jsonl: 12 queries are needed (skip 6, then 6), found 10", "held out for evaluation"):
+        assert part in str(error.value)
+    assert not list((tmp_path / "store").glob("answers*"))
+
+
+def test_a_short_last_iteration_is_an_error_for_online_alone(world):
+    world["online"] |= {"queries_per_iteration": 5, "iterations": 3}
+    parameters = {name: world[name] for name in ("model", "reward_model", "serving", "online")}
+    with pytest.raises(BadInput, match=r"queries\.jsonl: 15 queries are needed \(skip 10, then 5\), found 12"):
+        online(OnlineConfig(**parameters))
+
+
+def test_iterations_share_no_query_and_take_no_limit(tmp_path):
+    stage = OnlineStage(queries=QueriesConfig(path=tmp_path / "q.jsonl", skip=3), queries_per_iteration=7)
+    drawn = [stage.queries_of(number) for number in (1, 2, 3)]
+    assert [(each.skip, each.limit, each.least_queries) for each in drawn] == [(3, 7, 7), (10, 7, 7), (17, 7, 7)]
+    with pytest.raises(ValueError, match="set queries_per_iteration"):
+        OnlineStage(queries=QueriesConfig(path=tmp_path / "q.jsonl", limit=3))
