@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,8 +114,7 @@ class Run:
         if Path(named).is_dir():
             take = imported_ref if self.dry else import_model
             return take(self.store, Path(named), Path(named).name)
-        step, _, key = named.partition("/")
-        if key and "@" not in key and (found := find(self.store, step, key)):
+        if found := self._artifact(named):
             return found
         name, _, revision = named.partition("@")
         if revision and name.count("/") == 1:
@@ -134,11 +134,15 @@ class Run:
 
     def table(self, named: str) -> Ref:
         """The artifact STEP/KEY of another run. Raises `ValueError` where it does not exist."""
-        step, _, key = named.partition("/")
-        found = find(self.store, step, key) if key else None
+        found = self._artifact(named)
         if found is None:
             raise ValueError(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
         return found
+
+    def _artifact(self, named: str) -> Ref | None:
+        """The artifact STEP/KEY; None where `named` is no such name, or there is no whole artifact."""
+        step, _, key = named.partition("/")
+        return find(self.store, step, key) if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) else None
 
     def _looked_up(self, plan: Plan, expected_tokens: int, expected_rows: int) -> Ref:
         """The artifact if it exists, else a stand-in; prints the step's line of the plan."""

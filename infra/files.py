@@ -19,6 +19,8 @@ def digest_of_files(paths: Sequence[Path]) -> str:
     """
     total = hashlib.sha256()
     for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"input file {path} does not exist; relative paths start at {Path.cwd()}")
         with path.open("rb") as file:
             total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 from small import bootstrap_parameters, small_world
 
 from flows.bolt import BoltConfig, bolt
-from flows.bootstrap import BootstrapConfig, bootstrap
+from flows.bootstrap import BootstrapConfig, bootstrap, mined
 from flows.evaluate import EvaluateConfig, evaluate
 from flows.online import OnlineConfig, OnlineStage, online
+from flows.run import begin
 from infra.models import import_model
 from infra.servers import Servers
 from infra.settings import Settings
@@ -47,15 +49,20 @@ def test_a_dry_run_reckons_with_the_rows_that_there_are(world, capsys):
     assert plan["sft"][2].startswith("4,000 tokens")  # 10 instances, 4 epochs
 
 
-def test_a_first_dry_run_knows_the_keys_and_copies_no_model(world, tmp_path, capsys):
+@flow
+def only_mine(config: BoltConfig) -> None:
+    with begin(config) as run:
+        mined(run, config.evaluate.problems, "problems")
+
+
+def test_a_dry_run_knows_the_keys_of_a_model_without_copying_it(world, tmp_path, capsys):
+    only_mine(BoltConfig(**world))
     bolt(BoltConfig(**world, dry_run=True))
     first = planned(capsys)
     assert not (tmp_path / "store" / "imported").exists()
     known = {name for name, (_, key, _) in first.items() if not key.startswith("(")}
-    assert known == {"problems", "examples", "queries", "queries-online-1", "queries-online-2"}
-
-    for deep in ("examples", "problems", "queries"):  # make what the model meets first, as a run would
-        assert first[deep][0] == "to do"
+    files_alone = {"problems", "examples", "queries", "queries-online-1", "queries-online-2"}
+    assert known == files_alone | {"answers-instruct-sampled", "answers-instruct-greedy"}
     import_model(Store.open(Settings.load()), Path(world["model"]), "model")
     bolt(BoltConfig(**world, dry_run=True))
     assert planned(capsys) == first

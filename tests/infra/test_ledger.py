@@ -145,12 +145,13 @@ def test_a_failed_write_leaves_no_half_line(tmp_path):
         "import resource, sys; from pathlib import Path; from infra.ledger import Ledger\n"
         "ledger = Ledger(Path(sys.argv[1]), 'shard'); ledger.append('a', {})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
-        "try:\n    ledger.append('big', {'x': 'y' * 1000})\nexcept OSError as error: print('told', error.errno)\n"
+        "try:\n    ledger.append('big', {'x': 'y' * 1000})\nexcept OSError as error: print('told', error)\n"
         "ledger.append('b', {}); ledger.close()"
     )
     path = tmp_path / "ledger.jsonl"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("told")
+    assert "told [Errno 27] File too large (make room in BOLT_WORK_DIR and run again" in done.stdout
+    assert str(path) in done.stdout
     with Ledger(path, "shard") as ledger:
         assert list(ledger.done) == ["a", "b"]
 

@@ -1,21 +1,30 @@
-"""An independent reader of the nano world's queries: from the text alone to the facts and the answer."""
+"""An independent reader of the nano world's queries: from the text alone to the facts and the answer.
+
+It shares nothing with nano/families but the wording: numbers on the dial are counted one at a time, days and months
+come from the real calendar, directions from turning a vector.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date, timedelta
+from itertools import permutations
 from typing import Any
 
-WEEK = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 PATTERNS = {
-    "arithmetic": r"start with \d+ \. (?:(?:add \d+|take away \d+|double it|halve it) \. )+what number is left \?",
-    "calendar": r"today is \w+ \. (?:go \d days (?:on|back) \. )+which day is it \?",
-    "tracking": r"\w+ has the \w+(?: , \w+ has the \w+)+ \. (?:\w+ and \w+ swap \. )+what does \w+ have \?",
-    "ordering": r"\w+ is older than \w+(?: \. \w+ is older than \w+)* \. who is number \d \?",
+    "arithmetic": r"on a dial of 31 start with \d+ \. (?:(?:add|take away) \d+ \. )+what number is left \?",
+    "week": r"today is \w+ \. (?:go \d+ days (?:on|back) \. )+which day is it \?",
+    "year": r"this is \w+ \. (?:go \d+ months (?:on|back) \. )+which month is it \?",
+    "compass": r"face \w+ \. (?:turn (?:right|left) \d+ times \. )+where do you face \?",
+    "ordering": r"\w+ is older than \w+(?: \. \w+ is older than \w+)* \. who is number \d+ \?",
     "pair_sum": r"which two of \d+(?: , \d+)+ add up to \d+ \?",
-    "congruence": r"which number from 1 to \d+ times \d+ plus \d+ leaves \d+ when divided by \d+ \?",
 }
+CHAINS = ("arithmetic", "week", "year", "compass")
 ANY = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in PATTERNS.items()))
+FORWARD = re.compile(r"\b(?:add|on|right)\b")
+
+Facts = tuple[Any, ...]
 
 
 def queries_in(text: str) -> Iterator[str]:
@@ -30,10 +39,16 @@ def family(query: str) -> str:
     return found.lastgroup
 
 
-def read(query: str) -> tuple[str, tuple[Any, ...], str]:
-    """Family, facts as the family's module holds them, and the answer worked out here."""
+def read(query: str) -> tuple[str, Facts, str]:
+    """Family, facts as the family holds them, and the answer worked out here."""
     name = family(query)
-    facts, answer = globals()[f"_{name}"](query)
+    if name in CHAINS:
+        start, moves = chain(query)
+        state = start
+        for sign, count in moves:
+            state = moved(name, state, sign, count)
+        return name, (start, moves), state
+    facts, answer = _ordering(query) if name == "ordering" else _pair_sum(query)
     return name, facts, answer
 
 
@@ -41,92 +56,86 @@ def numbers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", text)]
 
 
-def _arithmetic(query: str) -> tuple[tuple[Any, ...], str]:
-    start, *told, _ = query.split(" . ")
-    value = first = numbers(start)[0]
-    ops = []
-    for each in told:
-        if each == "double it":
-            ops.append(("double", 2))
-            value += value
-        elif each == "halve it":
-            ops.append(("halve", 2))
-            value, rest = divmod(value, 2)
-            assert rest == 0, query
-        else:
-            n = numbers(each)[0]
-            ops.append((each.rpartition(" ")[0], n))
-            value += n if each.startswith("add") else -n
-        assert 0 <= value <= 99, query
-    return (first, tuple(ops)), str(value)
+def chain(query: str) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """Where a chain starts and how it goes on."""
+    opening, *told, _ = query.split(" . ")
+    return opening.split()[-1], tuple(("+" if FORWARD.search(each) else "-", numbers(each)[0]) for each in told)
 
 
-def _calendar(query: str) -> tuple[tuple[Any, ...], str]:
-    start, *told, _ = query.split(" . ")
-    day = start.split()[-1]
-    moves = tuple(numbers(each)[0] * (1 if each.endswith("on") else -1) for each in told)
-    at = WEEK.index(day)
-    for move in moves:  # a day at a time
-        for _ in range(abs(move)):
-            at += 1 if move > 0 else -1
-            at = 0 if at == 7 else 6 if at == -1 else at
-    return (day, moves), WEEK[at]
+def moved(name: str, state: str, sign: str, count: int) -> str:
+    """Where a chain's state is after one move."""
+    forward = sign == "+"
+    if name == "arithmetic":
+        at = int(state)
+        assert 0 <= at <= 30, state
+        for _ in range(count):
+            at = (0 if at == 30 else at + 1) if forward else (30 if at == 0 else at - 1)
+        return str(at)
+    if name == "week":
+        (day,) = [d for d in (date(2024, 1, n) for n in range(1, 8)) if _name(d, "%a") == state]
+        return _name(day + timedelta(days=count if forward else -count), "%a")
+    if name == "year":
+        (month,) = [n for n in range(1, 13) if _name(date(2024, n, 15), "%b") == state]
+        months = date(2024, 1, 15).year * 12 + month - 1 + (count if forward else -count)
+        return _name(date(months // 12, months % 12 + 1, 15), "%b")
+    compass = {"north": (0, 1), "east": (1, 0), "south": (0, -1), "west": (-1, 0)}
+    x, y = compass[state]
+    for _ in range(count):
+        x, y = (y, -x) if forward else (-y, x)
+    (facing,) = [each for each, vector in compass.items() if vector == (x, y)]
+    return facing
 
 
-def _tracking(query: str) -> tuple[tuple[Any, ...], str]:
-    held, *told, asked = query.split(" . ")
-    pairs = [re.fullmatch(r"(\w+) has the (\w+)", each).groups() for each in held.split(" , ")]  # type: ignore[union-attr]
-    people, items = [p for p, _ in pairs], [i for _, i in pairs]
-    owner = {i: p for p, i in pairs}  # thing by thing: who holds it
-    swaps = tuple((each.split()[0], each.split()[2]) for each in told)
-    for a, b in swaps:
-        owner = {i: b if p == a else a if p == b else p for i, p in owner.items()}
-    who = asked.split()[2]
-    (answer,) = [i for i, p in owner.items() if p == who]
-    return (tuple(people), tuple(items), swaps, who), answer
+def _name(day: date, form: str) -> str:
+    return day.strftime(form).lower()
 
 
-def _ordering(query: str) -> tuple[tuple[Any, ...], str]:
+def _ordering(query: str) -> tuple[Facts, str]:
     *told, asked = query.split(" . ")
     clues = [(each.split()[0], each.split()[-1]) for each in told]
-    people = {p for clue in clues for p in clue}
-    older = {p: {a for a, b in clues if b == p} for p in people}
-    order: list[str] = []
-    while len(order) < len(people):  # the oldest of those left: all who are older are placed
-        (oldest,) = [p for p in people if p not in order and older[p] <= set(order)]
-        order.append(oldest)
+    people = sorted({person for clue in clues for person in clue})
+    (order,) = [p for p in permutations(people) if all(p.index(a) < p.index(b) for a, b in clues)]
     place = numbers(asked)[0]
-    shuffle = tuple(order.index(a) for a, _ in clues)
-    return (tuple(order), shuffle, place), order[place - 1]
+    return (order, tuple(order.index(a) for a, _ in clues), place), order[place - 1]
 
 
-def _pair_sum(query: str) -> tuple[tuple[Any, ...], str]:
+def _pair_sum(query: str) -> tuple[Facts, str]:
     *listed, target = numbers(query)
-    found = {(a, b) for a in listed for b in listed if a < b and a + b == target}
-    assert len(found) == 1, query
-    a, b = found.pop()
-    return (tuple(listed), target), f"{a} and {b}"
+    (pair,) = pairs(query)
+    return (tuple(listed), target), "{} and {}".format(*pair)
 
 
-def _congruence(query: str) -> tuple[tuple[Any, ...], str]:
-    _, last, a, b, r, m = numbers(query)
-    assert last == m - 1, query
-    (x,) = [x for x in range(1, m) if (a * x + b - r) / m == (a * x + b - r) // m]
-    return (a, b, m, r), str(x)
+def pairs(query: str) -> set[tuple[int, int]]:
+    """Every pair of a pair search's list, the smaller number first, that adds up."""
+    *listed, target = numbers(query)
+    return {(a, b) for a, b in permutations(listed, 2) if a <= b and a + b == target}
+
+
+def is_solution(query: str, solution: str) -> bool:
+    """Whether a worked solution is right in every step and in its answer, by the query's text alone."""
+    steps, _, answer = solution.removesuffix(" .").rpartition("answer : ")
+    stated = steps.strip().removesuffix(" .")
+    name = family(query)
+    if name in CHAINS:
+        state, moves = chain(query)
+        told = []
+        for sign, count in moves:
+            before, state = state, moved(name, state, sign, count)
+            told.append(f"{before} {sign} {count} = {state}")
+        return stated == " . ".join(told) and answer == state
+    if name == "ordering":
+        (order, _, place), last = _ordering(query)
+        return stated == " > ".join(order[:place]) and answer == last
+    *_, target = numbers(query)
+    return any(stated == f"{a} + {b} = {target}" and answer == f"{a} and {b}" for a, b in pairs(query))
 
 
 def last_stated(query: str, solution: str) -> str:
     """What the last step of a worked solution gives for the query, whatever it then says its answer is."""
-    name = family(query)
     steps = solution.rpartition("answer :")[0].strip().removesuffix(" .")
-    if name in ("arithmetic", "calendar"):
+    name = family(query)
+    if name in CHAINS:
         return steps.rsplit(" = ", 1)[1]
-    if name == "tracking":
-        asked = query.split()[-3]
-        held = dict(each.split() for each in steps.rsplit(" : ", 1)[1].split(" , "))
-        return str(held[asked])
     if name == "ordering":
         return steps.rsplit(" > ", 1)[-1]
-    if name == "pair_sum":
-        return f"{steps.split()[0]} and {steps.split()[2]}"
-    return steps.split()[0]
+    return f"{steps.split()[0]} and {steps.split()[2]}"

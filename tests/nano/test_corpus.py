@@ -4,11 +4,12 @@ import random
 from itertools import islice
 
 import pytest
-from reading import last_stated, queries_in, read
+from reading import is_solution, last_stated, queries_in, read
 
 from cot_formats import bolt
 from evals.short_answer import extract
-from nano.corpus import PROMPT_TEMPLATE, documents, garbled, judged
+from nano.corpus import PROMPT_TEMPLATE, documents, garbled, judged, like
+from nano.families import FAMILIES
 from nano.problem import Problem
 from nano.vocabulary import ASSISTANT, CONTEXT, END, USER, encoder
 
@@ -51,7 +52,7 @@ def test_documents_fit_the_context(stream):
 def test_only_pretrain_problems_are_read(stream):
     found = [problem(query) for document in stream for query in queries_in(document)]
     assert {each.split for each in found} == {"pretrain"}
-    assert len({each.family for each in found}) == 6
+    assert {each.family for each in found} == set(FAMILIES)
     assert len(found) > 5000
 
 
@@ -100,19 +101,41 @@ def test_the_stream_is_seeded(stream):
 def test_judged_solutions_are_of_reward_problems_and_the_first_is_right():
     rng = random.Random(5)
     ids = set(encoder())
-    right = 0
+    right, families = 0, set()
     for _ in range(400):
         given, solutions = judged(rng)
         assert problem(given.query).split == given.split == "reward"
         assert extract(solutions[0]) == problem(given.query).answer
+        assert is_solution(given.query, solutions[0])
         assert {word for solution in solutions for word in solution.split()} <= ids
         right += sum(extract(solution) == given.answer for solution in solutions[1:])
+        families.add(given.family)
+    assert families == set(FAMILIES)
     assert 0.05 < right / 1200 < 0.6  # most of the others are wrong; a garbled word need not change the answer
 
 
 def test_a_garbled_solution_is_another():
+    """Unless the number drawn was 0 and its like would lie below it: such a solution still counts as right."""
     rng = random.Random(6)
+    same = 0
     for _ in range(300):
         _, (right, *_) = judged(rng)
-        assert abs(len(garbled(rng, right).split()) - len(right.split())) <= 1
-        assert garbled(rng, right) != right
+        broken = garbled(rng, right)
+        assert abs(len(broken.split()) - len(right.split())) <= 1
+        assert broken != right or "0" in right.split()
+        same += broken == right
+    assert same <= 6
+
+
+def test_a_word_is_garbled_into_its_like():
+    rng = random.Random(7)
+    kinds = ["mon tue sun", "jan may dec", "north south", "ann hal", "+ -", ". , = : >"]
+    for kind in kinds:
+        for word in kind.split():
+            found = {like(rng, word) for _ in range(60)}
+            assert word not in found
+            assert found <= set(encoder())
+            assert set(kind.split()) - {word} <= found
+    assert {like(rng, "20") for _ in range(60)} == {"17", "18", "19", "21", "22", "23"}
+    assert {like(rng, "0") for _ in range(60)} == {"0", "1", "2", "3"}
+    assert like(rng, "answer") == "wait"

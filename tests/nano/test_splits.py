@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import read
+from reading import is_solution, read
 
+from cot_formats import bolt
+from cot_formats.actions import ACTIONS, find_actions
 from infra.keys import PROJECT_ROOT
 from nano import write_data
 from nano.families import FAMILIES, LEVELS
 from nano.problem import SPLITS, Problem
+from nano.vocabulary import encoder
 from tasks.curate_examples import read_example
 from tasks.mine_queries import query_id
 
@@ -42,9 +45,10 @@ def test_a_split_belongs_to_the_problem_alone(family, seed):
     assert problem(made.query).split == made.split
 
 
-def test_splits_have_the_shares_that_they_should():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_splits_have_the_shares_that_they_should(family):
     rng = random.Random(0)
-    found = Counter(FAMILIES["tracking"].sample(rng, 3).split for _ in range(4000))
+    found = Counter(FAMILIES[family].sample(rng, 3).split for _ in range(4000))
     shares = {"pretrain": 11, "reward": 3, "examples": 1, "queries": 3, "dev": 1, "test": 1}
     assert set(found) == set(shares) == set(SPLITS)
     assert all(abs(found[name] / 4000 - share / 20) < 0.03 for name, share in shares.items())
@@ -58,6 +62,7 @@ def test_shipped_problems_lie_in_their_own_split_with_the_right_answers(name, co
         given_problem = problem(row["messages"][0]["content"])
         assert given_problem.split == name
         assert row["topic"] == given_problem.family
+        assert set(given_problem.query.split()) <= set(encoder())
         if name == "queries":
             assert "reference" not in row  # the method never sees a gold answer
         else:
@@ -73,7 +78,21 @@ def test_shipped_examples_lie_in_their_own_split_and_are_right():
         shown = problem(example["query"])
         assert shown.split == "examples"
         assert example["solution"].endswith(f"answer : {shown.answer} .")
+        assert is_solution(example["query"], example["solution"])
         assert example["topic"] == shown.family
+        assert file.name == f"{files.index(file) + 1:02d}-{shown.family}.md"
+        words = " ".join((example["query"], example["thoughts"], example["solution"])).split()
+        assert set(words) <= set(encoder())
+        assert bolt.parse(bolt.render(example["thoughts"], example["solution"])).ok
+
+
+def test_shipped_examples_show_at_least_three_of_the_four_reasoning_actions():
+    """prefect.yaml asks for that many (least_actions), and some must show a mistake that is noticed."""
+    thoughts = [read_example(file)["thoughts"] for file in (NANO / "examples").glob("*.md")]
+    found = [{action.name for action in find_actions(each)} for each in thoughts]
+    assert all(len(names & set(ACTIONS)) >= 3 for names in found)
+    assert set().union(*found) == set(ACTIONS)
+    assert sum("wait" in each.split() for each in thoughts) >= 4
 
 
 def test_no_query_is_in_two_files():

@@ -1,0 +1,202 @@
+"""Bad input met by a flow: one error that names the thing and the mend, and what is finished stays.
+
+docs/operations.md lists every bad input with its message and the test that makes it happen; most are in tests/infra.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from small import bootstrap_parameters, small_world
+
+import infra.servers
+import tasks.generate
+import tasks.score
+import tasks.train_sft
+from cot_formats import bolt
+from flows.bootstrap import BootstrapConfig, bootstrap
+from flows.sft import SftFlowConfig, sft
+from infra.completions import Completion
+from infra.launcher import TrainerError, launch, metrics_path
+from infra.manifest import Ref
+from infra.settings import Settings
+from infra.store import Store, StoreError
+from infra.tables import find, read_rows
+from infra.training_config import SftConfig, trained_path
+from infra.vllm_server import ServerError, VllmServer
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path / "work"))
+    return small_world(tmp_path / "files")
+
+
+class Healthy:
+    """A server that is up; `answering` puts words in its mouth."""
+
+    url, served_name = "http://127.0.0.1:9", "fake"
+
+    def check(self) -> None: ...
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[str]:
+    """Answer sampling and scoring in place of vLLM; returns the requests as they are answered."""
+    asked: list[str] = []
+
+    async def complete(_url: str, _name: str, requests: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
+        for request in requests:
+            if dies_after is not None and len(asked) >= dies_after:
+                raise ServerError("vLLM server of MODEL ended with status 137; log: PATH; its last lines: ...")
+            text = bolt.render("plan : one .", "answer : 1 .")
+            on_result(request, [Completion(text, "stop", (1, 2), 3) for _ in range(sampling.n)])
+            asked.append(request.request_id)
+
+    async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
+        return [float(number % 3) for number in range(len(inputs))]
+
+    monkeypatch.setattr(infra.servers.Servers, "_server", lambda *_: Healthy())
+    monkeypatch.setattr(tasks.generate, "complete", complete)
+    monkeypatch.setattr(tasks.score, "classify", classify)
+    return asked
+
+
+def made(world: dict[str, Any]) -> Ref:
+    ref = bootstrap(BootstrapConfig(**bootstrap_parameters(world)))
+    assert isinstance(ref, Ref)
+    return ref
+
+
+def store() -> Store:
+    return Store.open(Settings.load())
+
+
+def steps_in(folder: Path) -> dict[str, float]:
+    """The finished artifacts, with the time that each was finished."""
+    manifests = folder.glob("*/*/manifest.json")
+    return {path.parent.relative_to(folder).as_posix(): path.stat().st_mtime for path in manifests}
+
+
+# ---- what the user gives
+
+
+def test_an_unknown_parameter_is_named(world):
+    with pytest.raises(ValidationError, match=r"temprature\n +Extra inputs are not permitted"):
+        BootstrapConfig(**bootstrap_parameters(world), temprature=1)
+
+
+def test_a_store_that_cannot_be_written_stops_a_flow_at_its_start(world, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BOLT_STORE", str(tmp_path / "file" / "store"))
+    with pytest.raises(StoreError, match=r"file/store.*a file stands where a folder should be.*BOLT_STORE"):
+        made(world)
+
+
+def test_a_store_that_cannot_be_reached_stops_a_flow_at_its_start(world, monkeypatch):
+    monkeypatch.setenv("BOLT_STORE", "s3://bucket/prefix")
+    monkeypatch.setenv("BOLT_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BOLT_ACCESS_KEY_ID", "some-key")
+    monkeypatch.setenv("BOLT_SECRET_ACCESS_KEY", "some-secret")
+    with pytest.raises(StoreError, match=r"s3://bucket/prefix.*endpoint cannot be reached.*BOLT_ENDPOINT_URL") as error:
+        made(world)
+    assert "some-secret" not in str(error.value)
+
+
+def test_a_model_that_is_nowhere_is_named_with_what_was_looked_for(world, tmp_path):
+    for missing in (str(tmp_path / "nowhere"), "sft/0123", "org/name"):
+        with pytest.raises(ValueError, match=f"model '{missing}': no such folder, no artifact STEP/KEY.*REVISION"):
+            made(world | {"model": missing})
+
+
+def test_a_model_folder_that_is_no_model_is_told(world):
+    (Path(world["model"]) / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"files/model has no config\.json"):
+        made(world)
+
+
+def test_a_query_file_that_is_missing_is_named(world):
+    Path(world["bootstrap"]["queries"]["path"]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"input file .*queries\.jsonl does not exist; relative paths start"):
+        made(world)
+
+
+@pytest.mark.parametrize("harm", ["torn manifest", "corrupt part", "no manifest"])
+def test_a_damaged_artifact_given_to_a_stage_is_named(world, monkeypatch, harm):
+    answering(monkeypatch)
+    longcot = made(world)
+    folder = Path(longcot.uri)
+    manifest, part = folder / "manifest.json", folder / "part-00000.parquet"
+    if harm == "torn manifest":
+        manifest.write_bytes(manifest.read_bytes()[:-9])
+    elif harm == "corrupt part":
+        part.write_bytes(part.read_bytes()[:-1] + b"!")
+    else:
+        manifest.unlink()
+    told = f"{longcot.step}/{longcot.key}"
+    with pytest.raises(ValueError, match=f"artifact '{told}': expected STEP/KEY of a whole artifact in .*store"):
+        sft(SftFlowConfig(model=world["model"], serving=world["serving"], longcot=told))
+    assert made(world) == longcot  # made again: the same
+    assert find(store(), longcot.step, longcot.key) == longcot
+
+
+# ---- what happens on the way
+
+
+def test_a_server_that_dies_at_its_start_shows_its_words_and_what_is_finished_stays(world, tmp_path, monkeypatch):
+    dying = [sys.executable, "-c", "print('no device for you'); raise SystemExit(3)"]
+    monkeypatch.setattr(VllmServer, "command", lambda _: dying)
+    with pytest.raises(
+        ServerError, match=r"(?s)imported/model-\w+ ended with status 3; log: .*\.log.*no device for you"
+    ):
+        made(world)
+    kept = steps_in(tmp_path / "store")
+    assert {name.split("/")[0] for name in kept} == {"imported", "examples", "queries"}
+    answering(monkeypatch)
+    made(world)
+    assert kept.items() <= steps_in(tmp_path / "store").items()
+
+
+def test_a_server_that_dies_midway_owes_only_the_rest(world, tmp_path, monkeypatch):
+    first = answering(monkeypatch, dies_after=5)
+    with pytest.raises(ServerError, match="ended with status 137"):
+        made(world)
+    kept = steps_in(tmp_path / "store")
+    assert {name.split("/")[0] for name in kept} <= {"imported", "examples", "queries", "responses"}
+    rest = answering(monkeypatch)
+    longcot = made(world)
+    assert sorted(first + rest) == sorted(row["query_id"] for row in read_rows(store(), longcot, ["query_id"]))
+    assert kept.items() <= steps_in(tmp_path / "store").items()
+    assert len(first) == 5
+
+
+def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_path, monkeypatch):
+    answering(monkeypatch)
+    longcot = made(world)
+    config = SftFlowConfig(
+        model=world["model"], serving=world["serving"], longcot=f"longcot/{longcot.key}", sft={"ranks": 1, "batch": 1}
+    )
+    kept = steps_in(tmp_path / "store")
+    (tmp_path / "crashing.py").write_text("raise RuntimeError('out of luck')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(tasks.train_sft, "launch", lambda _module, told, **rest: launch("crashing", told, **rest))
+    with pytest.raises(TrainerError, match=r"(?s)ended with status 1; log: .*train\.log.*RuntimeError: out of luck"):
+        sft(config)
+    assert steps_in(tmp_path / "store") == kept
+
+    def trained(_module: str, told: SftConfig, *, log_path: Path, **_: Any) -> None:
+        told.output.mkdir(parents=True)
+        (told.output / "config.json").write_text("{}")
+        trained_path(told.output).write_text("{}")
+        metrics_path(log_path).write_text("")
+
+    monkeypatch.setattr(tasks.train_sft, "launch", trained)
+    model = sft(config)
+    assert (model.kind, model.step) == ("model", "sft")
+    assert kept.items() <= steps_in(tmp_path / "store").items()
