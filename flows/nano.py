@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
@@ -26,17 +25,14 @@ class NanoConfig(Common):
 
     instruct: PretrainRecipe = Field(PretrainRecipe(tokens=8_500_000), description="The instruct model.")
     reward: PretrainRecipe = Field(
-        PretrainRecipe(tokens=6_000_000, seed=1), description="The reward model's first leg: made-up mistakes."
-    )
-    reward_more: PretrainRecipe = Field(
-        PretrainRecipe(tokens=3_000_000, muon_lr=0.008, adam_lr=1e-3, seed=3),
-        description="Its second leg: the instruct model's own mistakes too.",
+        PretrainRecipe(tokens=5_000_000, muon_lr=0.01, adam_lr=1.5e-3, seed=3),
+        description="The reward model, grown from the instruct model: made-up mistakes and the instruct model's own.",
     )
     reward_queries: int = Field(
-        2_400, ge=1, description="Problems that the policy answers for the reward model's second leg."
+        2_400, ge=1, description="Problems that the instruct model answers for the reward model."
     )
-    samples: GenerateConfig = Field(description="How the policy answers them.")
-    examples: ExamplesConfig = Field(description="In-context examples that the policy is shown.")
+    samples: GenerateConfig = Field(description="How it answers them.")
+    examples: ExamplesConfig = Field(description="In-context examples that it is shown.")
     prompt: PromptConfig = Field(description="How it is shown them.")
     export: Path | None = Field(None, description="Folder to copy both models to, e.g. nano/models.")
 
@@ -50,11 +46,10 @@ def exported(run: Run, model: Ref, target: Path) -> None:
 
 @flow(task_runner=TASK_RUNNER)
 def nano(config: NanoConfig) -> None:
-    """Pretrain the plain instruct model and the reward model, then teach that one on the other's samples."""
+    """Pretrain the plain instruct model, let it answer problems, and grow the reward model on right and wrong answers."""
     with begin(config) as run:
         what = plan("nano-instruct", "nano.pretrain", config.instruct, {})
         instruct = run.do(make_instruct, what, recipe=config.instruct, servers=run.servers)
-        reward = rewarding(run, "nano-reward", config.reward)
 
         what = plan("nano-reward-queries", "nano.make", {"count": config.reward_queries}, {})
         queries = run.do(reward_queries, what, expected_rows=config.reward_queries, count=config.reward_queries)
@@ -62,25 +57,18 @@ def nano(config: NanoConfig) -> None:
         responses = sample(
             run, "nano-samples", config.samples, queries, instruct, shards=2, prompt=config.prompt, examples=examples
         )
-        reward = rewarding(run, "nano-reward-more", config.reward_more, reward, queries, responses)
+        inputs = {"instruct": instruct, "queries": queries, **shards_as_inputs(responses)}
+        what = plan("nano-reward", "nano.pretrain_reward", config.reward, inputs)
+        reward = run.do(
+            make_reward,
+            what,
+            recipe=config.reward,
+            instruct=instruct,
+            servers=run.servers,
+            queries=queries,
+            responses=responses,
+        )
 
         if config.export and not run.dry:
             exported(run, instruct, config.export / "instruct")
             exported(run, reward, config.export / "reward")
-
-
-def rewarding(
-    run: Run,
-    step: str,
-    recipe: PretrainRecipe,
-    start: Ref | None = None,
-    queries: Ref | None = None,
-    responses: Sequence[Ref] = (),
-) -> Ref:
-    """The reward model after one leg of training."""
-    named = {"start": start, "queries": queries, **shards_as_inputs(responses)}
-    inputs = {name: ref for name, ref in named.items() if ref is not None}
-    what = plan(step, "nano.pretrain_reward", recipe, inputs)
-    return run.do(
-        make_reward, what, recipe=recipe, start=start, servers=run.servers, queries=queries, responses=responses
-    )

@@ -120,17 +120,17 @@ def make_reward(
     store: Store,
     *,
     recipe: PretrainRecipe,
-    start: Ref | None,
+    instruct: Ref,
+    queries: Ref,
+    responses: Sequence[Ref],
     servers: Servers,
-    queries: Ref | None = None,
-    responses: Sequence[Ref] = (),
 ) -> Ref:
-    """Train the outcome reward model, from nothing or from `start`; with `responses`, on the policy's samples too."""
-    folder = servers.work_dir / "nano" / plan.key
+    """Grow the outcome reward model from the instruct model, on made-up mistakes and on its own `responses`."""
     servers.release()
-    samples = write_samples(store, queries, responses, folder / "samples.jsonl") if queries else None
-    begun = fetch_model(store, start, servers.work_dir) if start else None
-    return made(plan, store, folder, "nano.pretrain_reward", recipe, begun, samples)
+    folder = servers.work_dir / "nano" / plan.key
+    samples = write_samples(store, queries, responses, folder / "samples.jsonl")
+    start = fetch_model(store, instruct, servers.work_dir)
+    return made(plan, store, folder, "nano.pretrain_reward", recipe, start, samples)
 
 
 def write_samples(store: Store, queries: Ref, responses: Sequence[Ref], path: Path) -> Path:
