@@ -46,7 +46,7 @@ def exported(run: Run, model: Ref, target: Path) -> None:
 
 @flow(task_runner=TASK_RUNNER)
 def nano(config: NanoConfig) -> None:
-    """Pretrain the plain instruct model, let it answer problems, and grow the reward model on right and wrong answers."""
+    """Pretrain the instruct model, let it answer problems, and grow the reward model on right and wrong answers."""
     with begin(config) as run:
         what = plan("nano-instruct", "nano.pretrain", config.instruct, {})
         instruct = run.do(make_instruct, what, recipe=config.instruct, servers=run.servers)

@@ -40,8 +40,7 @@ def folder_of(name: str) -> Path:
     folder = MODELS / name
     if not (folder / "model.safetensors").is_file():
         pytest.fail(
-            f"{folder}/model.safetensors is not in the checkout; make both models with"
-            " `python -m flows nano/make --set config.export=nano/models`"
+            f"{folder}/model.safetensors is not in the checkout; make both models with `python -m flows nano/make`"
         )
     return folder
 
