@@ -24,10 +24,13 @@ SMALL = (
     "config.online.iterations=1",
     "config.online.queries_per_iteration=24",
     "config.online.generate.samples=4",
+    "config.online.generate.truncated_limit=1",
     "config.online.pair.least_samples=2",
+    "config.online.pair.least_margin=0",
     "config.evaluate.problems.limit=24",
     "config.evaluate.generate.samples=2",
-    "config.sft.epochs=1",
+    "config.evaluate.generate.truncated_limit=1",
+    "config.sft.learning_rate=2e-4",  # 36 responses at the demo's rate leave a model that does not end its answers
 )
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
