@@ -24,7 +24,7 @@ class PretrainConfig(PretrainRecipe):
     """What a pretraining process is told."""
 
     output: Path = Field(description="Folder for the model; figures go beside it.")
-    start: Path | None = Field(None, description="Model to go on from; none starts from nothing.")
+    start: Path | None = Field(None, description="Reward model only: the instruct model that it grows from.")
     samples: Path | None = Field(
         None, description="Reward model only: the policy's samples with their outcomes (JSONL)."
     )

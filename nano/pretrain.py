@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nano.config import PretrainConfig
 from nano.corpus import documents
-from nano.vocabulary import CONTEXT, END, PAD, UNKNOWN, encoder, save_tokenizer
+from nano.vocabulary import CONTEXT, END, PAD, encoder, save_tokenizer
 
 
 def architecture(layers: int = 4) -> LlamaConfig:
@@ -70,9 +70,7 @@ def main(config_path: str) -> None:
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
-    assert UNKNOWN in encoder()
-    fresh = LlamaForCausalLM(architecture())
-    model = fresh if config.start is None else LlamaForCausalLM.from_pretrained(config.start, dtype=torch.float32)
+    model = LlamaForCausalLM(architecture())
     opts = optimizers(model, config)
     lrs = [config.muon_lr, config.adam_lr]
     stream = rows(config.seed, config.row_tokens)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nano.config import PretrainConfig
 from nano.corpus import chat, judged
@@ -81,18 +81,14 @@ def read_samples(path: Path | None) -> list[Judged]:
     return [(row["query"], row["right"], [(s, c) for s, c in row["solutions"]]) for row in map(json.loads, path.open())]
 
 
-def grown(start: Path | None) -> LlamaForSequenceClassification:
-    """The model to begin with: a fresh one; a reward model as it is; or a language model plus two layers and a score.
+def grown(start: Path) -> LlamaForSequenceClassification:
+    """The model to begin with: the language model in `start` plus two layers and a score.
 
     The new layers add nothing at first: what they write to the residual stream starts at zero.
     """
     shape = architecture(layers=LAYERS)
     shape.num_labels = 1
     model = LlamaForSequenceClassification(shape)
-    if start is None:
-        return model
-    if "LlamaForSequenceClassification" in LlamaConfig.from_pretrained(start).architectures:
-        return LlamaForSequenceClassification.from_pretrained(start, dtype=torch.float32)
     learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
     model.model.load_state_dict(learned.state_dict(), strict=False)
     for layer in model.model.layers[learned.config.num_hidden_layers :]:
@@ -106,6 +102,8 @@ def main(config_path: str) -> None:
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
     ids = encoder()
+    if config.start is None:
+        raise ValueError(f"{config_path}: start must name the instruct model that the reward model grows from")
     model = grown(config.start)
     local = torch.nn.Linear(model.config.hidden_size, 1)
     opts = optimizers(torch.nn.ModuleDict({"model": model, "score_local": local}), config)
