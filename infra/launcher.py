@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -25,6 +29,37 @@ class TrainerError(RuntimeError):
 def metrics_path(log_path: Path) -> Path:
     """Where a trainer leaves what it logs, one JSON object a line: `step`, `epoch`, `loss`, `learning_rate`, ..."""
     return log_path.with_suffix(".metrics.jsonl")
+
+
+@contextmanager
+def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder `NAME-...` in `parent` for one attempt at a training: removed where the attempt succeeds, kept where
+    it raises.
+
+    Folders of attempts at the same `name` that are over, killed ones included, are removed first; those of living
+    attempts are locked and stay.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with _locked(parent):  # so that nobody sees the new folder before it is locked
+            for other in parent.glob(f"{name}-*"):
+                with suppress(BlockingIOError, FileNotFoundError), _locked(other, fcntl.LOCK_NB):
+                    shutil.rmtree(other, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+            held.enter_context(_locked(folder))
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    """Lock a folder among threads and processes, until the block or the process ends; the kernel keeps the lock."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +20,11 @@ class LedgerError(RuntimeError):
     """The ledger belongs to another shard, is in use, or is corrupt in the middle."""
 
 
-class Ledger:
+class Ledger(Mapping[str, dict[str, Any]]):
     """An append-only JSONL file: a header line with the shard's key, then one line a finished request.
 
-    `done` holds the records by request id. A torn or corrupt last line is cut off: that request is owed again.
+    It reads as a mapping from request ids to records, which stay on disk: memory holds where each line stands. A torn
+    or corrupt last line is cut off: that request is owed again.
     """
 
     def __init__(self, path: Path, key: str | None = None) -> None:
@@ -34,7 +36,7 @@ class Ledger:
         """
         self.path = path
         self.key = path.stem if key is None else key
-        self.done: dict[str, dict[str, Any]] = {}
+        self._lines: dict[str, tuple[int, int]] = {}  # by request id: where its line starts, bytes
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
@@ -57,13 +59,28 @@ class Ledger:
         """
         if self._fd < 0:
             raise ValueError(f"ledger {self.path} is closed")
-        if request_id in self.done:
+        if request_id in self._lines:
             raise ValueError(f"ledger {self.path}: request {request_id} is finished already")
-        self._write(_line({"id": request_id, "record": record}))
-        self.done[request_id] = record
+        line, start = _line({"id": request_id, "record": record}), self._size
+        self._write(line)
+        self._lines[request_id] = (start, len(line))
         self._unsynced += 1
         if self._unsynced >= SYNC_EVERY:
             self._sync()
+
+    def __getitem__(self, request_id: str) -> dict[str, Any]:
+        start, size = self._lines[request_id]
+        record: dict[str, Any] = json.loads(os.pread(self._fd, size, start))["record"]
+        return record
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     def close(self) -> None:
         """Flush to disk and release the file. Closing twice is fine."""
@@ -89,27 +106,26 @@ class Ledger:
             raise LedgerError(f"ledger {self.path} is in use by another process") from None
 
     def _read(self) -> int:
-        """Fill `done` and cut off a bad last line. Returns the size in bytes of what stands."""
-        lines = self.path.read_bytes().split(b"\n")
-        torn = lines.pop()  # what follows the last newline: nothing, if the last write was whole
-        if not lines and not self._header().startswith(torn):
+        """Find where each record stands and cut off a bad last line. Returns the size in bytes of what stands."""
+        size, torn = 0, b""
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if torn:
+                    raise LedgerError(f"ledger {self.path} is corrupt at line {number - 1}: delete it to start over")
+                if line.endswith(b"\n") and self._take(number, line, size):
+                    size += len(line)
+                else:
+                    torn = line
+        if not size and not self._header().startswith(torn):
             raise LedgerError(f"{self.path} is no ledger: its first line is not a ledger's header")
-        size = 0
-        for number, line in enumerate(lines, 1):
-            if not self._take(number, line):
-                if number < len(lines) or torn:
-                    raise LedgerError(f"ledger {self.path} is corrupt at line {number}: delete it to start over")
-                torn = line
-                break
-            size += len(line) + 1
         if torn:
             log.warning("ledger %s: the last line is torn (%d bytes); that request is owed again", self.path, len(torn))
         if size < os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, size)
         return size
 
-    def _take(self, number: int, line: bytes) -> bool:
-        """Take in one line; false where it is not whole."""
+    def _take(self, number: int, line: bytes, start: int) -> bool:
+        """Take in the line that begins at byte `start`; false where it is not whole."""
         try:
             content = json.loads(line)
         except ValueError:
@@ -124,7 +140,7 @@ class Ledger:
             return False
         if not isinstance(content.get("record"), dict):
             return False
-        self.done[content["id"]] = content["record"]
+        self._lines[content["id"]] = (start, len(line))
         return True
 
     def _header(self) -> bytes:

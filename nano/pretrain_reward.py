@@ -1,4 +1,4 @@
-"""Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, one thread).
+"""Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, two threads).
 
 It reads (query, solution), never thoughts. Its last token's logit learns whether the solution is right. Two more
 losses, whose heads are thrown away, teach it to see that: each token up to the first wrong one is labelled (where does
@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nano.config import PretrainConfig
 from nano.corpus import chat, judged
-from nano.pretrain import architecture, optimizers, step
+from nano.pretrain import THREADS, architecture, optimizers, step
 from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
 
 LAYERS = 6
@@ -81,32 +81,33 @@ def read_samples(path: Path | None) -> list[Judged]:
     return [(row["query"], row["right"], [(s, c) for s, c in row["solutions"]]) for row in map(json.loads, path.open())]
 
 
-def grown(start: Path) -> LlamaForSequenceClassification:
-    """The model to begin with: the language model in `start` plus two layers and a score.
+def grown(start: Path) -> tuple[LlamaForSequenceClassification, torch.nn.Module]:
+    """The model to begin with: the language model in `start` plus two layers and a score; and its next-token head.
 
     The new layers add nothing at first: what they write to the residual stream starts at zero.
     """
     shape = architecture(layers=LAYERS)
     shape.num_labels = 1
     model = LlamaForSequenceClassification(shape)
-    learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
-    model.model.load_state_dict(learned.state_dict(), strict=False)
+    learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model.model.load_state_dict(learned.model.state_dict(), strict=False)
     for layer in model.model.layers[learned.config.num_hidden_layers :]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return model
+    return model, learned.lm_head
 
 
 def main(config_path: str) -> None:
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     ids = encoder()
     if config.start is None:
         raise ValueError(f"{config_path}: start must name the instruct model that the reward model grows from")
-    model = grown(config.start)
+    model, nexts_head = grown(config.start)
     local = torch.nn.Linear(model.config.hidden_size, 1)
-    opts = optimizers(torch.nn.ModuleDict({"model": model, "score_local": local}), config)
+    trained = torch.nn.ModuleDict({"model": model, "score_local": local, "score_next": nexts_head})
+    opts = optimizers(trained, config)
     lrs = [config.muon_lr, config.adam_lr]
     budget = config.row_tokens * config.rows_per_step
     steps = config.tokens // budget
@@ -132,14 +133,14 @@ def main(config_path: str) -> None:
             hidden_BTD = model.model(input_ids=tokens_BT).last_hidden_state
             score_B = model.score(hidden_BTD[rows, last_B]).squeeze(-1).float()
             local_BT = local(hidden_BTD).squeeze(-1).float()
-            logits_BTV = functional.linear(hidden_BTD[:, :-1], model.model.embed_tokens.weight)
+            logits_BTV = nexts_head(hidden_BTD[:, :-1])
         judged_BT = marks_BT >= 0
         weight = 1.0 + 7.0 * (1.0 - marks_BT[judged_BT])  # one wrong token against many right ones
         where = functional.binary_cross_entropy_with_logits(local_BT[judged_BT], marks_BT[judged_BT], weight)
         outcome = functional.binary_cross_entropy_with_logits(score_B, right_B)
         nexts = functional.cross_entropy(logits_BTV[learn_BT[:, 1:]].float(), tokens_BT[:, 1:][learn_BT[:, 1:]])
         (where + outcome + 0.5 * nexts).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         step(opts, lrs, min(1.0, (n + 1) / 50) * (1 - n / steps))
         accuracy = ((score_B > 0).float() == right_B).float().mean()
         kept.append((where.item(), outcome.item(), nexts.item(), accuracy.item()))

@@ -11,14 +11,14 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
-from infra.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, render_prompt
+from infra.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, prompt_text
 from infra.completions import Completion, Request, Sampling, complete
 from infra.files import digest_of_files
 from infra.ledger import Ledger
@@ -28,7 +28,7 @@ from infra.schemas import RESPONSES
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
-from infra.tables import read_rows, write_table
+from infra.tables import batched, read_rows, write_table
 from tasks.curate_examples import BadInput, ExamplesConfig, example_files, read_example
 from tasks.mine_queries import QueriesConfig, mine
 from tasks.responses import PLAIN, Format, delimiters, opened_part, parse_response
@@ -156,17 +156,18 @@ def generate(
     shown = list(read_rows(store, examples)) if examples else []
     shown_tags = delimiters(config.format) if prompt else ()  # the examples' own; a query's are broken up before
     asked: dict[str, list[str]] = {}  # the examples shown, by query
-    requests = []
+    prompts: dict[str, str] = {}  # by query; tokenised when asked, since ids take ten times the memory
     for query in shard_of(store, queries, shard, shards):
         drawn = draw_examples(shown, prompt.examples, config.seed, query["query_id"]) if prompt else []
         text = neutralise(query["query"], tokenizer)
         if prompt:
             text = in_context_prompt(prompt, drawn, text, config.format)
-        seed = request_seed(config.seed, query["query_id"]) if config.request_seeds else None
-        ids = render_prompt(tokenizer, [{"role": "user", "content": text}], shown_tags)
         asked[query["query_id"]] = [e["example_id"] for e in drawn]
-        requests.append(Request(query["query_id"], ids, seed))
-    requests.sort(key=lambda request: asked[request.request_id])  # equal examples together: prefix cache hits
+        prompts[query["query_id"]] = prompt_text(tokenizer, [{"role": "user", "content": text}], shown_tags)
+
+    def request(query_id: str) -> Request:
+        seed = request_seed(config.seed, query_id) if config.request_seeds else None
+        return Request(query_id, tokenizer.encode(prompts[query_id], add_special_tokens=False), seed)
 
     sampling = Sampling(
         n=config.samples,
@@ -176,7 +177,8 @@ def generate(
         stop_token_ids=(),  # the model's own end tokens alone
     )
     with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
-        owed = [request for request in requests if request.request_id not in ledger.done]
+        # equal examples together: prefix cache hits
+        owed = sorted((query_id for query_id in asked if query_id not in ledger), key=lambda each: asked[each])
         if owed:
             server = servers.generation(model)
 
@@ -189,31 +191,38 @@ def generate(
                 complete(
                     server.url,
                     server.served_name,
-                    owed,
+                    map(request, owed),
                     sampling,
                     max_in_flight=config.in_flight,
                     on_result=keep,
                     alive=server.check,
                 )
             )
+        ends = [sample["finish_reason"] for query_id in asked for sample in ledger[query_id]["samples"]]
+        cut = ends.count("length")
+        if ends and cut / len(ends) > config.truncated_limit:
+            raise TruncationError(
+                f"{plan.step}: {cut} of {len(ends)} samples ({cut / len(ends):.1%}) were cut at "
+                f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: "
+                "raise max_tokens (or truncated_limit, if cut samples are no harm)"
+            )
+        counts = {"truncated": cut, "off_format": 0, "completion_tokens": 0}
         opened = bool(opened_part(generation_prefix(tokenizer), config.format))
-        rows = list(response_rows(tokenizer, asked, ledger.done, config.format, opened))
-    cut = sum(row["finish_reason"] == "length" for row in rows)
-    if rows and cut / len(rows) > config.truncated_limit:
-        raise TruncationError(
-            f"{plan.step}: {cut} of {len(rows)} samples ({cut / len(rows):.1%}) were cut at "
-            f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: "
-            "raise max_tokens (or truncated_limit, if cut samples are no harm)"
-        )
-    counts = {"truncated": cut, "off_format": sum(bool(row["violations"]) for row in rows)}
-    counts["completion_tokens"] = sum(row["completion_tokens"] for row in rows)
-    return write_table(store, plan.step, plan.key, RESPONSES, [rows], plan.provenance, counts=counts)
+        rows = response_rows(tokenizer, asked, ledger, config.format, opened, counts)
+        made = write_table(store, plan.step, plan.key, RESPONSES, batched(rows), plan.provenance, counts=lambda: counts)
+        ledger.path.unlink(missing_ok=True)  # the table holds it all now
+    return made
 
 
 def response_rows(
-    tokenizer: Any, asked: dict[str, list[str]], done: dict[str, Any], format: Format, opened: bool
+    tokenizer: Any,
+    asked: dict[str, list[str]],
+    done: Mapping[str, dict[str, Any]],
+    format: Format,
+    opened: bool,
+    counts: dict[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `responses` in query order, from what the ledger holds."""
+    """The rows of `responses` in query order, from what the ledger holds; adds their figures to `counts`."""
 
     def tokens(text: str | None) -> int:
         return count_tokens(tokenizer, text) if text else 0
@@ -222,6 +231,8 @@ def response_rows(
         record = done[query_id]
         for number, sample in enumerate(record["samples"]):
             parsed = parse_response(sample["text"], format, opened)
+            counts["off_format"] += bool(parsed["violations"])
+            counts["completion_tokens"] += sample["tokens"]
             yield {
                 "query_id": query_id,
                 "sample": number,

@@ -29,6 +29,11 @@ class PairConfig(BaseModel):
     least_margin: float = Field(
         0.0, ge=0, description="Score differences up to this carry no signal: the pair is dropped."
     )
+    boundary: float | None = Field(
+        None,
+        description="Where set, the chosen one's reward must lie above it and the rejected one's below: 0 for a reward "
+        "model that was trained on right and wrong outcomes (this project's choice; the paper has no such rule).",
+    )
     max_tokens: int = Field(
         16384, ge=1, description="Longest response of a pair, in tokens; a longer one drops the pair."
     )
@@ -51,6 +56,8 @@ def choose(
     rejected = min(ended, key=lambda row: (row["total"], row["sample"]))
     if chosen["total"] - rejected["total"] <= config.least_margin:
         funnel["dropped: equal scores"] += 1
+    elif config.boundary is not None and not chosen["reward"] > config.boundary > rejected["reward"]:
+        funnel["dropped: same side of the boundary"] += 1
     elif max(chosen["completion_tokens"], rejected["completion_tokens"]) > config.max_tokens:
         funnel["dropped: too long"] += 1
     else:
@@ -78,16 +85,18 @@ def pair(
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-    totals = {(row["query_id"], row["sample"]): row["total"] for row in read_rows(store, scores)}
+    columns = ["query_id", "sample", "reward", "total"]
+    rewards = {
+        (row["query_id"], row["sample"]): (row["reward"], row["total"]) for row in read_rows(store, scores, columns)
+    }
     scored: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for shard in responses:
         for row in read_rows(store, shard, ["query_id", "sample", "finish_reason", "completion_tokens"]):
-            total = totals.get((row["query_id"], row["sample"]))
-            if total is not None:
-                scored[row["query_id"]].append({**row, "total": total})
+            if found := rewards.get((row["query_id"], row["sample"])):
+                scored[row["query_id"]].append({**row, "reward": found[0], "total": found[1]})
     funnel: Counter[str] = Counter()
-    found = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
-    paired = {query_id: both for query_id, both in found.items() if both}
+    choices = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
+    paired = {query_id: both for query_id, both in choices.items() if both}
 
     def rows() -> Iterator[dict[str, Any]]:
         for query_id, texts in texts_by_query(store, responses, paired, list(asked)):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 
 from pydantic import Field
 
 from infra.files import artifact_parts
-from infra.launcher import launch
 from infra.manifest import Ref
-from infra.models import fetch_model, publish_model
+from infra.models import fetch_model
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.training_config import DpoConfig, DpoRecipe
-from tasks.trained import report
+from tasks.trained import trained
 
 
 class DpoStage(DpoRecipe, frozen=True):
@@ -32,15 +31,11 @@ def train_dpo(
     Raises:
         infra.launcher.TrainerError: the trainer failed; its last log lines are in the text.
     """
-    servers.release()
-    folder = servers.work_dir / "training" / f"{plan.step}-{plan.key}"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    told = DpoConfig(
+    told = partial(
+        DpoConfig,
         **config.model_dump(exclude={"ranks"}),
         model=fetch_model(store, policy, servers.work_dir),
         reference=fetch_model(store, reference, servers.work_dir),
         data=artifact_parts(store, pairs, servers.work_dir),
-        output=folder / "model",
     )
-    launch("infra.train_dpo", told, ranks=config.ranks, log_path=folder / "train.log")
-    return publish_model(store, plan.step, plan.key, folder / "model", plan.provenance, counts=report(folder))
+    return trained(plan, store, servers, "infra.train_dpo", told, config.ranks)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 
 from pydantic import Field
 
 from infra.files import artifact_parts
-from infra.launcher import launch
 from infra.manifest import Ref
-from infra.models import fetch_model, publish_model
+from infra.models import fetch_model
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.training_config import SftConfig, SftRecipe
-from tasks.trained import report
+from tasks.trained import trained
 
 
 class SftStage(SftRecipe, frozen=True):
@@ -30,14 +29,10 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
     Raises:
         infra.launcher.TrainerError: the trainer failed; its last log lines are in the text.
     """
-    servers.release()
-    folder = servers.work_dir / "training" / f"{plan.step}-{plan.key}"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    told = SftConfig(
+    told = partial(
+        SftConfig,
         **config.model_dump(exclude={"ranks"}),
         model=fetch_model(store, model, servers.work_dir),
         data=artifact_parts(store, longcot, servers.work_dir),
-        output=folder / "model",
     )
-    launch("infra.train_sft", told, ranks=config.ranks, log_path=folder / "train.log")
-    return publish_model(store, plan.step, plan.key, folder / "model", plan.provenance, counts=report(folder))
+    return trained(plan, store, servers, "infra.train_sft", told, config.ranks)

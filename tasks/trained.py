@@ -1,13 +1,39 @@
-"""What a trainer leaves beside its model: the figures that go into the model's manifest."""
+"""A training as SFT and DPO do it: in a folder of its own; the model is published with the trainer's figures."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.launcher import metrics_path
-from infra.training_config import trained_path
+from infra.launcher import attempt_folder, launch, metrics_path
+from infra.manifest import Ref
+from infra.models import publish_model
+from infra.parts import find
+from infra.servers import Servers
+from infra.steps import Plan
+from infra.store import Store
+from infra.training_config import TrainingConfig, trained_path
+
+
+def trained(
+    plan: Plan, store: Store, servers: Servers, module: str, config: Callable[..., TrainingConfig], ranks: int
+) -> Ref:
+    """Free the devices, run the trainer `module` on `config(output=...)`, and publish the model that it leaves.
+
+    Another run may have trained the same meanwhile: the model that was published first is taken.
+
+    Raises:
+        infra.launcher.TrainerError: the trainer failed; its last log lines are in the text, its folder stays.
+    """
+    servers.release()
+    with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
+        model = folder / "model"
+        launch(module, config(output=model), ranks=ranks, log_path=folder / "train.log")
+        return find(store, plan.step, plan.key) or publish_model(
+            store, plan.step, plan.key, model, plan.provenance, counts=report(folder)
+        )
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from small import bootstrap_parameters, small_world
 import infra.servers
 import tasks.generate
 import tasks.score
-import tasks.train_sft
+import tasks.trained
 from cot_formats import bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.sft import SftFlowConfig, sft
@@ -185,7 +185,7 @@ def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_p
     kept = steps_in(tmp_path / "store")
     (tmp_path / "crashing.py").write_text("raise RuntimeError('out of luck')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(tasks.train_sft, "launch", lambda _module, told, **rest: launch("crashing", told, **rest))
+    monkeypatch.setattr(tasks.trained, "launch", lambda _module, told, **rest: launch("crashing", told, **rest))
     with pytest.raises(TrainerError, match=r"(?s)ended with status 1; log: .*train\.log.*RuntimeError: out of luck"):
         sft(config)
     assert steps_in(tmp_path / "store") == kept
@@ -196,7 +196,7 @@ def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_p
         trained_path(told.output).write_text("{}")
         metrics_path(log_path).write_text("")
 
-    monkeypatch.setattr(tasks.train_sft, "launch", trained)
+    monkeypatch.setattr(tasks.trained, "launch", trained)
     model = sft(config)
     assert (model.kind, model.step) == ("model", "sft")
     assert kept.items() <= steps_in(tmp_path / "store").items()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def ledger_lines(place: Path) -> list[str]:
     return [line for path in ledgers for line in path.read_text().splitlines(keepends=True)[1:]]
 
 
+def sampled_texts(place: Path) -> dict[str, list[str]]:
+    """By query, the texts of all samples that the responses' shards hold."""
+    store, texts = Store.open(Settings(store=str(place / "store"))), defaultdict(list)
+    for folder in (place / "store" / "responses").iterdir():
+        shard = find(store, "responses", folder.name)
+        assert shard
+        for row in read_rows(store, shard, ["query_id", "text"]):
+            texts[row["query_id"]].append(row["text"])
+    return texts
+
+
 def processes_below(place: Path) -> list[str]:
     """Command lines of living processes that mention the test's work folder."""
     found = []
@@ -97,7 +109,7 @@ def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    kept = [line for line in ledger_lines(place) if line.endswith("\n")]
+    kept = [json.loads(line) for line in ledger_lines(place) if line.endswith("\n")]
     assert kept
     deadline = time.monotonic() + 60
     while processes_below(place):
@@ -106,7 +118,11 @@ def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
 
     summary = finished(place)
 
-    assert set(kept) <= set(ledger_lines(place))  # what was finished was not asked again
+    texts = sampled_texts(place)
+    for line in kept:  # what was finished was not asked again
+        assert texts[line["id"]] == [sample["text"] for sample in line["record"]["samples"]]
+    assert not ledger_lines(place)
+    assert not list((place / "work" / "training").iterdir())
     assert [stage["name"] for stage in summary["stages"]] == ["instruct", "in-context", "sft", "online-1"]
     assert all(stage["problems"] == 24 and stage["samples"] == 48 for stage in summary["stages"])
     rows = {step["name"]: step["rows"] for step in summary["steps"]}

@@ -212,6 +212,7 @@ def test_an_added_or_renamed_example_counts(world):
         ("online.generate.top_p", 0.9, STAGE_3 - {"queries-online-1"}),
         ("online.queries_per_iteration", 7, STAGE_3),
         ("online.pair.least_margin", 0.5, {"pairs-1", "dpo-1"}),
+        ("online.pair.boundary", 0.0, {"pairs-1", "dpo-1"}),
         ("online.dpo.beta", 0.2, {"dpo-1"}),
         ("evaluate.generate.samples", 2, {"answers-sft-sampled", "grades-sft-sampled"}),
     ],

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,11 @@ def test_any_cut_leaves_a_prefix_and_the_ledger_goes_on(content, data):
         path = Path(folder, "ledger.jsonl")
         whole = fill(path, content)
         with Ledger(path, "shard") as ledger:
-            assert ledger.done == content
+            assert dict(ledger) == content
         end = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:end])
         with Ledger(path, "shard") as ledger:
-            kept = list(ledger.done.items())
+            kept = list(ledger.items())
             assert kept == list(content.items())[: len(kept)]
             assert len(kept) == max(0, whole[:end].count(b"\n") - 1)
             for name in list(content)[len(kept) :]:
@@ -52,7 +53,7 @@ def test_every_cut_of_one_ledger(tmp_path):
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
         with Ledger(path, "shard") as ledger:
-            assert len(ledger.done) == max(0, whole[:end].count(b"\n") - 1)
+            assert len(ledger) == max(0, whole[:end].count(b"\n") - 1)
 
 
 def test_a_torn_line_is_told(tmp_path, caplog):
@@ -62,7 +63,7 @@ def test_a_torn_line_is_told(tmp_path, caplog):
         path.write_bytes(bad)
         caplog.clear()
         with caplog.at_level(logging.WARNING), Ledger(path, "shard") as ledger:
-            assert "a" in ledger.done
+            assert "a" in ledger
         assert "torn" in caplog.text
         assert "owed again" in caplog.text
     path.write_bytes(whole)
@@ -137,7 +138,21 @@ def test_what_cannot_be_appended(tmp_path):
     with pytest.raises(ValueError, match="is closed"):
         ledger.append("c", {})
     with Ledger(tmp_path / "ledger.jsonl", "shard") as again:
-        assert again.done == {"a": {}, "b": {"x": 1}}
+        assert dict(again) == {"a": {}, "b": {"x": 1}}
+
+
+def test_records_stay_on_disk_and_can_be_read_between_two_writes(tmp_path):
+    record = {"text": "é" * 20_000}
+    with Ledger(tmp_path / "ledger.jsonl", "shard") as ledger:
+        tracemalloc.start()
+        for i in range(200):
+            ledger.append(f"q{i}", record)
+            assert ledger[f"q{i // 2}"] == record
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 200_000  # the texts are 8 MB
+        with pytest.raises(KeyError):
+            ledger["q200"]
 
 
 def test_a_failed_write_leaves_no_half_line(tmp_path):
@@ -153,7 +168,7 @@ def test_a_failed_write_leaves_no_half_line(tmp_path):
     assert "told [Errno 27] File too large (make room in BOLT_WORK_DIR and run again" in done.stdout
     assert str(path) in done.stdout
     with Ledger(path, "shard") as ledger:
-        assert list(ledger.done) == ["a", "b"]
+        assert list(ledger) == ["a", "b"]
 
 
 def test_a_killed_process_owes_at_most_its_last_request(tmp_path):
@@ -167,5 +182,5 @@ def test_a_killed_process_owes_at_most_its_last_request(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -9
     with Ledger(path, "shard") as ledger:
-        assert len(ledger.done) == 100
+        assert len(ledger) == 100
     assert os.path.getsize(path) > 0

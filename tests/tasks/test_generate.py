@@ -8,12 +8,16 @@ import pytest
 from fakes import TinyServers, completions
 from scipy import stats
 
+import tasks.generate
 from cot_formats import bolt
 from infra.chat import load_tokenizer
 from infra.keys import PROJECT_ROOT
 from infra.ledger import LedgerError
+from infra.manifest import Provenance
 from infra.models import import_model
 from infra.schemas import EXAMPLES, QUERIES
+from infra.steps import Plan
+from infra.store import StoreError
 from infra.vllm_server import ServerError
 from nano.corpus import PROMPT_TEMPLATE
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
@@ -276,17 +280,32 @@ def test_a_second_run_asks_only_for_what_is_owed(make_world, query, tokenizer_fo
     assert len(set(asked)) == 10
     assert resumed.digest == undisturbed.digest
     assert resumed.rows == 20
+    assert not ledger.exists()  # the table holds it all now
 
-    world.store.delete("made/k/manifest.json")  # even the table lost: nothing is sampled again, no server is started
-    third = TinyServers(world.work_dir)
-    again = world.do(
-        generate,
-        config=config,
-        queries=world.table(QUERIES, rows, "queries"),
-        model=import_model(world.store, tokenizer_folder, "nano"),
-        servers=third,
-    )
-    assert again.digest == undisturbed.digest
+
+def test_the_ledger_outlives_a_table_that_can_not_be_written(world, queries, model, serve, monkeypatch):
+    common = {"config": GenerateConfig(samples=2), "queries": queries, "model": model}
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("no room is left")
+
+    server = serve(completions=completions(sample_text))
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.generate, "write_table", full)
+        with pytest.raises(StoreError, match="no room is left"):
+            world.do(generate, **common, servers=TinyServers(world.work_dir, server))
+    made = world.do(generate, **common, servers=TinyServers(world.work_dir))  # has no server to give
+    assert made.rows == 20
+    assert not list((world.work_dir / "ledgers").iterdir())
+
+
+def test_a_ledger_that_a_kill_left_beside_the_table_is_harmless(world, queries, model, serve):
+    server = serve(completions=completions(sample_text))
+    common = {"config": GenerateConfig(samples=2), "queries": queries, "model": model}
+    made = world.do(generate, **common, servers=TinyServers(world.work_dir, server))
+    (world.work_dir / "ledgers" / "made-k.jsonl").write_text('{"ledger":1,"key":"k"}\n{"torn')
+    found = generate.fn(Plan(step="made", key="k", provenance=Provenance()), world.settings, {})
+    assert (found.name, found.data.digest) == ("Cached", made.digest)
 
 
 def test_a_ledger_of_another_shard_is_refused(world, queries, model):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections import Counter
+from functools import partial
 
 from fakes import TinyServers
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ samples = st.lists(
     st.fixed_dictionaries(
         {
             "sample": st.integers(0, 20),
+            "reward": st.sampled_from([-1.0, 0.0, 1.0]) | st.floats(-10, 10),
             "total": st.sampled_from([0.0, 0.25, 1.0]) | st.floats(-10, 10),
             "completion_tokens": st.integers(1, 100),
             "finish_reason": st.sampled_from(["stop", "stop", "stop", "length"]),
@@ -28,6 +30,7 @@ configs = st.builds(
     PairConfig,
     least_samples=st.integers(2, 6),
     least_margin=st.sampled_from([0.0, 0.5]),
+    boundary=st.sampled_from([None, 0.0, -2.0]),
     max_tokens=st.integers(50, 100),
 )
 
@@ -43,9 +46,14 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
         cut += len(drawn) - len(scored)
         totals = [row["total"] for row in scored]
         if found is None:
+            best, worst = (
+                {row["reward"] for row in scored if row["total"] == extreme(totals)}
+                for extreme in (partial(max, default=0), partial(min, default=0))
+            )
             assert (
                 len(scored) < config.least_samples
                 or max(totals) - min(totals) <= config.least_margin
+                or (config.boundary is not None and (min(best) <= config.boundary or max(worst) >= config.boundary))
                 or max(row["completion_tokens"] for row in scored) > config.max_tokens
             )
             continue
@@ -54,6 +62,7 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
         assert chosen["total"] == max(totals)
         assert rejected["total"] == min(totals)
         assert chosen["total"] - rejected["total"] > config.least_margin
+        assert config.boundary is None or chosen["reward"] > config.boundary > rejected["reward"]
         assert len(scored) >= config.least_samples
         assert max(chosen["completion_tokens"], rejected["completion_tokens"]) <= config.max_tokens
         assert chosen["sample"] == min(row["sample"] for row in scored if row["total"] == max(totals))
@@ -119,7 +128,7 @@ def test_the_step_pairs_texts_as_they_were_drawn(world, model, query, response):
 
 
 def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_texts(world, model, query, response):
-    text, rng = "word " * 1_600, random.Random(0)
+    text, rng = "word " * 2_000, random.Random(0)
     ids = [f"q{n}" for n in rng.sample(range(9_999), 2_000)]
     drawn = [response(q, n, text=f"{q} {n} {text}") for q in ids for n in range(3)]
     scores = [
