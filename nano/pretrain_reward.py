@@ -23,7 +23,7 @@ from nano.corpus import chat, judged
 from nano.pretrain import THREADS, architecture, optimizers, step
 from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
 
-LAYERS = 6
+LAYERS = 8
 Example = tuple[list[str], list[float], list[bool]]
 Judged = tuple[
     str, str, list[tuple[str, bool]]
@@ -50,8 +50,10 @@ def batches(rng: random.Random, samples: list[Judged], budget: int, pool: int = 
 
 
 def made_up(rng: random.Random) -> Judged:
-    """A fresh problem with made-up mistakes; a solution that is wrong anywhere counts as wrong."""
-    problem, (right, *others) = judged(rng)
+    """A fresh problem with made-up mistakes; a solution that is wrong anywhere counts as wrong. Few are misread: the
+    policy slips, but seldom reads amiss."""
+    problem, (right, slipped, misread, garbled) = judged(rng)
+    others = [slipped, garbled, *([misread] if rng.random() < 0.3 else [])]
     return problem.query, right, [(other, other == right) for other in others]
 
 
@@ -81,20 +83,24 @@ def read_samples(path: Path | None) -> list[Judged]:
     return [(row["query"], row["right"], [(s, c) for s, c in row["solutions"]]) for row in map(json.loads, path.open())]
 
 
-def grown(start: Path) -> tuple[LlamaForSequenceClassification, torch.nn.Module]:
-    """The model to begin with: the language model in `start` plus two layers and a score; and its next-token head.
+def grown(start: Path) -> LlamaForSequenceClassification:
+    """The model to begin with: the language model in `start`, fixed, with new layers upon it and a score.
 
-    The new layers add nothing at first: what they write to the residual stream starts at zero.
+    The language model knows at each token what it would say next; what is new learns to see that something else was
+    said. The new layers add nothing at first: what they write to the residual stream starts at zero.
     """
     shape = architecture(layers=LAYERS)
     shape.num_labels = 1
     model = LlamaForSequenceClassification(shape)
-    learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
-    model.model.load_state_dict(learned.model.state_dict(), strict=False)
-    for layer in model.model.layers[learned.config.num_hidden_layers :]:
+    learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
+    model.model.load_state_dict(learned.state_dict(), strict=False)
+    known = learned.config.num_hidden_layers
+    for part in (model.model.embed_tokens, *model.model.layers[:known]):
+        part.requires_grad_(False)
+    for layer in model.model.layers[known:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return model, learned.lm_head
+    return model
 
 
 def main(config_path: str) -> None:
@@ -104,9 +110,9 @@ def main(config_path: str) -> None:
     ids = encoder()
     if config.start is None:
         raise ValueError(f"{config_path}: start must name the instruct model that the reward model grows from")
-    model, nexts_head = grown(config.start)
+    model = grown(config.start)
     local = torch.nn.Linear(model.config.hidden_size, 1)
-    trained = torch.nn.ModuleDict({"model": model, "score_local": local, "score_next": nexts_head})
+    trained = torch.nn.ModuleDict({"model": model, "score_local": local})
     opts = optimizers(trained, config)
     lrs = [config.muon_lr, config.adam_lr]
     budget = config.row_tokens * config.rows_per_step
@@ -133,7 +139,7 @@ def main(config_path: str) -> None:
             hidden_BTD = model.model(input_ids=tokens_BT).last_hidden_state
             score_B = model.score(hidden_BTD[rows, last_B]).squeeze(-1).float()
             local_BT = local(hidden_BTD).squeeze(-1).float()
-            logits_BTV = nexts_head(hidden_BTD[:, :-1])
+            logits_BTV = functional.linear(hidden_BTD[:, :-1], model.model.embed_tokens.weight)
         judged_BT = marks_BT >= 0
         weight = 1.0 + 7.0 * (1.0 - marks_BT[judged_BT])  # one wrong token against many right ones
         where = functional.binary_cross_entropy_with_logits(local_BT[judged_BT], marks_BT[judged_BT], weight)

@@ -30,30 +30,22 @@ def names(opt: torch.optim.Optimizer, model: torch.nn.Module) -> set[str]:
 
 
 def test_a_grown_model_begins_as_the_language_model_that_it_grew_from(start):
-    """The new layers add nothing yet, and the head reads from it what the language model would say next."""
+    """The new layers add nothing yet, and its embeddings read from it what the language model would say next."""
     language = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).eval()
-    model, head = grown(start)
+    model = grown(start)
     assert len(model.model.layers) == LAYERS > len(language.model.layers)
     ids = torch.arange(40).reshape(2, 20)
     with torch.inference_mode():
         hidden = model.eval().model(input_ids=ids).last_hidden_state
         assert torch.allclose(hidden, language.model(input_ids=ids).last_hidden_state, atol=1e-5)
-        assert torch.allclose(head(hidden), language(input_ids=ids).logits, atol=1e-4)
+        said = torch.nn.functional.linear(hidden, model.model.embed_tokens.weight)
+        assert torch.allclose(said, language(input_ids=ids).logits, atol=1e-4)
         assert model(input_ids=ids[:, 1:]).logits.shape == (2, 1)
-
-
-def test_the_head_is_no_part_of_the_grown_model_nor_of_its_embeddings(start):
-    model, head = grown(start)
-    own = {p.data_ptr() for p in model.parameters()}
-    assert not own & {p.data_ptr() for p in head.parameters()}
-    assert not torch.equal(head.weight, model.model.embed_tokens.weight)
-    assert "lm_head.weight" not in model.state_dict()
 
 
 def test_muon_takes_the_inner_matrices_and_adam_all_else(start):
     config = PretrainConfig(tokens=1, output=start)
-    model, head = grown(start)
-    whole = torch.nn.ModuleDict({"model": model, "score_local": torch.nn.Linear(192, 1), "score_next": head})
+    whole = torch.nn.ModuleDict({"model": grown(start), "score_local": torch.nn.Linear(192, 1)})
     for trained in (LlamaForCausalLM(architecture()), whole):
         muon, adam = (names(opt, trained) for opt in optimizers(trained, config))
         assert muon | adam == {name for name, _ in trained.named_parameters()}
