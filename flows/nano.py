@@ -23,9 +23,9 @@ from tasks.generate import GenerateConfig, PromptConfig
 class NanoConfig(Common):
     """Parameters of the flow `nano`. The defaults made the models that are shipped."""
 
-    instruct: PretrainRecipe = Field(PretrainRecipe(tokens=7_500_000), description="The instruct model.")
+    instruct: PretrainRecipe = Field(PretrainRecipe(tokens=8_500_000), description="The instruct model.")
     reward: PretrainRecipe = Field(
-        PretrainRecipe(tokens=5_000_000, seed=3),
+        PretrainRecipe(tokens=5_000_000, muon_lr=0.01, adam_lr=1.5e-3, seed=3),
         description="The reward model, grown from the instruct model: made-up mistakes and the instruct model's own.",
     )
     reward_queries: int = Field(

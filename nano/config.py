@@ -14,7 +14,7 @@ class PretrainRecipe(BaseModel):
 
     tokens: int = Field(13_000_000, ge=1, description="Tokens read in all.")
     row_tokens: int = Field(768, ge=1, description="Tokens a row.")
-    rows_per_step: int = Field(2, ge=1, description="Rows an update.")
+    rows_per_step: int = Field(8, ge=1, description="Rows an update.")
     muon_lr: float = Field(0.02, gt=0, description="Peak learning rate of the matrices (Muon).")
     adam_lr: float = Field(3e-3, gt=0, description="Peak learning rate of embeddings, norms and heads (AdamW).")
     seed: int = Field(0, description="Seed of the weights and of the documents.")

@@ -3,7 +3,7 @@
 Every problem comes from one split, so no problem of another split (in-context examples, queries, dev, test) is ever
 read. The writers of the worked documents are a mixed crowd: half check their steps, half do not, all slip. A document
 holds what its writer derived, right or wrong; only the short-answer chats state the true answer, of `pretrain`
-problems, and the tables state true single steps.
+problems.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cot_formats import bolt
-from nano.families import FAMILIES, LEVELS, pair_sum
-from nano.families.arithmetic import ARITHMETIC
-from nano.families.calendar import DAYS, MONTHS, WEEK, YEAR
-from nano.families.compass import COMPASS, DIRECTIONS
+from nano.families import FAMILIES, LEVELS
+from nano.families.calendar import DAYS, MONTHS
+from nano.families.compass import DIRECTIONS
 from nano.families.ordering import PEOPLE
 from nano.problem import Habits, Problem, Worked, other
 from nano.vocabulary import ASSISTANT, END, USER
 
 SLIP = 0.12
-SHARES = {"short": 0.2, "exercise": 0.1, "table": 0.2, "few_shot": 0.5}
-TABLES = (ARITHMETIC, WEEK, YEAR, COMPASS, pair_sum)
+SHARES = {"short": 0.22, "exercise": 0.13, "few_shot": 0.65}
 
 # The wording that elicits LongCoT in context: the prompt files that the flow `bootstrap` is given.
 PROMPTS = Path(__file__).parent / "prompts"
@@ -65,12 +63,6 @@ def exercise(rng: random.Random) -> str:
     return f"exercise : {problem.query} {worked.thoughts} {worked.solution} {END}"
 
 
-def table(rng: random.Random) -> str:
-    """Twenty true facts of one family."""
-    family = rng.choice(TABLES)
-    return " ".join(family.fact(rng) for _ in range(20)) + f" {END}"
-
-
 def few_shot(rng: random.Random) -> str:
     shown = []
     for _ in range(rng.choice((1, 2, 3, 3, 3))):
@@ -84,7 +76,7 @@ def few_shot(rng: random.Random) -> str:
 def documents(seed: int) -> Iterator[str]:
     """Pretraining documents without end."""
     rng = random.Random(seed)
-    makers = {"short": short, "exercise": exercise, "table": table, "few_shot": few_shot}
+    makers = {"short": short, "exercise": exercise, "few_shot": few_shot}
     while True:
         kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
         yield makers[kind](rng)

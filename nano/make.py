@@ -44,7 +44,9 @@ def pretrained(
     config = PretrainConfig(**recipe.model_dump(), output=folder / "model", start=start, samples=samples)
     path = folder / "config.json"
     path.write_text(config.model_dump_json(indent=1))
-    process = GuardedProcess([sys.executable, "-m", module, str(path)], log_path=folder / "train.log")
+    process = GuardedProcess(
+        [sys.executable, "-m", module, str(path)], log_path=folder / "train.log", env={"OMP_NUM_THREADS": "1"}
+    )
     try:
         status = process.wait()
     finally:

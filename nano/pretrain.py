@@ -1,6 +1,6 @@
-"""Pretrain the nano instruct model: `python -m nano.pretrain CONFIG.json` (one process, two threads).
+"""Pretrain the nano instruct model: `python -m nano.pretrain CONFIG.json` (one process, one thread, one core).
 
-Llama, about 1.8 million parameters; Muon for the matrices, AdamW for embeddings, heads and norms, linear decay to zero.
+Llama, about 1.8 million parameters; Muon for the matrices, AdamW for embeddings and norms, linear decay to zero.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from nano.config import PretrainConfig
 from nano.corpus import documents
 from nano.vocabulary import CONTEXT, END, PAD, encoder, save_tokenizer
 
-THREADS = 2
-HEADS = ("embed", "score")  # matrices for AdamW, by what their names hold
-
 
 def architecture(layers: int = 4) -> LlamaConfig:
     ids = encoder()
@@ -32,7 +29,7 @@ def architecture(layers: int = 4) -> LlamaConfig:
         num_attention_heads=3,
         num_key_value_heads=3,
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,  # what was said and what was expected are then directly comparable: checking needs it
+        tie_word_embeddings=True,
         pad_token_id=ids[PAD],
         eos_token_id=ids[END],
         bos_token_id=None,
@@ -51,10 +48,9 @@ def rows(seed: int, length: int) -> Iterator[list[int]]:
 
 
 def optimizers(model: torch.nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in trained.items() if p.ndim == 2 and not any(word in name for word in HEADS)]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "score" not in n]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in trained.values() if id(p) not in chosen]
+    rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
         torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -73,9 +69,8 @@ def step(opts: list[torch.optim.Optimizer], lrs: list[float], share_left: float)
 def main(config_path: str) -> None:
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     model = LlamaForCausalLM(architecture())
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.1)  # at .02, + and - stay alike for a thousand steps
     opts = optimizers(model, config)
     lrs = [config.muon_lr, config.adam_lr]
     stream = rows(config.seed, config.row_tokens)

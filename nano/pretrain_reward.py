@@ -1,4 +1,4 @@
-"""Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, two threads).
+"""Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, one thread).
 
 It reads (query, solution), never thoughts. Its last token's logit learns whether the solution is right. Two more
 losses, whose heads are thrown away, teach it to see that: each token up to the first wrong one is labelled (where does
@@ -20,10 +20,10 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nano.config import PretrainConfig
 from nano.corpus import chat, judged
-from nano.pretrain import THREADS, architecture, optimizers, step
+from nano.pretrain import architecture, optimizers, step
 from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
 
-LAYERS = 8
+LAYERS = 6
 Example = tuple[list[str], list[float], list[bool]]
 Judged = tuple[
     str, str, list[tuple[str, bool]]
@@ -50,10 +50,8 @@ def batches(rng: random.Random, samples: list[Judged], budget: int, pool: int = 
 
 
 def made_up(rng: random.Random) -> Judged:
-    """A fresh problem with made-up mistakes; a solution that is wrong anywhere counts as wrong. Few are misread: the
-    policy slips, but seldom reads amiss."""
-    problem, (right, slipped, misread, garbled) = judged(rng)
-    others = [slipped, garbled, *([misread] if rng.random() < 0.3 else [])]
+    """A fresh problem with made-up mistakes; a solution that is wrong anywhere counts as wrong."""
+    problem, (right, *others) = judged(rng)
     return problem.query, right, [(other, other == right) for other in others]
 
 
@@ -84,20 +82,16 @@ def read_samples(path: Path | None) -> list[Judged]:
 
 
 def grown(start: Path) -> LlamaForSequenceClassification:
-    """The model to begin with: the language model in `start`, fixed, with new layers upon it and a score.
+    """The model to begin with: the language model in `start` plus two layers and a score.
 
-    The language model knows at each token what it would say next; what is new learns to see that something else was
-    said. The new layers add nothing at first: what they write to the residual stream starts at zero.
+    The new layers add nothing at first: what they write to the residual stream starts at zero.
     """
     shape = architecture(layers=LAYERS)
     shape.num_labels = 1
     model = LlamaForSequenceClassification(shape)
     learned = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).model
     model.model.load_state_dict(learned.state_dict(), strict=False)
-    known = learned.config.num_hidden_layers
-    for part in (model.model.embed_tokens, *model.model.layers[:known]):
-        part.requires_grad_(False)
-    for layer in model.model.layers[known:]:
+    for layer in model.model.layers[learned.config.num_hidden_layers :]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return model
@@ -106,14 +100,13 @@ def grown(start: Path) -> LlamaForSequenceClassification:
 def main(config_path: str) -> None:
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     ids = encoder()
     if config.start is None:
         raise ValueError(f"{config_path}: start must name the instruct model that the reward model grows from")
     model = grown(config.start)
     local = torch.nn.Linear(model.config.hidden_size, 1)
-    trained = torch.nn.ModuleDict({"model": model, "score_local": local})
-    opts = optimizers(trained, config)
+    opts = optimizers(torch.nn.ModuleDict({"model": model, "score_local": local}), config)
     lrs = [config.muon_lr, config.adam_lr]
     budget = config.row_tokens * config.rows_per_step
     steps = config.tokens // budget
@@ -146,7 +139,7 @@ def main(config_path: str) -> None:
         outcome = functional.binary_cross_entropy_with_logits(score_B, right_B)
         nexts = functional.cross_entropy(logits_BTV[learn_BT[:, 1:]].float(), tokens_BT[:, 1:][learn_BT[:, 1:]])
         (where + outcome + 0.5 * nexts).backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step(opts, lrs, min(1.0, (n + 1) / 50) * (1 - n / steps))
         accuracy = ((score_B > 0).float() == right_B).float().mean()
         kept.append((where.item(), outcome.item(), nexts.item(), accuracy.item()))

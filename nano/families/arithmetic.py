@@ -1,10 +1,10 @@
-"""Arithmetic chains: add and take away on a dial of 21 numbers, 0 to 20 (past 20 it starts again at 0)."""
+"""Arithmetic chains: add and take away on a dial of 31 numbers, 0 to 30 (past 30 it starts again at 0)."""
 
 from __future__ import annotations
 
 from nano.families.chain import Chain, Move, walk
 
-NUMBERS = tuple(str(n) for n in range(21))
+NUMBERS = tuple(str(n) for n in range(31))
 
 
 def told(move: Move) -> str:
@@ -14,10 +14,10 @@ def told(move: Move) -> str:
 ARITHMETIC = Chain(
     name="arithmetic",
     goal="number",
-    opening="on a dial of 21 start with {start}",
+    opening="on a dial of 31 start with {start}",
     question="what number is left",
     states=NUMBERS,
-    moves=tuple((sign, n) for sign in "+-" for n in range(1, 7)),
+    moves=tuple((sign, n) for sign in "+-" for n in range(1, 10)),
     told=told,
     after=walk(NUMBERS),
 )

@@ -1,8 +1,4 @@
-"""Chains: problems that carry one state (a number, a day, a direction) through a list of moves, a step at a time.
-
-A step names its move in the query's words first. A careful writer checks it by undoing it: copying what was just said
-is no check, and cannot pass for one.
-"""
+"""Chains: problems that carry one state (a number, a day, a direction) through a list of moves, a step at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ from typing import Any
 from nano.problem import Habits, Problem, Worked
 
 LENGTHS = {0: (1, 1), 1: (2, 3), 2: (4, 4), 3: (5, 6)}  # moves, by level
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 Move = tuple[str, int]
 
 
@@ -35,18 +30,13 @@ class Chain:
         state = start
         for move in moves:
             state = self.after(state, move)
-        told = " . ".join(f"{nth} {self.told(move)}" for nth, move in zip(ORDINALS[: len(moves)], moves, strict=True))
+        told = " . ".join(self.told(move) for move in moves)
         query = f"{self.opening.format(start=start)} . {told} . {self.question} ?"
         return Problem(self.name, level, (start, moves), query, state)
 
     def sample(self, rng: random.Random, level: int) -> Problem:
         moves = tuple(rng.choice(self.moves) for _ in range(rng.randint(*LENGTHS[level])))
         return self.make(level, rng.choice(self.states), moves)
-
-    def fact(self, rng: random.Random) -> str:
-        """A true step by itself: a line of a table."""
-        state, (sign, n) = rng.choice(self.states), rng.choice(self.moves)
-        return f"{state} {sign} {n} = {self.after(state, (sign, n))} ."
 
     def slipped(self, rng: random.Random, true: str) -> str:
         """A wrong state: a neighbour of the right one."""
@@ -58,19 +48,17 @@ class Chain:
         state, moves = problem.facts
         thoughts = [f"goal : find the {self.goal} . plan : one step at a time ."]
         steps = []
-        for nth, (sign, n) in zip(ORDINALS[: len(moves)], moves, strict=True):
-            expression = f"{state} {sign} {n}"
-            true = said = self.after(state, (sign, n))
+        for move in moves:
+            expression = f"{state} {move[0]} {move[1]}"
+            true = said = self.after(state, move)
             if habits.slips(rng):
                 said = self.slipped(rng, true)
-            thoughts.append(f"{nth} {self.told((sign, n))} : {expression} = {said} .")
-            undo = ("-" if sign == "+" else "+", n)
-            check = f"check {said} {undo[0]} {n} ="
+            thoughts.append(f"{expression} = {said} .")
             if said != true and habits.catches(rng):
-                thoughts.append(f"{check} {self.after(said, undo)} , wait , not {state} . {expression} = {true} .")
+                thoughts.append(f"check {expression} = {true} , wait , not {said} .")
                 said = true
             elif habits.careful:
-                thoughts.append(f"{check} {state} ok .")
+                thoughts.append(f"check {expression} = {said} ok .")
             steps.append(f"{expression} = {said} .")
             state = said
         return Worked(" ".join(thoughts), tuple(steps), state)
@@ -83,7 +71,7 @@ class Chain:
         how = rng.choice(("skip", "repeat", "change", "start"))
         if how == "skip" and len(changed) > 1:
             del changed[at]
-        elif how == "repeat" and len(changed) < len(ORDINALS):
+        elif how == "repeat":
             changed.insert(at, changed[at])
         elif how == "start":
             start = rng.choice(self.states)

@@ -26,32 +26,33 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     order, shuffle, place = problem.facts
     below = {order[i]: order[i + 1] for i in range(len(order) - 1)}
     thoughts = [f"goal : find number {place} . plan : find the oldest , then go down ."]
-    first = order[shuffle[0]]  # the search always ends with one: the oldest of all has none above
+    first = None
     for i in shuffle:
         tried = order[i]
         if i and not habits.slips(rng, 0.5):
-            thoughts.append(f"try {tried} : {order[i - 1]} is older , no .")
+            thoughts.append(f"try {tried} , no .")
             continue
-        thoughts.append(f"try {tried} : none is older , yes .")
+        thoughts.append(f"try {tried} , yes .")
         if i and habits.catches(rng):
-            thoughts.append(f"check {order[i - 1]} is older than {tried} , wait , no .")
+            thoughts.append(f"check {tried} , wait , no .")
             continue
         if habits.careful:
-            thoughts.append(f"check none is older than {tried} ok .")
+            thoughts.append(f"check {tried} ok .")
         first = tried
         break
+    if first is None:
+        first = order[shuffle[0]]
     line = [first]
     while line[-1] in below and len(line) < place:
         true = said = below[line[-1]]
         if habits.slips(rng):
             said = other(rng, order, true)
         thoughts.append(f"{line[-1]} > {said} .")
-        check = f"check {line[-1]} is older than"
         if said != true and habits.catches(rng):
-            thoughts.append(f"{check} {true} , wait , not {said} . {line[-1]} > {true} .")
+            thoughts.append(f"check {line[-1]} > {true} , wait , not {said} .")
             said = true
         elif habits.careful:
-            thoughts.append(f"{check} {said} ok .")
+            thoughts.append(f"check {line[-1]} > {said} ok .")
         line.append(said)
     return Worked(" ".join(thoughts), (" > ".join(line) + " .",), line[-1])
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from nano.problem import Habits, Problem, Worked
 
 SIZES = {0: (3, 3), 1: (4, 4), 2: (5, 5), 3: (6, 6)}
-LARGEST = 12
+LARGEST = 15
 
 
 def solutions(numbers: tuple[int, ...], target: int) -> list[tuple[int, int]]:
@@ -33,12 +33,6 @@ def sample(rng: random.Random, level: int) -> Problem:
         a, b = rng.sample(numbers, 2)
         if len(solutions(numbers, a + b)) == 1:
             return make(level, numbers, a + b)
-
-
-def fact(rng: random.Random) -> str:
-    """A sum or a difference by itself: a line of a table."""
-    a, b = rng.randint(1, LARGEST), rng.randint(1, LARGEST)
-    return rng.choice((f"{a} + {b} = {a + b} .", f"{a + b} - {a} = {b} ."))
 
 
 def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:

@@ -32,23 +32,6 @@ def test_the_nano_worlds_words():
     assert {name for name, _ in found("another way : let me verify")} == {"branching", "reflection"}
 
 
-def test_a_checked_chain_of_the_nano_world():
-    """Its ordinals announce nothing; each check and each wait does."""
-    thoughts = (
-        "goal : find the day . plan : one step at a time . first go 2 days back : thu - 2 = tue . "
-        "check tue + 2 = thu ok . second go 3 days on : tue + 3 = sat . "
-        "check sat - 3 = wed , wait , not tue . tue + 3 = fri ."
-    )
-    assert found(thoughts) == [
-        ("analysis", "goal :"),
-        ("planning", "plan :"),
-        ("planning", "one step at a time"),
-        ("reflection", "check"),
-        ("reflection", "check"),
-        ("reflection", "wait"),
-    ]
-
-
 @pytest.mark.parametrize(
     ("sentence", "name"),
     [

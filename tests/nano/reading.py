@@ -12,13 +12,11 @@ from datetime import date, timedelta
 from itertools import permutations
 from typing import Any
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
-_NTH = rf"(?:{'|'.join(ORDINALS)})"
 PATTERNS = {
-    "arithmetic": rf"on a dial of 21 start with \d+ \. (?:{_NTH} (?:add|take away) \d+ \. )+what number is left \?",
-    "week": rf"today is \w+ \. (?:{_NTH} go \d+ days (?:on|back) \. )+which day is it \?",
-    "year": rf"this is \w+ \. (?:{_NTH} go \d+ months (?:on|back) \. )+which month is it \?",
-    "compass": rf"face \w+ \. (?:{_NTH} turn (?:right|left) \d+ times \. )+where do you face \?",
+    "arithmetic": r"on a dial of 31 start with \d+ \. (?:(?:add|take away) \d+ \. )+what number is left \?",
+    "week": r"today is \w+ \. (?:go \d+ days (?:on|back) \. )+which day is it \?",
+    "year": r"this is \w+ \. (?:go \d+ months (?:on|back) \. )+which month is it \?",
+    "compass": r"face \w+ \. (?:turn (?:right|left) \d+ times \. )+where do you face \?",
     "ordering": r"\w+ is older than \w+(?: \. \w+ is older than \w+)* \. who is number \d+ \?",
     "pair_sum": r"which two of \d+(?: , \d+)+ add up to \d+ \?",
 }
@@ -58,16 +56,9 @@ def numbers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", text)]
 
 
-def told_moves(query: str) -> list[str]:
-    """A chain's moves in the query's words, each with its ordinal: first, second, ..., none left out."""
-    told = query.split(" . ")[1:-1]
-    assert tuple(each.split()[0] for each in told) == ORDINALS[: len(told)], query
-    return told
-
-
 def chain(query: str) -> tuple[str, tuple[tuple[str, int], ...]]:
     """Where a chain starts and how it goes on."""
-    opening, told = query.split(" . ")[0], told_moves(query)
+    opening, *told, _ = query.split(" . ")
     return opening.split()[-1], tuple(("+" if FORWARD.search(each) else "-", numbers(each)[0]) for each in told)
 
 
@@ -76,9 +67,9 @@ def moved(name: str, state: str, sign: str, count: int) -> str:
     forward = sign == "+"
     if name == "arithmetic":
         at = int(state)
-        assert 0 <= at <= 20, state
+        assert 0 <= at <= 30, state
         for _ in range(count):
-            at = (0 if at == 20 else at + 1) if forward else (20 if at == 0 else at - 1)
+            at = (0 if at == 30 else at + 1) if forward else (30 if at == 0 else at - 1)
         return str(at)
     if name == "week":
         (day,) = [d for d in (date(2024, 1, n) for n in range(1, 8)) if _name(d, "%a") == state]
@@ -99,13 +90,9 @@ def _name(day: date, form: str) -> str:
     return day.strftime(form).lower()
 
 
-def clues_in(query: str) -> list[tuple[str, str]]:
-    """An ordering's clues as (older, younger), as they were told."""
-    return [(each.split()[0], each.split()[-1]) for each in query.split(" . ")[:-1]]
-
-
 def _ordering(query: str) -> tuple[Facts, str]:
-    clues, asked = clues_in(query), query.split(" . ")[-1]
+    *told, asked = query.split(" . ")
+    clues = [(each.split()[0], each.split()[-1]) for each in told]
     people = sorted({person for clue in clues for person in clue})
     (order,) = [p for p in permutations(people) if all(p.index(a) < p.index(b) for a, b in clues)]
     place = numbers(asked)[0]

@@ -41,7 +41,7 @@ def test_ids_are_places_in_the_list_and_words_are_unique(reading):
     assert reading.convert_ids_to_tokens(range(len(words()))) == words()
     assert encoder()["<|pad|>"] == reading.pad_token_id == 0
     assert (reading.eos_token, reading.unk_token, reading.model_max_length) == (END, "<|unk|>", CONTEXT)
-    assert len(words()) == 172
+    assert len(words()) == 166
     assert set(bolt.FORMAT.tags) == set(DELIMITERS) <= set(words())
 
 
