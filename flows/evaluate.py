@@ -92,9 +92,10 @@ def stage_summary(run: Run, name: str, grades: Grades) -> dict[str, Any]:
 
 
 def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
-    """The paired gain in sampled accuracy of each stage over the one before it."""
+    """The paired gain in sampled accuracy of each stage over the one before it, and of the last iteration over SFT."""
     frames = {name: graded_frame(run, found["sampled"]) for name, found in grades.items()}
-    return [{"from": a, "to": b, **gain(frames[a], frames[b])} for a, b in pairwise(frames)]
+    pairs = [*pairwise(frames), *((name, [*frames][-1]) for name in frames if name == "sft")]
+    return [{"from": a, "to": b, **gain(frames[a], frames[b])} for a, b in dict.fromkeys(pairs) if a != b]
 
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
