@@ -18,6 +18,7 @@ from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import batched, read_rows, scan, write_table
+from tasks.curate_examples import BadInput
 
 
 class PairConfig(BaseModel):
@@ -82,6 +83,9 @@ def pair(
     """Write the table `pairs`. The texts are the samples as they were drawn: the loss covers thoughts and solution.
 
     Who is paired is settled by figures alone; then the texts are streamed, so that memory does not grow with them.
+
+    Raises:
+        BadInput: there is no pair at all.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
@@ -97,6 +101,11 @@ def pair(
     funnel: Counter[str] = Counter()
     choices = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
     paired = {query_id: both for query_id, both in choices.items() if both}
+    if not paired:
+        raise BadInput(
+            f"{plan.step}: no query gives a preference pair ({dict(funnel)}); draw more samples or queries, or loosen "
+            "pair.boundary, pair.least_margin or pair.least_samples"
+        )
 
     def rows() -> Iterator[dict[str, Any]]:
         for query_id, texts in texts_by_query(store, responses, paired, list(asked)):

@@ -5,12 +5,14 @@ import tracemalloc
 from collections import Counter
 from functools import partial
 
+import pytest
 from fakes import TinyServers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.schemas import PAIRS, QUERIES, RESPONSES, SCORES
 from nano.vocabulary import ASSISTANT, END, USER
+from tasks.curate_examples import BadInput
 from tasks.pair import PairConfig, choose, pair
 
 samples = st.lists(
@@ -157,3 +159,43 @@ def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_t
     expected = [(q, both[0]["text"], both[1]["text"]) for q, both in by_query if both]
     assert [(row["query_id"], row["chosen"], row["rejected"]) for row in world.rows(made)] == expected
     assert len(expected) > 1_900
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (PairConfig(least_samples=2), "'dropped: equal scores': 1"),
+        (PairConfig(least_samples=3), "'dropped: too few scored samples': 1"),
+    ],
+)
+def test_no_pair_at_all_is_said_before_anything_is_trained(world, model, query, response, config, why):
+    scores = [
+        {"query_id": "q", "sample": n, "reward_model": "m", "reward": 1.0, "format_reward": 0.0, "total": 1.0}
+        for n in range(2)
+    ]
+    with pytest.raises(BadInput, match="no query gives a preference pair") as error:
+        world.do(
+            pair,
+            config=config,
+            iteration=1,
+            responses=[world.table(RESPONSES, [response("q", n) for n in range(2)])],
+            scores=world.table(SCORES, scores, "scores"),
+            queries=world.table(QUERIES, [query("q", "who ?")], "queries"),
+            model=model,
+            servers=TinyServers(world.work_dir),
+        )
+    assert why in str(error.value)
+
+
+def test_a_pair_stands_on_either_side_of_the_boundary():
+    rows = [
+        {"sample": n, "reward": reward, "total": reward, "completion_tokens": 9, "finish_reason": "stop"}
+        for n, reward in enumerate([3.0, 1.0, -2.0])
+    ]
+    found = choose(rows, PairConfig(least_samples=2, boundary=0.0), Counter())
+    assert found
+    assert [row["sample"] for row in found] == [0, 2]
+    for boundary in (-2.0, 3.0, 5.0):
+        funnel: Counter[str] = Counter()
+        assert choose(rows, PairConfig(least_samples=2, boundary=boundary), funnel) is None
+        assert funnel["dropped: same side of the boundary"] == 1
