@@ -96,8 +96,9 @@ def pair(
     scored: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for shard in responses:
         for row in read_rows(store, shard, ["query_id", "sample", "finish_reason", "completion_tokens"]):
-            if found := rewards.get((row["query_id"], row["sample"])):
-                scored[row["query_id"]].append({**row, "reward": found[0], "total": found[1]})
+            query_id = row.pop("query_id")
+            if found := rewards.get((query_id, row["sample"])):
+                scored[query_id].append({**row, "reward": found[0], "total": found[1]})
     funnel: Counter[str] = Counter()
     choices = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
     paired = {query_id: both for query_id, both in choices.items() if both}

@@ -130,7 +130,7 @@ def test_the_step_pairs_texts_as_they_were_drawn(world, model, query, response):
 
 
 def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_texts(world, model, query, response):
-    text, rng = "word " * 2_000, random.Random(0)
+    text, rng = "word " * 1_600, random.Random(0)
     ids = [f"q{n}" for n in rng.sample(range(9_999), 2_000)]
     drawn = [response(q, n, text=f"{q} {n} {text}") for q in ids for n in range(3)]
     scores = [
