@@ -56,6 +56,13 @@ def write_examples(rng: random.Random) -> None:
         (folder / f"{number:02d}-{problem.family}.md").write_text(front + body)
 
 
+def further(queries: list[Problem], count: int) -> list[Problem]:
+    """`count` more queries for stage 3, none of them in `queries`."""
+    known = {problem.query for problem in queries}
+    drawn = distinct(random.Random(20261121), "queries", len(queries) + 2 * count)
+    return [problem for problem in drawn if problem.query not in known][:count]
+
+
 def main() -> None:
     rng = random.Random(20250207)
     write_examples(rng)
@@ -63,6 +70,7 @@ def main() -> None:
     easy = distinct(rng, "queries", 120, (0,))
     rows = [record(problem, with_reference=False) for problem in [*queries, *easy, *rng.sample(queries, 60)]]
     rng.shuffle(rows)
+    rows += [record(problem, with_reference=False) for problem in further(queries, 1620)]
     (HERE / "data" / "queries.jsonl").write_text("\n".join(rows) + "\n")
     for split, count in (("dev", 300), ("test", 510)):
         held_out = [record(problem, with_reference=True) for problem in distinct(rng, split, count)]
