@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,17 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
 
 def bootstrap_parameters(world: dict[str, Any]) -> dict[str, Any]:
     return {**{name: world[name] for name in ("model", "reward_model", "serving", "estimates")}, **world["bootstrap"]}
+
+
+def environment(place: Path) -> dict[str, str]:
+    """For a command of its own: store, work folder and Prefect below `place`, nothing of yours but the rest."""
+    (place / "prefect").mkdir(exist_ok=True)
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_"))},
+        "BOLT_STORE": str(place / "store"),
+        "BOLT_WORK_DIR": str(place / "work"),
+        "PREFECT_HOME": str(place / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import environment
 
 from infra.settings import Settings
 from infra.store import Store
@@ -48,20 +48,8 @@ def started(place: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows", "bolt/nano"]
     for assignment in SMALL:
         command += ["--set", assignment]
-    env = {
-        **os.environ,
-        "BOLT_STORE": str(place / "store"),
-        "BOLT_WORK_DIR": str(place / "work"),
-        "PREFECT_HOME": str(place / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    }
-    for name in ("PREFECT_API_URL", "PREFECT_TEST_MODE"):
-        env.pop(name, None)
-    (place / "prefect").mkdir(exist_ok=True)
     log = (place / "log.txt").open("a")
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(place), stdout=subprocess.PIPE, stderr=log, text=True)
 
 
 def finished(place: Path) -> dict[str, Any]:

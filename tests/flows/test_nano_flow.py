@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from small import environment
 
 from infra.parts import find
 from infra.settings import Settings
@@ -32,17 +32,9 @@ def run(place: Path) -> str:
     command = [sys.executable, "-m", "flows", "nano/make"]
     for name, value in tiny.items():
         command += ["--set", f"config.{name}={value}"]
-    env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_"))},
-        "BOLT_STORE": str(place / "store"),
-        "BOLT_WORK_DIR": str(place / "work"),
-        "PREFECT_HOME": str(place / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    }
-    (place / "prefect").mkdir(exist_ok=True)
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=350, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=350, check=False
+    )
     assert done.returncode == 0, done.stderr[-6000:]
     return done.stderr
 
