@@ -144,7 +144,8 @@ def finish(
     for path in foreign(store, manifest):
         store.delete(path)
     store.sweep(folder)
-    store.write_bytes(f"{folder}/{MANIFEST}", text.encode())
+    if not store.create(f"{folder}/{MANIFEST}", text.encode()):
+        raise StoreError(f"{store.uri(folder)} was finished by another run meanwhile: that one stands", transient=True)
     return ref_of(store, manifest)
 
 

@@ -19,6 +19,7 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
+from infra.claims import claimed
 from infra.keys import cache_key, code_fingerprint
 from infra.manifest import Provenance, Ref
 from infra.parts import find
@@ -62,16 +63,23 @@ def heals(_task: object, _run: object, state: Any) -> bool:
     return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
 
 
+def cached(found: Ref) -> Any:
+    """The state of a step whose artifact is there."""
+    return Completed(name="Cached", message=f"found {found.uri}", data=found)
+
+
 def step(function: Callable[..., Ref]) -> Task[..., Any]:
     """A Prefect task around `function(plan, store, ...)`, which makes the artifact `plan` and returns its reference."""
 
     def run(plan: Plan, settings: Settings, arguments: dict[str, Any]) -> Any:
         store = Store.open(settings)
-        found = find(store, plan.step, plan.key)
-        if found is not None:
-            return Completed(name="Cached", message=f"found {found.uri}", data=found)
-        log.info("%s/%s: making it", plan.step, plan.key)
-        return function(plan, store, **arguments)
+        if found := find(store, plan.step, plan.key):
+            return cached(found)
+        with claimed(store, plan.step, plan.key):
+            if found := find(store, plan.step, plan.key):  # made by the run that held the claim before
+                return cached(found)
+            log.info("%s/%s: making it", plan.step, plan.key)
+            return function(plan, store, **arguments)
 
     functools.update_wrapper(run, function)
     del run.__wrapped__  # type: ignore[attr-defined]  # Prefect reads the signature: it must see run's own

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -139,6 +139,24 @@ class Store:
             else:
                 self._fs.pipe_file(self.uri(path), data)
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small file unless it is there. Of processes that try at once one gets True, the others False.
+
+        On S3 this is a conditional write (`If-None-Match: *`), which AWS, MinIO, R2 and others have.
+        """
+        with self.explained("create", path):
+            try:
+                if self.is_local:
+                    with _replacing(self.local_path(path), place=os.link) as file:
+                        file.write(data)
+                else:
+                    self._fs.pipe_file(self.uri(path), data, mode="create")
+            except OSError as error:
+                if not _already_there(error) or not self.exists(path):
+                    raise
+                return self.read_bytes(path) == data  # its own, where the answer to a first attempt was lost
+        return True
+
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
         """The file, open for reading (seekable; streamed from S3)."""
@@ -211,6 +229,12 @@ class Store:
             raise StoreError(text, transient=advice.transient) from None
 
 
+def _already_there(error: OSError) -> bool:
+    """Whether an exclusive write failed because the file exists: on disk, or by S3's answer."""
+    told = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    return isinstance(error, FileExistsError) or told in ("PreconditionFailed", "ConditionalRequestConflict", "412")
+
+
 def _plain_path(path: str) -> str:
     odd = path.startswith("/") or "\\" in path or not path.isprintable() or {"", ".", ".."} & set(path.split("/"))
     if odd or path != str(PurePosixPath(path)):
@@ -228,8 +252,8 @@ def _local_root(store: str) -> Path:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A temporary neighbour of `target` that replaces it, flushed to disk, when the block ends well."""
+def _replacing(target: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
+    """A temporary neighbour of `target` that takes its place, flushed to disk, when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     try:
@@ -237,10 +261,9 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
+        place(temporary, target)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,0 +1,111 @@
+"""Look after an artifact store: `python -m infra list | verify | trace STEP/KEY | prune`.
+
+The store is the one that the settings name (`BOLT_STORE`, ...), as for the flows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from infra.inventory import artifacts, problems, remove, unneeded
+from infra.lineage import history, lineage, lineage_picture
+from infra.settings import Settings
+from infra.store import Store, StoreError
+
+
+def show(store: Store, step: str | None) -> int:
+    """One artifact a line: name, rows or files, bytes, age, digest."""
+    for found in artifacts(store):
+        if step and not found.folder.startswith(f"{step}/"):
+            continue
+        if found.manifest is None:
+            print(f"{found.folder:60} {found.problem}")
+        else:
+            each = found.manifest
+            unit = "rows" if each.kind == "table" else "files"
+            print(
+                f"{each.folder:60} {each.rows:>10,} {unit:5} {each.bytes:>14,} bytes  "
+                f"{each.ended:%Y-%m-%d %H:%M}  {each.digest[:12]}"
+            )
+    return 0
+
+
+def verify(store: Store, folder: str | None) -> int:
+    """Read every part and check its sha256. Returns 1 where something is wrong."""
+    checked = wrong = 0
+    for found in artifacts(store):
+        if folder and found.folder != folder:
+            continue
+        checked += 1
+        lines = problems(store, found)
+        wrong += bool(lines)
+        for line in lines:
+            print(line)
+    if folder and not checked:
+        raise ValueError(f"no artifact {folder} in {store.root}")
+    print(f"{checked} artifacts read, {wrong} not whole")
+    return 1 if wrong else 0
+
+
+def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> int:
+    """Where an artifact, or one row of a table, came from."""
+    step, _, key = folder.partition("/")
+    print(lineage(store, (step, key)))
+    if row is not None:
+        print()
+        for line in history(store, step, key, row):
+            print(line)
+    if picture:
+        picture.write_bytes(lineage_picture(store, (step, key)))
+        print(f"\n{picture}")
+    return 0
+
+
+def prune(store: Store, kept: list[str], days: float | None, really: bool) -> int:
+    """Delete what nothing kept needs; without `really`, only say what would go."""
+    if not kept and days is None:
+        raise ValueError("say what to keep: --keep STEP/KEY (any number) or --days N, or both")
+    since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
+    going = unneeded(store, kept, since)
+    for found in going:
+        files = remove(store, found) if really else len(store.list(found.folder))
+        print(f"{'deleted' if really else 'would delete'} {found.folder}  {files} files")
+    print(f"{len(going)} artifacts" + ("" if really else "; nothing was deleted: add --yes to do it"))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra", description="Look after the artifact store.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="every artifact, a line each")
+    listing.add_argument("step", nargs="?", help="only those of this step")
+    verifying = commands.add_parser("verify", help="read every part and check its sha256; status 1 if any is wrong")
+    verifying.add_argument("artifact", nargs="?", metavar="STEP/KEY")
+    tracing = commands.add_parser("trace", help="where an artifact, or a row of it, came from")
+    tracing.add_argument("artifact", metavar="STEP/KEY")
+    tracing.add_argument("--row", type=int, help="a row of the table, counted from 0")
+    tracing.add_argument("--picture", type=Path, metavar="FILE.svg", help="the lineage as a graph")
+    pruning = commands.add_parser("prune", help="delete what nothing kept needs (dry run unless --yes)")
+    pruning.add_argument("--keep", action="append", default=[], metavar="STEP/KEY")
+    pruning.add_argument("--days", type=float, help="keep what was made in the last DAYS days")
+    pruning.add_argument("--yes", action="store_true", help="really delete")
+    given = parser.parse_args(argv)
+    try:
+        store = Store.open(Settings.load())
+        if given.command == "list":
+            return show(store, given.step)
+        if given.command == "verify":
+            return verify(store, given.artifact)
+        if given.command == "trace":
+            return trace(store, given.artifact, given.row, given.picture)
+        return prune(store, given.keep, given.days, given.yes)
+    except (StoreError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
