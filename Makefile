@@ -2,11 +2,12 @@
 #   FLAVOUR=cpu|gpu   what to install; default: gpu where `nvidia-smi -L` works
 #   TORCH_INDEX=URL   package index of torch's CPU build (PyTorch's CPU wheel index); empty: as pip is configured
 #   PYTHON=PATH       the interpreter that makes .venv; default python3.11
+#   CHROMIUM=PATH     the browser that `make test` opens the report in; default: chromium or google-chrome of the PATH
 #   ARGS=...          for `make demo`, e.g. ARGS=--dry-run;   PYTEST_ARGS=...  for `make test`, e.g. PYTEST_ARGS='-k ledger'
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test browser lint bench
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON ?= python3.11
@@ -50,7 +51,13 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: lint
+# Debian's own, where there is none and we may install it.
+browser:
+	@[ -n '$(CHROMIUM)' ] || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && echo 'installing chromium' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	|| { echo 'make test opens the report in a browser: install Chromium, or name one: make test CHROMIUM=/path/to/it' >&2; exit 1; }
+
+test: lint browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest $(PYTEST_ARGS) </dev/null
 
 bench: setup

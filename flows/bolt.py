@@ -13,7 +13,7 @@ from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, s
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.run import A_MODEL, TASK_RUNNER, Common, begin
 from flows.sft import sft_stage
-from flows.summary import publish_summary
+from flows.summary import publish_report, publish_summary
 from tasks.train_sft import SftStage
 
 Stage = TypeVar("Stage", BootstrapStage, OnlineStage)
@@ -87,4 +87,6 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         if run.dry:
             return None
         stages = [stage_summary(run, name, found) for name, found in grades.items()]
-        return publish_summary(run, stages, stage_gains(run, grades), policy)
+        summary = publish_summary(run, stages, stage_gains(run, grades), policy)
+        publish_report(run.store, summary)
+        return summary

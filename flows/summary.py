@@ -1,4 +1,4 @@
-"""What a run of `bolt` tells at its end: summary.json, a plot, and the same as Prefect artifacts.
+"""What a run of `bolt` tells at its end: summary.json, report.html, plots, and the same as Prefect artifacts.
 
 `python -m flows.summary SUMMARY.json` puts a run's table and plot into README.md and docs/.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,37 +16,19 @@ from prefect.context import FlowRunContext
 
 from flows.run import Run
 from infra.manifest import Ref
+from infra.store import Store
 from tasks.plot import stages_plot
+from tasks.report import PLOTS, TABLES, data_uri, stage_rows, write_page
 
-COLUMNS = (
-    "stage",
-    "accuracy (T=1)",
-    "95 % interval",
-    "greedy",
-    "thought tokens",
-    "solution tokens",
-    "truncated",
-    "off format",
-)
+MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#!|~&@]|:(?=//)|(?<=\w)\.(?=[A-Za-z])")
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 
 
 def markdown_table(stages: list[dict[str, Any]]) -> str:
     """The stages as a Markdown table; every figure comes from the run."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for stage in stages:
-        cells = (
-            stage["name"],
-            f"{stage['accuracy']:.3f}",
-            f"{stage['accuracy_low']:.3f} to {stage['accuracy_high']:.3f}",
-            f"{stage['greedy_accuracy']:.3f}",
-            f"{stage['thought_tokens']:.1f}",
-            f"{stage['solution_tokens']:.1f}",
-            f"{stage['truncated']:.1%}",
-            f"{stage['off_format']:.1%}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = stage_rows(stages)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
 
 
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
@@ -76,13 +59,37 @@ def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str
     counts = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage."
     told = f"{counts}\n\n{table}\n\n{gains_sentence(gains)}"
     create_markdown_artifact(f"# BOLT\n\n{told}\n", key="bolt-summary", description="Accuracy along the stages")
-    create_table_artifact(steps, key="bolt-steps", description="Seconds, cached and rows of every step")
     if not run.store.is_local:
         create_link_artifact(run.store.uri(path), key="bolt-summary-file", link_text="summary.json")
     seconds = sum(record.seconds for record in run.steps)
     cached = sum(record.cached for record in run.steps)
     print(f"\n{told}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
     return {**summary, "path": run.store.uri(path)}
+
+
+def as_text(cell: Any) -> Any:
+    """A cell of a table artifact: Prefect's UI reads text as Markdown with HTML, so what could be such is escaped."""
+    return MARKDOWN.sub(r"\\\g<0>", " ".join(cell.split())) if isinstance(cell, str) else cell
+
+
+def publish_report(store: Store, summary: dict[str, Any]) -> None:
+    """Write `runs/NAME/report.html` into the store: one page that needs no server. Its tables and plots, and a link to
+    it, become artifacts.
+
+    Raises:
+        BadArtifact: an artifact of the run is gone or damaged.
+    """
+    path = f"runs/{summary['run']}/report.html"
+    with store.open_write(path) as page:
+        tables, plots = write_page(page.write, store, summary)
+    for name, rows in tables.items():
+        cells = [{column: as_text(cell) for column, cell in row.items()} for row in rows]
+        create_table_artifact(cells, key=f"bolt-{name}", description=TABLES[name])
+    pictures = "\n\n".join(f"## {PLOTS[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
+    create_markdown_artifact(pictures, key="bolt-plots", description="The plots of the report")
+    address = store.local_path(path).as_uri() if store.is_local else store.uri(path)
+    create_link_artifact(address, key="bolt-report", link_text="report.html", description="The whole report, one page")
+    print(f"report: {store.uri(path)}")
 
 
 def put_into_readme(path: Path, root: Path) -> None:

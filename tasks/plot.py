@@ -1,35 +1,145 @@
-"""The picture of a run: accuracy with its interval and mean response length along the stages."""
+"""The pictures of a run, as SVG. The same figures give the same bytes."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+CURVES = {
+    "loss": "DPO loss",
+    "rewards/accuracies": "chosen preferred (share of pairs)",
+    "rewards/margins": "margin of implicit rewards",
+}
+"""What TRL's DPO trainer logs a step, and how it is called here."""
 
 
-def stages_plot(stages: list[dict[str, Any]]) -> bytes:
-    """An SVG of summary.json's `stages`. The same stages give the same bytes."""
+def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+    """A figure of `size` inches that `draw` has drawn on."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": "bolt", "font.size": 10}):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
+    plain = {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context({"svg.hashsalt": "bolt", "font.size": 10, **plain}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    return picture.getvalue()
+
+
+def stages_plot(stages: list[dict[str, Any]]) -> bytes:
+    """Accuracy and mean response length along the stages, both with their 95 % intervals: summary.json's `stages`."""
+    names = [stage["name"] for stage in stages]
+
+    def around(mean: Sequence[float], name: str) -> list[list[float]]:
+        low = [middle - stage[f"{name}_low"] for middle, stage in zip(mean, stages, strict=True)]
+        return [low, [stage[f"{name}_high"] - middle for middle, stage in zip(mean, stages, strict=True)]]
+
+    def draw(figure: Any) -> None:
         accuracy, length = figure.subplots(1, 2)
-        names = [stage["name"] for stage in stages]
         means = [stage["accuracy"] for stage in stages]
-        low = [stage["accuracy"] - stage["accuracy_low"] for stage in stages]
-        high = [stage["accuracy_high"] - stage["accuracy"] for stage in stages]
-        accuracy.errorbar(names, means, yerr=[low, high], fmt="o-", capsize=4, label="T=1")
+        accuracy.errorbar(names, means, yerr=around(means, "accuracy"), fmt="o-", capsize=4, label="T=1")
         accuracy.plot(names, [stage["greedy_accuracy"] for stage in stages], "x--", color="grey", label="greedy")
         accuracy.set(ylim=(0, 1), ylabel="accuracy", title="Held-out problems solved (95 % interval)")
         accuracy.legend(frameon=False)
         thoughts = [stage["thought_tokens"] for stage in stages]
+        solutions = [stage["solution_tokens"] for stage in stages]
+        totals = [sum(both) for both in zip(thoughts, solutions, strict=True)]
         length.bar(names, thoughts, label="thoughts")
-        length.bar(names, [stage["solution_tokens"] for stage in stages], bottom=thoughts, label="solution")
-        length.set(ylabel="mean tokens a response", title="Response length (T=1)")
-        length.legend(frameon=False)
+        length.bar(names, solutions, bottom=thoughts, label="solution")
+        length.errorbar(names, totals, yerr=around(totals, "tokens"), fmt="none", ecolor="black", capsize=4)
+        length.set(ylabel="mean tokens a response", title="Response length (T=1, 95 % interval)")
+        length.margins(y=0.25)  # room for the legend
+        length.legend(frameon=False, loc="upper left", ncols=2)
         for axes in (accuracy, length):
-            axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(axis="x", labelrotation=20)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    return picture.getvalue()
+
+    return _svg((10, 3.6), draw)
+
+
+def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]]) -> bytes:
+    """What of stage 1's samples is left after each step, and what became of each iteration's queries."""
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        bars = left.barh([*kept], [*kept.values()])
+        left.bar_label(bars, fmt="{:,.0f}", padding=3)
+        left.margins(x=0.2)
+        left.set(title="Stage 1: samples left", xlabel="samples")
+        fates = dict.fromkeys(fate for counts in pairs.values() for fate in counts)
+        done = np.zeros(len(pairs))
+        for fate in fates:
+            share = np.array([counts.get(fate, 0) for counts in pairs.values()], dtype=float)
+            right.barh([*pairs], share, left=done, label=fate)
+            done += share
+        right.set(title="Stage 3: what became of the queries", xlabel="queries")
+        right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)
+        for axes in (left, right):
+            axes.invert_yaxis()
+
+    return _svg((10, 3.6), draw)
+
+
+def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
+    """Histograms of the reward model's scores; the first, stage 1's, with the threshold below which it dropped them."""
+
+    def draw(figure: Any) -> None:
+        first, later = figure.subplots(1, 2)
+        (_, scores), *others = rewards.items()
+        edges = np.histogram_bin_edges(scores, bins=60)
+        first.hist(scores[scores < threshold], bins=edges, color="lightgrey", label="dropped")
+        first.hist(scores[scores >= threshold], bins=edges, label="above the threshold")
+        first.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
+        first.set(title=f"Stage 1: {len(scores):,} rewards", xlabel="reward", ylabel="samples")
+        for name, scores in others:
+            later.hist(scores, bins=60, density=True, histtype="step", linewidth=1.5, label=name)
+        later.set(title="Stage 3: rewards by iteration", xlabel="reward", ylabel="density")
+        for axes in (first, later):
+            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=9)
+
+    return _svg((10, 3.4), draw)
+
+
+def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """The trainers' curves: SFT's loss, and of each DPO iteration loss, accuracy, margin and implicit rewards."""
+
+    def line(axes: Any, curve: Sequence[Mapping[str, float]], name: str, **style: Any) -> Any:
+        return axes.plot([at["step"] for at in curve], [at[name] for at in curve], linewidth=1.2, **style)[0]
+
+    def draw(figure: Any) -> None:
+        loss, *panels, rewards, words = figure.subplots(2, 3).flat
+        line(loss, sft, "loss", color="black")
+        loss.set(title="SFT loss")
+        for step, curve in dpo.items():
+            for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
+                drawn = line(axes, curve, name, label=step)
+                axes.set(title=title)
+            line(rewards, curve, "rewards/chosen", color=drawn.get_color())
+            line(rewards, curve, "rewards/rejected", color=drawn.get_color(), linestyle="--")
+        rewards.set(title="implicit reward: chosen —, rejected - -")
+        for axes in (loss, *panels, rewards):
+            axes.set(xlabel="training step")
+        words.set_axis_off()
+        words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="DPO iterations")
+
+    return _svg((10, 5.4), draw)
+
+
+def steps_plot(seconds: Mapping[str, float]) -> bytes:
+    """The steps that took at least a hundredth of the time, in seconds; they are named as in the store."""
+    least = sum(seconds.values()) / 100
+    shown = {name: took for name, took in seconds.items() if took >= least}
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        bars = axes.barh([*shown], [*shown.values()])
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.08, y=0.01)
+        axes.set(title="Steps of at least 1 % of the time", xlabel="seconds to make")
+
+    return _svg((10, 1 + 0.24 * len(shown)), draw)

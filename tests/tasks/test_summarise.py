@@ -49,6 +49,7 @@ def test_the_summary_holds_means_over_problems():
     assert found["accuracy_high"] == 1.0
     assert found["greedy_accuracy"] == pytest.approx(2 / 3)
     assert (found["thought_tokens"], found["solution_tokens"]) == (20.0, 5.0)
+    assert found["tokens_low"] <= 25.0 <= found["tokens_high"]
     assert found["truncated"] == found["off_format"] == pytest.approx(1 / 12)
     assert found["name"] == "sft"
 
