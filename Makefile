@@ -3,11 +3,12 @@
 #   TORCH_INDEX=URL   package index of torch's CPU build (PyTorch's CPU wheel index); empty: as pip is configured
 #   PYTHON=PATH       the interpreter that makes .venv; default python3.11
 #   CHROMIUM=PATH     the browser that `make test` opens the report in; default: chromium or google-chrome of the PATH
+#   PORT=N            for `make up`: the Prefect server's port; default: the last one, at first 4200; 0: a free one
 #   ARGS=...          for `make demo`, e.g. ARGS=--dry-run;   PYTEST_ARGS=...  for `make test`, e.g. PYTEST_ARGS='-k ledger'
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test browser lint bench
+.PHONY: help setup demo up down test browser lint bench
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON ?= python3.11
@@ -32,6 +33,8 @@ OWN_ENV = env $(foreach name,$(filter PREFECT_API_% BOLT_% AWS_%,$(.VARIABLES)),
 
 help:
 	@echo 'make demo    the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
+	@echo 'make up      Prefect server, workers, deployments, automation; prints the address of the UI (PORT=N)'
+	@echo 'make down    end what make up started'
 	@echo 'make test    lint, types and all tests, one run of the real flow included'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   the performance measurements of bench/'
@@ -45,6 +48,12 @@ $(STAMP): constraints.txt pyproject.toml infra/setup.sh
 # What the flow prints is its result: kept to the end, so that the path is the last line. Progress goes to stderr.
 demo: setup
 	@mkdir -p .bolt; $(BIN)/python -m flows bolt/nano $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
+
+up: setup
+	@$(BIN)/python -m infra.stack up $(if $(PORT),--port $(PORT))
+
+down:
+	@$(BIN)/python -m infra.stack down
 
 lint: setup
 	@$(BIN)/ruff check .

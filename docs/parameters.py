@@ -20,6 +20,7 @@ from flows.bootstrap import BootstrapConfig
 from flows.evaluate import EvaluateConfig
 from flows.nano import NanoConfig
 from flows.online import OnlineConfig
+from flows.rerun import RerunConfig
 from flows.sft import SftFlowConfig
 
 TARGET = Path(__file__).resolve().with_name("parameters.md")
@@ -30,6 +31,7 @@ FLOWS: dict[str, type[BaseModel]] = {
     "online": OnlineConfig,
     "evaluate": EvaluateConfig,
     "nano": NanoConfig,
+    "rerun": RerunConfig,
 }
 BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("min_length", "length ≥"))
 HEAD = """# Parameters

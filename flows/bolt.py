@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
 from flows.online import OnlineStage, online_iteration, online_queries
-from flows.run import A_MODEL, TASK_RUNNER, Common, begin
+from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
 from flows.sft import sft_stage
 from flows.summary import publish_report, publish_summary
 from tasks.train_sft import SftStage
@@ -45,7 +45,7 @@ def without(stage: Stage, problems: Path) -> Stage:
     return stage.model_copy(update={"queries": stage.queries.without(problems)})
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow(task_runner=TASK_RUNNER, **ALERTS)
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and show what each stage gave."""
     with begin(config) as run:

@@ -7,7 +7,7 @@ from collections import Counter
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
+from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, scored, shards_as_inputs
 from infra.files import digest_of_files
 from infra.manifest import Ref
@@ -85,7 +85,7 @@ def bootstrap_stage(
     )
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow(task_runner=TASK_RUNNER, **ALERTS)
 def bootstrap(config: BootstrapConfig) -> Ref:
     """Make a LongCoT data set from an instruct model and a handful of in-context examples."""
     with begin(config) as run:

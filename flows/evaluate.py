@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.bootstrap import curated, mined
-from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
+from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
@@ -104,7 +104,7 @@ def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
     ).to_pandas()
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow(task_runner=TASK_RUNNER, **ALERTS)
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """Compare models on held-out problems."""
     with begin(config) as run:

@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.bootstrap import curated
-from flows.run import TASK_RUNNER, Common, Run, begin
+from flows.run import ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
 from infra.models import fetch_model
@@ -44,7 +44,7 @@ def exported(run: Run, model: Ref, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("manifest.json"))
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow(task_runner=TASK_RUNNER, **ALERTS)
 def nano(config: NanoConfig) -> None:
     """Pretrain the instruct model, let it answer problems, and grow the reward model on right and wrong answers."""
     with begin(config) as run:

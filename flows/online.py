@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.bootstrap import mined
-from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
+from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, scored, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
@@ -105,7 +105,7 @@ def online_iteration(
     )
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow(task_runner=TASK_RUNNER, **ALERTS)
 def online(config: OnlineConfig) -> Ref:
     """Refine an SFT model (`model`) by online DPO; the model given is pi_0."""
     with begin(config) as run:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from prefect import Task, get_run_logger
+from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.alerts import alert
 from infra.manifest import Ref
 from infra.models import import_model, imported_ref
 from infra.parts import find
@@ -29,6 +31,17 @@ A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
 # step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.
 SHARDS_AT_ONCE = 4
 TASK_RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)  # type: ignore[assignment]
+
+
+class Hooks(TypedDict):
+    """What Prefect calls when a flow run ends."""
+
+    on_completion: list[FlowStateHook[..., Any]]
+    on_failure: list[FlowStateHook[..., Any]]
+    on_crashed: list[FlowStateHook[..., Any]]
+
+
+ALERTS: Hooks = {"on_completion": [alert], "on_failure": [alert], "on_crashed": [alert]}
 
 
 class Estimates(BaseModel):

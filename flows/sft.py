@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows.run import A_MODEL, TASK_RUNNER, Common, Run, begin
+from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from infra.manifest import Ref
 from infra.steps import plan
 from tasks.train_sft import SftStage, train_sft
@@ -28,7 +28,7 @@ def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
     )
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow(task_runner=TASK_RUNNER, **ALERTS)
 def sft(config: SftFlowConfig) -> Ref:
     """Fine-tune the instruct model on another run's LongCoT data."""
     with begin(config) as run:

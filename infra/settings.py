@@ -14,7 +14,7 @@ BLOCK_VARIABLE = "BOLT_SETTINGS_BLOCK"
 
 
 class Settings(BaseSettings):
-    """The artifact store and the local work folder, from `BOLT_*` environment variables or a Prefect block.
+    """The artifact store, the work folder and the webhook, from `BOLT_*` environment variables or a Prefect block.
 
     Without `access_key_id` the usual AWS chain (environment, profile, instance role) finds the credentials.
     Secrets are never shown by `repr`, JSON dumps or validation errors.
@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     access_key_id: SecretStr | None = Field(default=None, description="S3 access key; none uses the AWS chain.")
     secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key; none uses the AWS chain.")
     work_dir: Path = Field(default=Path("./.bolt"), description="Local folder for ledgers, logs and copies of models.")
+    webhook_url: SecretStr | None = Field(
+        default=None, description="Where the end of every flow run is posted as JSON; a secret, as most such URLs are."
+    )
 
     @field_validator("store")
     @classmethod
@@ -54,6 +57,15 @@ class Settings(BaseSettings):
                 raise ValueError("must look like http://host:port or https://host")
             if "@" in parts.netloc:
                 raise ValueError("must hold no credentials: use access_key_id and secret_access_key")
+        return url
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _web_hook(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            parts = urlsplit(url.get_secret_value())
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("must look like https://host/path")
         return url
 
     @model_validator(mode="after")

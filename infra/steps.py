@@ -55,12 +55,16 @@ def plan(
     return Plan(step=step, key=key, provenance=provenance)
 
 
+OUTAGES = (httpx.TransportError, ConnectionError, TimeoutError)
+"""The network between us and a server."""
+
+
 def heals(_task: object, _run: object, state: Any) -> bool:
     """Whether trying again may help: the network between us and a server or the store, nothing else."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, StoreError):
         return error.transient
-    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
+    return isinstance(error, OUTAGES)
 
 
 def cached(found: Ref) -> Any:

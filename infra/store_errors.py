@@ -83,3 +83,6 @@ _ADVICE: list[tuple[set[str], Advice]] = [
     ),
     ({"FileNotFoundError", "NoSuchKey"}, Advice("it does not exist", "The step that makes it must run (again).")),
 ]
+
+TRANSIENT = tuple(advice.what for _, advice in _ADVICE if advice.transient)
+"""What the text of a `StoreError` says where the same attempt may succeed later."""

@@ -24,6 +24,7 @@ from infra.files import digest_of_files
 from infra.ledger import Ledger
 from infra.manifest import Ref
 from infra.models import fetch_model
+from infra.progress import progress
 from infra.schemas import RESPONSES
 from infra.servers import Servers
 from infra.steps import Plan, step
@@ -187,17 +188,18 @@ def generate(
                 record = {"samples": samples, "prompt_tokens": len(request.prompt_ids), "seed": request.seed}
                 ledger.append(request.request_id, record)
 
-            asyncio.run(
-                complete(
-                    server.url,
-                    server.served_name,
-                    map(request, owed),
-                    sampling,
-                    max_in_flight=config.in_flight,
-                    on_result=keep,
-                    alive=server.check,
+            with progress(plan.step, lambda: len(ledger) / len(asked)):
+                asyncio.run(
+                    complete(
+                        server.url,
+                        server.served_name,
+                        map(request, owed),
+                        sampling,
+                        max_in_flight=config.in_flight,
+                        on_result=keep,
+                        alive=server.check,
+                    )
                 )
-            )
         ends = [sample["finish_reason"] for query_id in asked for sample in ledger[query_id]["samples"]]
         cut = ends.count("length")
         if ends and cut / len(ends) > config.truncated_limit:

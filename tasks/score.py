@@ -16,6 +16,7 @@ from infra.chat import load_tokenizer, neutralise
 from infra.completions import classify
 from infra.manifest import Ref
 from infra.models import fetch_model
+from infra.progress import progress
 from infra.schemas import SCORES
 from infra.servers import Servers
 from infra.steps import Plan, step
@@ -60,21 +61,23 @@ def score(
     tokenizer = load_tokenizer(fetch_model(store, reward_model, servers.work_dir))
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     counts = {"scored": 0, "without a solution": 0}
+    total = max(1, sum(shard.rows for shard in responses))
 
     def batches() -> Iterator[list[dict[str, Any]]]:
         server = servers.reward(reward_model)
         for shard in responses:
             for batch in scan(store, shard, ["query_id", "sample", "solution", "violations", "finish_reason"]):
                 rows = [row for row in batch.to_pylist() if row["solution"]]
-                counts["without a solution"] += batch.num_rows - len(rows)
-                counts["scored"] += len(rows)
                 ids = [judged_ids(tokenizer, asked[row["query_id"]], row["solution"]) for row in rows]
                 rewards = asyncio.run(
                     classify(server.url, server.served_name, ids, max_in_flight=config.in_flight, alive=server.check)
                 )
+                counts["without a solution"] += batch.num_rows - len(rows)
+                counts["scored"] += len(rows)
                 yield [scored(row, reward, plan, config) for row, reward in zip(rows, rewards, strict=True)]
 
-    return write_table(store, plan.step, plan.key, SCORES, batches(), plan.provenance, counts=lambda: counts)
+    with progress(plan.step, lambda: sum(counts.values()) / total):
+        return write_table(store, plan.step, plan.key, SCORES, batches(), plan.provenance, counts=lambda: counts)
 
 
 def scored(row: dict[str, Any], reward: float, plan: Plan, config: ScoreConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from infra.launcher import attempt_folder, launch, metrics_path
 from infra.manifest import Ref
 from infra.models import publish_model
 from infra.parts import find
+from infra.progress import progress
 from infra.servers import Servers
 from infra.steps import Plan
 from infra.store import Store
@@ -29,11 +30,19 @@ def trained(
     """
     servers.release()
     with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
-        model = folder / "model"
-        launch(module, config(output=model), ranks=ranks, log_path=folder / "train.log")
+        model, log_path = folder / "model", folder / "train.log"
+        told = config(output=model)
+        with progress(plan.step, lambda: epochs_done(metrics_path(log_path)) / told.epochs):
+            launch(module, told, ranks=ranks, log_path=log_path)
         return find(store, plan.step, plan.key) or publish_model(
             store, plan.step, plan.key, model, plan.provenance, counts=report(folder)
         )
+
+
+def epochs_done(metrics: Path) -> float:
+    """Passes over the data so far, by the last whole line of a trainer's metrics; 0 where there is none yet."""
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    return float(json.loads(lines[-1]).get("epoch", 0.0)) if lines else 0.0
 
 
 def report(folder: Path) -> dict[str, Any]:

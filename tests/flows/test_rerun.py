@@ -1,0 +1,225 @@
+"""`rerun` against a real Prefect server: which runs are tried again, how often, in which order, and what is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
+from prefect.states import Completed, Crashed, Failed, Running
+
+import flows.rerun
+from flows.rerun import LABEL, Outcome, RerunConfig, cannot_heal, plain, report, rerun
+
+FAILED = "Flow run encountered an exception: "
+HEALS = FAILED + "ServerError: vLLM server of imported/reward ended with status 1; log: ..."
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        HEALS,
+        FAILED + "TrainerError: infra.train_sft on 2 ranks ended with status 1; log: ...",
+        FAILED + "StoreError: artifact store s3://b: cannot read x: the endpoint cannot be reached. Check ...",
+        FAILED + "StoreError: artifact store s3://b: cannot read x: the server is overloaded or failing. Try ...",
+        FAILED + "BadArtifact: artifact scores/k was made again with other content",
+        FAILED + "ConnectTimeout: ",
+        FAILED + "RemoteProtocolError: Server disconnected without sending a response.",
+        FAILED + "ConnectionResetError: [Errno 104] Connection reset by peer",
+        FAILED + "TimeoutError: ",
+        FAILED + "_TransientError: request 1: the server answered 503: busy",
+        FAILED + "PrefectHTTPStatusError: Server error '503 Service Unavailable' for url ...",
+    ],
+)
+def test_what_may_heal_is_tried_again(message):
+    assert cannot_heal(StateType.FAILED, message) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (FAILED + "ValueError: model 'x': no such folder", "an error (ValueError) that does not heal"),
+        (FAILED + "BadInput: q.jsonl, row 3: ConnectionError is a word of the user's", "BadInput"),
+        (FAILED + "FileNotFoundError: input file x does not exist", "FileNotFoundError"),
+        (FAILED + "TruncationError: 9 of 10 samples were cut at max_tokens", "TruncationError"),
+        (FAILED + "CompletionError: request 1: the server answered 400: too long", "CompletionError"),
+        (FAILED + "StoreError: artifact store s3://b: cannot write p: the credentials are wrong or expired.", "store"),
+        (FAILED + "StoreError: artifact store /a: cannot write p: no room is left. Free some", "the store's error"),
+        (FAILED + "ServerError: vLLM server of m ended with status 1; ... CUDA out of memory. Tried", "out of memory"),
+        (FAILED + "TrainerError: ... torch.OutOfMemoryError: ...", "out of memory"),
+        (FAILED + "MemoryError: ", "out of memory"),
+        ("Validation of flow parameters failed with error: ParameterTypeError", "an error (unknown)"),
+        ("", "an error (unknown)"),
+    ],
+)
+def test_what_cannot_heal_is_left_alone_with_the_reason(message, why):
+    assert why in str(cannot_heal(StateType.FAILED, message))
+
+
+def test_a_crash_may_always_heal_but_for_memory():
+    assert cannot_heal(StateType.CRASHED, "its process vanished: no heartbeat in 120 s") is None
+    assert "out of memory" in str(cannot_heal(StateType.CRASHED, "interrupted by ...: MemoryError: "))
+
+
+def test_text_of_others_stays_text_in_the_table():
+    text = "| <script>alert(1)</script> [a](http://b) `c` **d**\n\n# e | \\"
+    row = report([Outcome("otter", text, "0", "x" * 400)]).splitlines()
+    assert len(row) == 3
+    cell = plain(text)
+    assert cell.startswith(r"\| \<script\>alert\(1\)\<\/script\> \[a\]\(http\:\/\/b\) \`c\` \*\*d\*\* \# e \| ")
+    assert cell.endswith("\\\\")
+    assert row[2].endswith("x" * 300 + r" \.\.\. |")
+
+
+# ---- with a server: a thread stands in for the worker
+
+
+@pytest.fixture
+def client(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    monkeypatch.setattr(flows.rerun, "POLL_S", 0.05)
+    with get_client(sync_client=True) as found:
+        yield found
+
+
+class Pool:
+    """A work pool of the test's own with one deployment."""
+
+    def __init__(self, client: SyncPrefectClient, name: str) -> None:
+        self.client, self.name = client, name
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        flow_id = client.create_flow_from_name(f"flow-of-{name}")
+        self.deployment = client.create_deployment(
+            flow_id, name="d", work_pool_name=name, enforce_parameter_schema=False
+        )
+
+    def ended(self, state: Any) -> FlowRun:
+        run = self.client.create_flow_run_from_deployment(self.deployment, parameters={"a": 1})
+        self.client.set_flow_run_state(run.id, Running(), force=True)
+        self.client.set_flow_run_state(run.id, state, force=True)
+        return self.client.read_flow_run(run.id)
+
+    def rerun(self, ending: Callable[[], Any] = Completed, **config: Any) -> list[str]:
+        """Do `rerun` while a worker ends whatever is scheduled with `ending()`; the ids of the runs, as they ran."""
+        ran: list[str] = []
+        over = threading.Event()
+
+        def work() -> None:
+            with get_client(sync_client=True) as client:
+                while not over.wait(0.05):
+                    waiting = client.request(
+                        "POST", "/flow_runs/filter", json={"work_pools": {"name": {"any_": [self.name]}}}
+                    )
+                    for run in waiting.json():
+                        if run["state"]["name"] == "AwaitingRetry":
+                            ran.append(run["id"])
+                            client.set_flow_run_state(run["id"], Running(), force=True)
+                            client.set_flow_run_state(run["id"], ending(), force=True)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            rerun(RerunConfig(work_pool=self.name, **config))
+        finally:
+            over.set()
+            worker.join()
+        return ran
+
+    def read(self, run: FlowRun) -> FlowRun:
+        return self.client.read_flow_run(run.id)
+
+    def told(self) -> str:
+        answer = self.client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": ["rerun"]}}})
+        return str(max(answer.json(), key=lambda each: each["created"])["data"]).replace("\\", "")
+
+
+@pytest.fixture
+def pool(client: SyncPrefectClient, request: pytest.FixtureRequest) -> Pool:
+    return Pool(client, request.node.name.replace("_", "-")[:60])
+
+
+def test_runs_that_may_heal_are_rerun_oldest_first_with_the_same_parameters(pool):
+    first, bad = pool.ended(Failed(message=HEALS)), pool.ended(Failed(message=FAILED + "ValueError: wrong | way"))
+    second, done = pool.ended(Crashed(message="gone")), pool.ended(Completed())
+    assert pool.rerun() == [str(first.id), str(second.id)]
+    for run in (first, second):
+        found = pool.read(run)
+        assert (found.state_name, found.labels[LABEL], found.parameters) == ("Completed", 1, {"a": 1})
+    assert pool.read(bad).state == bad.state
+    assert pool.read(done).state == done.state
+    assert LABEL not in pool.read(bad).labels
+    assert (
+        f"| {bad.name} | Failed: {FAILED}ValueError: wrong | way | 0 | left alone: an error (ValueError)" in pool.told()
+    )
+    assert f"| {first.name} | Failed: {HEALS} | 0 | rerun: Completed |" in pool.told()
+
+
+def test_a_run_is_rerun_a_bounded_number_of_times_whatever_process_counts(pool):
+    run = pool.ended(Failed(message=HEALS))
+    again = lambda: Failed(message=HEALS)  # noqa: E731
+    assert [len(pool.rerun(again)) for _ in range(4)] == [1, 1, 0, 0]
+    assert pool.read(run).labels[LABEL] == 2
+    assert "left alone: it was rerun 2 times" in pool.told()
+    assert len(pool.rerun(again, reruns=3)) == 1
+
+
+def test_runs_of_other_pools_and_of_long_ago_are_left_alone(pool, client):
+    other = Pool(client, pool.name + "-2")
+    run = other.ended(Failed(message=HEALS))
+    old = pool.ended(Failed(message=HEALS))
+    time.sleep(1)
+    assert pool.rerun(hours=0.5 / 3600) == []
+    assert other.read(run).state == run.state
+    assert pool.read(old).state == old.state
+    assert pool.told() == "No run failed or crashed."
+
+
+def test_a_run_that_was_only_thought_dead_is_left_alone(pool, client):
+    run = pool.ended(Crashed(message="its process vanished"))
+    event = "prefect.flow-run.heartbeat"
+    emit_event(event, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+    end = time.monotonic() + 20
+    while not flows.rerun._beats(client, run):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert pool.rerun() == []
+    assert "it was thought dead, but its process lives" in pool.told()
+
+
+def test_the_wait_for_a_run_is_bounded(pool, monkeypatch):
+    run = pool.ended(Failed(message=HEALS))
+    rerun(RerunConfig(work_pool=pool.name, wait_hours=0.2 / 3600))  # no worker
+    assert pool.read(run).state_name == "AwaitingRetry"
+    assert "rerun: not ended after" in pool.told()
+
+
+def test_a_dry_run_changes_nothing(pool, capsys):
+    run = pool.ended(Failed(message=HEALS))
+    rerun(RerunConfig(work_pool=pool.name, dry_run=True))
+    assert "would be rerun" in capsys.readouterr().out
+    assert pool.read(run).state == run.state
+
+
+def test_a_run_that_someone_else_took_up_meanwhile_is_left_alone(pool, client):
+    run = pool.ended(Failed(message=HEALS))
+    client.set_flow_run_state(run.id, Running(), force=True)
+    assert flows.rerun.rerun_once(client, run, RerunConfig()) == "left alone: its state changed meanwhile"
+
+
+def test_an_api_that_goes_away_fails_the_rerun_and_not_its_report(pool, monkeypatch):
+    pool.ended(Failed(message=FAILED + "ValueError: first"))
+    pool.ended(Failed(message=HEALS))
+
+    def gone(*_: Any, **__: Any) -> str:
+        raise httpx.ConnectError("gone")
+
+    monkeypatch.setattr(flows.rerun, "rerun_once", gone)
+    with pytest.raises(httpx.ConnectError):
+        rerun(RerunConfig(work_pool=pool.name))
+    assert "ValueError: first" in pool.told()
