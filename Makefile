@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test browser lint bench
+.PHONY: help setup demo up down test test-faults browser lint bench
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON ?= python3.11
@@ -36,6 +36,7 @@ help:
 	@echo 'make up      Prefect server, workers, deployments, automation; prints the address of the UI (PORT=N)'
 	@echo 'make down    end what make up started'
 	@echo 'make test    lint, types and all tests, one run of the real flow included'
+	@echo 'make test-faults  the heavy fault tests: kills at random, a faulty S3, runs at once (about 45 minutes)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   the performance measurements of bench/'
 	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the others do so themselves'
@@ -68,6 +69,9 @@ browser:
 
 test: lint browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest $(PYTEST_ARGS) </dev/null
+
+test-faults: setup
+	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults $(PYTEST_ARGS) </dev/null
 
 bench: setup
 	@$(BIN)/python bench/cot_formats.py

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -83,5 +84,11 @@ def main(argv: list[str]) -> None:
         print(told(result))
 
 
+def _end(signum: int, _frame: object) -> NoReturn:
+    """End with the usual status of the signal, and with Prefect's own server: SIGTERM's default leaves it behind."""
+    sys.exit(128 + signum)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     main(sys.argv[1:])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from prefect import Task, get_run_logger
+from prefect.exceptions import TerminationSignal
 from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -23,6 +24,7 @@ from infra.servers import Servers, ServingConfig
 from infra.settings import Settings
 from infra.steps import Plan
 from infra.store import Store
+from infra.watchdog import end_all
 
 PENDING = "pending"
 A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
@@ -177,11 +179,18 @@ class Run:
 
 @contextmanager
 def begin(common: Common) -> Iterator[Run]:
-    """Open the store (a write-read check), and end every server when the run ends."""
+    """Open the store (a write-read check), and end every server when the run ends.
+
+    Told to end (SIGTERM, Ctrl-C, a cancelled run), it ends the trainers as well: Prefect waits for the steps under way.
+    """
     settings = Settings.load()
     store = Store.open(settings)
     with Servers(common.serving, store, settings.work_dir.resolve()) as servers:
         run = Run(store, settings, servers, common.estimates, common.dry_run)
-        yield run
+        try:
+            yield run
+        except (KeyboardInterrupt, TerminationSignal):
+            end_all()
+            raise
         if run.dry:
             print(f"{'in all':28} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")

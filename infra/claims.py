@@ -21,6 +21,7 @@ from uuid import uuid4
 import psutil
 
 from infra.store import Store, StoreError
+from infra.watchdog import EndingError, ending
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ FOLDER = "claims"
 BEAT_S = 5.0  # seconds between two renewals
 LAPSE_S = 60.0  # a claim not renewed for so long has lapsed
 POLL_S = 1.0
+SETTLE_S = 0.5  # two waiting processes may take over the same dead claim: so long after it one of them holds it
 
 
 @contextmanager
@@ -38,6 +40,7 @@ def claimed(store: Store, step: str, key: str, *, beat_s: float = BEAT_S, lapse_
 
     Raises:
         StoreError: the store fails.
+        EndingError: this process was told to end while it waited.
     """
     path, me = f"{FOLDER}/{step}-{key}.json", uuid4().hex
     _acquire(store, path, me, lapse_s)
@@ -54,21 +57,30 @@ def claimed(store: Store, step: str, key: str, *, beat_s: float = BEAT_S, lapse_
 
 
 def _acquire(store: Store, path: str, me: str, lapse_s: float) -> None:
-    seen, since, told = b"", time.monotonic(), False
-    while not store.create(path, _content(me, 0)):
-        found = _read(store, path)
+    seen, since, told, took_over = b"", time.monotonic(), False, False
+    while True:
+        if store.create(path, _content(me, 0)):
+            if took_over:
+                time.sleep(SETTLE_S)
+            if not took_over or _holder(store, path) == me:
+                return
+            continue
+        found = store.read_if_there(path)
         if found is None:  # given up just now
             continue
         if found != seen:
             seen, since = found, time.monotonic()
         if _is_dead(found) or time.monotonic() - since > lapse_s:
-            log.warning("%s: its holder is gone, taking it over", store.uri(path))
-            store.delete(path)
+            if store.read_if_there(path) == found:
+                log.warning("%s: its holder is gone, taking it over", store.uri(path))
+                store.delete(path)
+                took_over = True
             continue
         if not told:
             log.info("%s: another run is making this artifact, waiting for it", store.uri(path))
             told = True
-        time.sleep(POLL_S)
+        if ending.wait(POLL_S):
+            raise EndingError("this run was told to end")
 
 
 def _renew(store: Store, path: str, me: str, beat_s: float, ended: threading.Event) -> None:
@@ -96,12 +108,8 @@ def _machine() -> str:
     return f"{socket.gethostname()} {boot} {namespace}"
 
 
-def _read(store: Store, path: str) -> bytes | None:
-    return store.read_bytes(path) if store.exists(path) else None
-
-
 def _holder(store: Store, path: str) -> str | None:
-    found = _read(store, path)
+    found = store.read_if_there(path)
     return _parsed(found).get("holder") if found else None
 
 

@@ -11,7 +11,8 @@ from infra.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
 from infra.store import Store
 from infra.tables import read_rows
 
-SHOWN = reprlib.Repr(maxstring=100, maxother=100)  # of a cell: model text is cut, and its control characters escaped
+SHOWN = reprlib.Repr()  # of a cell: model text is cut, and its control characters escaped
+SHOWN.maxstring = SHOWN.maxother = 100
 
 
 def lineage(store: Store, artifact: Ref | tuple[str, str]) -> str:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from uuid import uuid4
 
+from infra.claims import claimed
 from infra.manifest import (
     MANIFEST,
     Counts,
@@ -82,9 +83,12 @@ def import_model(store: Store, folder: Path, name: str) -> Ref:
         StoreError: the store fails.
     """
     key = imported_ref(store, folder, name).key
-    return find(store, IMPORTED, key) or publish_model(
-        store, IMPORTED, key, folder, Provenance(config={"name": name, "origin": folder.name})
-    )
+    if found := find(store, IMPORTED, key):
+        return found
+    with claimed(store, IMPORTED, key):
+        return find(store, IMPORTED, key) or publish_model(
+            store, IMPORTED, key, folder, Provenance(config={"name": name, "origin": folder.name})
+        )
 
 
 def imported_ref(store: Store, folder: Path, name: str) -> Ref:

@@ -122,8 +122,7 @@ def _hash(store: Store, path: str) -> str:
 def _chunks(store: Store, path: str) -> Iterator[bytes]:
     with store.open_read(path) as file:
         while True:
-            with store.explained("read", path):
-                chunk = file.read(CHUNK)
+            chunk = store.read_chunk(file, path, CHUNK)
             if not chunk:
                 return
             yield chunk

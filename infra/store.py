@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import unquote
 from uuid import uuid4
+
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from infra.settings import Settings
 from infra.store_errors import StoreError, explain
 
 __all__ = ["Sink", "Stat", "Store", "StoreError"]
 
+log = logging.getLogger(__name__)
+
 Paths = list[str]
-SETTLED_S = 2.0  # a local file younger than this may still change within one tick of its modification time
+P = ParamSpec("P")
+R = TypeVar("R")
+ATTEMPTS = 6  # of a request, and of what is made of requests and may be repeated
+LONGEST_WAIT_S = 15.0  # between two attempts
+READ_TIMEOUT_S = 60.0  # of silence from S3
+SETTLED_S = 2.0  # a local file younger than this may still change within one tick of its change time
 STALE_S = 3600.0  # a temporary file untouched this long belongs to a writer that died
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, StoreError) and error.transient
+
+
+def repeated(method: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
+    """A method of a store that may be done twice: where S3 or the network fails it is tried again, told in the log."""
+
+    @functools.wraps(method)
+    def trying(self: Store, *args: P.args, **kwargs: P.kwargs) -> R:
+        retrying = Retrying(
+            retry=retry_if_exception(_is_outage),
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_exponential_jitter(initial=0.2, max=LONGEST_WAIT_S, jitter=0.5),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return retrying(method, self, *args, **kwargs)
+
+    return cast("Callable[Concatenate[Store, P], R]", trying)
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,7 @@ class Store:
     _fs: Any = field(default=None, repr=False)
     _errors: tuple[type[Exception], ...] = field(default=(OSError,), repr=False)
     _secrets: tuple[str, ...] = field(default=(), repr=False)
+    _attempts: int = field(default=1, repr=False)
 
     @classmethod
     def open(cls, settings: Settings) -> Store:
@@ -103,6 +136,7 @@ class Store:
             raise StoreError(f"{self.uri(path)} is not on local disk")
         return Path(self.uri(path))
 
+    @repeated
     def stat(self, path: str) -> Stat | None:
         """Size and mark of a file; None where there is no such file."""
         with self.explained("look at", path):
@@ -111,8 +145,8 @@ class Store:
                     found = self.local_path(path).stat()
                     if not self.local_path(path).is_file():
                         return None
-                    settled = time.time() - found.st_mtime > SETTLED_S
-                    return Stat(found.st_size, f"{found.st_mtime_ns}-{found.st_ino}", settled)
+                    settled = time.time() - found.st_ctime > SETTLED_S
+                    return Stat(found.st_size, f"{found.st_ctime_ns}-{found.st_ino}", settled)
                 info = self._fs.info(self.uri(path), refresh=True)
             except (FileNotFoundError, NotADirectoryError):
                 return None
@@ -123,13 +157,25 @@ class Store:
         """Whether the file exists (folders do not count: S3 has none)."""
         return self.stat(path) is not None
 
+    @repeated
     def read_bytes(self, path: str) -> bytes:
         """The whole file."""
         with self.explained("read", path):
-            return cast(
-                bytes, self.local_path(path).read_bytes() if self.is_local else self._fs.cat_file(self.uri(path))
-            )
+            return self._whole(path)
 
+    @repeated
+    def read_if_there(self, path: str) -> bytes | None:
+        """The whole file; None where there is none."""
+        with self.explained("read", path):
+            try:
+                return self._whole(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def _whole(self, path: str) -> bytes:
+        return cast(bytes, self.local_path(path).read_bytes() if self.is_local else self._fs.cat_file(self.uri(path)))
+
+    @repeated
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a small file whole or not at all."""
         with self.explained("write", path):
@@ -139,6 +185,7 @@ class Store:
             else:
                 self._fs.pipe_file(self.uri(path), data)
 
+    @repeated
     def create(self, path: str, data: bytes) -> bool:
         """Write a small file unless it is there. Of processes that try at once one gets True, the others False.
 
@@ -152,18 +199,27 @@ class Store:
                 else:
                     self._fs.pipe_file(self.uri(path), data, mode="create")
             except OSError as error:
-                if not _already_there(error) or not self.exists(path):
+                if not _already_there(error):
                     raise
-                return self.read_bytes(path) == data  # its own, where the answer to a first attempt was lost
+                return self.read_if_there(path) == data  # its own, where the answer to a first attempt was lost
         return True
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
         """The file, open for reading (seekable; streamed from S3)."""
+        with self._opened(path) as file:
+            yield file
+
+    @repeated
+    def _opened(self, path: str) -> BinaryIO:
         with self.explained("open", path):
-            file = self.local_path(path).open("rb") if self.is_local else self._fs.open(self.uri(path), "rb")
-        with file:
-            yield cast(BinaryIO, file)
+            return cast(BinaryIO, self.local_path(path).open("rb") if self.is_local else self._fs.open(self.uri(path)))
+
+    @repeated
+    def read_chunk(self, file: BinaryIO, path: str, size: int) -> bytes:
+        """The next bytes, `size` at most, of the file `path` that is open for reading; none at its end."""
+        with self.explained("read", path):
+            return file.read(size)  # from S3, what fails has not moved the file's position
 
     @contextmanager
     def open_write(self, path: str) -> Iterator[Sink]:
@@ -183,6 +239,7 @@ class Store:
         """Files below a folder at any depth, sorted, relative to the root; files still being written are left out."""
         return [path for path in self._files(prefix) if not _is_temporary(path)]
 
+    @repeated
     def delete(self, path: str) -> None:
         """Delete a file. One that is not there is no error."""
         with self.explained("delete", path):
@@ -202,6 +259,7 @@ class Store:
                     except FileNotFoundError:  # its writer just finished
                         continue
 
+    @repeated
     def _files(self, prefix: str) -> Paths:
         with self.explained("list", prefix):
             start = self.uri(prefix) if prefix else self.root
@@ -230,9 +288,10 @@ class Store:
 
 
 def _already_there(error: OSError) -> bool:
-    """Whether an exclusive write failed because the file exists: on disk, or by S3's answer."""
+    """Whether an exclusive write failed because the file exists: by `os.link`, or by S3's answer."""
     told = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    return isinstance(error, FileExistsError) or told in ("PreconditionFailed", "ConditionalRequestConflict", "412")
+    linked = isinstance(error, FileExistsError) and error.filename2 is not None
+    return linked or told in ("PreconditionFailed", "ConditionalRequestConflict", "412")
 
 
 def _plain_path(path: str) -> str:
@@ -290,14 +349,15 @@ def _s3_store(settings: Settings, *, patient: bool) -> Store:
     import botocore.exceptions as boto  # type: ignore[import-untyped]
     import s3fs
 
-    attempts, connect, read = (3, 10, 60) if patient else (1, 5, 10)  # times in seconds
+    attempts, connect, read = (ATTEMPTS, 10, READ_TIMEOUT_S) if patient else (1, 5, 10)  # times in seconds
     config: dict[str, Any] = {"connect_timeout": connect, "read_timeout": read}
-    config["retries"] = {"total_max_attempts": attempts}
+    config["retries"] = {"mode": "standard", "total_max_attempts": attempts}
     if settings.endpoint_url:  # MinIO and its like: the bucket in the path, no AWS-only checksum trailers
         config |= {"s3": {"addressing_style": "path"}, "request_checksum_calculation": "when_required"}
     keys = [key.get_secret_value() for key in (settings.access_key_id, settings.secret_access_key) if key]
     session = aio.get_session()
     session.register("before-sign.s3", _expect_no_go_ahead)
+    session.register("response-received.s3", _tell_of_failure)
     fs = s3fs.S3FileSystem(
         session=session,
         **dict(zip(("key", "secret"), keys, strict=False)),
@@ -307,7 +367,7 @@ def _s3_store(settings: Settings, *, patient: bool) -> Store:
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    fs.retries = attempts
+    fs.retries = 1  # what it would try again in silence is tried again by botocore or by `repeated`
     return Store(
         root="s3://" + settings.store.removeprefix("s3://").strip("/"),
         is_local=False,
@@ -315,7 +375,19 @@ def _s3_store(settings: Settings, *, patient: bool) -> Store:
         _fs=fs,
         _errors=(OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError),
         _secrets=tuple(keys),
+        _attempts=attempts,
     )
+
+
+def _tell_of_failure(
+    event_name: str, response_dict: Any, exception: Exception | None, context: dict[str, Any], **_: Any
+) -> None:
+    """Log each request that an outage spoiled: botocore is about to send it again, or has given up."""
+    status = response_dict["status_code"] if response_dict else 0
+    if exception is not None or status >= 500 or status == 429:
+        what = type(exception).__name__ if exception else f"HTTP {status}"
+        attempt = context.get("retries", {}).get("attempt", 1)
+        log.warning("S3 %s failed: %s (attempt %s of %s)", event_name.rpartition(".")[2], what, attempt, ATTEMPTS)
 
 
 def _expect_no_go_ahead(request: Any, **_: Any) -> None:

@@ -64,18 +64,26 @@ _ADVICE: list[tuple[set[str], Advice]] = [
         Advice("the bucket is in another region", "Set BOLT_REGION to the bucket's region."),
     ),
     (
+        {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseParserError"},
+        Advice("an answer was cut off", "Try again later; nothing was kept.", True),
+    ),
+    (
         {"EndpointConnectionError", "ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError"},
         Advice(
             "the endpoint cannot be reached", "Check BOLT_ENDPOINT_URL, the network, and that the server is up.", True
         ),
     ),
     (
-        {"SlowDown", "ServiceUnavailable", "503", "InternalError", "RequestTimeout", "Throttling", "TooManyRequests"},
+        {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "TooManyRequests"}
+        | {"500", "502", "503", "504", "429"},  # an answer without a body of S3's
         Advice("the server is overloaded or failing", "Try again later; nothing was kept.", True),
     ),
     (
         {"PermissionError", "AccessDenied"},
-        Advice("permission is denied", "Give this user or key the right to read, write, list and delete there."),
+        Advice(
+            "permission is denied",
+            "Give this user or key the right to read, write, list and delete there; or the key was revoked.",
+        ),
     ),
     (
         {"NotADirectoryError", "FileExistsError", "IsADirectoryError"},

@@ -23,6 +23,7 @@ from infra.chat import load_tokenizer
 from infra.deepspeed import deepspeed_config
 from infra.launcher import METRICS_VARIABLE
 from infra.training_config import TrainingConfig, trained_path
+from infra.watchdog import end_with_parent
 
 IGNORED = -100
 """Label of tokens outside the loss."""
@@ -42,7 +43,11 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 def join_ranks() -> None:
-    """Form the process group of all ranks: before anything is loaded, since ZeRO-3 asks for its size as it loads."""
+    """Form the process group of all ranks: before anything is loaded, since ZeRO-3 asks for its size as it loads.
+
+    From here on a rank ends with torchrun, even where that is killed together with the watchdog above it.
+    """
+    end_with_parent()
     if not torch.cuda.is_available():
         # else DeepSpeed compiles an optional C++ operation at its first start: 45 s and a compiler
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]

@@ -16,22 +16,43 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TERM_GRACE_S = 5.0
 _ORPHAN_CHECK_S = 1.0
 PARENT_GONE = 113
 """Exit status of the watchdog when its parent disappeared."""
+
+ending = threading.Event()  # this process was told to end
+_lock = threading.Lock()
+_living: set[GuardedProcess] = set()
+
+
+class EndingError(RuntimeError):
+    """This process was told to end: it starts no other process and waits for none."""
+
+
+def end_all() -> None:
+    """This process was told to end: end every guarded process, so that the threads that wait for one end too."""
+    with _lock:
+        ending.set()
+        living = list(_living)
+    for process in living:
+        process.hang_up()
+    for process in living:
+        process.stop()
 
 
 class GuardedProcess:
     """A command under a watchdog, ended with all its descendants by `stop()` and by this process's own end.
 
     Standard output and error are appended to `log_path`. Environment variables are inherited; `env` adds to them and
-    never reaches a command line. Raises `OSError` when the log cannot be written or the interpreter cannot be started.
+    never reaches a command line. Raises `OSError` when the log cannot be written or the interpreter cannot be started,
+    `EndingError` after `end_all()`.
     """
 
     def __init__(self, command: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None) -> None:
@@ -40,7 +61,9 @@ class GuardedProcess:
         self._log_start = log_path.stat().st_size if log_path.exists() else 0
         read_end, self._write_end = os.pipe()  # not inheritable: no other child can keep the write end open
         try:
-            with log_path.open("ab") as log:
+            with _lock, log_path.open("ab") as log:
+                if ending.is_set():
+                    raise EndingError("this run was told to end")
                 self._watchdog = subprocess.Popen(
                     [sys.executable, "-ISB", str(Path(__file__).resolve()), str(read_end), str(os.getpid()), *command],
                     stdin=subprocess.DEVNULL,
@@ -50,6 +73,7 @@ class GuardedProcess:
                     pass_fds=(read_end,),
                     start_new_session=True,
                 )
+                _living.add(self)
         except BaseException:
             os.close(self._write_end)
             raise
@@ -73,15 +97,21 @@ class GuardedProcess:
             raise TimeoutError(f"still running after {timeout_s} s") from error
 
     def stop(self) -> None:
-        """End the command and every descendant; returns when all are gone. Safe to call again."""
-        if self._write_end >= 0:
-            os.close(self._write_end)
-            self._write_end = -1
+        """End the command and every descendant; returns when all are gone. Safe to call again, from any thread."""
+        self.hang_up()
         try:
             self._watchdog.wait(4 * _TERM_GRACE_S)
         except subprocess.TimeoutExpired:
             _kill([*_descendants(self.pid), self.pid], signal.SIGKILL)
             self._watchdog.wait()
+        _living.discard(self)
+
+    def hang_up(self) -> None:
+        """Tell the watchdog to end the command and every descendant, without waiting for it."""
+        with _lock:
+            write_end, self._write_end = self._write_end, -1
+        if write_end >= 0:
+            os.close(write_end)
 
     def tail(self, lines: int = 40) -> str:
         """The last `lines` lines that this command logged."""
@@ -128,11 +158,20 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, even by `kill -9`."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
 def main(pipe: int, parent: int, command: Sequence[str]) -> int:
     """Run `command` until it ends, `pipe` closes, process `parent` is gone or SIGTERM arrives; then end all
     descendants."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -140,7 +179,7 @@ def main(pipe: int, parent: int, command: Sequence[str]) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, lambda received, _frame: told_to_stop.append(received))
     signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)  # only wakes the loop below
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, preexec_fn=end_with_parent)
     while child.poll() is None and not told_to_stop:
         ready, _, _ = select.select([pipe, wake_read], [], [], _ORPHAN_CHECK_S)
         if wake_read in ready:

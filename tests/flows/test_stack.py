@@ -29,7 +29,7 @@ from flows.__main__ import PROJECT, changed, deployment, flow_name
 from flows.rerun import LABEL
 from infra.stack import POOLS, VANISHED_S, Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
 SMALL = ["queries.limit=24", "shards=1", "generate.samples=4", "generate.truncated_limit=1"]
 

@@ -1,9 +1,16 @@
-"""Clients and settings for the tests' S3 server."""
+"""The tests' S3 server (moto, reached over HTTP), with clients and settings for it."""
 
+import os
 import socket
+import subprocess
+import sys
+import time
+import uuid
 from typing import Any
 
 import boto3
+import httpx
+import pytest
 
 from infra.settings import Settings
 
@@ -30,3 +37,38 @@ def s3_settings(url: str, bucket: str, *, key: str = KEY, secret: str = SECRET) 
         access_key_id=key,
         secret_access_key=secret,
     )
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory):
+    """Address of a moto server in a process of its own."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+        )
+        try:
+            for _ in range(300):
+                assert server.poll() is None, log.read_text()
+                try:
+                    httpx.get(f"{url}/moto-api/data.json", timeout=5)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
+@pytest.fixture
+def s3_bucket(s3_url) -> str:
+    bucket = f"bolt-{uuid.uuid4().hex}"
+    boto_client(s3_url).create_bucket(Bucket=bucket)
+    return bucket

@@ -1,0 +1,55 @@
+"""Run one flow with a model's answers faked: `fake_flow.py FLOW PARAMETERS.json ASKED.txt`.
+
+Everything else is real: Prefect, the store, claims, ledgers. Each sampling request is noted in ASKED.txt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import infra.servers
+import tasks.generate
+import tasks.score
+from cot_formats import bolt
+from infra.completions import Completion
+
+PAUSE_S = 0.1  # a request
+
+
+class Healthy:
+    """A server that is up."""
+
+    url, served_name = "http://127.0.0.1:9", "fake"
+
+    def check(self) -> None: ...
+
+
+def main(flow: str, parameters: Path, asked: Path) -> None:
+    async def complete(_url: str, _name: str, requests: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
+        for request in requests:
+            await asyncio.sleep(PAUSE_S)
+            text = bolt.render("plan : one .", "answer : 1 .")
+            on_result(request, [Completion(text, "stop", (1, 2), 3) for _ in range(sampling.n)])
+            with asked.open("a") as out:
+                out.write(f"{request.request_id}\n")
+
+    async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
+        return [float(number % 3) for number in range(len(inputs))]
+
+    logging.getLogger("infra").setLevel(logging.INFO)
+    infra.servers.Servers._server = lambda *_: Healthy()  # type: ignore[method-assign,assignment,return-value]
+    tasks.generate.complete = complete  # type: ignore[assignment]
+    tasks.score.classify = classify  # type: ignore[assignment]
+    run = getattr(importlib.import_module(f"flows.{flow}"), flow)
+    made = run(**json.loads(parameters.read_text()))
+    print(f"made {made.step}/{made.key}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,126 @@
+"""Told to end (SIGTERM, Ctrl-C), a run ends soon, with all that it started; the next one goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from runs import PrefectServer, command_lines, ended, started, wait_for
+
+from infra import watchdog
+from infra.claims import claimed
+from infra.inventory import artifacts
+from infra.launcher import launch
+from infra.manifest import Provenance
+from infra.schemas import LONGCOT
+from infra.settings import Settings
+from infra.store import Store
+from infra.tables import write_table
+from infra.watchdog import EndingError, GuardedProcess, end_all
+
+
+@pytest.fixture
+def not_ending():
+    yield
+    watchdog.ending.clear()
+
+
+def test_the_end_reaches_every_thread_that_waits(tmp_path, local_claim, not_ending):
+    """One waits for a child, one for another run's claim: both end at once, and nothing is started any more."""
+    child = GuardedProcess([sys.executable, "-c", "import time; time.sleep(300)"], log_path=tmp_path / "log")
+    results: list[object] = []
+
+    def waiting_for_the_claim() -> None:
+        try:
+            with claimed(local_claim, "step", "key"):
+                results.append("claimed")
+        except EndingError as error:
+            results.append(error)
+
+    threads = [
+        threading.Thread(target=lambda: results.append(child.wait())),
+        threading.Thread(target=waiting_for_the_claim),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    assert results == []
+    began = time.monotonic()
+    end_all()
+    for thread in threads:
+        thread.join(10)
+    assert time.monotonic() - began < 8
+    assert sorted(type(each).__name__ for each in results) == ["EndingError", "int"]
+    with pytest.raises(EndingError, match="told to end"):
+        GuardedProcess([sys.executable, "-c", ""], log_path=tmp_path / "log")
+    with pytest.raises(EndingError):
+        launch("json.tool", Settings(), ranks=1, log_path=tmp_path / "train.log")
+
+
+@pytest.fixture
+def local_claim(tmp_path):
+    """A store in which a living process of another machine, so far as can be told, holds a claim."""
+    store = Store.open(Settings(store=str(tmp_path / "store")))
+    claim = {"holder": "other", "beat": 0, "machine": "elsewhere", "pid": 1, "started": 0.0}
+    store.write_bytes("claims/step-key.json", json.dumps(claim).encode())
+    return store
+
+
+def training(place: Path, prefect: PrefectServer, epochs: int):
+    """`python -m flows sft/nano` on a few rows."""
+    environment = prefect.environment() | {"BOLT_STORE": str(place / "store"), "BOLT_WORK_DIR": str(place / "work")}
+    settings = ("config.longcot=longcot/k", f"config.sft.epochs={epochs}")
+    command = ["-m", "flows", "sft/nano", *(word for each in settings for word in ("--set", each))]
+    return started(command, place / "log.txt", environment)
+
+
+def longcot(store: Store, rows: int = 32) -> None:
+    row = {"query_id": "q", "sample": 0, "prompt": "what day ?", "completion": "plan : one .", "reward": 1.0}
+    names = {field.name for field in LONGCOT}
+    assert set(row) <= names, names
+    write_table(store, "longcot", "k", LONGCOT, [[{**row, "query_id": f"q{n}"} for n in range(rows)]], Provenance())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "again"),
+    [
+        (signal.SIGTERM, False),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.faults),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.faults),
+    ],
+)
+def test_a_signal_during_a_training_ends_all_of_it_and_the_next_run_trains(tmp_path, prefect, signum, again):
+    store = Store.open(Settings(store=str(tmp_path / "store")))
+    longcot(store)
+    run = training(tmp_path, prefect, epochs=2000)
+    work = str(tmp_path / "work")
+    wait_for(lambda: list((tmp_path / "work").glob("training/*/train.metrics.jsonl")), 120)
+    assert len(command_lines([work])) >= 3  # watchdog, torchrun, ranks
+    began = time.monotonic()
+    run.send_signal(signum)
+    assert ended(run, 20) != 0, (tmp_path / "log.txt").read_text()[-5000:]
+    assert time.monotonic() - began < 20
+    assert command_lines([work]) == []
+    assert store.list("claims") == []
+    assert [each.folder for each in artifacts(store) if each.folder.startswith("sft/")] == []
+    if again:
+        assert ended(training(tmp_path, prefect, epochs=1)) == 0, (tmp_path / "log.txt").read_text()[-5000:]
+        assert len([each for each in artifacts(store) if each.folder.startswith("sft/") and each.manifest]) == 1
+
+
+def test_a_killed_watchdog_takes_its_command_with_it(tmp_path):
+    child = GuardedProcess(
+        [sys.executable, "-c", f"import time; time.sleep(300) # {tmp_path}"], log_path=tmp_path / "l"
+    )
+    pid = wait_for(lambda: [pid for pid, line in command_lines([f"# {tmp_path}"]) if "-ISB" not in line])[0]
+    os.kill(child.pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5)
+    assert child.wait() == -signal.SIGKILL
+    child.stop()
