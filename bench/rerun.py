@@ -3,8 +3,8 @@
     python bench/rerun.py STORE [--rounds 3] [--out FILE.jsonl]
 
 STORE is a local artifact store in which `bolt/nano` has finished (`artifacts`, after `make demo`). It is copied to
-S3, a moto server in a process of its own, reached over HTTP. Measured is the time between the flow run's first and last log
-line, so Python, imports and Prefect's own start are left out. Medians; the two take turns.
+S3, a moto server in a process of its own, reached over HTTP. Measured is the time between the flow run's first and
+last log line, so Python, imports and Prefect's own start are left out. Medians; the two take turns.
 """
 
 from __future__ import annotations
