@@ -36,7 +36,7 @@ help:
 	@echo 'make up      Prefect server, workers, deployments, automation; prints the address of the UI (PORT=N)'
 	@echo 'make down    end what make up started'
 	@echo 'make test    lint, types and all tests, one run of the real flow included'
-	@echo 'make test-faults  the heavy fault tests: kills at random, a faulty S3, runs at once (about 45 minutes)'
+	@echo 'make test-faults  the heavy fault tests: kills at random, a faulty S3, runs at once'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   the performance measurements of bench/'
 	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the others do so themselves'

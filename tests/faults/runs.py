@@ -80,16 +80,3 @@ def made(*logs: Path) -> list[str]:
     """The artifacts that these runs began to make, by their logs."""
     lines = [line for log in logs for line in log.read_text().splitlines() if line.endswith(": making it")]
     return sorted(line.removesuffix(": making it").split()[-1] for line in lines)
-
-
-def command_lines(words: Sequence[str]) -> list[tuple[int, str]]:
-    """Living processes whose command line holds one of the words: pid, command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it just ended
-            continue
-        if any(word in line for word in words):
-            found.append((int(path.parent.name), line))
-    return found

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import PrefectServer, command_lines, ended, started, wait_for
+from runs import PrefectServer, ended, started, wait_for
+from small import command_lines
 
 from infra import watchdog
 from infra.claims import claimed

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from runs import ROOT, PrefectServer, ended, started, wait_for
 from s3_for_tests import free_port
+from small import SMALLEST
 
 from flows.__main__ import changed, deployment
 from infra.inventory import artifacts, problems
@@ -32,21 +33,6 @@ from infra.tables import read_rows
 KILLS = int(os.environ.get("BOLT_TEST_KILLS", "40"))
 SEED = int(os.environ.get("BOLT_TEST_SEED", "1"))
 KINDS = ("flow", "worker", "vllm server", "rank", "launcher", "watchdog", "prefect server")
-SMALLEST = [
-    "config.bootstrap.queries.limit=100",
-    "config.bootstrap.shards=2",
-    "config.online.iterations=1",
-    "config.online.queries_per_iteration=24",
-    "config.online.generate.samples=4",
-    "config.online.generate.truncated_limit=1",
-    "config.online.pair.least_samples=2",
-    "config.online.pair.boundary=null",
-    "config.evaluate.problems.limit=8",
-    "config.evaluate.generate.samples=2",
-    "config.evaluate.generate.truncated_limit=1",
-    "config.sft.micro_batch=4",
-    "config.sft.batch=8",
-]
 SET_BY_SIZE = ("queries", "examples", "problems", "responses", "grades", "answers")  # rows do not depend on the texts
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import PrefectServer, ended, fake, on_s3, started
 from s3_for_tests import boto_client
-from small import bootstrap_parameters, small_world
+from small import SMALLEST, bootstrap_parameters, small_world
 
 SECRETS = {
     "BOLT_ACCESS_KEY_ID": "AKIAPLANTED7KEY7FOR7",
@@ -101,21 +101,7 @@ def test_a_flow_leaves_no_secret_anywhere(s3_url, s3_bucket, prefect: PrefectSer
 def test_servers_and_trainers_leave_no_secret_anywhere(s3_url, s3_bucket, prefect: PrefectServer, tmp_path):
     environment = {**prefect.environment(), **on_s3(s3_url, s3_bucket), **SECRETS, "PREFECT_LOGGING_LEVEL": "DEBUG"}
     environment["BOLT_WORK_DIR"] = str(tmp_path / "work")
-    small = (
-        "config.bootstrap.queries.limit=24",
-        "config.bootstrap.shards=1",
-        "config.bootstrap.generate.truncated_limit=1",
-        "config.online.iterations=1",
-        "config.online.queries_per_iteration=16",
-        "config.online.generate.samples=4",
-        "config.online.generate.truncated_limit=1",
-        "config.online.pair.least_samples=2",
-        "config.online.pair.boundary=null",
-        "config.evaluate.problems.limit=8",
-        "config.evaluate.generate.samples=2",
-        "config.evaluate.generate.truncated_limit=1",
-    )
-    words = [word for each in small for word in ("--set", each)]
+    words = [word for each in SMALLEST for word in ("--set", each)]
     with CommandLines() as watched:
         status = ended(started(["-m", "flows", "bolt/nano", *words], tmp_path / "run.log", environment), 500)
     assert status == 0, (tmp_path / "run.log").read_text()[-5000:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,25 @@ from infra.keys import PROJECT_ROOT
 from nano.vocabulary import save_tokenizer
 
 EXAMPLE = "---\ntopic: days\n---\n\n## Query\n\nq\n\n## Thoughts\n\nplan : t .\n\n## Solution\n\nanswer : 1 .\n"
+
+
+# The real method in a few minutes: settings of bolt/nano. The smallest evaluates on fewer problems.
+SMALL = (
+    "config.bootstrap.queries.limit=100",
+    "config.bootstrap.shards=2",
+    "config.online.iterations=1",
+    "config.online.queries_per_iteration=24",
+    "config.online.generate.samples=4",
+    "config.online.generate.truncated_limit=1",
+    "config.online.pair.least_samples=2",
+    "config.online.pair.boundary=null",  # few queries have both right and wrong answers
+    "config.evaluate.problems.limit=24",
+    "config.evaluate.generate.samples=2",
+    "config.evaluate.generate.truncated_limit=1",
+    "config.sft.micro_batch=4",
+    "config.sft.batch=8",  # of so few responses: more steps, or the model seldom keeps to the format
+)
+SMALLEST = (*SMALL, "config.evaluate.problems.limit=8")
 
 
 def write_queries(path: Path, *queries: str) -> Path:
@@ -70,3 +90,16 @@ def environment(place: Path) -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
+
+
+def command_lines(words: Sequence[str]) -> list[tuple[int, str]]:
+    """Living processes whose command line holds one of the words: pid, command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it just ended
+            continue
+        if any(word in line for word in words):
+            found.append((int(path.parent.name), line))
+    return found

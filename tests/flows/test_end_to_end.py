@@ -12,28 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import environment
+from small import SMALL, command_lines, environment
 
 from infra.settings import Settings
 from infra.store import Store
 from infra.tables import find, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    "config.bootstrap.queries.limit=100",
-    "config.bootstrap.shards=2",
-    "config.online.iterations=1",
-    "config.online.queries_per_iteration=24",
-    "config.online.generate.samples=4",
-    "config.online.generate.truncated_limit=1",
-    "config.online.pair.least_samples=2",
-    "config.online.pair.boundary=null",  # few queries have both right and wrong answers
-    "config.evaluate.problems.limit=24",
-    "config.evaluate.generate.samples=2",
-    "config.evaluate.generate.truncated_limit=1",
-    "config.sft.micro_batch=4",
-    "config.sft.batch=8",  # of so few responses: more steps, or the model seldom keeps to the format
-)
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 
@@ -77,16 +62,8 @@ def sampled_texts(place: Path) -> dict[str, list[str]]:
 
 
 def processes_below(place: Path) -> list[str]:
-    """Command lines of living processes that mention the test's work folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it just ended
-            continue
-        if str(place / "work") in line or str(place / "store") in line:
-            found.append(line)
-    return found
+    """Command lines of living processes that mention the test's work folder or store."""
+    return [line for _, line in command_lines([str(place / "work"), str(place / "store")])]
 
 
 def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
