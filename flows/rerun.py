@@ -27,7 +27,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Crashed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.run import ALERTS, TASK_RUNNER
@@ -55,6 +55,12 @@ class RerunConfig(BaseModel):
 
     hours: float = Field(24, gt=0, description="How far to look back: runs that ended earlier are left alone.")
     work_pool: str = Field("bolt", description="Work pool whose runs are looked after.")
+    pending_minutes: float = Field(
+        15,
+        gt=0,
+        description="A run that is Pending for longer has lost its worker before it began, and counts as crashed. "
+        "More where starting takes longer, e.g. for the pull of an image.",
+    )
     reruns: int = Field(2, ge=1, description="Most reruns of one flow run, over all runs of `rerun`.")
     wait_hours: float = Field(24, gt=0, description="Longest wait for the end of one rerun, in hours.")
     dry_run: bool = Field(False, description="Print what would be rerun and what not, and stop.")
@@ -99,16 +105,30 @@ def cannot_heal(state: StateType, message: str) -> str | None:
 
 def ended_badly(client: SyncPrefectClient, config: RerunConfig) -> list[FlowRun]:
     """The work pool's failed and crashed runs of the last `hours`, oldest first."""
-    return list(_pages(client, config))
-
-
-def _pages(client: SyncPrefectClient, config: RerunConfig) -> Iterator[FlowRun]:
     since = datetime.now(UTC) - timedelta(hours=config.hours)
-    bad = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED]))
+    ended = FlowRunFilterEndTime(after_=since)
+    return list(_runs(client, config, [StateType.FAILED, StateType.CRASHED], ended))
+
+
+def never_began(client: SyncPrefectClient, config: RerunConfig) -> list[FlowRun]:
+    """The work pool's runs that a worker took `pending_minutes` ago and never started, oldest first.
+
+    Such a run sends no heartbeat, so that the automation never finds it, and it keeps its place in the pool.
+    """
+    latest = datetime.now(UTC) - timedelta(minutes=config.pending_minutes)
+    found = list(_runs(client, config, [StateType.PENDING]))
+    return [run for run in found if run.state is not None and run.state.timestamp < latest]
+
+
+def _runs(
+    client: SyncPrefectClient, config: RerunConfig, states: list[StateType], ended: FlowRunFilterEndTime | None = None
+) -> Iterator[FlowRun]:
+    """The work pool's runs in one of these states, oldest first."""
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
     offset = 0
     while True:
         page = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=bad, end_time=FlowRunFilterEndTime(after_=since)),
+            flow_run_filter=FlowRunFilter(state=state, end_time=ended),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[config.work_pool])),
             sort=FlowRunSort.EXPECTED_START_TIME_ASC,
             limit=PAGE,
@@ -199,7 +219,14 @@ def rerun(config: RerunConfig) -> None:
     """Rerun the failed and crashed runs of a work pool that may heal: each once, oldest first, one at a time."""
     log, outcomes = get_run_logger(), list[Outcome]()
     with get_client(sync_client=True) as client:
+        lost = never_began(client, config)
         try:
+            for run in lost:
+                if config.dry_run:
+                    outcomes.append(Outcome(run.name, ending(run), str(reruns_of(run)), "would be taken for crashed"))
+                else:
+                    message = f"its worker vanished before it began: pending for {config.pending_minutes:g} minutes"
+                    client.set_flow_run_state(run.id, Crashed(message=message), force=True)
             for run in ended_badly(client, config):
                 why = left_alone(client, run, config)
                 if why:

@@ -170,10 +170,11 @@ def foreign(store: Store, manifest: Manifest) -> list[str]:
 def load(store: Store, step: str, key: str) -> Manifest | None:
     """The manifest; None where there is none. Raises `BadArtifact` where it is torn."""
     path = f"{step}/{key}/{MANIFEST}"
-    if not store.exists(path):
+    text = store.read_if_there(path)
+    if text is None:
         return None
     try:
-        manifest = Manifest.model_validate_json(store.read_bytes(path))
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"

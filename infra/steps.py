@@ -72,11 +72,17 @@ def cached(found: Ref) -> Any:
     return Completed(name="Cached", message=f"found {found.uri}", data=found)
 
 
+@functools.lru_cache(maxsize=4)
+def _opened(settings: Settings) -> Store:
+    """The store, opened and checked once in a process: on S3 that is four requests and a client of its own."""
+    return Store.open(settings)
+
+
 def step(function: Callable[..., Ref]) -> Task[..., Any]:
     """A Prefect task around `function(plan, store, ...)`, which makes the artifact `plan` and returns its reference."""
 
     def run(plan: Plan, settings: Settings, arguments: dict[str, Any]) -> Any:
-        store = Store.open(settings)
+        store = _opened(settings)
         if found := find(store, plan.step, plan.key):
             return cached(found)
         with claimed(store, plan.step, plan.key):

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
+from infra.s3 import s3_filesystem, uploading
 from infra.settings import Settings
 from infra.store_errors import StoreError, explain
 
@@ -30,7 +31,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 ATTEMPTS = 6  # of a request, and of what is made of requests and may be repeated
 LONGEST_WAIT_S = 15.0  # between two attempts
-READ_TIMEOUT_S = 60.0  # of silence from S3
 SETTLED_S = 2.0  # a local file younger than this may still change within one tick of its change time
 STALE_S = 3600.0  # a temporary file untouched this long belongs to a writer that died
 
@@ -113,15 +113,19 @@ class Store:
         """
         if settings.store.startswith("s3://"):
             _s3_store(settings, patient=False).check()
-            return _s3_store(settings, patient=True)
+            return cls.for_reading(settings)
         store = cls(root=str(_local_root(settings.store)), is_local=True)
         store.check()
         return store
 
+    @classmethod
+    def for_reading(cls, settings: Settings) -> Store:
+        """The S3 folder that `settings` name, without a probe: what is only read needs no right to write."""
+        return _s3_store(settings, patient=True)
+
     def check(self) -> None:
         """Write, read and delete a probe file. Raises `StoreError`."""
-        probe = f"probe-{uuid4().hex}"
-        self.write_bytes(probe, probe.encode())
+        self.write_bytes(probe := f"probe-{uuid4().hex}", probe.encode())
         if self.read_bytes(probe) != probe.encode():
             raise StoreError(f"artifact store {self.root}: a probe file read back differs from what was written")
         self.delete(probe)
@@ -173,7 +177,9 @@ class Store:
                 return None
 
     def _whole(self, path: str) -> bytes:
-        return cast(bytes, self.local_path(path).read_bytes() if self.is_local else self._fs.cat_file(self.uri(path)))
+        if self.is_local:
+            return self.local_path(path).read_bytes()
+        return cast(bytes, self._fs.cat_file(self.uri(path), max_concurrency=1))  # one request: more ask the size first
 
     @repeated
     def write_bytes(self, path: str, data: bytes) -> None:
@@ -224,7 +230,7 @@ class Store:
     @contextmanager
     def open_write(self, path: str) -> Iterator[Sink]:
         """A sink whose file appears when the block ends well; when it raises, nothing appears."""
-        target = _replacing(self.local_path(path)) if self.is_local else _uploading(self._fs, self.uri(path))
+        target = _replacing(self.local_path(path)) if self.is_local else uploading(self._fs, self.uri(path))
         with self.explained("create", path):
             file = target.__enter__()
         try:
@@ -330,67 +336,15 @@ def _replacing(target: Path, place: Callable[[Path, Path], None] = os.replace) -
         os.close(folder)
 
 
-@contextmanager
-def _uploading(fs: Any, uri: str) -> Iterator[Any]:
-    """An S3 upload that completes when the block ends well and is aborted when it raises."""
-    file = fs.open(uri, "wb")
-    try:
-        yield file
-        file.close()
-    except BaseException:
-        file.closed = True  # first, or the destructor would complete the upload
-        file.discard()
-        raise
-
-
 def _s3_store(settings: Settings, *, patient: bool) -> Store:
-    import aiobotocore.session as aio  # type: ignore[import-untyped]
-    import aiohttp
-    import botocore.exceptions as boto  # type: ignore[import-untyped]
-    import s3fs
-
-    attempts, connect, read = (ATTEMPTS, 10, READ_TIMEOUT_S) if patient else (1, 5, 10)  # times in seconds
-    config: dict[str, Any] = {"connect_timeout": connect, "read_timeout": read}
-    config["retries"] = {"mode": "standard", "total_max_attempts": attempts}
-    if settings.endpoint_url:  # MinIO and its like: the bucket in the path, no AWS-only checksum trailers
-        config |= {"s3": {"addressing_style": "path"}, "request_checksum_calculation": "when_required"}
-    keys = [key.get_secret_value() for key in (settings.access_key_id, settings.secret_access_key) if key]
-    session = aio.get_session()
-    session.register("before-sign.s3", _expect_no_go_ahead)
-    session.register("response-received.s3", _tell_of_failure)
-    fs = s3fs.S3FileSystem(
-        session=session,
-        **dict(zip(("key", "secret"), keys, strict=False)),
-        endpoint_url=settings.endpoint_url,
-        client_kwargs={"region_name": settings.region} if settings.region else {},
-        config_kwargs=config,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
-    fs.retries = 1  # what it would try again in silence is tried again by botocore or by `repeated`
+    attempts = ATTEMPTS if patient else 1
+    files, errors = s3_filesystem(settings, attempts, patient=patient)
     return Store(
         root="s3://" + settings.store.removeprefix("s3://").strip("/"),
         is_local=False,
         endpoint=settings.endpoint_url,
-        _fs=fs,
-        _errors=(OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError),
-        _secrets=tuple(keys),
+        _fs=files,
+        _errors=errors,
+        _secrets=tuple(key.get_secret_value() for key in (settings.access_key_id, settings.secret_access_key) if key),
         _attempts=attempts,
     )
-
-
-def _tell_of_failure(
-    event_name: str, response_dict: Any, exception: Exception | None, context: dict[str, Any], **_: Any
-) -> None:
-    """Log each request that an outage spoiled: botocore is about to send it again, or has given up."""
-    status = response_dict["status_code"] if response_dict else 0
-    if exception is not None or status >= 500 or status == 429:
-        what = type(exception).__name__ if exception else f"HTTP {status}"
-        attempt = context.get("retries", {}).get("attempt", 1)
-        log.warning("S3 %s failed: %s (attempt %s of %s)", event_name.rpartition(".")[2], what, attempt, ATTEMPTS)
-
-
-def _expect_no_go_ahead(request: Any, **_: Any) -> None:
-    """Send a body without waiting for "100 Continue": aiohttp would wait for ever, past every timeout."""
-    if "Expect" in request.headers:
-        del request.headers["Expect"]

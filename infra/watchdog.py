@@ -4,7 +4,8 @@ Servers and trainers start grandchildren in sessions of their own (vLLM's engine
 process group does not end them all. Every heavy process therefore runs under a tiny watchdog (this file, run as a
 script with the standard library alone). The watchdog is a *sub-reaper*: whatever its descendants leave behind is
 handed to it by the kernel, so it can end all of them. It holds the read end of a pipe whose write end only the parent
-has: when the parent goes, even by `kill -9`, the pipe closes and everything below the watchdog is ended.
+has: when the parent goes, even by `kill -9`, the pipe closes and everything below the watchdog is ended. Should the
+watchdog itself be killed, the parent ends what it left: whatever is in its session, or has its mark in the environment.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TERM_GRACE_S = 5.0
 _ORPHAN_CHECK_S = 1.0
+_MARK = "BOLT_WATCHDOG"  # environment variable of a watchdog's descendants: they may have sessions of their own
 PARENT_GONE = 113
 """Exit status of the watchdog when its parent disappeared."""
 
 ending = threading.Event()  # this process was told to end
+_Status = TypeVar("_Status", int, int | None)
 _lock = threading.Lock()
 _living: set[GuardedProcess] = set()
 
@@ -59,6 +64,7 @@ class GuardedProcess:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        self._mark = uuid4().hex
         read_end, self._write_end = os.pipe()  # not inheritable: no other child can keep the write end open
         try:
             with _lock, log_path.open("ab") as log:
@@ -69,7 +75,7 @@ class GuardedProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **(env or {})},
+                    env={**os.environ, **(env or {}), _MARK: self._mark},
                     pass_fds=(read_end,),
                     start_new_session=True,
                 )
@@ -87,12 +93,12 @@ class GuardedProcess:
 
     def poll(self) -> int | None:
         """The command's exit status (128 + signal number when a signal ended it), or None while it runs."""
-        return self._watchdog.poll()
+        return self._ended(self._watchdog.poll())
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait for the command's exit status; raises `TimeoutError` after `timeout_s` seconds and leaves it running."""
         try:
-            return self._watchdog.wait(timeout_s)
+            return self._ended(self._watchdog.wait(timeout_s))
         except subprocess.TimeoutExpired as error:
             raise TimeoutError(f"still running after {timeout_s} s") from error
 
@@ -104,7 +110,16 @@ class GuardedProcess:
         except subprocess.TimeoutExpired:
             _kill([*_descendants(self.pid), self.pid], signal.SIGKILL)
             self._watchdog.wait()
+        self._ended(self._watchdog.returncode)
         _living.discard(self)
+
+    def _ended(self, status: _Status) -> _Status:
+        """The status given. Where a signal ended the watchdog itself, what it left behind is killed first."""
+        if status is not None and status < 0:
+            while left := _left_behind(self.pid, self._mark):
+                _kill(left, signal.SIGKILL)
+                time.sleep(0.02)
+        return status
 
     def hang_up(self) -> None:
         """Tell the watchdog to end the command and every descendant, without waiting for it."""
@@ -119,6 +134,24 @@ class GuardedProcess:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - 400 * lines))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def _left_behind(session: int, mark: str) -> list[int]:
+    """Process ids (zombies left out) of a session, and of whatever has the mark in the environment it began with."""
+    found, sought = [], f"{_MARK}={mark}".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            state, _, _, its_session = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
+            marked = sought in Path("/proc", entry, "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):  # ended while we looked
+            continue
+        except PermissionError:  # another user's
+            continue
+        if state != "Z" and (int(its_session) == session or marked):
+            found.append(int(entry))
+    return found
 
 
 def _descendants(root: int) -> list[int]:

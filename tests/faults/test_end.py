@@ -116,12 +116,44 @@ def test_a_signal_during_a_training_ends_all_of_it_and_the_next_run_trains(tmp_p
         assert len([each for each in artifacts(store) if each.folder.startswith("sft/") and each.manifest]) == 1
 
 
-def test_a_killed_watchdog_takes_its_command_with_it(tmp_path):
-    child = GuardedProcess(
-        [sys.executable, "-c", f"import time; time.sleep(300) # {tmp_path}"], log_path=tmp_path / "l"
-    )
-    pid = wait_for(lambda: [pid for pid, line in command_lines([f"# {tmp_path}"]) if "-ISB" not in line])[0]
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", ["logs/policy-*.log", "ledgers/responses-*.jsonl"])
+def test_sigterm_while_a_server_starts_or_samples_ends_all_of_it(tmp_path, prefect, moment):
+    environment = {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "work")}
+    command = ["-m", "flows", "bootstrap/nano", "--set", "config.queries.limit=400"]
+    run = started(command, tmp_path / "log.txt", prefect.environment() | environment)
+    wait_for(lambda: any(path.stat().st_size for path in (tmp_path / "work").glob(moment)), 180)
+    run.send_signal(signal.SIGTERM)
+    assert ended(run, 30) != 0, (tmp_path / "log.txt").read_text()[-5000:]
+    assert command_lines([str(tmp_path)]) == []
+    store = Store.open(Settings(store=str(tmp_path / "store")))
+    assert store.list("claims") == []
+    assert [each.folder for each in artifacts(store) if each.folder.startswith("responses/")] == []
+
+
+GRANDCHILDREN = """
+import subprocess, sys, time
+for own_session in (False, True):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300) # MARK"], start_new_session=own_session)
+time.sleep(300) # MARK
+"""
+
+
+@pytest.mark.parametrize("notice", ["poll", "wait", "stop"])
+def test_a_killed_watchdog_takes_its_command_with_it_and_what_that_started(tmp_path, notice):
+    """The kernel ends the command; what the command started, in its session or in another, is for us to end."""
+    code = GRANDCHILDREN.replace("MARK", str(tmp_path))
+    child = GuardedProcess([sys.executable, "-c", code], log_path=tmp_path / "log")
+    mark = f"# {tmp_path}"
+    below = lambda: {pid for pid, _ in command_lines([mark]) if pid != child.pid}  # noqa: E731
+    wait_for(lambda: len(below()) == 3)
     os.kill(child.pid, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5)
-    assert child.wait() == -signal.SIGKILL
+    if notice == "poll":
+        assert wait_for(child.poll, 5) == -signal.SIGKILL
+    elif notice == "wait":
+        assert child.wait() == -signal.SIGKILL
+    else:
+        child.stop()
+    wait_for(lambda: not below(), 5)
     child.stop()

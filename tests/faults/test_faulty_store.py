@@ -16,6 +16,7 @@ from runs import PrefectServer, ended, fake, made, on_s3
 from s3_for_tests import s3_settings
 from small import bootstrap_parameters, small_world
 
+from infra import s3 as s3_module
 from infra import store as store_module
 from infra.claims import claimed
 from infra.inventory import artifacts, problems
@@ -100,7 +101,7 @@ HEAVY = {kind: () if kind in ("503", "torn upload", "cut answer") else pytest.ma
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=HEAVY[kind]) for kind in KINDS])
 def test_each_kind_of_fault_is_survived_and_told(kind, s3_url, s3_bucket, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.5)
     with faulty_proxy(s3_url, rate=0, seed=1, stall_s=1, kinds=[kind], most=8) as proxy:
         with caplog.at_level(logging.WARNING):
             through_faults(s3_url, s3_bucket, tmp_path, range(5), 1, proxy, rate=0.5)
@@ -181,7 +182,7 @@ def test_a_flow_over_a_faulty_store_ends_well(s3_url, s3_bucket, prefect, tmp_pa
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_five_hundred_faults_lose_nothing(s3_url, s3_bucket, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 5)
+    monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 5)
     with faulty_proxy(s3_url, rate=0, seed=7, stall_s=10) as proxy:
         with caplog.at_level(logging.WARNING):
             through_faults(s3_url, s3_bucket, tmp_path, range(96), 8, proxy, rate=0.2)
@@ -196,4 +197,4 @@ def test_five_hundred_faults_lose_nothing(s3_url, s3_bucket, tmp_path, monkeypat
 def test_a_flow_over_a_very_faulty_store_ends_well(s3_url, s3_bucket, prefect, tmp_path):
     proxy, _ = bootstrap_through(s3_url, s3_bucket, tmp_path, prefect, 0.15, seed=5, stall_s=10)
     print(f"{proxy.requests} requests, {proxy.faults.total()} faults: {dict(proxy.faults)}")
-    assert proxy.faults.total() >= 30
+    assert proxy.faults.total() >= 20

@@ -27,12 +27,13 @@ from flows.__main__ import changed, deployment
 from infra.inventory import artifacts, problems
 from infra.manifest import ref_of
 from infra.settings import Settings
+from infra.stack import POOLS
 from infra.store import Store
 from infra.tables import read_rows
 
 KILLS = int(os.environ.get("BOLT_TEST_KILLS", "40"))
 SEED = int(os.environ.get("BOLT_TEST_SEED", "1"))
-KINDS = ("flow", "worker", "vllm server", "rank", "launcher", "watchdog", "prefect server")
+KINDS = ("flow", "worker", "vllm server", "engine", "rank", "launcher", "watchdog", "prefect server")
 SET_BY_SIZE = ("queries", "examples", "problems", "responses", "grades", "answers")  # rows do not depend on the texts
 
 
@@ -42,6 +43,8 @@ def kind_of(words: list[str]) -> str | None:
         return "watchdog"
     if "vllm.entrypoints.openai.api_server" in words:
         return "vllm server"
+    if words[0].startswith("VLLM::"):
+        return "engine"
     if "torch.distributed.run" in words:
         return "launcher"
     if {"infra.train_sft", "infra.train_dpo"} & set(words):
@@ -68,8 +71,12 @@ class Site:
             "BOLT_WORK_DIR": str(place / "work"),
             "OMP_NUM_THREADS": "1",
         }
+
+    def open(self) -> None:
+        """Start server and worker, deploy everything."""
         self.keep_up()
-        self.cli("work-pool", "create", "bolt", "--type", "process")
+        for pool in POOLS:
+            self.cli("work-pool", "create", pool, "--type", "process")
         self.cli("--no-prompt", "deploy", "--all")
         self.keep_up(worker=True)
 
@@ -103,12 +110,13 @@ class Site:
         return started(words, log, self.environment)
 
     def processes(self) -> dict[str, list[int]]:
-        """Living processes of this site by kind, told from others by their environment."""
+        """Living processes of this site by kind, told from others by their environment or where their output goes."""
         found: dict[str, list[int]] = defaultdict(list)
         mark = f"BOLT_WORK_DIR={self.place / 'work'}\0".encode()
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if mark not in (path / "environ").read_bytes() + b"\0":
+                ours = mark in (path / "environ").read_bytes() + b"\0"  # vLLM's engine overwrites its own
+                if not (ours or os.readlink(path / "fd" / "1").startswith(str(self.place))):
                     continue
                 kind = kind_of((path / "cmdline").read_text(errors="replace").split("\0"))
             except OSError:  # it just ended
@@ -144,8 +152,11 @@ def _kill(pid: int) -> None:
 @pytest.fixture
 def site(tmp_path):
     made = Site(tmp_path)
-    yield made
-    made.close()
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()
 
 
 class Book:
@@ -229,7 +240,8 @@ def test_random_kills_of_every_kind_of_process_lose_nothing(site: Site) -> None:
         summary = killed_until_finished(site, chance, kills)
         assert counts(summary) == undisturbed
         print(f"round {rounds}: {kills.total()} kills, {dict(kills)}, {time.monotonic() - began:.0f} s", flush=True)
-    assert not site.processes()["vllm server"] + site.processes()["rank"]
+    left = site.processes()
+    assert not left["vllm server"] + left["engine"] + left["rank"]
     if KILLS >= 40:
         assert min(kills[kind] for kind in KINDS) >= 2
 
@@ -277,7 +289,7 @@ def wait_for_a_new_artifact(site: Site, run: subprocess.Popen[str]) -> None:
 
 def orphans_over(site: Site) -> None:
     """Wait for runs whose worker was killed, and for what ended runs started."""
-    wait_for(lambda: not any(site.processes()[kind] for kind in ("flow", "vllm server", "rank")), 300, 0.5)
+    wait_for(lambda: not any(site.processes()[kind] for kind in ("flow", "vllm server", "engine", "rank")), 300, 0.5)
 
 
 def kill_one(site: Site, chance: random.Random, kills: Counter[str]) -> None:
@@ -300,5 +312,6 @@ def test_the_kinds_are_told_apart() -> None:
     assert kind_of([python, "-u", "-m", "infra.train_dpo", "x"]) == "rank"
     assert kind_of([python, "-m", "prefect", "worker", "start", "--pool", "bolt"]) == "worker"
     assert kind_of([python, "-m", "prefect", "server", "start", "--no-ui", "--port", "1"]) == "prefect server"
+    assert kind_of(["VLLM::EngineCore", ""]) == "engine"
     assert kind_of(["bash"]) is None
     assert (ROOT / "flows" / "__main__.py").is_file()

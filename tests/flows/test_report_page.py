@@ -3,15 +3,13 @@ does nothing."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_run import STAGES, MadeRun
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from infra.settings import Settings
 from infra.store import Store
@@ -23,7 +21,6 @@ HOSTILE = (
     "![](http://127.0.0.1:9/x) <!--"
 )
 PROBLEMS = 450  # more than the list shows at once, and several slices
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +32,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "report.html").open("wb") as out:
         write_page(out.write, store, run.summary)
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "no Chromium here: apt-get install chromium, or name one in CHROMIUM"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
-from prefect.states import Completed, Crashed, Failed, Running
+from prefect.states import Completed, Crashed, Failed, Pending, Running
 
 import flows.rerun
 from flows.rerun import LABEL, Outcome, RerunConfig, cannot_heal, plain, report, rerun
@@ -190,6 +190,18 @@ def test_a_run_that_was_only_thought_dead_is_left_alone(pool, client):
         time.sleep(0.2)
     assert pool.rerun() == []
     assert "it was thought dead, but its process lives" in pool.told()
+
+
+def test_a_run_whose_worker_vanished_before_it_began_is_rerun(pool):
+    run = pool.client.create_flow_run_from_deployment(pool.deployment, parameters={"a": 1})
+    pool.client.set_flow_run_state(run.id, Pending(), force=True)
+    assert pool.rerun() == []  # it may yet begin
+    assert pool.read(run).state_name == "Pending"
+    rerun(RerunConfig(work_pool=pool.name, pending_minutes=1e-6, dry_run=True))
+    assert pool.read(run).state_name == "Pending"
+    assert pool.rerun(pending_minutes=1e-6) == [str(run.id)]
+    assert (pool.read(run).state_name, pool.read(run).labels[LABEL]) == ("Completed", 1)
+    assert "Crashed: its worker vanished before it began" in pool.told()
 
 
 def test_the_wait_for_a_run_is_bounded(pool, monkeypatch):

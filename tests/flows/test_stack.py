@@ -20,10 +20,12 @@ from uuid import UUID
 import httpx
 import pytest
 import yaml
+from playwright.sync_api import Browser, expect
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter
+from small import SMALLEST
 
 from flows.__main__ import PROJECT, changed, deployment, flow_name
 from flows.rerun import LABEL
@@ -31,7 +33,7 @@ from infra.stack import POOLS, VANISHED_S, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
-SMALL = ["queries.limit=24", "shards=1", "generate.samples=4", "generate.truncated_limit=1"]
+SMALL = ["queries.draw.limit=24", "shards=1", "generate.samples=4", "generate.truncated_limit=1"]
 
 
 class Local:
@@ -87,6 +89,11 @@ class Local:
 
     def ended(self, run_id: UUID, seconds: float = 300) -> FlowRun:
         return self.until(run_id, lambda run: run.state is not None and run.state.is_final(), seconds)
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        with self.client() as client:
+            found: list[dict[str, Any]] = client.request("POST", "/artifacts/filter", json={}).json()
+        return found
 
     def task_states(self, run_id: UUID) -> dict[str, str]:
         """The last state of each step's last task run, by step."""
@@ -168,8 +175,9 @@ def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
     shutil.copytree(PROJECT / "nano" / "models" / "reward", reward)
     whole = (reward / "model.safetensors").read_bytes()
     (reward / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    run_id = local.run("bootstrap/nano", small_bootstrap(reward))
-    failed = local.ended(run_id)
+    parameters = changed(deployment("bolt/nano")["parameters"], [*SMALLEST, f"config.reward_model={reward}"])
+    run_id = local.run("bolt/nano", parameters)
+    failed = local.ended(run_id, 600)
     assert failed.state_name == "Failed"
     assert "ServerError: vLLM server of" in str(failed.state and failed.state.message)
     before = local.task_states(run_id)
@@ -177,22 +185,55 @@ def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
 
     (reward / "model.safetensors").write_bytes(whole)
     rerun_id = local.run("rerun/scheduled", {"config": {"reruns": 1}})
-    assert local.ended(rerun_id).state_name == "Completed"
+    assert local.ended(rerun_id, 900).state_name == "Completed"
     again = local.ended(run_id)
     assert (again.state_name, again.run_count, again.labels[LABEL]) == ("Completed", 2, 1)
     after = local.task_states(run_id)
-    assert after | {"scores": "Completed", "longcot": "Completed"} == after
-    assert {after[step] for step in ("examples", "queries", "responses", "filtered")} == {"Cached"}
+    assert after | dict.fromkeys(("scores", "longcot", "sft", "dpo-1", "grades-online-1-greedy"), "Completed") == after
+    earlier = ("examples", "queries", "answers-instruct-sampled", "answers-in-context-greedy", "responses", "filtered")
+    assert {after[step] for step in earlier} == {"Cached"}
+    names = {artifact["key"] for artifact in local.artifacts()}
+    assert names >= {"bolt-summary", "bolt-stages", "bolt-report", "rerun"}
 
     told = [(body["flow"], body["state"]) for body in posted[1]]
-    assert told == [("bootstrap", "Failed"), ("bootstrap", "Completed"), ("rerun", "Completed")]
+    assert told == [("bolt", "Failed"), ("bolt", "Completed"), ("rerun", "Completed")]
     for path in [*local.home.rglob("*.log"), *(local.folder / "work").rglob("*.log")]:
         assert "secret-token-of-the-webhook" not in path.read_text(errors="replace"), path
     with local.client() as client:
         logs = client.request("POST", "/logs/filter", json={"limit": 200}).text
-        artifacts = client.request("POST", "/artifacts/filter", json={}).text
+    artifacts = json.dumps(local.artifacts())
     assert "secret-token" not in logs + artifacts
     assert "rerun: Completed" in artifacts.replace("\\", "")
+
+
+def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser) -> None:
+    with local.client() as client:
+        run = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["bolt"])))[0]
+        deployed = client.read_deployment_by_name("bolt/nano")
+        told = client.request(
+            "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["rerun"]}}}
+        ).json()
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    address = local.stack.url.removesuffix("/api")
+
+    page.goto(f"{address}/runs/flow-run/{run.id}")
+    expect(page.get_by_text(run.name).first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    page.goto(f"{address}/artifacts")
+    expect(page.get_by_text("rerun", exact=True).first).to_be_visible(timeout=30_000)
+    page.goto(f"{address}/artifacts/artifact/{told[0]['latest_id']}")
+    expect(page.get_by_text(run.name).first).to_be_visible(timeout=30_000)
+    page.goto(f"{address}/deployments/deployment/{deployed.id}/run")
+    expect(page.get_by_text("Instruct model: a local folder").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Samples a query (BOLT: 8).").first).to_be_attached()
+    assert "nano/models/instruct" in page.locator("textarea, input").evaluate_all(
+        "all => all.map((each) => each.value)"
+    )
+    assert errors == []
+    page.close()
 
 
 def test_a_run_whose_worker_was_killed_is_found_and_rerun(local: Local) -> None:
