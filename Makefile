@@ -76,4 +76,6 @@ test-faults: setup
 bench: setup
 	@$(BIN)/python bench/cot_formats.py
 	@$(BIN)/python bench/store.py
+	@$(BIN)/python bench/mining.py
 	@$(BIN)/python bench/generate.py
+	@$(BIN)/python bench/prefix.py

@@ -1,6 +1,6 @@
 """Tokens generated a second: our generation step against bare vLLM, same requests, same engine options, same run.
 
-    python bench/generate.py [--model nano/models/instruct] [--requests 100] [--samples 8] [--rounds 3]
+    python bench/generate.py [--model nano/models/instruct] [--requests 2000] [--samples 2] [--rounds 3]
 
 Ours is the step `generate` as the flows run it, from reading the queries to the finished table: prompts rendered, the
 server asked over HTTP, each answer kept in the ledger, texts parsed, Parquet and manifest written. Bare is one
@@ -34,8 +34,10 @@ from infra.settings import Settings
 from infra.steps import Plan
 from infra.store import Store
 from infra.tables import read_rows
-from infra.vllm_server import ServerOptions, _environment, runs_on_cpu
-from tasks.curate_examples import ExamplesConfig, curate_examples
+from infra.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
+from tasks.choose_examples import choose_examples
+from tasks.collect_queries import collect_queries
+from tasks.curate_examples import ExamplesConfig, example_files
 from tasks.generate import (
     GenerateConfig,
     PromptConfig,
@@ -44,7 +46,8 @@ from tasks.generate import (
     in_context_prompt,
     request_seed,
 )
-from tasks.mine_queries import QueriesConfig, mine_queries
+from tasks.sources import Source
+from tasks.subsample import DrawConfig, subsample
 
 Asked = list[tuple[list[int], int | None]]  # token ids and seed
 
@@ -63,9 +66,14 @@ class Ours:
         )
         self.prompt = PromptConfig(template=given.template, example_template=given.example_template)
         self.servers, self.store, self.model = servers, store, model
-        queries = QueriesConfig(path=given.queries, limit=given.requests)
-        self.queries = self._made(mine_queries, "queries", config=queries)
-        self.examples = self._made(curate_examples, "examples", config=ExamplesConfig(folder=given.examples))
+        collected = self._made(collect_queries, "collected", source=Source(path=str(given.queries)))
+        draw = DrawConfig(limit=given.requests)
+        self.queries = self._made(subsample, "queries", config=draw, queries=collected)
+        count = len(example_files(ExamplesConfig(path=given.examples)))
+        examples = ExamplesConfig(
+            path=given.examples, count=count, per_topic=count, least_actions=0, least_words=1, alike=1
+        )
+        self.examples = self._made(choose_examples, "examples", config=examples, servers=servers)
 
     def _made(self, task: Any, name: str, **arguments: Any) -> Ref:
         ref: Ref = task.fn(Plan(step="bench", key=name, provenance=Provenance()), self.settings, arguments)
@@ -185,9 +193,10 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ours = Ours(given, folder, servers, store, model)
         began = time.perf_counter()
         server = servers.generation(model)
+        assert isinstance(server, VllmServer)
         startup = {"ours": time.perf_counter() - began}
         os.environ.update(_environment())
-        bare = Bare(server.command()[4:], ours.asked(), ours.config, folder / "bare.log")
+        bare = Bare([*server.command()[4:], "--disable-log-stats"], ours.asked(), ours.config, folder / "bare.log")
         try:
             startup["bare"] = bare.startup_s
             found = _rounds({"ours": ours.round, "bare": bare.round}, given.rounds)
@@ -236,8 +245,8 @@ def main() -> None:
     parser.add_argument("--examples", type=Path, default=nano / "examples")
     parser.add_argument("--template", type=Path, default=nano / "prompts" / "in_context.md")
     parser.add_argument("--example-template", type=Path, default=nano / "prompts" / "example.md")
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=320)
     parser.add_argument("--in-flight", type=int, default=40)

@@ -56,13 +56,16 @@ def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any
 
 def told(result: Any) -> str:
     """What to print of a flow's result."""
-    from flows.summary import markdown_table
+    from infra.markdown import markdown_table
+    from tasks.report import stage_rows
 
     if isinstance(result, Ref):
         return f"{result.step}/{result.key}"
+    if isinstance(result, str):
+        return result
     if isinstance(result, dict):
         return str(result["path"])
-    return markdown_table(result) if result else ""
+    return markdown_table(stage_rows(result)) if result else ""
 
 
 def main(argv: list[str]) -> None:

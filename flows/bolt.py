@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from prefect import flow
 from pydantic import Field, model_validator
 
-from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
+from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
+from flows.mine import ProblemsConfig, mine_stage, problems_stage, publish_mining
 from flows.online import OnlineStage, online_iteration, online_queries
+from flows.publish import show_longcot
 from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from flows.sampling import reward_model_of
 from flows.sft import sft_stage
 from flows.summary import publish_report, publish_summary
 from tasks.train_sft import SftStage
@@ -40,7 +42,7 @@ class BoltConfig(Common):
         return self
 
 
-def without(stage: Stage, problems: Path) -> Stage:
+def without(stage: Stage, problems: ProblemsConfig) -> Stage:
     """The stage, mining none of the problems that every stage is evaluated on."""
     return stage.model_copy(update={"queries": stage.queries.without(problems)})
 
@@ -49,15 +51,16 @@ def without(stage: Stage, problems: Path) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and show what each stage gave."""
     with begin(config) as run:
-        instruct, reward_model = run.model(config.model), run.model(config.reward_model)
+        instruct, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
         learned = config.bootstrap.select.format
-        stage_1 = without(config.bootstrap, config.evaluate.problems.path)
-        stage_3 = without(config.online, config.evaluate.problems.path)
+        stage_1 = without(config.bootstrap, config.evaluate.problems)
+        stage_3 = without(config.online, config.evaluate.problems)
 
         # All that the user's files can be wrong in shows here, before a GPU is used.
-        problems = mined(run, config.evaluate.problems, "problems")
-        examples = curated(run, stage_1.examples)
-        queries, later_queries = mined(run, stage_1.queries), online_queries(run, stage_3)
+        problems = problems_stage(run, config.evaluate.problems)
+        examples = curated_for(run, stage_1, instruct, config.serving.policy.max_model_len)
+        queries, later_queries = mine_stage(run, stage_1.queries), online_queries(run, stage_3)
+        publish_mining(run, [queries, *later_queries.values()])
         grades: dict[str, Grades] = {}
 
         # Each model is evaluated just before it is next sampled from, so that one server start serves both.
@@ -89,4 +92,5 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         stages = [stage_summary(run, name, found) for name, found in grades.items()]
         summary = publish_summary(run, stages, stage_gains(run, grades), policy)
         publish_report(run.store, summary)
+        show_longcot(run.store, longcot)
         return summary

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.mine import MineStage, mine_stage, publish_mining
+from flows.publish import show_longcot
 from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.sampling import sample, scored, shards_as_inputs
+from flows.sampling import reward_model_of, sample, scored, shards_as_inputs
 from infra.files import digest_of_files
 from infra.manifest import Ref
 from infra.steps import plan
-from tasks.curate_examples import ExamplesConfig, curate_examples, example_files
-from tasks.filter import filter_responses
-from tasks.generate import GenerateConfig, PromptConfig, first_prompt
-from tasks.mine_queries import QueriesConfig, mine, mine_queries
+from tasks.choose_examples import Room, choose_examples
+from tasks.curate_examples import ExamplesConfig, example_files
+from tasks.filter import FilterConfig, filter_responses
+from tasks.generate import GenerateConfig, PromptConfig, first_prompt, prompt_digest
 from tasks.score import ScoreConfig
 from tasks.select import SelectConfig, select
 
@@ -25,10 +25,11 @@ class BootstrapStage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    examples: ExamplesConfig = Field(description="In-context examples.")
-    queries: QueriesConfig = Field(description="Queries to make LongCoT data for.")
+    examples: ExamplesConfig = Field(ExamplesConfig(), description="In-context examples.")
+    queries: MineStage = Field(description="Queries to make LongCoT data for.")
     prompt: PromptConfig = Field(PromptConfig(), description="How examples and query become a prompt.")
     generate: GenerateConfig = Field(GenerateConfig(), description="How responses are sampled.")
+    filter: FilterConfig = Field(FilterConfig(), description="Which responses are dropped by rule.")
     score: ScoreConfig = Field(ScoreConfig(), description="How responses are scored.")
     select: SelectConfig = Field(SelectConfig(), description="Which responses are kept.")
     shards: int = Field(
@@ -40,21 +41,43 @@ class BootstrapConfig(Common, BootstrapStage):
     """Parameters of the flow `bootstrap`."""
 
     model: str = Field(description=f"Instruct model that writes the data: {A_MODEL}.")
-    reward_model: str = Field(description=f"Outcome reward model (a one-label sequence classifier): {A_MODEL}.")
+    reward_model: str = Field(
+        description=f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}."
+    )
 
 
-def curated(run: Run, config: ExamplesConfig) -> Ref:
-    """The table of in-context examples."""
-    files = {"files": digest_of_files(example_files(config))}
-    return run.do(curate_examples, plan("examples", "tasks.curate_examples", config, {}, **files), config=config)
+def curated(
+    run: Run,
+    config: ExamplesConfig,
+    model: Ref | None = None,
+    room: Room | None = None,
+    reward_model: Ref | None = None,
+) -> Ref:
+    """The table of in-context examples: those that fit the model's `room` and, with a reward model, the best."""
+    ingredients = {"files": digest_of_files([*example_files(config), *config.held_out])}
+    inputs, rule = dict[str, Ref](), config.model_dump(mode="json")
+    if model and room:
+        inputs["model"], rule["room"] = model, room.model_dump(mode="json")
+        ingredients["prompts"] = prompt_digest(room.prompt)
+    if reward_model:
+        inputs["reward_model"], ingredients["engine"] = reward_model, run.servers.engine("reward")
+    what = plan("examples", "tasks.choose_examples", rule, inputs, **ingredients)
+    return run.do(
+        choose_examples,
+        what,
+        expected_rows=config.count,
+        config=config,
+        servers=run.servers,
+        model=model,
+        room=room,
+        reward_model=reward_model,
+    )
 
 
-def mined(run: Run, config: QueriesConfig, step: str = "queries") -> Ref:
-    """A table of queries (or of problems to evaluate on). A dry run reads the files, to know how many there will be."""
-    files = {"files": digest_of_files([config.path, *config.held_out])}
-    what = plan(step, "tasks.mine_queries", config, {}, **files)
-    expected = len(mine(config, Counter())) if run.dry else 0
-    return run.do(mine_queries, what, expected_rows=expected, config=config)
+def curated_for(run: Run, config: BootstrapStage, model: Ref, max_model_len: int) -> Ref:
+    """Stage 1's examples, any three of which leave room for query and answer in the context of the model served."""
+    room = Room(prompt=config.prompt, max_tokens=config.generate.max_tokens, max_model_len=max_model_len)
+    return curated(run, config.examples, model, room)
 
 
 def bootstrap_stage(
@@ -62,12 +85,14 @@ def bootstrap_stage(
 ) -> Ref:
     """LongCoT data from a ShortCoT model: the table `longcot`."""
     if run.dry:
-        print(first_prompt(config.prompt, config.examples, config.queries, config.generate))
+        print(first_prompt(config.prompt, config.examples, run.first_row(queries), config.generate))
     responses = sample(
         run, "responses", config.generate, queries, model, shards=config.shards, prompt=config.prompt, examples=examples
     )
+    inputs = {**shards_as_inputs(responses), "queries": queries, "examples": examples}
+    what = plan("filtered", "tasks.filter", config.filter, inputs)
     filtered = run.do(
-        filter_responses, plan("filtered", "tasks.filter", {}, shards_as_inputs(responses)), responses=responses
+        filter_responses, what, config=config.filter, responses=responses, queries=queries, examples=examples
     )
     scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
     inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}
@@ -89,6 +114,11 @@ def bootstrap_stage(
 def bootstrap(config: BootstrapConfig) -> Ref:
     """Make a LongCoT data set from an instruct model and a handful of in-context examples."""
     with begin(config) as run:
-        model, reward_model = run.model(config.model), run.model(config.reward_model)
-        examples, queries = curated(run, config.examples), mined(run, config.queries)
-        return bootstrap_stage(run, config, examples, queries, model, reward_model)
+        model, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
+        examples = curated_for(run, config, model, config.serving.policy.max_model_len)
+        queries = mine_stage(run, config.queries)
+        publish_mining(run, [queries])
+        longcot = bootstrap_stage(run, config, examples, queries, model, reward_model)
+        if not run.dry:
+            show_longcot(run.store, longcot)
+        return longcot

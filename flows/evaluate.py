@@ -10,7 +10,8 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.bootstrap import curated, mined
+from flows.bootstrap import curated
+from flows.mine import ProblemsConfig, problems_stage
 from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
@@ -19,7 +20,6 @@ from infra.tables import read_table
 from tasks.curate_examples import ExamplesConfig
 from tasks.generate import GenerateConfig, PromptConfig
 from tasks.grade import grade
-from tasks.mine_queries import QueriesConfig
 from tasks.responses import Format
 from tasks.summarise import gain, summarise
 
@@ -31,7 +31,7 @@ class EvaluateStage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    problems: QueriesConfig = Field(description="Held-out problems with reference answers.")
+    problems: ProblemsConfig = Field(description="Held-out problems with reference answers.")
     generate: GenerateConfig = Field(
         GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it."
     )
@@ -108,7 +108,7 @@ def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """Compare models on held-out problems."""
     with begin(config) as run:
-        problems = mined(run, config.evaluate.problems, "problems")
+        problems = problems_stage(run, config.evaluate.problems)
         examples = curated(run, config.examples) if config.examples else None
         stages = []
         for each in config.models:

@@ -7,15 +7,15 @@ from typing import Self
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.bootstrap import mined
+from flows.mine import MineStage, drawn, mined, publish_mining
 from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.sampling import sample, scored, shards_as_inputs
+from flows.sampling import reward_model_of, sample, scored, shards_as_inputs
 from infra.manifest import Ref
 from infra.steps import plan
 from tasks.generate import GenerateConfig
-from tasks.mine_queries import QueriesConfig
 from tasks.pair import PairConfig, pair
 from tasks.score import ScoreConfig
+from tasks.subsample import DrawConfig
 from tasks.train_dpo import DpoStage, train_dpo
 
 
@@ -25,8 +25,8 @@ class OnlineStage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: int = Field(3, ge=1, le=20, description="Rounds of sampling and training (BOLT: 3).")
-    queries: QueriesConfig = Field(
-        description="Queries of all iterations, each of which draws its own (so no `limit` here); too few are an error."
+    queries: MineStage = Field(
+        description="Queries of all iterations; each draws its own (so no `draw.limit` here); too few are an error."
     )
     queries_per_iteration: int = Field(33_000, ge=1, description="Queries drawn for an iteration (BOLT: 33k).")
     generate: GenerateConfig = Field(GenerateConfig(), description="How the policy is sampled from.")
@@ -37,22 +37,26 @@ class OnlineStage(BaseModel):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if self.queries.limit is not None:
-            raise ValueError("queries.limit: set queries_per_iteration, the number that each iteration draws, instead")
+        if self.queries.draw.limit is not None:
+            raise ValueError(
+                "queries.draw.limit: set queries_per_iteration, the number that each iteration draws, instead"
+            )
         return self
 
-    def queries_of(self, iteration: int) -> QueriesConfig:
+    def draw_of(self, iteration: int) -> DrawConfig:
         """The part of the queries that an iteration draws, all of it."""
         each = self.queries_per_iteration
-        skip = self.queries.skip + (iteration - 1) * each
-        return self.queries.model_copy(update={"skip": skip, "limit": each, "least_queries": each})
+        skip = self.queries.draw.skip + (iteration - 1) * each
+        return self.queries.draw.model_copy(update={"skip": skip, "limit": each, "least_queries": each})
 
 
 class OnlineConfig(Common):
     """Parameters of the flow `online`."""
 
     model: str = Field(description=f"SFT model: the policy to begin with, and pi_0 throughout: {A_MODEL}.")
-    reward_model: str = Field(description=f"Outcome reward model (a one-label sequence classifier): {A_MODEL}.")
+    reward_model: str = Field(
+        description=f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}."
+    )
     online: OnlineStage = Field(description="Iterative online DPO.")
 
 
@@ -65,7 +69,8 @@ def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
         BadInput: too few are left.
     """
     iterations = range(config.iterations, 0, -1)
-    return {number: mined(run, config.queries_of(number), f"queries-online-{number}") for number in iterations}
+    queries = mined(run, config.queries)
+    return {number: drawn(run, f"queries-online-{number}", config.draw_of(number), queries) for number in iterations}
 
 
 def online_iteration(
@@ -110,8 +115,9 @@ def online(config: OnlineConfig) -> Ref:
     """Refine an SFT model (`model`) by online DPO; the model given is pi_0."""
     with begin(config) as run:
         reference = policy = run.model(config.model)
-        reward_model = run.model(config.reward_model)
+        reward_model = reward_model_of(run, config.reward_model)
         queries = online_queries(run, config.online)
+        publish_mining(run, [*queries.values()])
         for iteration in range(1, config.online.iterations + 1):
             policy = online_iteration(
                 run, config.online, iteration, queries[iteration], policy, reference, reward_model

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict
 
 from prefect import Task, get_run_logger
@@ -24,6 +25,7 @@ from infra.servers import Servers, ServingConfig
 from infra.settings import Settings
 from infra.steps import Plan
 from infra.store import Store
+from infra.tables import read_rows
 from infra.watchdog import end_all
 
 PENDING = "pending"
@@ -81,20 +83,43 @@ class StepRecord(BaseModel, frozen=True):
 class Run:
     """Does steps, or in a dry run only looks them up."""
 
-    def __init__(self, store: Store, settings: Settings, servers: Servers, estimates: Estimates, dry: bool) -> None:
-        self.store, self.settings, self.servers = store, settings, servers
-        self.dry, self.estimates = dry, estimates
+    def __init__(
+        self, store: Store, settings: Settings, servers: Servers, estimates: Estimates, scratch: Path | None
+    ) -> None:
+        self.store, self.settings, self.servers, self.estimates = store, settings, servers, estimates
+        self.dry, self.scratch = scratch is not None, Settings(store=str(scratch)) if scratch else settings
+        self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has in its scratch store
         self.steps: list[StepRecord] = []
+        self.done: dict[tuple[str, str], Ref] = {}
         self.gpu_hours = 0.0
         self.log = get_run_logger()
 
     def do(
-        self, task: Task[..., Any], plan: Plan, expected_tokens: int = 0, expected_rows: int = 0, **arguments: Any
+        self,
+        task: Task[..., Any],
+        plan: Plan,
+        expected_tokens: int = 0,
+        expected_rows: int = 0,
+        rehearse: bool = False,
+        **arguments: Any,
     ) -> Ref:
-        """Make one artifact, or find it. What is expected of it is only for a dry run."""
-        if self.dry:
-            return self._looked_up(plan, expected_tokens, expected_rows)
-        return self.do_all(task, [(plan, arguments)])[0]
+        """Make one artifact, or find it; what this run has made already is not looked for again.
+
+        What is expected is only for a dry run. With `rehearse` a dry run does the step in a scratch store, if its
+        inputs were done there too, and so knows its rows and the keys of what follows.
+        """
+        if (plan.step, plan.key) in self.done:
+            return self.done[plan.step, plan.key]
+        if not self.dry:
+            made = self.do_all(task, [(plan, arguments)])[0]
+        elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
+            made = task.fn(plan, self.scratch, arguments)
+            self.rehearsed.add((plan.step, plan.key))
+            self._looked_up(plan, expected_tokens, made.rows)
+        else:
+            made = self._looked_up(plan, expected_tokens, expected_rows)
+        self.done[plan.step, plan.key] = made
+        return made
 
     def do_all(
         self, task: Task[..., Any], jobs: Sequence[tuple[Plan, dict[str, Any]]], expected_tokens: int = 0
@@ -119,6 +144,13 @@ class Run:
         done = "cached" if cached else "done"
         self.log.info("%-28s %6.1f s  %-6s  %s  %d rows", record.name, record.seconds, done, record.key, record.rows)
         return refs
+
+    def first_row(self, table: Ref) -> dict[str, Any] | None:
+        """The first row of a table, for a dry run to show; None where the table does not exist."""
+        if table.digest.startswith(PENDING):
+            return None
+        rehearsed = (table.step, table.key) in self.rehearsed
+        return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
 
     def model(self, named: str) -> Ref:
         """The model that a user names; a dry run copies and downloads nothing.
@@ -185,8 +217,11 @@ def begin(common: Common) -> Iterator[Run]:
     """
     settings = Settings.load()
     store = Store.open(settings)
-    with Servers(common.serving, store, settings.work_dir.resolve()) as servers:
-        run = Run(store, settings, servers, common.estimates, common.dry_run)
+    with (
+        TemporaryDirectory(prefix="bolt-dry-run-") as scratch,
+        Servers(common.serving, store, settings.work_dir.resolve(), settings.policy_api_key) as servers,
+    ):
+        run = Run(store, settings, servers, common.estimates, Path(scratch) if common.dry_run else None)
         try:
             yield run
         except (KeyboardInterrupt, TerminationSignal):

@@ -8,7 +8,7 @@ from flows.run import Run
 from infra.manifest import Ref
 from infra.steps import Plan, plan
 from tasks.generate import GenerateConfig, PromptConfig, generate, prompt_digest
-from tasks.score import ScoreConfig, score
+from tasks.score import ScoreConfig, check_reward_model, score
 
 
 def sample(
@@ -25,7 +25,8 @@ def sample(
     """Responses of `model` to all `queries`, a table a shard; with `prompt` and `examples`, in context."""
     inputs = {"queries": queries, "model": model} | ({"examples": examples} if examples else {})
     ingredients = {"engine": run.servers.engine("policy")} | ({"prompts": prompt_digest(prompt)} if prompt else {})
-    what = config.model_dump(mode="json", exclude={"in_flight", "truncated_limit"})  # they change no response
+    limits = {"in_flight", "truncated_limit", "set_aside_limit"}  # they change no response
+    what = config.model_dump(mode="json", exclude=limits)
     if prompt:
         what["prompt"] = prompt.model_dump(mode="json")
     shared = {"config": config, "queries": queries, "model": model, "servers": run.servers}
@@ -43,6 +44,18 @@ def sample(
 def shards_as_inputs(responses: Sequence[Ref]) -> Mapping[str, Ref]:
     """The shards of one table as named inputs of the step that reads them all."""
     return {f"responses/{number}": ref for number, ref in enumerate(responses)}
+
+
+def reward_model_of(run: Run, named: str) -> Ref:
+    """The reward model that a user names, looked at before a GPU is used. A dry run copies nothing and does not look.
+
+    Raises:
+        tasks.curate_examples.BadInput: it has no chat template.
+    """
+    reward_model = run.model(named)
+    if not run.dry:
+        check_reward_model(run.store, reward_model)
+    return reward_model
 
 
 def scored(run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref) -> Ref:

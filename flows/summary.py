@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,18 @@ from prefect.context import FlowRunContext
 
 from flows.run import Run
 from infra.manifest import Ref
+from infra.markdown import as_text, markdown_table
 from infra.store import Store
 from tasks.plot import stages_plot
-from tasks.report import PLOTS, TABLES, data_uri, stage_rows, write_page
+from tasks.report import PLOTS, TABLES, data_uri, points, stage_rows, write_page
 
-MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#!|~&@]|:(?=//)|(?<=\w)\.(?=[A-Za-z])")
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
-
-
-def markdown_table(stages: list[dict[str, Any]]) -> str:
-    """The stages as a Markdown table; every figure comes from the run."""
-    rows = stage_rows(stages)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
 
 
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
     """Paired differences between neighbouring stages, in points, with their 95 % intervals."""
-    told = (f"{g['to']} - {g['from']}: {g['gain']:+.1%} ({g['low']:+.1%} to {g['high']:+.1%})" for g in gains)
-    return "Paired gains: " + "; ".join(told) + "."
+    told = (f"{g['to']} - {g['from']}: {points(g['gain'])} ({points(g['low'])} to {points(g['high'])})" for g in gains)
+    return "Paired gains in points (95 % interval): " + "; ".join(told) + "."
 
 
 def flow_run_name() -> str:
@@ -55,7 +47,7 @@ def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str
     path = f"runs/{name}/summary.json"
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
     run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))
-    table = markdown_table(stages)
+    table = markdown_table(stage_rows(stages))
     counts = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage."
     told = f"{counts}\n\n{table}\n\n{gains_sentence(gains)}"
     create_markdown_artifact(f"# BOLT\n\n{told}\n", key="bolt-summary", description="Accuracy along the stages")
@@ -65,11 +57,6 @@ def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str
     cached = sum(record.cached for record in run.steps)
     print(f"\n{told}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
     return {**summary, "path": run.store.uri(path)}
-
-
-def as_text(cell: Any) -> Any:
-    """A cell of a table artifact: Prefect's UI reads text as Markdown with HTML, so what could be such is escaped."""
-    return MARKDOWN.sub(r"\\\g<0>", " ".join(cell.split())) if isinstance(cell, str) else cell
 
 
 def publish_report(store: Store, summary: dict[str, Any]) -> None:
@@ -88,7 +75,8 @@ def publish_report(store: Store, summary: dict[str, Any]) -> None:
     pictures = "\n\n".join(f"## {PLOTS[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
     create_markdown_artifact(pictures, key="bolt-plots", description="The plots of the report")
     address = store.local_path(path).as_uri() if store.is_local else store.uri(path)
-    create_link_artifact(address, key="bolt-report", link_text="report.html", description="The whole report, one page")
+    told = f"The whole report, one page: `{store.uri(path)}`"  # a browser may refuse to follow a link to a file
+    create_link_artifact(address, key="bolt-report", link_text="report.html", description=told)
     print(f"report: {store.uri(path)}")
 
 
@@ -100,7 +88,7 @@ def put_into_readme(path: Path, root: Path) -> None:
     readme = root / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    shown = f"{markdown_table(summary['stages'])}\n\n{gains_sentence(summary['gains'])}\n"
+    shown = f"{markdown_table(stage_rows(summary['stages']))}\n\n{gains_sentence(summary['gains'])}\n"
     readme.write_text(before + BEGIN + shown + END + after)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 from pydantic import BaseModel, Field
@@ -35,6 +35,10 @@ class _TransientError(CompletionError):
     """Worth another attempt."""
 
 
+class UnreachableError(_TransientError):
+    """The connection to the server failed or broke."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt to sample from."""
@@ -55,6 +59,10 @@ class Sampling(BaseModel, frozen=True, extra="forbid"):
     stop_token_ids: tuple[int, ...] = Field(
         (), description="Token ids that end a sample, beside the model's own end tokens"
     )
+    constraint: dict[str, Any] | None = Field(
+        None,
+        description="What the server holds the text to (vLLM's `structured_outputs`): {regex: ...}, {choice: [...]}",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,15 @@ class Completion:
     def tokens(self) -> int:
         """Number of sampled tokens, the end token included."""
         return len(self.token_ids)
+
+
+class _Post(Protocol):
+    """Post a body to a path and return the answer's JSON; `what` names the request in errors, `name` in the server's
+    log."""
+
+    async def __call__(
+        self, client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str, name: str | None = None
+    ) -> dict[str, Any]: ...
 
 
 async def complete(
@@ -95,8 +112,34 @@ async def complete(
     (HTTP 4xx, at once) and for one that failed `attempts` times; whatever `on_result` raises ends the run. `timeout_s`
     bounds one HTTP request, in seconds.
     """
-    body = {
+    post = _poster(alive, attempts)
+
+    async def work(client: httpx.AsyncClient, request: Request) -> None:
+        on_result(request, await _sample(post, client, served_name, request, sampling))
+
+    await _run_all(url, requests, work, max_in_flight, timeout_s)
+
+
+Ask = Callable[[httpx.AsyncClient, Request], Awaitable[list[Completion]]]
+
+
+def sampler(served_name: str, sampling: Sampling, alive: Callable[[], None], attempts: int = 5) -> Ask:
+    """What asks a server one request, as `complete` does; raises as it, and `UnreachableError` where the last of the
+    attempts found nobody."""
+    post = _poster(alive, attempts)
+
+    async def ask(client: httpx.AsyncClient, request: Request) -> list[Completion]:
+        return await _sample(post, client, served_name, request, sampling)
+
+    return ask
+
+
+async def _sample(
+    post: _Post, client: httpx.AsyncClient, served_name: str, request: Request, sampling: Sampling
+) -> list[Completion]:
+    payload: dict[str, Any] = {
         "model": served_name,
+        "prompt": list(request.prompt_ids),
         "n": sampling.n,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -105,19 +148,13 @@ async def complete(
         "skip_special_tokens": False,
         "return_token_ids": True,
     }
-    post = _poster(alive, attempts)
-
-    async def work(client: httpx.AsyncClient, request: Request) -> None:
-        payload = {**body, "prompt": list(request.prompt_ids)}
-        if request.seed is not None:
-            payload["seed"] = request.seed
-        what = (
-            f"request {request.request_id} ({len(request.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
-        )
-        answer = await post(client, "/v1/completions", payload, what)
-        on_result(request, _completions(answer, sampling.n, what))
-
-    await _run_all(url, requests, work, max_in_flight, timeout_s)
+    if sampling.constraint is not None:
+        payload["structured_outputs"] = sampling.constraint
+    if request.seed is not None:
+        payload["seed"] = request.seed
+    what = f"request {request.request_id} ({len(request.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
+    answer = await post(client, "/v1/completions", payload, what, request.request_id)
+    return _completions(answer, sampling.n, what)
 
 
 async def classify(
@@ -164,14 +201,12 @@ async def _run_all(
 ) -> None:
     """Do `work` for every item with `max_in_flight` workers that share one lazy iterator; the first error ends all."""
     source = iter(items)
-    limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
-    timeout = httpx.Timeout(timeout_s, connect=30)
 
     async def worker(client: httpx.AsyncClient) -> None:
         for item in source:
             await work(client, item)
 
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client:
+    async with http_client(url, max_in_flight, timeout_s=timeout_s) as client:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(max_in_flight):
@@ -180,17 +215,26 @@ async def _run_all(
             raise failures.exceptions[0] from None
 
 
-_Post = Callable[[httpx.AsyncClient, str, dict[str, Any], str], Awaitable[dict[str, Any]]]
+def http_client(
+    url: str, max_in_flight: int, headers: Mapping[str, str] | None = None, timeout_s: float = 3600
+) -> httpx.AsyncClient:
+    """A client of one server for `max_in_flight` requests at once, each of at most `timeout_s` seconds."""
+    limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
+    timeout = httpx.Timeout(timeout_s, connect=30)
+    return httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=False)
 
 
 def _poster(alive: Callable[[], None], attempts: int) -> _Post:
-    async def attempt(client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str) -> dict[str, Any]:
+    async def attempt(
+        client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str, name: str | None
+    ) -> dict[str, Any]:
         alive()
         try:
-            response = await client.post(path, json=payload)
+            response = await client.post(path, json=payload, headers={"X-Request-Id": name} if name else None)
         except httpx.TransportError as error:
             alive()
-            raise _TransientError(f"{what}: {type(error).__name__}: {error}") from error
+            slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
+            raise (_TransientError if slow else UnreachableError)(f"{what}: {type(error).__name__}: {error}") from error
         if response.status_code == httpx.codes.OK:
             answer: dict[str, Any] = response.json()
             return answer
@@ -200,7 +244,9 @@ def _poster(alive: Callable[[], None], attempts: int) -> _Post:
             raise _TransientError(message)
         raise CompletionError(message)
 
-    async def post(client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str) -> dict[str, Any]:
+    async def post(
+        client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str, name: str | None = None
+    ) -> dict[str, Any]:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_TransientError),
             stop=stop_after_attempt(attempts),
@@ -208,7 +254,7 @@ def _poster(alive: Callable[[], None], attempts: int) -> _Post:
             before_sleep=before_sleep_log(_log, logging.WARNING),
             reraise=True,
         )
-        return await retrying(attempt, client, path, payload, what)
+        return await retrying(attempt, client, path, payload, what, name)
 
     return post
 

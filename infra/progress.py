@@ -18,8 +18,12 @@ _LAST_WAIT_S = 2.0  # for the bar's last drawing
 
 
 @contextmanager
-def progress(step: str, done: Callable[[], float], *, every_s: float = EVERY_S) -> Iterator[None]:
+def progress(
+    step: str, done: Callable[[], float], *, told: Callable[[], str] | None = None, every_s: float = EVERY_S
+) -> Iterator[None]:
     """While the block runs, show `done()`, a share from 0 to 1, every `every_s` seconds as a progress artifact.
+
+    Beside the step's name the artifact tells what `told()` says at that moment.
 
     The artifact belongs to the task run that we are in; outside of one, and for a block that is over before the first
     `every_s` seconds are, there is none. Nothing that goes wrong here reaches the block: it is told in the log.
@@ -32,7 +36,10 @@ def progress(step: str, done: Callable[[], float], *, every_s: float = EVERY_S) 
     over, succeeded = threading.Event(), threading.Event()
     context = contextvars.copy_context()  # it holds the task run and the API's address
     drawing = threading.Thread(
-        target=context.run, args=(_draw, step, done, every_s, over, succeeded), daemon=True, name=f"progress {step}"
+        target=context.run,
+        args=(_draw, step, done, told, every_s, over, succeeded),
+        daemon=True,
+        name=f"progress {step}",
     )
     drawing.start()
     try:
@@ -44,18 +51,27 @@ def progress(step: str, done: Callable[[], float], *, every_s: float = EVERY_S) 
 
 
 def _draw(
-    step: str, done: Callable[[], float], every_s: float, over: threading.Event, succeeded: threading.Event
+    step: str,
+    done: Callable[[], float],
+    told: Callable[[], str] | None,
+    every_s: float,
+    over: threading.Event,
+    succeeded: threading.Event,
 ) -> None:
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+    def description() -> str:
+        return f"{step}: {told()}" if told else step
 
     try:
         if over.wait(every_s):
             return
         # A step is no coroutine, so these are none either.
-        bar = cast(UUID, create_progress_artifact(_percent(done()), key=artifact_key(step), description=step))
+        key, text = artifact_key(step), description()
+        bar = cast(UUID, create_progress_artifact(_percent(done()), key=key, description=text))
         while not over.wait(every_s):
-            update_progress_artifact(bar, _percent(done()))
-        update_progress_artifact(bar, 100.0 if succeeded.is_set() else _percent(done()))
+            update_progress_artifact(bar, _percent(done()), description())
+        update_progress_artifact(bar, 100.0 if succeeded.is_set() else _percent(done()), description())
     except Exception as error:  # noqa: BLE001  # whatever it is, it must not disturb the step
         log.warning("no more progress of %s is shown: %s: %s", step, type(error).__name__, error)
 

@@ -43,6 +43,32 @@ QUERIES = pa.schema(
     ]
 )
 
+JUDGEMENTS = pa.schema(
+    [
+        _required("request_id", TEXT),
+        _required("answer", TEXT),
+        _optional("labels", TEXTS),
+    ]
+)
+
+TOPICS = pa.schema(
+    [
+        _required("name", TEXT),
+        _optional("proposals", INT32),
+    ]
+)
+
+CONTAMINATED = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("query", TEXT),
+        _required("problem", TEXT),
+        _required("problem_set", TEXT),
+        _required("problem_row", INT64),
+        _required("sign", TEXT),
+    ]
+)
+
 RESPONSES = pa.schema(
     [
         _required("query_id", TEXT),

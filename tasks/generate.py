@@ -1,4 +1,4 @@
-"""LongCoT sampling: one shard of queries through the vLLM server, each finished request kept in a ledger.
+"""LongCoT sampling: one shard of queries through the vLLM servers, each finished request kept in a ledger.
 
 Bootstrapping (BOLT section 3.1.3), online sampling (3.3) and evaluation are this one step: with in-context examples in
 the prompt or without, n samples a query.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
+import logging
+import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import combinations, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,31 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
 from infra.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, prompt_text
-from infra.completions import Completion, Request, Sampling, complete
+from infra.completions import Completion, Request, Sampling
 from infra.files import digest_of_files
 from infra.ledger import Ledger
 from infra.manifest import Ref
 from infra.models import fetch_model
+from infra.pool import complete_on
 from infra.progress import progress
+from infra.rate import Rate
 from infra.schemas import RESPONSES
 from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import batched, read_rows, write_table
-from tasks.curate_examples import BadInput, ExamplesConfig, example_files, read_example
-from tasks.mine_queries import QueriesConfig, mine
+from tasks.curate_examples import BadInput, ExamplesConfig, candidates
 from tasks.responses import PLAIN, Format, delimiters, opened_part, parse_response
+
+log = logging.getLogger(__name__)
 
 
 class TruncationError(RuntimeError):
     """Too many samples were cut at max_tokens."""
+
+
+class SetAsideError(RuntimeError):
+    """Too many requests killed a server twice."""
 
 
 class GenerateConfig(BaseModel):
@@ -61,7 +69,16 @@ class GenerateConfig(BaseModel):
         True, description="Give each request its own seed; false where the engine can't (on CPU)."
     )
     in_flight: int = Field(
-        64, ge=1, description="Requests (n samples each) under way at once, per shard; 4 shards run at once."
+        64,
+        ge=1,
+        description="Requests (n samples each) under way at once on each server, per shard; 4 shards run at once.",
+    )
+    set_aside_limit: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of requests set aside because they killed a server twice; more fail the step "
+        "(this project's choice).",
     )
 
 
@@ -106,20 +123,29 @@ def prompt_digest(prompt: PromptConfig) -> str:
     return digest_of_files([prompt.template, prompt.example_template])
 
 
-def first_prompt(prompt: PromptConfig, examples: ExamplesConfig, queries: QueriesConfig, config: GenerateConfig) -> str:
-    """The first query's user turn, for a dry run: read from the user's files, before any artifact exists."""
-    query = mine(queries, Counter())[0]
-    candidates = [read_example(path) for path in example_files(examples)]
-    shown = draw_examples(candidates, prompt.examples, config.seed, query["query_id"])
+def first_prompt(
+    prompt: PromptConfig, examples: ExamplesConfig, query: dict[str, Any] | None, config: GenerateConfig
+) -> str:
+    """The first query's user turn, for a dry run: examples are read from the user's files, before any artifact exists.
+
+    `query`: None where the queries are not known yet.
+    """
+    query = query or {"query_id": "", "query": "(the query: its source is not read in a dry run)"}
+    shown = draw_examples(candidates(examples), prompt.examples, config.seed, query["query_id"])
     return in_context_prompt(prompt, shown, query["query"], config.format)
 
 
 def draw_examples(examples: list[dict[str, Any]], count: int, seed: int, query_id: str) -> list[dict[str, Any]]:
-    """`count` examples drawn for a query, in table order, so that equal draws share a prompt prefix."""
+    """`count` examples drawn for a query, in table order, so that equal draws share a prompt prefix.
+
+    Every set of `count` examples is equally likely: a hash of seed and query id, modulo the number of sets, is the
+    place of the set in lexicographic order. So a draw depends on nothing else, whatever was drawn before.
+    """
     if count > len(examples):
         raise ValueError(f"{count} in-context examples a prompt, but the table `examples` holds {len(examples)}")
-    chosen = random.Random(f"{seed}:{query_id}").sample(range(len(examples)), count)  # noqa: S311
-    return [examples[i] for i in sorted(chosen)]
+    digest = hashlib.sha256(f"examples:{seed}:{query_id}".encode()).digest()
+    number = int.from_bytes(digest, "big") % math.comb(len(examples), count)
+    return list(next(islice(combinations(examples, count), number, None)))
 
 
 def request_seed(seed: int, query_id: str) -> int:
@@ -151,7 +177,8 @@ def generate(
 
     Raises:
         TruncationError: more samples were cut than `truncated_limit`; the finished ones stay in the ledger.
-        infra.vllm_server.ServerError: the server died.
+        SetAsideError: more requests were set aside than `set_aside_limit`; the ledger keeps them and the finished ones.
+        infra.vllm_server.ServerError: no server is left.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     shown = list(read_rows(store, examples)) if examples else []
@@ -178,29 +205,44 @@ def generate(
         stop_token_ids=(),  # the model's own end tokens alone
     )
     with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
-        # equal examples together: prefix cache hits
+        # Equal examples together, for the server's prefix cache.
         owed = sorted((query_id for query_id in asked if query_id not in ledger), key=lambda each: asked[each])
         if owed:
-            server = servers.generation(model)
+            groups = [list(group) for _, group in groupby(owed, key=lambda each: asked[each])]
+            pool = servers.policies(model)
+            rate = Rate(pool, len(owed))
 
             def keep(request: Request, completions: list[Completion]) -> None:
                 samples = [{"text": c.text, "finish_reason": c.finish_reason, "tokens": c.tokens} for c in completions]
                 record = {"samples": samples, "prompt_tokens": len(request.prompt_ids), "seed": request.seed}
                 ledger.append(request.request_id, record)
+                rate.add(sum(c.tokens for c in completions))
 
-            with progress(plan.step, lambda: len(ledger) / len(asked)):
-                asyncio.run(
-                    complete(
-                        server.url,
-                        server.served_name,
-                        map(request, owed),
-                        sampling,
-                        max_in_flight=config.in_flight,
-                        on_result=keep,
-                        alive=server.check,
-                    )
+            def set_aside(request: Request, reason: str) -> None:
+                log.warning("%s: request %s is set aside: it %s", plan.step, request.request_id, reason)
+                ledger.append(request.request_id, {"set_aside": reason})
+                rate.add(0)
+
+            with progress(plan.step, lambda: len(ledger) / len(asked), told=rate.told):
+                asking = complete_on(
+                    pool,
+                    groups,
+                    request,
+                    sampling,
+                    max_in_flight=config.in_flight,
+                    on_result=keep,
+                    on_set_aside=set_aside,
                 )
-        ends = [sample["finish_reason"] for query_id in asked for sample in ledger[query_id]["samples"]]
+                asyncio.run(asking)
+        aside = {query_id: ledger[query_id]["set_aside"] for query_id in asked if "set_aside" in ledger[query_id]}
+        if len(aside) > config.set_aside_limit * len(asked):
+            raise SetAsideError(
+                f"{plan.step}: {len(aside)} of {len(asked)} requests were set aside, limit "
+                f"{config.set_aside_limit:.1%}; the first is query {next(iter(aside))}: {next(iter(aside.values()))}; "
+                f"raise set_aside_limit to go on without them, or delete {ledger.path} to ask all of the shard again"
+            )
+        answered = {query_id: example_ids for query_id, example_ids in asked.items() if query_id not in aside}
+        ends = [sample["finish_reason"] for query_id in answered for sample in ledger[query_id]["samples"]]
         cut = ends.count("length")
         if ends and cut / len(ends) > config.truncated_limit:
             raise TruncationError(
@@ -208,9 +250,9 @@ def generate(
                 f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: "
                 "raise max_tokens (or truncated_limit, if cut samples are no harm)"
             )
-        counts = {"truncated": cut, "off_format": 0, "completion_tokens": 0}
+        counts = {"truncated": cut, "off_format": 0, "completion_tokens": 0, "set_aside": len(aside)}
         opened = bool(opened_part(generation_prefix(tokenizer), config.format))
-        rows = response_rows(tokenizer, asked, ledger, config.format, opened, counts)
+        rows = response_rows(tokenizer, answered, ledger, config.format, opened, counts)
         made = write_table(store, plan.step, plan.key, RESPONSES, batched(rows), plan.provenance, counts=lambda: counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made

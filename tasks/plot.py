@@ -104,6 +104,19 @@ def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
     return _svg((10, 3.4), draw)
 
 
+def histogram_plot(edges: Sequence[float], samples: Sequence[int], threshold: float) -> bytes:
+    """A histogram of stage 1's rewards (one edge more than counts) with the threshold below which they were dropped."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.stairs(samples, edges, fill=True)
+        axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
+        axes.set(title=f"{sum(samples):,} rewards", xlabel="reward", ylabel="samples")
+        axes.legend(frameon=False)
+
+    return _svg((6, 3.4), draw)
+
+
 def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """The trainers' curves: SFT's loss, and of each DPO iteration loss, accuracy, margin and implicit rewards."""
 

@@ -92,14 +92,19 @@ def stage_rows(stages: Rows) -> Rows:
     ]
 
 
+def points(gain: float) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    return f"{100 * gain:+.1f}"
+
+
 def gain_rows(gains: Rows) -> Rows:
     """The paired gains in accuracy, in points."""
     return [
         {
             "from": gain["from"],
             "to": gain["to"],
-            "paired gain": f"{gain['gain']:+.1%}",
-            "95 % interval": f"{gain['low']:+.1%} to {gain['high']:+.1%}",
+            "paired gain, points": points(gain["gain"]),
+            "95 % interval": f"{points(gain['low'])} to {points(gain['high'])}",
         }
         for gain in gains
     ]

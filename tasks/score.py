@@ -6,15 +6,20 @@ The thoughts never reach the reward model: no reward model for them exists.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
 from infra.chat import load_tokenizer, neutralise
 from infra.completions import classify
-from infra.manifest import Ref
+from infra.manifest import Ref, expect
 from infra.models import fetch_model
 from infra.progress import progress
 from infra.schemas import SCORES
@@ -22,7 +27,11 @@ from infra.servers import Servers
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows, scan, write_table
+from tasks.curate_examples import BadInput
 from tasks.responses import is_well_formed
+
+Rows = list[dict[str, Any]]
+COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
 
 
 class ScoreConfig(BaseModel):
@@ -57,27 +66,111 @@ def score(
     reward_model: Ref,
     servers: Servers,
 ) -> Ref:
-    """Write the table `scores`: a row for each response that has a solution; those without one are counted."""
-    tokenizer = load_tokenizer(fetch_model(store, reward_model, servers.work_dir))
+    """Write the table `scores`: a row for each response that has a solution; those without one are counted.
+
+    ArmoRM is scored with by a process of its own, every other reward model by the vLLM server.
+
+    Raises:
+        infra.completions.CompletionError, infra.vllm_server.ServerError: the server refused a request, or died.
+        infra.launcher.TrainerError: ArmoRM's process failed.
+    """
+    model = fetch_model(store, reward_model, servers.work_dir)
+    tokenizer = load_tokenizer(model)
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     counts = {"scored": 0, "without a solution": 0}
     total = max(1, sum(shard.rows for shard in responses))
+    parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
 
-    def batches() -> Iterator[list[dict[str, Any]]]:
-        server = servers.reward(reward_model)
+    def pieces() -> Iterator[tuple[int, Rows]]:
+        """The responses that have a solution, a batch at a time, each with the number of those that have none."""
         for shard in responses:
-            for batch in scan(store, shard, ["query_id", "sample", "solution", "violations", "finish_reason"]):
+            for batch in scan(store, shard, COLUMNS):
                 rows = [row for row in batch.to_pylist() if row["solution"]]
-                ids = [judged_ids(tokenizer, asked[row["query_id"]], row["solution"]) for row in rows]
-                rewards = asyncio.run(
-                    classify(server.url, server.served_name, ids, max_in_flight=config.in_flight, alive=server.check)
-                )
-                counts["without a solution"] += batch.num_rows - len(rows)
-                counts["scored"] += len(rows)
-                yield [scored(row, reward, plan, config) for row, reward in zip(rows, rewards, strict=True)]
+                yield batch.num_rows - len(rows), rows
 
-    with progress(plan.step, lambda: sum(counts.values()) / total):
-        return write_table(store, plan.step, plan.key, SCORES, batches(), plan.provenance, counts=lambda: counts)
+    def judged(rows: Rows) -> list[tuple[str, str]]:
+        """Samples of a query that end in the same solution get the same reward: asked once a batch."""
+        return list(dict.fromkeys((row["query_id"], row["solution"]) for row in rows))
+
+    def batches() -> Iterator[Rows]:
+        ids = (
+            [judged_ids(tokenizer, asked[each], solution) for each, solution in judged(rows)] for _, rows in pieces()
+        )
+        native = is_armorm(model)
+        rewards = (
+            computed(ids, tokenizer, model, parts, servers) if native else served(ids, reward_model, config, servers)
+        )
+        for (without, rows), found in zip(pieces(), rewards, strict=True):
+            reward_of = dict(zip(judged(rows), found, strict=True))
+            counts["without a solution"] += without
+            counts["scored"] += len(rows)
+            yield [scored(row, reward_of[row["query_id"], row["solution"]], plan, config) for row in rows]
+
+    def done() -> float:
+        in_parts = part_count(parts)
+        computed_share = sum(rewards_path(parts, n).exists() for n in range(in_parts)) / in_parts if in_parts else 0.0
+        return computed_share or sum(counts.values()) / total
+
+    with progress(plan.step, done):
+        made = write_table(store, plan.step, plan.key, SCORES, batches(), plan.provenance, counts=lambda: counts)
+        if parts.exists():
+            shutil.rmtree(parts)  # the table holds it all now
+    return made
+
+
+def served(
+    batches: Iterable[list[list[int]]], reward_model: Ref, config: ScoreConfig, servers: Servers
+) -> Iterator[list[float]]:
+    """Rewards of token ids, batch by batch, from the server of a sequence classifier."""
+    server = servers.reward(reward_model)
+    for ids in batches:
+        yield asyncio.run(
+            classify(server.url, server.served_name, ids, max_in_flight=config.in_flight, alive=server.check)
+        )
+
+
+def computed(
+    batches: Iterable[list[list[int]]], tokenizer: Any, model: Path, parts: Path, servers: Servers
+) -> Iterator[list[float]]:
+    """Rewards of token ids, batch by batch, from ArmoRM: all of them are laid into the folder `parts` first.
+
+    Raises:
+        ValueError: a sequence is longer than the reward model's `max_model_len`.
+    """
+    options = servers.scorer()
+    parts.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for ids in batches:
+        if (longest := max(map(len, ids), default=0)) > options.max_model_len:
+            raise ValueError(
+                f"a query and its solution are {longest} tokens long, serving.reward.max_model_len is "
+                f"{options.max_model_len}: raise it (the model's own limit is in its config.json)"
+            )
+        write_part(parts, count, [(each, gate_position(tokenizer, each)) for each in ids])
+        count += 1
+    config = ArmoConfig(model=model, parts=parts, dtype=options.dtype)  # type: ignore[arg-type]  # checked there
+    score_parts(config, ranks=options.tensor_parallel_size)
+    for number in range(count):
+        yield np.load(rewards_path(parts, number), allow_pickle=False).tolist()
+
+
+def check_reward_model(store: Store, reward_model: Ref) -> None:
+    """Refuse a reward model without a chat template: a look at its files, before anything is sampled.
+
+    Raises:
+        BadInput: no file of the model holds a chat template.
+    """
+    files = {part.path for part in expect(store, reward_model).parts}
+    folder = f"{reward_model.step}/{reward_model.key}"
+    told = "tokenizer_config.json"
+    if "chat_template.jinja" in files or "chat_template.json" in files:
+        return
+    if told in files and json.loads(store.read_bytes(f"{folder}/{told}")).get("chat_template"):
+        return
+    raise BadInput(
+        f"reward model {folder}: no chat template in its files (expected chat_template.jinja, or chat_template in "
+        f"{told}); it reads query and solution through its own: add the template it was trained with to the folder"
+    )
 
 
 def scored(row: dict[str, Any], reward: float, plan: Plan, config: ScoreConfig) -> dict[str, Any]:

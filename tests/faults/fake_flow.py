@@ -10,6 +10,8 @@ import importlib
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import tasks.generate
 import tasks.score
 from cot_formats import bolt
 from infra.completions import Completion
+from infra.pool import Pool
 
 PAUSE_S = 0.1  # a request
 
@@ -26,13 +29,16 @@ class Healthy:
     """A server that is up."""
 
     url, served_name = "http://127.0.0.1:9", "fake"
+    headers: Mapping[str, str] = {}
 
     def check(self) -> None: ...
 
+    def stop(self) -> None: ...
+
 
 def main(flow: str, parameters: Path, asked: Path) -> None:
-    async def complete(_url: str, _name: str, requests: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
-        for request in requests:
+    async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
+        for request in map(request_of, chain.from_iterable(groups)):
             await asyncio.sleep(PAUSE_S)
             text = bolt.render("plan : one .", "answer : 1 .")
             on_result(request, [Completion(text, "stop", (1, 2), 3) for _ in range(sampling.n)])
@@ -43,8 +49,8 @@ def main(flow: str, parameters: Path, asked: Path) -> None:
         return [float(number % 3) for number in range(len(inputs))]
 
     logging.getLogger("infra").setLevel(logging.INFO)
-    infra.servers.Servers._server = lambda *_: Healthy()  # type: ignore[method-assign,assignment,return-value]
-    tasks.generate.complete = complete  # type: ignore[assignment]
+    infra.servers.Servers._pool = lambda *_: Pool([Healthy()])  # type: ignore[method-assign,assignment]
+    tasks.generate.complete_on = complete_on  # type: ignore[assignment]
     tasks.score.classify = classify  # type: ignore[assignment]
     run = getattr(importlib.import_module(f"flows.{flow}"), flow)
     made = run(**json.loads(parameters.read_text()))

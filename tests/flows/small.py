@@ -11,12 +11,15 @@ from typing import Any
 from infra.keys import PROJECT_ROOT
 from nano.vocabulary import save_tokenizer
 
-EXAMPLE = "---\ntopic: days\n---\n\n## Query\n\nq\n\n## Thoughts\n\nplan : t .\n\n## Solution\n\nanswer : 1 .\n"
+EXAMPLE = (
+    "---\ntopic: days\nauthor: us\nlicence: Apache-2.0\n---\n\n## Query\n\nwhat is {0} ?\n\n"
+    "## Thoughts\n\nplan : t {0} .\n\n## Solution\n\nanswer : {0} .\n"
+)
 
 
 # The real method in a few minutes: settings of bolt/nano. The smallest evaluates on fewer problems.
 SMALL = (
-    "config.bootstrap.queries.limit=100",
+    "config.bootstrap.queries.draw.limit=100",
     "config.bootstrap.shards=2",
     "config.online.iterations=1",
     "config.online.queries_per_iteration=24",
@@ -24,13 +27,13 @@ SMALL = (
     "config.online.generate.truncated_limit=1",
     "config.online.pair.least_samples=2",
     "config.online.pair.boundary=null",  # few queries have both right and wrong answers
-    "config.evaluate.problems.limit=24",
+    "config.evaluate.problems.draw.limit=24",
     "config.evaluate.generate.samples=2",
     "config.evaluate.generate.truncated_limit=1",
     "config.sft.micro_batch=4",
     "config.sft.batch=8",  # of so few responses: more steps, or the model seldom keeps to the format
 )
-SMALLEST = (*SMALL, "config.evaluate.problems.limit=8")
+SMALLEST = (*SMALL, "config.evaluate.problems.draw.limit=8")
 
 
 def write_queries(path: Path, *queries: str) -> Path:
@@ -42,12 +45,16 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
     """The parameters of `bolt` over files in `folder`; the last two of the queries are the problems held out."""
     (folder / "examples").mkdir(parents=True)
     for number in range(3):
-        (folder / "examples" / f"{number}.md").write_text(EXAMPLE)
+        (folder / "examples" / f"{number}.md").write_text(EXAMPLE.format(number))
     save_tokenizer(folder / "model")
     (folder / "model" / "config.json").write_text("{}")
     texts = [f"which day is {number} ?" for number in range(queries)]
     serving = {"max_model_len": 4096}
-    source = {"path": str(write_queries(folder / "queries.jsonl", *texts)), "least_difficulty": 0}
+    mined = {
+        "sources": [{"path": str(write_queries(folder / "queries.jsonl", *texts))}],
+        "clean": {"languages": [], "near_duplicates": None},  # they differ in a number alone
+        "decontaminate": {"ngram": None, "near_duplicates": None},
+    }
     generate = {"samples": 4, "max_tokens": 32}
     prompt = {
         "template": str(PROJECT_ROOT / "prompts" / "in_context.md"),
@@ -59,15 +66,22 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
         "serving": {"policy": serving, "reward": serving},
         "estimates": {"tokens_per_response": 100},
         "bootstrap": {
-            "examples": {"folder": str(folder / "examples"), "least_actions": 0},
-            "queries": source,
+            "examples": {
+                "path": str(folder / "examples"),
+                "count": 3,
+                "per_topic": 3,
+                "least_actions": 0,
+                "least_words": 1,
+            },
+            "queries": mined,
             "prompt": prompt,
             "generate": generate,
+            "filter": {"least_thought_tokens": None},
             "shards": 2,
         },
-        "online": {"iterations": 2, "queries_per_iteration": 5, "queries": source, "generate": generate, "shards": 1},
+        "online": {"iterations": 2, "queries_per_iteration": 5, "queries": mined, "generate": generate, "shards": 1},
         "evaluate": {
-            "problems": {**source, "path": str(write_queries(folder / "problems.jsonl", *texts[-2:]))},
+            "problems": {"sources": [{"path": str(write_queries(folder / "problems.jsonl", *texts[-2:]))}]},
             "generate": {"samples": 3, "max_tokens": 32},
             "shards": 1,
         },

@@ -5,7 +5,10 @@ docs/operations.md lists every bad input with its message and the test that make
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,15 @@ from flows.sft import SftFlowConfig, sft
 from infra.completions import Completion
 from infra.launcher import TrainerError, launch, metrics_path
 from infra.manifest import Ref
+from infra.pool import Pool
 from infra.settings import Settings
 from infra.store import Store, StoreError
 from infra.tables import find, read_rows
 from infra.training_config import SftConfig, trained_path
 from infra.vllm_server import ServerError, VllmServer
+from tasks.curate_examples import BadInput
 
+MINING = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
@@ -43,16 +49,19 @@ class Healthy:
     """A server that is up; `answering` puts words in its mouth."""
 
     url, served_name = "http://127.0.0.1:9", "fake"
+    headers: Mapping[str, str] = {}
 
     def check(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[str]:
     """Answer sampling and scoring in place of vLLM; returns the requests as they are answered."""
     asked: list[str] = []
 
-    async def complete(_url: str, _name: str, requests: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
-        for request in requests:
+    async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
+        for request in map(request_of, chain.from_iterable(groups)):
             if dies_after is not None and len(asked) >= dies_after:
                 raise ServerError("vLLM server of MODEL ended with status 137; log: PATH; its last lines: ...")
             text = bolt.render("plan : one .", "answer : 1 .")
@@ -62,8 +71,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) ->
     async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
         return [float(number % 3) for number in range(len(inputs))]
 
-    monkeypatch.setattr(infra.servers.Servers, "_server", lambda *_: Healthy())
-    monkeypatch.setattr(tasks.generate, "complete", complete)
+    monkeypatch.setattr(infra.servers.Servers, "_pool", lambda *_: Pool([Healthy()]))
+    monkeypatch.setattr(tasks.generate, "complete_on", complete_on)
     monkeypatch.setattr(tasks.score, "classify", classify)
     return asked
 
@@ -121,8 +130,18 @@ def test_a_model_folder_that_is_no_model_is_told(world):
         made(world)
 
 
+def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sampled(world, monkeypatch, tmp_path):
+    asked = answering(monkeypatch)
+    silent = tmp_path / "silent"
+    shutil.copytree(world["model"], silent)
+    (silent / "chat_template.jinja").unlink()
+    with pytest.raises(BadInput, match=r"reward model imported/silent-\w+: no chat template in its files"):
+        made(world | {"reward_model": str(silent)})
+    assert not asked
+
+
 def test_a_query_file_that_is_missing_is_named(world):
-    Path(world["bootstrap"]["queries"]["path"]).unlink()
+    Path(world["bootstrap"]["queries"]["sources"][0]["path"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"input file .*queries\.jsonl does not exist; relative paths start"):
         made(world)
 
@@ -157,7 +176,7 @@ def test_a_server_that_dies_at_its_start_shows_its_words_and_what_is_finished_st
     ):
         made(world)
     kept = steps_in(tmp_path / "store")
-    assert {name.split("/")[0] for name in kept} == {"imported", "examples", "queries"}
+    assert {name.split("/")[0] for name in kept} == {"imported", "examples", "queries", *MINING}
     answering(monkeypatch)
     made(world)
     assert kept.items() <= steps_in(tmp_path / "store").items()
@@ -168,7 +187,7 @@ def test_a_server_that_dies_midway_owes_only_the_rest(world, tmp_path, monkeypat
     with pytest.raises(ServerError, match="ended with status 137"):
         made(world)
     kept = steps_in(tmp_path / "store")
-    assert {name.split("/")[0] for name in kept} <= {"imported", "examples", "queries", "responses"}
+    assert {name.split("/")[0] for name in kept} <= {"imported", "examples", "queries", "responses", *MINING}
     rest = answering(monkeypatch)
     longcot = made(world)
     assert sorted(first + rest) == sorted(row["query_id"] for row in read_rows(store(), longcot, ["query_id"]))

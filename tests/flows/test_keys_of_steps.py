@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 import infra.steps
-from flows.bootstrap import BootstrapStage, bootstrap_stage, curated, mined
+from flows.bootstrap import BootstrapStage, bootstrap_stage, curated
 from flows.evaluate import EvaluateStage, evaluate_stage
+from flows.mine import mine_stage, problems_stage
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.run import Estimates
 from flows.sft import sft_stage
@@ -29,10 +30,13 @@ from infra.tables import write_table
 from tasks.train_sft import SftStage
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False)])
+MINED = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
+MINED_ONLINE = {"collected-online", "cleaned", "contaminated", "decontaminated"}
+PROBLEMS = {"collected-test", "problems-cleaned", "problems"}
 STAGE_1 = {"examples", "queries", "responses", "filtered", "scores", "longcot"}
 STAGE_3 = {"queries-online-1", "responses-online-1", "scores-online-1", "pairs-1", "dpo-1"}
 GRADED = {f"{what}-sft-{how}" for what in ("answers", "grades") for how in ("sampled", "greedy")}
-ALL = STAGE_1 | {"sft", "problems"} | STAGE_3 | GRADED
+ALL = STAGE_1 | {"sft"} | PROBLEMS | MINED | MINED_ONLINE | STAGE_3 | GRADED
 DRAWN = {"responses", "filtered", "scores", "longcot", "sft"}  # what follows from stage 1's samples
 LATER = DRAWN | (STAGE_3 - {"queries-online-1"}) | GRADED
 
@@ -74,15 +78,17 @@ class World:
         for name in ("queries", "online", "test"):
             (folder / f"{name}.jsonl").write_text(json.dumps({"query": f"{name} ?"}) + "\n")
         self.models = {name: self.model(name, "1") for name in ("instruct", "reward")}
-        queries = {"path": folder / "queries.jsonl", "held_out": [folder / "test.jsonl"]}
+        sources = {name: [{"path": f"{folder}/{name}.jsonl"}] for name in ("queries", "online", "test")}
+        queries = {"sources": sources["queries"], "decontaminate": {"held_out": sources["test"]}, "draw": {}}
         prompt = {"template": folder / "prompts/in_context.md", "example_template": folder / "prompts/example.md"}
         self.config: dict[str, Any] = {
             "serving": {"policy": {"max_model_len": 64}, "reward": {"max_model_len": 64}},
             "bootstrap": {
-                "examples": {"folder": folder / "examples"},
+                "examples": {"path": folder / "examples", "least_actions": 3, "least_words": 10},
                 "queries": queries,
                 "prompt": prompt,
                 "generate": {},
+                "filter": {},
                 "score": {},
                 "select": {},
                 "shards": 2,
@@ -90,13 +96,13 @@ class World:
             "sft": {},
             "online": {
                 "iterations": 1,
-                "queries": {"path": folder / "online.jsonl"},
+                "queries": {"sources": sources["online"], "draw": {}},
                 "generate": {},
                 "pair": {},
                 "dpo": {},
                 "shards": 1,
             },
-            "evaluate": {"problems": {"path": folder / "test.jsonl"}, "generate": {}, "shards": 1},
+            "evaluate": {"problems": {"sources": sources["test"]}, "generate": {}, "shards": 1},
         }
 
     def model(self, name: str, content: str) -> Ref:
@@ -107,12 +113,12 @@ class World:
         instruct, reward = self.models["instruct"], self.models["reward"]
         stage_1 = BootstrapStage(**self.config["bootstrap"])
         stage_3 = OnlineStage(**self.config["online"])
-        examples, queries = curated(run, stage_1.examples), mined(run, stage_1.queries)
+        examples, queries = curated(run, stage_1.examples), mine_stage(run, stage_1.queries)
         longcot = bootstrap_stage(run, stage_1, examples, queries, instruct, reward)
         policy = sft_stage(run, SftStage(**self.config["sft"]), longcot, instruct)
         online_iteration(run, stage_3, 1, online_queries(run, stage_3)[1], policy, policy, reward)
         evaluate = EvaluateStage(**self.config["evaluate"])
-        evaluate_stage(run, evaluate, "sft", mined(run, evaluate.problems, "problems"), policy)
+        evaluate_stage(run, evaluate, "sft", problems_stage(run, evaluate.problems), policy)
         assert set(run.made | run.found) == ALL
         return set(run.made)
 
@@ -173,9 +179,9 @@ def test_where_a_model_lies_does_not_count(world):
         ("examples/01-arithmetic.md", "\n", {"examples"} | LATER),
         ("prompts/in_context.md", "!", LATER),
         ("prompts/example.md", "!", LATER),
-        ("queries.jsonl", '{"query": "more ?"}\n', {"queries"} | LATER),
-        ("online.jsonl", '{"query": "more ?"}\n', STAGE_3),
-        ("test.jsonl", '{"query": "more ?"}\n', {"queries", "problems"} | LATER),
+        ("queries.jsonl", '{"query": "more ?"}\n', MINED | {"queries"} | LATER),
+        ("online.jsonl", '{"query": "more ?"}\n', MINED_ONLINE | STAGE_3),
+        ("test.jsonl", '{"query": "more ?"}\n', {"contaminated", "decontaminated", "queries"} | PROBLEMS | LATER),
         ("examples/notes.txt", "not an example", set()),
         ("README.md", "not read by any step", set()),
     ],
@@ -205,7 +211,12 @@ def test_an_added_or_renamed_example_counts(world):
         ("serving.reward.max_num_seqs", 3, set()),
         ("serving.share_devices", False, set()),
         ("bootstrap.shards", 3, LATER),
-        ("bootstrap.queries.limit", 5, {"queries"} | LATER),
+        ("bootstrap.queries.draw.limit", 5, {"queries"} | LATER),
+        (
+            "bootstrap.filter.copied_words",
+            20,
+            {"filtered", "scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED,
+        ),
         ("bootstrap.score.format_weight", 2.0, {"scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
         ("bootstrap.select.percentile", 40, {"longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
         ("sft.epochs", 3, {"sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
@@ -247,6 +258,8 @@ def from_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("tasks/generate.py", {"responses", "responses-online-1", "answers-sft-sampled", "answers-sft-greedy"}),
         ("tasks/responses.py", {"examples", "responses", "scores", "longcot"}),
         ("cot_formats/tagged.py", {"examples", "responses", "scores", "longcot"}),
+        ("tasks/filter_rules.py", {"filtered"}),
+        ("infra/armorm_process.py", {"scores", "scores-online-1"}),
         ("tasks/pair.py", {"pairs-1"}),
         ("infra/train_sft.py", {"sft"}),
         ("infra/train_dpo.py", {"dpo-1"}),
@@ -268,4 +281,4 @@ def test_source_counts_where_it_is_imported(from_source, world, file, made):
     if not made:
         assert changed == set()
     if file == "tasks/generate.py":
-        assert changed == LATER
+        assert changed == {"examples"} | LATER  # its prompts are measured against the context

@@ -17,7 +17,7 @@ from infra.settings import Settings
 from infra.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(400)]
 
 
 def run(place: Path) -> str:

@@ -10,8 +10,9 @@ from prefect import flow
 from small import bootstrap_parameters, small_world
 
 from flows.bolt import BoltConfig, bolt
-from flows.bootstrap import BootstrapConfig, bootstrap, mined
+from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.evaluate import EvaluateConfig, evaluate
+from flows.mine import problems_stage
 from flows.online import OnlineConfig, OnlineStage, online
 from flows.run import begin
 from infra.models import import_model
@@ -19,7 +20,6 @@ from infra.servers import Servers
 from infra.settings import Settings
 from infra.store import Store
 from tasks.curate_examples import BadInput
-from tasks.mine_queries import QueriesConfig
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -29,7 +29,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Parameters; a server that is asked for fails the test."""
     monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path / "work"))
-    monkeypatch.setattr(Servers, "_server", lambda *_: pytest.fail("a server was asked for"))
+    monkeypatch.setattr(Servers, "_pool", lambda *_: pytest.fail("a server was asked for"))
     return small_world(tmp_path / "files")
 
 
@@ -52,7 +52,7 @@ def test_a_dry_run_reckons_with_the_rows_that_there_are(world, capsys):
 @flow
 def only_mine(config: BoltConfig) -> None:
     with begin(config) as run:
-        mined(run, config.evaluate.problems, "problems")
+        problems_stage(run, config.evaluate.problems)
 
 
 def test_a_dry_run_knows_the_keys_of_a_model_without_copying_it(world, tmp_path, capsys):
@@ -61,7 +61,9 @@ def test_a_dry_run_knows_the_keys_of_a_model_without_copying_it(world, tmp_path,
     first = planned(capsys)
     assert not (tmp_path / "store" / "imported").exists()
     known = {name for name, (_, key, _) in first.items() if not key.startswith("(")}
-    files_alone = {"problems", "examples", "queries", "queries-online-1", "queries-online-2"}
+    collected = {"collected-queries", "collected-problems", "cleaned", "problems-cleaned"}
+    mined = {"contaminated", "decontaminated", "queries", "queries-online-1", "queries-online-2"}
+    files_alone = {"problems", "examples", *collected, *mined}
     assert known == files_alone | {"answers-instruct-sampled", "answers-instruct-greedy"}
     import_model(Store.open(Settings.load()), Path(world["model"]), "model")
     bolt(BoltConfig(**world, dry_run=True))
@@ -89,7 +91,7 @@ def test_too_few_queries_for_all_iterations_are_an_error_before_anything_is_samp
     world["online"]["queries_per_iteration"] = 6
     with pytest.raises(BadInput) as error:  # 12 queries less 2 held out
         bolt(BoltConfig(**world, dry_run=dry_run))
-    for part in ("queries.jsonl: 12 queries are needed (skip 6, then 6), found 10", "held out for evaluation"):
+    for part in ("12 queries are needed (skip 6, then 6), found 10", "passed over"):
         assert part in str(error.value)
     assert not list((tmp_path / "store").glob("answers*"))
 
@@ -97,13 +99,14 @@ def test_too_few_queries_for_all_iterations_are_an_error_before_anything_is_samp
 def test_a_short_last_iteration_is_an_error_for_online_alone(world):
     world["online"] |= {"queries_per_iteration": 5, "iterations": 3}
     parameters = {name: world[name] for name in ("model", "reward_model", "serving", "online")}
-    with pytest.raises(BadInput, match=r"queries\.jsonl: 15 queries are needed \(skip 10, then 5\), found 12"):
+    with pytest.raises(BadInput, match=r"15 queries are needed \(skip 10, then 5\), found 12"):
         online(OnlineConfig(**parameters))
 
 
 def test_iterations_share_no_query_and_take_no_limit(tmp_path):
-    stage = OnlineStage(queries=QueriesConfig(path=tmp_path / "q.jsonl", skip=3), queries_per_iteration=7)
-    drawn = [stage.queries_of(number) for number in (1, 2, 3)]
+    sources = [{"path": str(tmp_path / "q.jsonl")}]
+    stage = OnlineStage(queries={"sources": sources, "draw": {"skip": 3}}, queries_per_iteration=7)
+    drawn = [stage.draw_of(number) for number in (1, 2, 3)]
     assert [(each.skip, each.limit, each.least_queries) for each in drawn] == [(3, 7, 7), (10, 7, 7), (17, 7, 7)]
     with pytest.raises(ValueError, match="set queries_per_iteration"):
-        OnlineStage(queries=QueriesConfig(path=tmp_path / "q.jsonl", limit=3))
+        OnlineStage(queries={"sources": sources, "draw": {"limit": 3}})

@@ -27,6 +27,19 @@ def working(step: str, shares: list[float], fails: bool = False) -> str:
     return "done"
 
 
+@task
+def telling(step: str, texts: list[str]) -> str:
+    given = iter([*texts, *[texts[-1]] * 1000])
+    with progress(step, lambda: 0.5, told=lambda: next(given), every_s=0.05):
+        time.sleep(0.6)
+    return "done"
+
+
+@flow
+def tells(step: str, texts: list[str]) -> str:
+    return telling(step, texts)
+
+
 @flow
 def works(step: str, shares: list[float], fails: bool = False) -> str:
     return working(step, shares, fails)
@@ -56,6 +69,15 @@ def test_a_share_out_of_bounds_is_cut():
     with pytest.raises(ValueError, match="the step's own"):
         works("step-d", [-7.0], fails=True)
     assert (drawn("progress-step-c"), drawn("progress-step-d")) == ([(100.0, True)], [(0.0, True)])
+
+
+def test_what_is_told_stands_beside_the_steps_name():
+    assert tells("step-e", ["1 of 2", "2 of 2"]) == "done"
+    with get_client(sync_client=True) as client:
+        asked = {"artifacts": {"key": {"any_": ["progress-step-e"]}}}
+        assert [each["description"] for each in client.request("POST", "/artifacts/filter", json=asked).json()] == [
+            "step-e: 2 of 2"
+        ]
 
 
 def test_an_api_that_is_gone_does_not_disturb_the_step(caplog, monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 import pytest
 from made_run import MadeRun
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from shown import artifacts_of
 
 from flows.summary import as_text, publish_report
 from infra.settings import Settings
@@ -21,12 +22,11 @@ def test_the_report_is_published(tmp_path: Path):
     run = MadeRun(store)
 
     @flow
-    def told() -> None:
+    def told() -> UUID:
         publish_report(store, run.summary)
+        return UUID(flow_run.id)
 
-    told()
-    with get_client(sync_client=True) as client:
-        found: dict[str, Any] = {each.key: each.data for each in client.read_artifacts()}
+    found = artifacts_of(told())
     page = tmp_path / "a store" / "runs" / "able-eagle" / "report.html"
     assert page.read_text().startswith("<!doctype html>")
     assert found["bolt-report"] == f"[report.html]({page.as_uri()})"

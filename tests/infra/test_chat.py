@@ -33,7 +33,7 @@ def test_no_text_becomes_a_control_token(text: str) -> None:
     assert chat.neutralise(safe, TOKENIZER) == safe
 
 
-@given(st.text(st.characters(exclude_characters="<>")))
+@given(st.text(st.characters(exclude_characters="<>", codec="utf-8")))  # half a character is refused at the door
 def test_ordinary_text_is_left_alone(text: str) -> None:
     assert chat.neutralise(text, TOKENIZER) == text
 

@@ -93,6 +93,14 @@ def test_a_seed_is_sent_when_given(server: Server) -> None:
     assert server.asked[0]["seed"] == 7
 
 
+def test_a_constraint_is_sent_when_given(server: Server) -> None:
+    sample(server.url)
+    held = SAMPLING.model_copy(update={"constraint": {"choice": ["a", "b"]}})
+    requests, keep = [Request("r", [5], None)], lambda _request, _samples: None
+    asyncio.run(complete(server.url, "m", requests, held, max_in_flight=1, on_result=keep, alive=lambda: None))
+    assert [body.get("structured_outputs") for body in server.asked] == [None, {"choice": ["a", "b"]}]
+
+
 def test_requests_in_flight_are_bounded(server: Server) -> None:
     assert len(sample(server.url, count=20)) == 20
     assert server.most_open <= 3

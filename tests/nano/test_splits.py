@@ -18,7 +18,7 @@ from nano.families import FAMILIES, LEVELS
 from nano.problem import SPLITS, Problem
 from nano.vocabulary import encoder
 from tasks.curate_examples import read_example
-from tasks.mine_queries import query_id
+from tasks.sources import query_id
 
 NANO = PROJECT_ROOT / "nano"
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from infra.manifest import Ref
-from infra.vllm_server import ServerError
+from infra.pool import Pool
+from infra.vllm_server import ServerError, ServerOptions
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FakeVllm:
-    """Answers POST requests by path and keeps what it was asked. `dies_after`: checks until it counts as dead."""
+    """Answers POST requests by path and keeps what it was asked. `dies_after`: requests until it counts as dead."""
 
     served_name = "fake"
+    headers: Mapping[str, str] = {}
 
     def __init__(self, **answers: Answer) -> None:
         self.asked: list[dict[str, Any]] = []
         self.dies_after: int | None = None
-        self._checks = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,9 +49,10 @@ class FakeVllm:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def check(self) -> None:
-        self._checks += 1
-        if self.dies_after is not None and self._checks > self.dies_after:
+        if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise ServerError("the server died")
+
+    def stop(self) -> None: ...
 
     def close(self) -> None:
         self._http.shutdown()
@@ -70,6 +72,12 @@ class TinyServers:
         return self._server
 
     reward = generation
+
+    def scorer(self) -> ServerOptions:
+        return ServerOptions(max_model_len=128, dtype="float32")
+
+    def policies(self, model: Ref) -> Pool:
+        return Pool([self.generation(model)])
 
 
 def completions(texts: Callable[[int], tuple[str, str]]) -> Answer:

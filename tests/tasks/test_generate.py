@@ -11,10 +11,12 @@ from scipy import stats
 import tasks.generate
 from cot_formats import bolt
 from infra.chat import load_tokenizer
+from infra.completions import Completion
 from infra.keys import PROJECT_ROOT
 from infra.ledger import LedgerError
 from infra.manifest import Provenance
 from infra.models import import_model
+from infra.pool import Pool
 from infra.schemas import EXAMPLES, QUERIES
 from infra.steps import Plan
 from infra.store import StoreError
@@ -25,6 +27,7 @@ from tasks.curate_examples import BadInput
 from tasks.generate import (
     GenerateConfig,
     PromptConfig,
+    SetAsideError,
     TruncationError,
     draw_examples,
     generate,
@@ -106,17 +109,21 @@ def test_plain_answers_can_not_be_shown(tmp_path):
 
 
 def test_every_set_of_examples_is_drawn_equally_often():
-    table = [example(n) for n in range(6)]
-    drawn = Counter(tuple(e["example_id"] for e in draw_examples(table, 3, 0, f"query-{n}")) for n in range(10_000))
-    assert set(drawn) == set(combinations([e["example_id"] for e in table], 3))  # in table order, none twice
-    assert stats.chisquare(list(drawn.values())).pvalue > 0.001
-
-
-def test_the_draw_depends_on_seed_and_query_alone():
     table = [example(n) for n in range(10)]
-    assert draw_examples(table, 3, 0, "q") == draw_examples(table, 3, 0, "q")
+    drawn = Counter(tuple(e["example_id"] for e in draw_examples(table, 3, 0, f"query-{n}")) for n in range(20_000))
+    assert set(drawn) == set(combinations([e["example_id"] for e in table], 3))  # 120, in table order, none twice
+    assert stats.chisquare(list(drawn.values())).pvalue > 0.001
+    shown = Counter(name for names, times in drawn.items() for name in names for _ in range(times))
+    assert all(abs(times - 6_000) < 250 for times in shown.values())  # four standard deviations
+
+
+def test_the_draw_depends_on_seed_query_and_examples_alone():
+    table = [example(n) for n in range(10)]
+    first = draw_examples(table, 3, 0, "q")
+    assert [draw_examples(table, 3, 0, "q") for _ in range(3)] == [first] * 3
     assert len({str(draw_examples(table, 3, seed, "q")) for seed in range(20)}) > 10
     assert len({str(draw_examples(table, 3, 0, f"q{n}")) for n in range(20)}) > 10
+    assert draw_examples(table[:3], 3, 7, "q") == table[:3]
     with pytest.raises(ValueError, match="11 in-context examples a prompt, but the table `examples` holds 10"):
         draw_examples(table, 11, 0, "q")
 
@@ -156,7 +163,7 @@ def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, mod
     body = server.asked[0]
     assert (body["n"], body["temperature"], body["top_p"], body["max_tokens"]) == (3, 0.5, 0.9, 50)
     assert tokenizer().decode(body["prompt"]) == f"{USER} which day is 0 ? {END} {ASSISTANT}"
-    assert world.counts(made[1]) == {"truncated": 0, "off_format": 0, "completion_tokens": 9 * 14}
+    assert world.counts(made[1]) == {"truncated": 0, "off_format": 0, "completion_tokens": 9 * 14, "set_aside": 0}
 
 
 def test_no_request_seed_where_the_engine_can_not_take_one(world, queries, model, serve):
@@ -243,6 +250,63 @@ def test_thoughts_that_the_chat_template_opens_are_read(world, queries, opening_
     assert good["thought_tokens"] == 4
     assert repeated["violations"] == ["repeated_open_thoughts"]
     assert "unclosed_thoughts" in unclosed["violations"]
+
+
+def test_a_set_aside_request_is_counted_and_in_no_row_and_not_asked_again(world, queries, model, serve, monkeypatch):
+    async def one_kills(_pool, groups, request, _sampling, *, on_result, on_set_aside, **_):
+        first, *others = [each for group in groups for each in group]
+        on_set_aside(request(first), "killed a server twice: ended with status 137")
+        for each in others:
+            on_result(request(each), [Completion("plan", "stop", (1, 2), 3)])
+
+    server = serve(completions=completions(sample_text))
+    common = {"queries": queries, "model": model, "servers": TinyServers(world.work_dir, server)}
+    config = GenerateConfig(samples=1, set_aside_limit=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.generate, "complete_on", one_kills)
+        with pytest.raises(SetAsideError) as error:
+            world.do(generate, config=config, **common)
+    for part in (
+        "made: 1 of 10 requests were set aside, limit 5.0%",
+        "query q0: killed a server twice",
+        "made-k.jsonl",
+    ):
+        assert part in str(error.value)
+    assert not world.store.exists("made/k/manifest.json")
+    made = world.do(generate, config=config.model_copy(update={"set_aside_limit": 0.1}), **common)
+    assert server.asked == []  # the ledger has it all
+    assert [row["query_id"] for row in world.rows(made)] == [f"q{n}" for n in range(1, 10)]
+    assert world.counts(made) == {"truncated": 0, "off_format": 9, "completion_tokens": 18, "set_aside": 1}
+
+
+def test_several_servers_share_a_shard_and_groups_stay_together(world, query, model, serve):
+    table = world.table(QUERIES, [query(f"q{n}", f"which day is {n} ?") for n in range(200)], "queries")
+    both = [serve(completions=completions(sample_text)) for _ in range(2)]
+
+    class Two(TinyServers):
+        def policies(self, model):
+            return Pool(both)
+
+    made = world.do(
+        generate,
+        config=GenerateConfig(samples=1, in_flight=2),
+        queries=table,
+        model=model,
+        servers=Two(world.work_dir),
+        prompt=NANO_PROMPT.model_copy(update={"examples": 2}),
+        examples=world.table(EXAMPLES, [example(n) for n in range(5)], "examples"),
+    )
+    assert sorted(row["query_id"] for row in world.rows(made)) == sorted(f"q{n}" for n in range(200))
+    reading = tokenizer()
+    sets = [
+        {
+            tuple(n for n in range(5) if f"goal : find number {n} ." in reading.decode(body["prompt"]))
+            for body in each.asked
+        }
+        for each in both
+    ]
+    assert len(sets[0] | sets[1]) == 10
+    assert len(sets[0] & sets[1]) <= 3  # but for the last groups, where one helps the other
 
 
 # ---- the ledger

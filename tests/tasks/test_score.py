@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from fakes import TinyServers, classifications
 
+from infra.armorm import gate_position
+from infra.models import import_model
 from infra.schemas import QUERIES, RESPONSES
 from nano.corpus import chat
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
-from tasks.score import ScoreConfig, judged_ids, score
+from tasks.curate_examples import BadInput
+from tasks.score import ScoreConfig, check_reward_model, judged_ids, score
 
 INNER = "wait"  # a word that only the thoughts hold
 
@@ -83,6 +88,15 @@ def test_every_row_gets_its_own_score_and_the_format_reward_is_for_the_well_form
     assert world.counts(made) == {"scored": 4, "without a solution": 1}
 
 
+def test_equal_solutions_of_a_query_are_judged_once(world, scored, response, serve):
+    server = serve(classify=classifications(length))
+    rows = [response(query, n, solution=f"answer : {n % 2} .") for query in ("a", "b") for n in range(6)]
+    made = scored(server, [rows])
+    assert sum(len(body["input"]) for body in server.asked) == 4
+    assert made.rows == 12
+    assert len({(row["query_id"], row["reward"]) for row in world.rows(made)}) == 2
+
+
 def test_without_any_solution_nothing_is_asked(world, scored, response, serve):
     server = serve(classify=classifications(length))
     made = scored(server, [[response("a", 0, solution=None)], []])
@@ -95,3 +109,52 @@ def test_a_reward_that_is_no_number_fails_the_step(world, scored, response, serv
     with pytest.raises(ValueError, match=f"gave {bad} for query a, sample 0"):
         scored(serve(classify=classifications(lambda _: bad)), [[response("a", 0)]])
     assert not world.store.exists("made/k/manifest.json")
+
+
+@pytest.mark.slow
+def test_armorm_is_scored_with_by_a_process_of_its_own(world, query, response, tmp_path):
+    from armo import llama3_tokenizer, make_armorm
+    from test_armorm import by_hand
+
+    folder = make_armorm(tmp_path / "armo")
+    reward_model = import_model(world.store, folder, "armo")
+    shards = [
+        [response("a", n, solution=f"w{n % 3} w4", violations=["text_after"] if n == 3 else []) for n in range(4)],
+        [response("b", 0, solution=None, violations=["missing_solution"]), response("b", 1, solution="w9")],
+    ]
+    asked = {"a": "w1 w2", "b": "w3 <|eot_id|>"}
+    given = {
+        "responses": [world.table(RESPONSES, rows, key=f"k{n}") for n, rows in enumerate(shards)],
+        "queries": world.table(QUERIES, [query(name, text) for name, text in asked.items()], "queries"),
+        "reward_model": reward_model,
+    }
+    servers = TinyServers(world.work_dir)
+    made = world.do(
+        score, inputs={"reward_model": reward_model}, config=ScoreConfig(format_weight=0.5), servers=servers, **given
+    )
+    tokenizer = llama3_tokenizer()
+    rows = world.rows(made)
+    assert [(row["query_id"], row["sample"]) for row in rows] == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 1)]
+    solutions = {(r["query_id"], r["sample"]): r["solution"] for r in chain(*shards)}
+    for row in rows:
+        ids = judged_ids(tokenizer, asked[row["query_id"]], solutions[row["query_id"], row["sample"]])
+        assert row["reward"] == pytest.approx(by_hand(folder, ids, gate_position(tokenizer, ids)), rel=1e-4, abs=1e-5)
+    assert [row["format_reward"] for row in rows] == [0.5, 0.5, 0.5, 0.0, 0.5]
+    assert rows[0]["reward"] == rows[3]["reward"] != rows[1]["reward"]
+    assert world.counts(made) == {"scored": 5, "without a solution": 1}
+    assert not list((world.work_dir / "scoring").iterdir())
+
+    long = [world.table(RESPONSES, [response("a", 0, solution="w1 " * 130)], key="long")]
+    with pytest.raises(ValueError, match=r"tokens long, serving.reward.max_model_len is 128: raise it"):
+        world.do(score, key="long", config=ScoreConfig(), servers=servers, **{**given, "responses": long})
+
+
+def test_a_reward_model_without_a_chat_template_is_refused(world, model, tmp_path):
+    check_reward_model(world.store, model)
+    spoken = tokenizer()
+    spoken.chat_template = None
+    spoken.save_pretrained(tmp_path / "silent")
+    (tmp_path / "silent" / "config.json").write_text("{}")
+    silent = import_model(world.store, tmp_path / "silent", "silent")
+    with pytest.raises(BadInput, match=r"reward model imported/silent-\w+: no chat template in its files .* add the"):
+        check_reward_model(world.store, silent)

@@ -15,7 +15,15 @@ from infra.schemas import QUERIES, RESPONSES, SCORES
 from infra.store import Store
 from infra.tables import write_table
 from nano.vocabulary import ASSISTANT, END, USER
-from tasks.select import SelectConfig, best_of_each, select, threshold
+from tasks.select import (
+    SelectConfig,
+    best_of_each,
+    histogram,
+    order_statistics,
+    percentile_of,
+    select,
+    threshold,
+)
 
 rewards = st.floats(-100, 100) | st.sampled_from([0.0, 0.5, 1.0])
 
@@ -33,6 +41,55 @@ def test_the_threshold_is_the_exact_percentile(values, percentile):
         rows = [[scored("q", n, value)] for n, value in enumerate(values)]
         ref = write_table(store, "scores", "k", SCORES, rows, Provenance(), rows_per_part=25)
         assert threshold(store, ref, percentile) == float(np.percentile(values, percentile))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    values=st.lists(st.floats(allow_nan=False, allow_infinity=False) | rewards, min_size=1, max_size=200),
+    percentile=st.floats(0, 100) | st.sampled_from([0.0, 30.0, 50.0, 100.0]),
+    cut=st.integers(1, 50),
+)
+def test_the_percentile_of_a_stream_is_numpys(values, percentile, cut):
+    held = np.array(values)
+    pieces = [held[start : start + cut] for start in range(0, len(held), cut)]
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near the largest there is
+        expected = np.percentile(held, percentile)
+        assert repr(percentile_of(lambda: pieces, len(held), percentile) + 0.0) == repr(float(expected) + 0.0)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60), st.data())
+def test_order_statistics_are_the_sorted_values(values, data):
+    ranks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=4))
+    ordered = sorted(values)
+    assert order_statistics(lambda: [np.array(values)], ranks) == [ordered[rank] for rank in ranks]
+
+
+def test_the_percentile_of_many_rewards_holds_few_of_them():
+    def stream():
+        rng = np.random.default_rng(1)
+        return (rng.normal(size=10_000) for _ in range(200))
+
+    whole = np.concatenate(list(stream()))
+    expected = float(np.percentile(whole, 30))
+    size = whole.nbytes
+    del whole
+    tracemalloc.start()
+    found = percentile_of(stream, 2_000_000, 30)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == expected
+    assert peak < size / 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(rewards, min_size=1, max_size=60))
+def test_the_histogram_is_numpys(values):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(root=folder, is_local=True)
+        rows = [[scored("q", n, value)] for n, value in enumerate(values)]
+        ref = write_table(store, "scores", "k", SCORES, rows, Provenance(), rows_per_part=25)
+        samples, edges = np.histogram(values, bins=60)
+        assert histogram(store, ref) == {"edges": edges.tolist(), "samples": samples.tolist()}
 
 
 @settings(max_examples=200, deadline=None)
@@ -80,7 +137,13 @@ def test_the_step_writes_prompt_and_canonical_completion(world, chosen):
     ]
     # nine rewards, the median is 0.0: four lie below it
     counts = {"scored": 9, "below the percentile": 4, "not the best of its query": 3, "kept": 2, "threshold": 0.0}
-    assert world.counts(made) == counts
+    found = world.counts(made)
+    assert {name: found[name] for name in counts} == counts
+    assert found["of those kept"]["reward"]["mean"] == 2.5
+    assert found["of those kept"]["thought_tokens"] == dict.fromkeys(["mean", "5 %", "median", "95 %", "most"], 4.0)
+    assert (found["topics"], found["sources"]) == ({"": 2}, {"f.jsonl": 2})
+    assert sum(found["rewards"]["samples"]) == 9
+    assert [found["rewards"]["edges"][at] for at in (0, -1)] == [-6.0, 3.0]
 
 
 def test_a_reward_on_the_threshold_is_kept(world, chosen):

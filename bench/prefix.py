@@ -1,0 +1,168 @@
+"""Prompt tokens that a server computes with requests grouped by their examples, and with the same in random order.
+
+    python bench/prefix.py [--model nano/models/instruct] [--requests 2000] [--shards 4] [--kv-tokens 4096]
+
+The requests are those of the step `generate`: three of ten examples a prompt. Both orders go the way that the step's
+go (`infra.pool.complete_on`, `--shards` of them at once on one server), each to a fresh server, whose KV cache has
+room for `--kv-tokens` tokens, less than the prefixes of all sets of examples take (`tokens_of_all_sets`). Computed are
+the prompt tokens that the server's own metrics count as looked up in the prefix cache, less those found there.
+Every request samples one token sequence of at most `--max-tokens`: reading prompts is what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import threading
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import ROOT, surroundings
+from infra.chat import load_tokenizer, render_prompt
+from infra.completions import Request, Sampling
+from infra.models import import_model
+from infra.pool import Pool, complete_on
+from infra.rate import prompt_tokens
+from infra.servers import Servers, ServingConfig
+from infra.settings import Settings
+from infra.store import Store
+from infra.vllm_server import ServerOptions
+from tasks.curate_examples import ExamplesConfig, example_files, read_example
+from tasks.generate import PromptConfig, draw_examples, in_context_prompt
+from tasks.sources import Source, queries_of
+
+Prompts = dict[str, tuple[tuple[str, ...], list[int]]]  # by query: the examples shown, token ids
+
+
+def prompts(given: argparse.Namespace) -> Prompts:
+    """What is asked, in the order of the queries."""
+    tokenizer = load_tokenizer(given.model)
+    prompt = PromptConfig(template=given.template, example_template=given.example_template)
+    examples = [read_example(path) for path in example_files(ExamplesConfig(path=given.examples))]
+    found: Prompts = {}
+    for query in islice(queries_of(Source(path=str(given.queries))), given.requests):
+        shown = draw_examples(examples, prompt.examples, 0, query["query_id"])
+        text = in_context_prompt(prompt, shown, query["query"], "bolt")
+        ids = render_prompt(tokenizer, [{"role": "user", "content": text}])
+        found[query["query_id"]] = (tuple(e["example_id"] for e in shown), ids)
+    return found
+
+
+def distinct_tokens(asked: Prompts) -> int:
+    """Tokens of the prefix tree of all sets: what a cache that holds every set's examples has room for."""
+    ends: dict[tuple[str, ...], list[int]] = {}
+    for shown, ids in asked.values():
+        known = ends.setdefault(shown, ids)
+        shared = next(
+            (n for n, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids))
+        )
+        ends[shown] = known[:shared]
+    return len({tuple(ids[: n + 1]) for ids in ends.values() for n in range(len(ids))})
+
+
+def computed(given: argparse.Namespace, asked: Prompts, grouped: bool) -> dict[str, int]:
+    """Prompt tokens of all requests, and those computed, on a fresh server."""
+    with tempfile.TemporaryDirectory(prefix="bench-prefix-") as folder:
+        settings = Settings(store=f"{folder}/store", work_dir=Path(folder))
+        store = Store.open(settings)
+        model = import_model(store, given.model.resolve(), given.model.resolve().name)
+        options = ServerOptions(
+            max_model_len=given.max_model_len,
+            max_num_seqs=given.max_num_seqs,
+            kv_cache_gib=given.kv_tokens * given.kv_bytes_per_token / 2**30,
+            extra_args=("--block-size", str(given.block_size)),
+        )
+        with Servers(ServingConfig(policy=options, reward=options), store, Path(folder)) as servers:
+            pool = servers.policies(model)
+            names = list(asked)
+            threads = [
+                threading.Thread(target=ask, args=(given, pool, asked, names[n :: given.shards], grouped))
+                for n in range(given.shards)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            looked_up, hits = prompt_tokens(pool.living()[0])
+    return {"prompt_tokens": int(looked_up), "computed": int(looked_up - hits)}
+
+
+def ask(given: argparse.Namespace, pool: Pool, asked: Prompts, names: list[str], grouped: bool) -> None:
+    """One shard, as the step `generate` asks it; or in random order."""
+    random.Random(0).shuffle(names)
+    groups = [names]
+    if grouped:
+        groups = [list(group) for _, group in groupby(sorted(names, key=lambda n: asked[n][0]), lambda n: asked[n][0])]
+    done: list[str] = []
+    asking = complete_on(
+        pool,
+        groups,
+        lambda name: Request(name, asked[name][1], None),
+        Sampling(n=1, max_tokens=given.max_tokens),
+        max_in_flight=given.in_flight,
+        on_result=lambda request, _: done.append(request.request_id),
+        on_set_aside=lambda request, reason: sys.exit(f"{request.request_id} {reason}"),
+    )
+    asyncio.run(asking)
+
+
+def kv_bytes_per_token(model: Path) -> int:
+    """Bytes of keys and values of one token in bfloat16, of a dense model."""
+    config: dict[str, Any] = json.loads((model / "config.json").read_text())
+    heads = config.get("num_key_value_heads", config["num_attention_heads"])
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(2 * config["num_hidden_layers"] * heads * size * 2)
+
+
+def main() -> None:
+    nano = ROOT / "nano"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=nano / "models" / "instruct")
+    parser.add_argument("--queries", type=Path, default=nano / "data" / "queries.jsonl")
+    parser.add_argument("--examples", type=Path, default=nano / "examples")
+    parser.add_argument("--template", type=Path, default=nano / "prompts" / "in_context.md")
+    parser.add_argument("--example-template", type=Path, default=nano / "prompts" / "example.md")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--in-flight", type=int, default=4, help="for each shard")
+    parser.add_argument("--max-tokens", type=int, default=4)
+    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--max-num-seqs", type=int, default=8)
+    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of the KV cache")
+    parser.add_argument("--kv-tokens", type=int, default=4096, help="room in the KV cache")
+    parser.add_argument("--out", type=Path, help="append the JSON line here as well")
+    given = parser.parse_args()
+    if not given.model.is_dir():
+        parser.error(f"no model folder {given.model}")
+    given.kv_bytes_per_token = kv_bytes_per_token(given.model)
+    before = surroundings()
+    asked = prompts(given)
+    found = {name: computed(given, asked, name == "grouped") for name in ("grouped", "random order")}
+    if len({each["prompt_tokens"] for each in found.values()}) != 1:
+        raise SystemExit(f"the two orders were not asked the same: {found}")
+    result = {
+        "bench": "prefix",
+        "model": str(given.model),
+        "requests": len(asked),
+        "sets": len({shown for shown, _ in asked.values()}),
+        "tokens_of_all_sets": distinct_tokens(asked),
+        "kv_tokens": given.kv_tokens,
+        "prompt_tokens": found["grouped"]["prompt_tokens"],
+        "computed": {name: each["computed"] for name, each in found.items()},
+        "grouped_of_random": round(found["grouped"]["computed"] / found["random order"]["computed"], 3),
+    } | before
+    print(json.dumps(result))
+    if given.out:
+        with given.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Choose in-context examples among candidates and tell why each was taken or left (BOLT section 3.1.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
+
+from flows.bootstrap import curated
+from flows.rerun import plain
+from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from infra.manifest import Ref
+from infra.tables import read_manifest
+from tasks.choose_examples import Room
+from tasks.curate_examples import ExamplesConfig
+from tasks.generate import GenerateConfig, PromptConfig
+
+
+class CurateConfig(Common):
+    """Parameters of the flow `curate-examples`."""
+
+    examples: ExamplesConfig = Field(ExamplesConfig(), description="The candidates, and what one must be to be taken.")
+    prompt: PromptConfig = Field(PromptConfig(), description="How examples and query become a prompt.")
+    max_tokens: int = Field(
+        GenerateConfig().max_tokens, ge=1, description="Longest response, which the context must hold beside them."
+    )
+    model: str | None = Field(
+        None,
+        description=f"Model that will read the examples, for its tokenizer: {A_MODEL}. With it, any examples of a "
+        "prompt must fit `serving.policy.max_model_len`; without, that is not looked at.",
+    )
+    reward_model: str | None = Field(
+        None,
+        description=f"Outcome reward model that ranks the candidates by query and solution: {A_MODEL}. Without it they "
+        "keep the order of their files or rows.",
+    )
+
+
+def report(counts: dict[str, Any]) -> str:
+    """What was taken and left and why, as Markdown; texts of the candidates are escaped."""
+    found = counts["candidates"]
+    head = ("example", "topic", "words", "tokens", "reward", "verdict")
+    lines = [f"{counts['taken']} of {counts['read']} candidates taken.", "", _row(head), _row(["---"] * len(head))]
+    for each in found:
+        reward = "" if each["reward"] is None else f"{each['reward']:.3f}"
+        verdict = f"left: {each['why']}" if each["left"] else "taken"
+        cells = (each["example_id"], each["topic"], each["words"], each["tokens"] or "", reward, verdict)
+        lines.append(_row([plain(str(cell)) for cell in cells]))
+    lines += ["", "## Where the thoughts show the four actions"]
+    for each in found:
+        lines += ["", f"### {plain(each['example_id'])}", ""]
+        for action, shown in each["evidence"].items():
+            places = ", ".join(f"{start}-{end}" for start, end in shown["spans"])
+            lines.append(f"- **{action}** ({len(shown['spans'])}, at {places}): {plain(shown['quote'])}")
+        lines += [] if each["evidence"] else ["none found"]
+    return "\n".join(lines)
+
+
+def _row(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+@flow(task_runner=TASK_RUNNER, **ALERTS)
+def curate_examples(config: CurateConfig) -> Ref:
+    """Check candidates for in-context examples, rank those that serve, and make the table `examples`."""
+    with begin(config) as run:
+        model = run.model(config.model) if config.model else None
+        reward_model = run.model(config.reward_model) if config.reward_model else None
+        room = Room(
+            prompt=config.prompt, max_tokens=config.max_tokens, max_model_len=config.serving.policy.max_model_len
+        )
+        examples = curated(run, config.examples, model, room, reward_model)
+        if not run.dry:
+            told = report(read_manifest(run.store, examples)["counts"])
+            create_markdown_artifact(told, key="bolt-examples", description="Which examples were taken, and why")
+        return examples

@@ -1,0 +1,106 @@
+"""What stage 1 shows of its data set: its card and its scores' histogram; and the flow that pushes it to the Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.run import ALERTS, TASK_RUNNER
+from flows.summary import flow_run_name
+from infra.files import artifact_parts
+from infra.manifest import Manifest, Ref
+from infra.parts import find
+from infra.settings import Settings
+from infra.store import Store
+from tasks.dataset_card import ancestors, dataset_card
+from tasks.plot import histogram_plot
+from tasks.report import data_uri
+
+
+class PublishConfig(BaseModel):
+    """Parameters of the flow `publish`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    longcot: str = Field(pattern=r"^longcot/\w+$", description="The table to push: the artifact longcot/KEY.")
+    repo: str = Field(
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Data set ORG/NAME on the Hugging Face Hub; made where it does not exist. The token comes from the "
+        "environment variable HF_TOKEN.",
+    )
+    private: bool = Field(True, description="Whether a data set that is made is private.")
+    licence: str = Field(
+        "other",
+        pattern=r"^[\w.-]+$",
+        description="Licence of the data set as the Hub names it, say apache-2.0; the sources' must allow it.",
+    )
+    dry_run: bool = Field(False, description="Print the card and what would be pushed, and stop.")
+
+
+def show_longcot(store: Store, longcot: Ref) -> None:
+    """Write the data set's card to `runs/NAME/longcot.md`; it and the scores' histogram become Prefect artifacts."""
+    made = ancestors(store, longcot)
+    card, table = dataset_card(made), made[-1]
+    store.write_bytes(f"runs/{flow_run_name()}/longcot.md", card.encode())
+    body = card.partition("\n---\n")[2]  # without the Hub's front matter
+    create_markdown_artifact(body, key="bolt-longcot", description="The LongCoT data set")
+    create_image_artifact(data_uri(scores_picture(table)), key="bolt-scores", description="Rewards and the threshold")
+
+
+def scores_picture(longcot: Manifest) -> bytes:
+    """The histogram of all rewards with the threshold below which they were dropped, from the table's manifest."""
+    spread = longcot.counts["rewards"]
+    return histogram_plot(spread["edges"], spread["samples"], longcot.counts["threshold"])
+
+
+@flow(task_runner=TASK_RUNNER, **ALERTS)
+def publish(config: PublishConfig) -> str | None:
+    """Push a LongCoT data set and its card to the Hugging Face Hub, in one commit that replaces what was there.
+
+    Returns the commit's address.
+
+    Raises:
+        ValueError: there is no such table, or no token.
+    """
+    settings = Settings.load()
+    store = Store.open(settings)
+    step, _, key = config.longcot.partition("/")
+    longcot = find(store, step, key)
+    if longcot is None:
+        raise ValueError(f"longcot: no whole artifact {config.longcot} in {store.root}")
+    card = dataset_card(ancestors(store, longcot), config.licence)
+    if config.dry_run:
+        print(f"{card}\n{longcot.rows} rows of {longcot.uri} would be pushed to {config.repo}")
+        return None
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        raise ValueError(f"no token to push to {config.repo} with: set the environment variable HF_TOKEN")
+    parts = artifact_parts(store, longcot, settings.work_dir)
+    return pushed(config, card, parts, token)
+
+
+def pushed(config: PublishConfig, card: str, parts: tuple[Path, ...], token: str) -> str:
+    """Upload the card and the Parquet parts; the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(config.repo, repo_type="dataset", private=config.private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "README.md").write_text(card)
+        (Path(folder) / "data").mkdir()
+        for part in parts:
+            (Path(folder) / "data" / re.sub(r"^part-", "train-", part.name)).symlink_to(part.resolve())
+        commit = api.upload_folder(
+            repo_id=config.repo,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message=f"{config.longcot}",
+            delete_patterns="data/*.parquet",
+        )
+    return str(commit.commit_url)

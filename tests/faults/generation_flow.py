@@ -1,0 +1,52 @@
+"""Generation alone, as the stages do it: `generation_flow.py PARAMETERS.json`; prints the shards' tables at its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from prefect import flow
+
+from flows.bootstrap import curated
+from flows.mine import MineStage, mine_stage
+from flows.run import TASK_RUNNER, Common, begin
+from flows.sampling import sample
+from infra.manifest import Ref
+from tasks.curate_examples import ExamplesConfig
+from tasks.generate import GenerateConfig, PromptConfig
+
+
+class Config(Common):
+    """What generation needs of `flows.bootstrap.BootstrapConfig`."""
+
+    model: str
+    examples: ExamplesConfig
+    queries: MineStage
+    prompt: PromptConfig
+    generate: GenerateConfig
+    shards: int
+
+
+@flow(task_runner=TASK_RUNNER)
+def generation(config: Config) -> list[Ref]:
+    with begin(config) as run:
+        model, examples = run.model(config.model), curated(run, config.examples)
+        queries = mine_stage(run, config.queries)
+        return sample(
+            run,
+            "responses",
+            config.generate,
+            queries,
+            model,
+            shards=config.shards,
+            prompt=config.prompt,
+            examples=examples,
+        )
+
+
+if __name__ == "__main__":
+    logging.getLogger("infra").setLevel(logging.INFO)
+    for ref in generation(Config(**json.loads(Path(sys.argv[1]).read_text()))):
+        print(f"made {ref.step}/{ref.key}", flush=True)
