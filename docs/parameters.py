@@ -17,20 +17,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flows.bolt import BoltConfig
 from flows.bootstrap import BootstrapConfig
+from flows.curate_examples import CurateConfig
 from flows.evaluate import EvaluateConfig
+from flows.mine import MineConfig
 from flows.nano import NanoConfig
 from flows.online import OnlineConfig
+from flows.publish import PublishConfig
 from flows.rerun import RerunConfig
 from flows.sft import SftFlowConfig
 
 TARGET = Path(__file__).resolve().with_name("parameters.md")
 FLOWS: dict[str, type[BaseModel]] = {
     "bolt": BoltConfig,
+    "mine": MineConfig,
     "bootstrap": BootstrapConfig,
+    "curate-examples": CurateConfig,
     "sft": SftFlowConfig,
     "online": OnlineConfig,
     "evaluate": EvaluateConfig,
     "nano": NanoConfig,
+    "publish": PublishConfig,
     "rerun": RerunConfig,
 }
 BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("min_length", "length ≥"))
@@ -59,6 +65,8 @@ def type_text(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         shown = ["null" if each is types.NoneType else type_text(each) for each in inner]
         return ", ".join(shown) if all(get_origin(each) is Literal for each in inner) else " or ".join(shown)
+    if origin is dict:
+        return f"map of {type_text(inner[0])} to {type_text(inner[1])}"
     if origin is tuple:
         return f"list of {type_text(inner[0])}"
     if nested(annotation):
