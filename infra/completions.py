@@ -83,7 +83,7 @@ class Completion:
         return len(self.token_ids)
 
 
-class _Post(Protocol):
+class Post(Protocol):
     """Post a body to a path and return the answer's JSON; `what` names the request in errors, `name` in the server's
     log."""
 
@@ -112,12 +112,12 @@ async def complete(
     (HTTP 4xx, at once) and for one that failed `attempts` times; whatever `on_result` raises ends the run. `timeout_s`
     bounds one HTTP request, in seconds.
     """
-    post = _poster(alive, attempts)
+    post = poster(alive, attempts)
 
     async def work(client: httpx.AsyncClient, request: Request) -> None:
         on_result(request, await _sample(post, client, served_name, request, sampling))
 
-    await _run_all(url, requests, work, max_in_flight, timeout_s)
+    await run_all(url, requests, work, max_in_flight, timeout_s)
 
 
 Ask = Callable[[httpx.AsyncClient, Request], Awaitable[list[Completion]]]
@@ -126,7 +126,7 @@ Ask = Callable[[httpx.AsyncClient, Request], Awaitable[list[Completion]]]
 def sampler(served_name: str, sampling: Sampling, alive: Callable[[], None], attempts: int = 5) -> Ask:
     """What asks a server one request, as `complete` does; raises as it, and `UnreachableError` where the last of the
     attempts found nobody."""
-    post = _poster(alive, attempts)
+    post = poster(alive, attempts)
 
     async def ask(client: httpx.AsyncClient, request: Request) -> list[Completion]:
         return await _sample(post, client, served_name, request, sampling)
@@ -135,7 +135,7 @@ def sampler(served_name: str, sampling: Sampling, alive: Callable[[], None], att
 
 
 async def _sample(
-    post: _Post, client: httpx.AsyncClient, served_name: str, request: Request, sampling: Sampling
+    post: Post, client: httpx.AsyncClient, served_name: str, request: Request, sampling: Sampling
 ) -> list[Completion]:
     payload: dict[str, Any] = {
         "model": served_name,
@@ -176,7 +176,7 @@ async def classify(
     more than one label.
     """
     scores = [float("nan")] * len(texts_or_ids)
-    post = _poster(alive, attempts)
+    post = poster(alive, attempts)
 
     async def work(client: httpx.AsyncClient, start: int) -> None:
         inputs = [item if isinstance(item, str) else list(item) for item in texts_or_ids[start : start + batch_size]]
@@ -188,16 +188,17 @@ async def classify(
         for row in data:
             scores[start + row["index"]] = float(row["probs"][0])
 
-    await _run_all(url, range(0, len(texts_or_ids), batch_size), work, max_in_flight, timeout_s)
+    await run_all(url, range(0, len(texts_or_ids), batch_size), work, max_in_flight, timeout_s)
     return scores
 
 
-async def _run_all(
+async def run_all(
     url: str,
     items: Iterable[_Item],
     work: Callable[[httpx.AsyncClient, _Item], Awaitable[None]],
     max_in_flight: int,
     timeout_s: float,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
     """Do `work` for every item with `max_in_flight` workers that share one lazy iterator; the first error ends all."""
     source = iter(items)
@@ -206,7 +207,7 @@ async def _run_all(
         for item in source:
             await work(client, item)
 
-    async with http_client(url, max_in_flight, timeout_s=timeout_s) as client:
+    async with http_client(url, max_in_flight, headers, timeout_s) as client:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(max_in_flight):
@@ -224,7 +225,9 @@ def http_client(
     return httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=False)
 
 
-def _poster(alive: Callable[[], None], attempts: int) -> _Post:
+def poster(alive: Callable[[], None], attempts: int) -> Post:
+    """What posts a request, up to `attempts` times with back-off where that may heal; `alive` as in `complete`."""
+
     async def attempt(
         client: httpx.AsyncClient, path: str, payload: dict[str, Any], what: str, name: str | None
     ) -> dict[str, Any]:

@@ -43,6 +43,18 @@ QUERIES = pa.schema(
     ]
 )
 
+PROBLEMS = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("query", TEXT),
+        _required("history", TEXT),
+        _required("follow_ups", TEXTS),
+        _optional("reference", TEXT),
+        _optional("category", TEXT),
+    ]
+)
+"""`history`: the turns before the query, as JSON."""
+
 JUDGEMENTS = pa.schema(
     [
         _required("request_id", TEXT),
@@ -130,9 +142,26 @@ GRADES = pa.schema(
         _required("sample", INT32),
         _optional("prediction", TEXT),
         _required("correct", FLAG),
+        _optional("parts", INT32),
+        _optional("correct_parts", INT32),
         _required("thought_tokens", INT32),
         _required("solution_tokens", INT32),
         _required("truncated", FLAG),
         _required("off_format", FLAG),
     ]
 )
+
+VERDICTS = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("sample", INT32),
+        _required("part", TEXT),
+        _required("answer", TEXT),
+        _optional("label", TEXT),
+        _optional("score", REAL),
+        _required("asks", INT32),
+        _required("prompt_tokens", INT32),
+        _required("completion_tokens", INT32),
+    ]
+)
+"""`part`: which of the judgements on an answer, say `turn-2` or `game-1`; label and score are null where unread."""

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
         default=None, description="API key of the vLLM servers at serving.policy_urls, where they ask for one."
     )
 
+    judge_api_key: SecretStr | None = Field(
+        default=None, description="API key of the judge at a benchmark's `judge.url`, where it asks for one."
+    )
+
     @field_validator("store")
     @classmethod
     def _known_store(cls, store: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import math
 import re
@@ -175,6 +176,8 @@ def generate(
 ) -> Ref:
     """Sample `config.samples` responses for each query of a shard and write the table `responses`.
 
+    A query of a benchmark may have turns before it (`history`); in-context examples go before the last turn.
+
     Raises:
         TruncationError: more samples were cut than `truncated_limit`; the finished ones stay in the ledger.
         SetAsideError: more requests were set aside than `set_aside_limit`; the ledger keeps them and the finished ones.
@@ -191,7 +194,8 @@ def generate(
         if prompt:
             text = in_context_prompt(prompt, drawn, text, config.format)
         asked[query["query_id"]] = [e["example_id"] for e in drawn]
-        prompts[query["query_id"]] = prompt_text(tokenizer, [{"role": "user", "content": text}], shown_tags)
+        messages = [*json.loads(query.get("history", "[]")), {"role": "user", "content": text}]
+        prompts[query["query_id"]] = prompt_text(tokenizer, messages, shown_tags)
 
     def request(query_id: str) -> Request:
         seed = request_seed(config.seed, query_id) if config.request_seeds else None

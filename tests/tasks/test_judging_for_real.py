@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from infra.ledger import Ledger
 from infra.manifest import Ref
@@ -25,7 +22,7 @@ from infra.schemas import QUERIES, TOPICS
 from infra.servers import Servers, ServingConfig
 from infra.vllm_server import ServerError, ServerOptions
 from infra.watchdog import _descendants
-from nano.vocabulary import CHAT_TEMPLATE, END, PAD, USER
+from nano.judge import make_judge
 from tasks.rate_queries import CRITERIA, RateConfig, judge_difficulty, rate_queries
 from tasks.topics import TopicsConfig, judge_topic, propose_topics
 
@@ -36,41 +33,13 @@ SERVED = ServerOptions(
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
-def byte_model(folder: Path) -> Path:
-    """A random Llama of two layers over the 256 bytes."""
-    torch.manual_seed(0)
-    vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    raw = Tokenizer(models.BPE(vocabulary, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token=END, pad_token=PAD, extra_special_tokens=[USER, "<|assistant|>"]
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(params=["nano", "bytes"])
 def judging(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> tuple[Ref, list[str]]:
     """A judge, and topics that it can spell."""
     if request.param == "nano":
         return import_model(world.store, ROOT / "nano" / "models" / "instruct", "nano"), ["days", "month", "older"]
     topics = ['the "big" questions', "coding", "coding in C++", "Übung & Spiel"]
-    return import_model(world.store, byte_model(tmp_path / "bytes"), "bytes"), topics
+    return import_model(world.store, make_judge(tmp_path / "bytes", longest=1024), "bytes"), topics
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+"""The verifiable benchmarks' graders behind one form, as a grading process calls them by name.
+
+Each takes a solution (None: the response has none) and the problem's reference, and gives JSON values: what was read as
+the answer, whether it is right, and, for an answer of several parts, how many there are and how many are right.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from evals import math500 as math500_grader
+from evals import math_level5 as math_level5_grader
+from evals import short_answer as short_answer_grader
+from evals import zebralogic as zebralogic_grader
+
+
+class Grade(TypedDict):
+    """How one solution was graded."""
+
+    prediction: str | None
+    correct: bool
+    parts: int | None
+    correct_parts: int | None
+
+
+def short_answer(solution: str | None, reference: str) -> Grade:
+    prediction = short_answer_grader.extract(solution)
+    return _whole(prediction, short_answer_grader.is_correct(prediction, reference))
+
+
+def math500(solution: str | None, reference: str) -> Grade:
+    return _whole(*math500_grader.grade(solution, reference))
+
+
+def math_level5(solution: str | None, reference: str) -> Grade:
+    return _whole(*math_level5_grader.grade(solution, reference))
+
+
+def zebralogic(solution: str | None, reference: str) -> Grade:
+    found = zebralogic_grader.grade(solution, reference)
+    return {
+        "prediction": found.prediction,
+        "correct": found.solved,
+        "parts": found.total_cells,
+        "correct_parts": found.correct_cells,
+    }
+
+
+def _whole(prediction: str | None, correct: bool) -> Grade:
+    return {"prediction": prediction, "correct": correct, "parts": None, "correct_parts": None}

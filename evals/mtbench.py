@@ -1,0 +1,217 @@
+"""MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge, as FastChat does.
+
+Source of the rules and of the judge's prompts: lm-sys/FastChat (Apache-2.0), fastchat/llm_judge: common.py,
+gen_judgment.py, show_result.py and data/judge_prompts.jsonl. This is its single-answer grading, the mode of its leader
+board. Two things differ, both on purpose: a rating outside 1 to 10 is not read, and an answer cannot close the marks
+that it is shown between. The judge sees solutions alone, also in the first turn of a two-turn prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, TypeGuard
+
+from evals.problem import Message, Problem
+
+WITH_REFERENCE = frozenset(("math", "reasoning", "coding"))
+"""The categories whose answers the judge compares with a reference answer (FastChat's NEED_REF_CATS)."""
+
+_PARTS = re.compile(r"\{(question|question_1|question_2|answer|answer_1|answer_2|ref_answer_1|ref_answer_2)\}")
+# Possessive (++, *+, ?+): FastChat's own patterns find the same, but take quadratic time on a long run of digits.
+_RATING = re.compile(r"\[\[([0-9]++(?:\.[0-9]*+)?+)\]\]")
+_SINGLE = re.compile(r"\[([0-9]++(?:\.[0-9]*+)?+)\]")
+_GAP = r"[\s\u200b-\u200f\u2060\ufeff]"  # white space, and what is not seen at all
+_WHOSE = rf"the{_GAP}++(?:start|end){_GAP}++of{_GAP}++(?:the{_GAP}++)?+(?:reference|assistant)"
+_MARK = re.compile(
+    rf"[\[［](?={_GAP}*+{_WHOSE})"
+    rf"|[<＜](?=[|｜]{_GAP}*+{_WHOSE})"
+    rf"|[#＃](?=[#＃]{{2}}{_GAP}*+(?:user|assistant{_GAP}*+[ab]?|reference{_GAP}++answer){_GAP}*+[:：])",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """FastChat's figures: means of the ratings (1 to 10) that could be read; None where there are none."""
+
+    turn_1: float | None
+    turn_2: float | None
+    overall: float | None
+    """Mean of all ratings of both turns: not the mean of the two means, where some are unread."""
+    by_category: dict[str, float | None]
+    """Mean of both turns' ratings."""
+    rated: int
+    unread: int
+    """Verdicts without a rating, as answers are that were never judged: in no mean."""
+
+
+def read(record: Mapping[str, Any], row: int) -> Problem:
+    """A question of one or two turns; `reference` is a JSON list, one text a turn, None where no turn has one.
+
+    Layouts: FastChat's question.jsonl (question_id, category, turns, reference where there is one) and the data set
+    HuggingFaceH4/mt_bench_prompts (prompt_id, category, prompt, reference, empty where there is none). Their references
+    are not those that FastChat shows the judge: `with_references` takes these from its reference_answer/gpt-4.jsonl.
+
+    Raises:
+        ValueError: a field is missing or has another form; row and field are named.
+    """
+    turns_name = "prompt" if "prompt" in record else "turns"
+    turns, category, reference = record.get(turns_name), record.get("category"), record.get("reference")
+    if not _texts(turns) or not 1 <= len(turns) <= 2 or not all(turn.strip() for turn in turns):
+        raise _bad(row, turns_name, "a list of one or two texts", turns)
+    if not isinstance(category, str) or not category.strip():
+        raise _bad(row, "category", "a text", category)
+    if reference is not None and (not _texts(reference) or len(reference) > len(turns)):
+        raise _bad(row, "reference", "a list of texts, at most one a turn", reference)
+    return Problem(
+        problem_id=_id(record, "prompt_id" if "prompt_id" in record else "question_id", row),
+        query=turns[0],
+        follow_ups=tuple(turns[1:]),
+        reference=json.dumps(reference, ensure_ascii=False) if any(each.strip() for each in reference or ()) else None,
+        category=category,
+    )
+
+
+def with_references(problems: Iterable[Problem], records: Iterable[Mapping[str, Any]]) -> list[Problem]:
+    """The problems with the reference answers of FastChat's files (question_id, choices[0].turns), joined by the id.
+
+    Answers to other questions are passed over, since FastChat's file is read for a part of the questions too.
+
+    Raises:
+        ValueError: a record has another form or comes twice, or a problem that needs a reference has none.
+    """
+    answers: dict[str, list[str]] = {}
+    for row, record in enumerate(records):
+        question_id = _id(record, "question_id", row)
+        choices = record.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        turns = first.get("turns") if isinstance(first, dict) else None
+        if not _texts(turns) or not turns:
+            raise _bad(row, "choices[0].turns", "a list of texts", turns)
+        if question_id in answers:
+            raise ValueError(f"row {row}: the reference answer to question {question_id} comes twice")
+        answers[question_id] = turns
+    joined = []
+    for problem in problems:
+        if problem.problem_id in answers:
+            joined.append(replace(problem, reference=json.dumps(answers[problem.problem_id], ensure_ascii=False)))
+        elif problem.category in WITH_REFERENCE:
+            raise ValueError(f"question {problem.problem_id} ({problem.category}) has no reference answer in this file")
+        else:
+            joined.append(problem)
+    return joined
+
+
+def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[Message]:
+    """What the judge is asked about the answer to a turn, 1 or 2. `answers`: the solutions, up to that turn at least.
+
+    FastChat's prompt: the plain one, or the one with reference answers for the categories that need them; the second
+    turn shows both. An answer that spells a mark of the prompt has the mark's first character turned into "(".
+
+    Raises:
+        ValueError: no such turn, too few answers, or no reference answer where one is needed.
+    """
+    questions = (problem.query, *problem.follow_ups)
+    if not 1 <= turn <= min(2, len(questions)):
+        raise ValueError(f"question {problem.problem_id} has no turn {turn}")
+    if len(answers) < turn:
+        raise ValueError(f"question {problem.problem_id}: turn {turn} needs {turn} answers, found {len(answers)}")
+    shown = [_MARK.sub("(", answer) for answer in answers[:turn]]
+    name = "mtbench-single" if turn == 1 else "mtbench-multi-turn"
+    parts = {"question": questions[0], "answer": shown[0]}
+    if turn == 2:
+        parts = {"question_1": questions[0], "question_2": questions[1], "answer_1": shown[0], "answer_2": shown[1]}
+    if problem.category in WITH_REFERENCE:
+        references = json.loads(problem.reference) if problem.reference is not None else []
+        if len(references) < turn:
+            raise ValueError(
+                f"question {problem.problem_id} ({problem.category}) is judged against a reference: turn {turn} "
+                "has none, so join the file of reference answers"
+            )
+        name += "-math"
+        parts |= {f"ref_answer_{number}": text for number, text in enumerate(references[:turn], start=1)}
+    system, user = _template(f"{name}.md")
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": _PARTS.sub(lambda part: parts[part[1]], user)},
+    ]
+
+
+def read_rating(text: str) -> float | None:
+    """The rating of a verdict, 1 to 10, or None where it has none. Raises nothing; linear in the length.
+
+    As FastChat: the first number in double brackets, or else the first in single ones; nothing else is looked for.
+    FastChat takes any number, such as [[0]] or [[11]]; outside 1 to 10 it is None here, and no further one is tried.
+    """
+    found = _RATING.search(text) or _SINGLE.search(text)
+    rating = float(found[1]) if found else 0.0
+    return rating if 1 <= rating <= 10 else None
+
+
+def read_winner(text: str) -> Literal["A", "B", "tie"] | None:
+    """The winner of a pairwise verdict, or None where it names none.
+
+    As FastChat: [[A]] anywhere wins over [[B]] anywhere, and that over [[C]], a tie.
+    """
+    if "[[A]]" in text:
+        return "A"
+    if "[[B]]" in text:
+        return "B"
+    return "tie" if "[[C]]" in text else None
+
+
+def figures(verdicts: Iterable[tuple[str, int, float | None]]) -> Figures:
+    """The figures of verdicts: category, turn, and the rating or None where it could not be read."""
+    ratings: dict[int, list[float]] = {1: [], 2: []}
+    by_category: defaultdict[str, list[float]] = defaultdict(list)
+    unread = 0
+    for category, turn, rating in verdicts:
+        of_category = by_category[category]
+        if rating is None:
+            unread += 1
+        else:
+            ratings[turn].append(rating)
+            of_category.append(rating)
+    every = ratings[1] + ratings[2]
+    return Figures(
+        turn_1=_mean(ratings[1]),
+        turn_2=_mean(ratings[2]),
+        overall=_mean(every),
+        by_category={category: _mean(found) for category, found in sorted(by_category.items())},
+        rated=len(every),
+        unread=unread,
+    )
+
+
+def _mean(ratings: Sequence[float]) -> float | None:
+    return sum(ratings) / len(ratings) if ratings else None
+
+
+def _texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _id(record: Mapping[str, Any], name: str, row: int) -> str:
+    """An id, which FastChat's files give as a number or as a text."""
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise _bad(row, name, "a number or a text", value)
+    return str(value)
+
+
+def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
+    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
+
+
+@cache
+def _template(name: str) -> tuple[str, str]:
+    """The system and the user text of one of FastChat's prompts, without the front matter of its file."""
+    text = files("evals").joinpath("prompts", name).read_text(encoding="utf-8")
+    system, _, user = text.split("\n---\n\n## System\n\n", 1)[1].partition("\n\n## User\n\n")
+    return system, user.removesuffix("\n")

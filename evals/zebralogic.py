@@ -1,0 +1,203 @@
+"""ZebraLogic: 1,000 logic grid puzzles of 25 sizes, asked and graded as ZeroEval does.
+
+Source of the rules: WildEval/ZeroEval (Apache-2.0), src/evaluation/zebra_grid_eval.py and eval_utils.py, and its
+published score boards, whose figures the tests reproduce. Where that program would stop with an error (a cell that is a
+number, a house that is a text, JSON nested too deep), the answer counts as wrong here and the grading goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeGuard
+
+from evals.problem import Problem
+
+GROUPS: dict[str, frozenset[str]] = {
+    name: frozenset(sizes.split())
+    for name, sizes in {
+        "easy": "2*2 2*3 2*4 2*5 2*6 3*2 3*3",
+        "hard": "3*4 3*5 3*6 4*2 4*3 4*4 4*5 4*6 5*2 5*3 5*4 5*5 5*6 6*2 6*3 6*4 6*5 6*6",
+        "small": "2*2 2*3 2*4 2*5 2*6 3*2 3*3 4*2",
+        "medium": "3*4 3*5 3*6 4*3 4*4 5*2 6*2",
+        "large": "4*5 4*6 5*3 5*4 6*3",
+        "xl": "5*5 5*6 6*4 6*5 6*6",
+    }.items()
+}
+"""ZeroEval's groups of grid sizes (houses * attributes): easy and hard share all sizes, and so do small to xl."""
+
+HIDDEN = "___"  # the public data set allenai/ZebraLogicBench has this in place of every cell
+_PARTS = re.compile(r"\{(puzzle|skeleton)\}")
+_BRACES = re.compile(r"\{+|\}+")
+
+Grid = dict[str, dict[str, str]]  # house -> column -> cell
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How one puzzle was answered."""
+
+    parsed: bool
+    """Whether there is an answer at all: its JSON can be read and has a `solution`. The rest is the no-answer share."""
+    prediction: str | None
+    """JSON text of the grid as it was compared: lower case, null for a cell without a text; None if not parsed."""
+    correct_cells: int
+    total_cells: int
+    solved: bool
+    """Whether every cell is right."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """ZeroEval's figures, in percent, not rounded."""
+
+    puzzles: int
+    """How many were graded; every share but the cells' is of these, unanswered ones included."""
+    puzzle_accuracy: float
+    cell_accuracy: float
+    """Right cells of all cells, those of unanswered puzzles included, so that large grids weigh more."""
+    no_answer: float
+    puzzle_accuracy_by: dict[str, float]
+    """By the groups of `GROUPS` and then by grid size, as far as there are puzzles of them."""
+
+
+def read(record: Mapping[str, Any], row: int) -> Problem:
+    """A puzzle in the authors' layout: id, size, puzzle, solution {header, rows}; `reference` is the solution's JSON.
+
+    Raises:
+        ValueError: a field is missing or has another form; row and field are named.
+    """
+    for name in ("id", "puzzle", "size"):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise _bad(row, name, "a text", record.get(name))
+    solution = record.get("solution")
+    header = solution.get("header") if isinstance(solution, dict) else None
+    if not _texts(header) or header[:1] != ["House"] or not 2 <= len(header) == len(set(header)):
+        raise _bad(row, "solution.header", "House and the names of the columns, each once", header)
+    rows = solution["rows"] if isinstance(solution, dict) and isinstance(solution.get("rows"), list) else []
+    if not rows or not all(_texts(cells) and len(cells) == len(header) for cells in rows):
+        raise _bad(row, "solution.rows", f"a list of houses with {len(header)} texts each", rows)
+    if any(HIDDEN in cells for cells in rows):
+        raise _bad(row, "solution.rows", "the cells, which the public data set hides: take one with solutions", rows)
+    if record["size"] != f"{len(rows)}*{len(header) - 1}":
+        raise _bad(row, "size", f"{len(rows)}*{len(header) - 1}, as the solution has", record["size"])
+    reference = {"header": header, "rows": rows}
+    return Problem(
+        problem_id=record["id"],
+        query=_prompt(record["puzzle"], _grid(reference)),
+        reference=json.dumps(reference, ensure_ascii=False),
+        category=record["size"],
+    )
+
+
+def grade(solution: str | None, reference: str) -> Grade:
+    """Compare a model's solution with `reference`, a puzzle's. Any text can be graded, in time linear in its length."""
+    gold = _grid(json.loads(reference))
+    table = (_last_object(solution or "") or {}).get("solution")
+    total = sum(len(cells) for cells in gold.values())
+    if table is None:
+        return Grade(parsed=False, prediction=None, correct_cells=0, total_cells=total, solved=False)
+    found = {house: {column: _cell(table, house, column) for column in gold[house]} for house in gold}
+    correct = sum(found[house][column] == _plain(gold[house][column]) for house in gold for column in gold[house])
+    return Grade(True, json.dumps(found), correct, total, correct == total)
+
+
+def figures(graded: Iterable[tuple[str, Grade]]) -> Figures:
+    """The figures of graded puzzles, each with its grid size. Raises `ValueError` where there are none."""
+    by_size: defaultdict[str, list[Grade]] = defaultdict(list)
+    for size, each in graded:
+        by_size[size].append(each)
+    grades = [each for of_size in by_size.values() for each in of_size]
+    if not grades:
+        raise ValueError("no puzzle was graded, so there are no figures")
+    groups = {**GROUPS, **{size: frozenset((size,)) for size in sorted(by_size)}}
+    members = {
+        name: [each for size in sizes & by_size.keys() for each in by_size[size]] for name, sizes in groups.items()
+    }
+    return Figures(
+        puzzles=len(grades),
+        puzzle_accuracy=_percent(sum(each.solved for each in grades), len(grades)),
+        cell_accuracy=_percent(sum(each.correct_cells for each in grades), sum(each.total_cells for each in grades)),
+        no_answer=_percent(sum(not each.parsed for each in grades), len(grades)),
+        puzzle_accuracy_by={
+            name: _percent(sum(each.solved for each in found), len(found)) for name, found in members.items() if found
+        },
+    )
+
+
+def _percent(part: int, whole: int) -> float:
+    return part / whole * 100  # in ZeroEval's order: 174 of 320 are 54.37 or 54.38, as the last bit falls
+
+
+def _texts(value: Any) -> TypeGuard[list[str]]:
+    """Whether it is a list of texts, none of them blank."""
+    return isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value)
+
+
+def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
+    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
+
+
+def _grid(solution: Mapping[str, Any]) -> Grid:
+    """The authors' {header, rows} by house and column. Houses are numbered by their place, as ZeroEval does."""
+    columns = solution["header"][1:]
+    return {
+        f"House {number}": dict(zip(columns, cells[1:], strict=True))
+        for number, cells in enumerate(solution["rows"], start=1)
+    }
+
+
+@cache
+def _template() -> str:
+    """The official prompt, without the front matter that tells source and licence."""
+    text = files("evals").joinpath("prompts", "zebralogic.md").read_text(encoding="utf-8")
+    return text.split("\n---\n\n", 1)[1]
+
+
+def _prompt(puzzle: str, grid: Grid) -> str:
+    """The official prompt: an example, the puzzle, the JSON form of the answer with the puzzle's houses and columns."""
+    blank = {house: dict.fromkeys(cells, HIDDEN) for house, cells in grid.items()}
+    skeleton = json.dumps({"reasoning": HIDDEN, "solution": blank}, indent=4, ensure_ascii=False)
+    parts = {"puzzle": puzzle, "skeleton": skeleton}
+    return _PARTS.sub(lambda part: parts[part[1]], _template())
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    """The last outermost {...} of a text as JSON, its line feeds taken out; None if it is none.
+
+    As in ZeroEval, braces are counted wherever they stand, also inside JSON's strings, and nothing before the last
+    pair is looked at. So an opening brace that is never closed hides all that follows it.
+    """
+    depth = start = end = begun = 0
+    for run in _BRACES.finditer(text):
+        length = run.end() - run.start()
+        if text[run.start()] == "{":
+            begun = begun if depth else run.start()
+            depth += length
+        elif 0 < depth <= length:
+            start, end, depth = begun, run.start() + depth, 0
+        else:
+            depth = max(0, depth - length)
+    try:
+        found: dict[str, Any] = json.loads(text[start:end].replace("\n", ""))
+    except (ValueError, RecursionError):  # no JSON, a number of over 4,300 digits, nested too deep
+        return None
+    return found
+
+
+def _cell(table: Any, house: str, column: str) -> str | None:
+    """A cell of the answer's table as it is compared; of a list the first value; None if there is no text."""
+    row = table.get(house) if isinstance(table, dict) else None
+    value = row.get(column) if isinstance(row, dict) else None
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return _plain(value) or None if isinstance(value, str) else None
+
+
+def _plain(cell: str) -> str:
+    return cell.lower().strip()

@@ -1,0 +1,131 @@
+"""Benchmarks whose answers a judge reads: MT-Bench, Arena-Hard, WildBench. Only solutions are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from prefect import Task
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.mine import ProblemsConfig
+from flows.run import Run
+from flows.sampling import sample, shards_as_inputs
+from infra.files import digest_of_files
+from infra.manifest import Ref
+from infra.steps import plan
+from tasks.generate import GenerateConfig
+from tasks.judge_arenahard import judge_arenahard
+from tasks.judge_mtbench import judge_mtbench
+from tasks.judge_wildbench import judge_wildbench
+from tasks.read_problems import Judged
+from tasks.responses import Format
+from tasks.second_turn import second_turn
+from tasks.sources import Source, digest_of_source
+from tasks.verdicts import NOT_IN_KEY, Judge
+
+PROMPTS = Path(__file__).parents[1] / "evals" / "prompts"
+TOKENS_A_VERDICT = 300  # that a judge writes, for a dry run
+
+STEPS: Mapping[Judged, tuple[Task[..., Any], str, str]] = {
+    "mt-bench": (judge_mtbench, "tasks.judge_mtbench", "mtbench-*.md"),
+    "arena-hard-v0.1": (judge_arenahard, "tasks.judge_arenahard", "arenahard-*.md"),
+    "arena-hard-v2.0": (judge_arenahard, "tasks.judge_arenahard", "arenahard-*.md"),
+    "wildbench": (judge_wildbench, "tasks.judge_wildbench", "wildbench-*.md"),
+}
+"""What asks the judge: the step, its module, the prompts that it reads."""
+
+
+class JudgedStage(BaseModel):
+    """A judged benchmark."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    benchmark: Judged = Field(description="Which benchmark.")
+    problems: ProblemsConfig = Field(description="Its questions, in the authors' layout; of `draw`, `limit` counts.")
+    references: Source | None = Field(
+        None, description="MT-Bench: the reference answers of maths, reasoning and coding (FastChat's gpt-4.jsonl)."
+    )
+    baselines: tuple[Source, ...] = Field(
+        (),
+        description="Answers to compare with, in the authors' layout. Arena-Hard: of the baseline model (v2.0: of both); "
+        "WildBench: of the model that WB-Reward compares with, none for WB-Score alone.",
+    )
+    generate: GenerateConfig = Field(
+        GenerateConfig(samples=1, temperature=0.0), description="How the answers are sampled: one a question."
+    )
+    judge: Judge = Field(description="Who judges.")
+    thoughts_in_history: bool = Field(
+        False,
+        description="MT-Bench, turn two: show the model its first answer with its thoughts. The judge sees none of them.",
+    )
+    shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
+
+    @model_validator(mode="after")
+    def _as_its_authors_do(self) -> Self:
+        if self.generate.samples != 1:
+            raise ValueError(f"{self.benchmark}: one answer a question is judged: generate.samples must be 1")
+        if self.references and self.benchmark != "mt-bench":
+            raise ValueError(f"{self.benchmark} has no reference answers: leave `references` out")
+        if self.benchmark.startswith("arena-hard") and not self.baselines:
+            raise ValueError(f"{self.benchmark} compares with a baseline model's answers: give `baselines`")
+        if self.baselines and self.benchmark == "mt-bench":
+            raise ValueError("mt-bench rates single answers: leave `baselines` out")
+        return self
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to a judged benchmark: the responses of each turn, a table a shard."""
+
+    name: str
+    turns: tuple[Sequence[Ref], ...]
+
+
+def answers_stage(run: Run, config: JudgedStage, name: str, problems: Ref, model: Ref, format: Format) -> Answers:
+    """One model's answers, those to MT-Bench's second turns after the first."""
+    draw = config.generate.model_copy(update={"format": format})
+    step = f"answers-{config.benchmark}-{name}"
+    turns = [sample(run, step, draw, problems, model, shards=config.shards)]
+    if config.benchmark == "mt-bench":
+        rule = {"thoughts_in_history": config.thoughts_in_history}
+        inputs = {**shards_as_inputs(turns[0]), "problems": problems}
+        later = run.do(
+            second_turn,
+            plan(f"problems-{config.benchmark}-{name}", "tasks.second_turn", rule, inputs),
+            expected_rows=problems.rows,
+            problems=problems,
+            responses=turns[0],
+            **rule,
+        )
+        turns.append(sample(run, f"{step}-2", draw, later, model, shards=config.shards))
+    return Answers(name, tuple(turns))
+
+
+def verdicts_stage(run: Run, config: JudgedStage, problems: Ref, answers: Answers) -> Ref:
+    """The judge's verdicts on one model's answers."""
+    judge_model = run.model(config.judge.model) if config.judge.model else None
+    task, module, prompts = STEPS[config.benchmark]
+    inputs = {"problems": problems} | ({"judge": judge_model} if judge_model else {})
+    for number, responses in enumerate(answers.turns, 1):
+        inputs |= {f"turn {number}/{name}": ref for name, ref in shards_as_inputs(responses).items()}
+    rule = {"benchmark": config.benchmark, "judge": config.judge.model_dump(mode="json", exclude=NOT_IN_KEY)}
+    ingredients = {"prompts": digest_of_files(sorted(PROMPTS.glob(prompts)))}
+    ingredients |= {f"baseline/{n}": digest_of_source(source) for n, source in enumerate(config.baselines)}
+    if judge_model:
+        ingredients["engine"] = run.servers.engine("policy")
+    compared = {} if config.benchmark == "mt-bench" else {"benchmark": config.benchmark, "baselines": config.baselines}
+    return run.do(
+        task,
+        plan(f"verdicts-{config.benchmark}-{answers.name}", module, rule, inputs, **ingredients),
+        expected_tokens=2 * problems.rows * TOKENS_A_VERDICT,
+        expected_rows=2 * problems.rows,
+        judge=config.judge,
+        judge_model=judge_model,
+        servers=run.servers,
+        problems=problems,
+        turns=answers.turns,
+        **compared,
+    )

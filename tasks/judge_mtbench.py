@@ -1,0 +1,56 @@
+"""MT-Bench's judgements: a rating of 1 to 10 for each turn's solution (evals/mtbench.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from evals import mtbench
+from infra.manifest import Ref
+from infra.servers import Servers
+from infra.steps import Plan, step
+from infra.store import Store
+from infra.tables import read_rows
+from tasks.read_problems import as_problem
+from tasks.verdicts import Asked, Judge, Verdict, ask_judge, harmless
+
+
+def read_verdict(text: str) -> Verdict | None:
+    rating = mtbench.read_rating(text)
+    return None if rating is None else (None, rating)
+
+
+@step
+def judge_mtbench(
+    plan: Plan,
+    store: Store,
+    *,
+    judge: Judge,
+    judge_model: Ref | None,
+    servers: Servers,
+    problems: Ref,
+    turns: Sequence[Sequence[Ref]],
+) -> Ref:
+    """Write the table `verdicts`: parts `turn-1` and `turn-2` of each question; `turns`: the responses to each.
+
+    Raises:
+        As `tasks.verdicts.ask_judge`.
+    """
+    safe = harmless(judge_model, store, servers)
+    said = [
+        {row["query_id"]: row["solution"] or "" for shard in responses for row in read_rows(store, shard)}
+        for responses in turns
+    ]
+
+    def asked() -> Iterator[Asked]:
+        for row in read_rows(store, problems):
+            problem = as_problem(row)
+            shown = replace(problem, query=safe(problem.query), follow_ups=tuple(map(safe, problem.follow_ups)))
+            answers = [safe(answers.get(problem.problem_id, "")) for answers in said]
+            for turn in range(1, 2 + len(problem.follow_ups)):
+                messages = mtbench.judge_messages(shown, turn, answers)
+                yield Asked(problem.problem_id, 0, f"turn-{turn}", messages)
+
+    return ask_judge(
+        plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()], read=read_verdict
+    )

@@ -1,0 +1,101 @@
+"""A benchmark's problems, from files or data sets in its authors' layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+from evals import arenahard, math500, math_level5, mtbench, wildbench, zebralogic
+from evals.problem import Problem
+from infra.manifest import Ref
+from infra.schemas import PROBLEMS
+from infra.steps import Plan, step
+from infra.store import Store
+from infra.tables import batched, write_table
+from tasks.curate_examples import BadInput
+from tasks.sources import Source, records
+
+Verifiable = Literal["math500", "math-level5", "zebralogic"]
+Judged = Literal["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"]
+
+READ: Mapping[Verifiable | Judged, Callable[[Mapping[str, Any], int], Problem]] = {
+    "math500": math500.read,
+    "math-level5": math_level5.read,
+    "zebralogic": zebralogic.read,
+    "mt-bench": mtbench.read,
+    "arena-hard-v0.1": arenahard.read,
+    "arena-hard-v2.0": arenahard.read,
+    "wildbench": wildbench.read,
+}
+
+
+def problems_of(benchmark: Verifiable | Judged, sources: Sequence[Source]) -> Iterator[Problem]:
+    """The problems of all sources, in order.
+
+    Raises:
+        BadInput: a record is not in the authors' layout, or a problem comes twice; source, row and field are named.
+    """
+    seen: set[str] = set()
+    for source in sources:
+        for row, record in records(source):
+            try:
+                problem = READ[benchmark](record, row)
+            except ValueError as error:
+                raise BadInput(f"{source.place}, {error}") from error
+            if problem.problem_id in seen:
+                raise BadInput(f"{source.place}, row {row}: problem {problem.problem_id} was there before: leave one out")
+            seen.add(problem.problem_id)
+            yield problem
+
+
+@step
+def read_problems(
+    plan: Plan,
+    store: Store,
+    *,
+    benchmark: Verifiable | Judged,
+    sources: Sequence[Source],
+    references: Source | None = None,
+    limit: int | None = None,
+) -> Ref:
+    """Write the table `problems`: the first `limit` of the sources, in their order; none takes all.
+
+    `references`: MT-Bench's answers to its questions of maths, reasoning and coding, where they have a file of their own.
+
+    Raises:
+        BadInput: as `problems_of`.
+    """
+    problems: Iterable[Problem] = islice(problems_of(benchmark, sources), limit)
+    if references is not None:
+        try:
+            problems = mtbench.with_references(problems, (record for _, record in records(references)))
+        except ValueError as error:
+            raise BadInput(f"{references.place}: {error}") from error
+    rows = (as_row(problem) for problem in problems)
+    return write_table(store, plan.step, plan.key, PROBLEMS, batched(rows), plan.provenance)
+
+
+def as_row(problem: Problem) -> dict[str, Any]:
+    """A row of the table `problems`."""
+    return {
+        "query_id": problem.problem_id,
+        "query": problem.query,
+        "history": json.dumps(problem.history, ensure_ascii=False),
+        "follow_ups": list(problem.follow_ups),
+        "reference": problem.reference,
+        "category": problem.category,
+    }
+
+
+def as_problem(row: Mapping[str, Any]) -> Problem:
+    """A problem from its row."""
+    return Problem(
+        problem_id=row["query_id"],
+        query=row["query"],
+        history=tuple(json.loads(row["history"])),
+        follow_ups=tuple(row["follow_ups"]),
+        reference=row["reference"],
+        category=row["category"],
+    )
