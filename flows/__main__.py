@@ -34,7 +34,11 @@ def flow_name(each: dict[str, Any]) -> str:
 
 
 def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """The parameters with each `a.b.c=VALUE` set; VALUE is JSON, or else a plain string. Raises `ValueError`."""
+    """The parameters with each `a.b.c=VALUE` set; VALUE is JSON, or else a plain string. A list's places are numbers.
+
+    Raises:
+        ValueError: no such place.
+    """
     result: dict[str, Any] = json.loads(json.dumps(parameters))
     for assignment in assignments:
         path, sign, text = assignment.partition("=")
@@ -45,13 +49,20 @@ def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any
         except json.JSONDecodeError:
             value = text
         *parents, last = path.split(".")
-        place = result
+        place: Any = result
         for name in parents:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            place = place.setdefault(name, {}) if isinstance(place, dict) else place[_number(place, name, assignment)]
+            if not isinstance(place, dict | list):
                 raise ValueError(f"--set {assignment}: {name} holds a plain value, so nothing can be set inside it")  # noqa: TRY004
-        place[last] = value
+        place[last if isinstance(place, dict) else _number(place, last, assignment)] = value
     return result
+
+
+def _number(place: list[Any], name: str, assignment: str) -> int:
+    """The place in a list that part of a path names, from 0."""
+    if not name.isdecimal() or int(name) >= len(place):
+        raise ValueError(f"--set {assignment}: {name}: expected a number from 0 to {len(place) - 1}, a place in a list")
+    return int(name)
 
 
 def told(result: Any) -> str:

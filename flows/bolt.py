@@ -7,9 +7,10 @@ from typing import Any, Self, TypeVar
 from prefect import flow
 from pydantic import Field, model_validator
 
+from flows.benchmarks import problems_for
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
-from flows.mine import ProblemsConfig, mine_stage, problems_stage, publish_mining
+from flows.mine import ProblemsConfig, mine_stage, publish_mining
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
 from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
@@ -57,7 +58,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         stage_3 = without(config.online, config.evaluate.problems)
 
         # All that the user's files can be wrong in shows here, before a GPU is used.
-        problems = problems_stage(run, config.evaluate.problems)
+        problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
         examples = curated_for(run, stage_1, instruct, config.serving.policy.max_model_len)
         queries, later_queries = mine_stage(run, stage_1.queries), online_queries(run, stage_3)
         publish_mining(run, [queries, *later_queries.values()])

@@ -1,17 +1,19 @@
-"""Evaluation: every model on the same held-out problems, sampled and greedy; only solutions are graded."""
+"""Evaluation: any models on any benchmarks, through one way of sampling; only solutions are graded or judged."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, Self
 
 import pandas as pd
 from prefect import flow
-from prefect.artifacts import create_table_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.benchmarks import problems_for, refuse_draw
 from flows.bootstrap import curated
-from flows.mine import ProblemsConfig, problems_stage
+from flows.compared import JudgedAnswers, publish_evaluation
+from flows.judged import Answers, JudgedStage, answers_stage, baselines_stage, verdicts_stage
+from flows.mine import ProblemsConfig
 from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.sampling import sample, shards_as_inputs
 from infra.manifest import Ref
@@ -20,6 +22,7 @@ from infra.tables import read_table
 from tasks.curate_examples import ExamplesConfig
 from tasks.generate import GenerateConfig, PromptConfig
 from tasks.grade import grade
+from tasks.read_problems import SHORT_ANSWER, Judged, Verifiable
 from tasks.responses import Format
 from tasks.summarise import gain, summarise
 
@@ -27,15 +30,27 @@ DECODINGS = ("sampled", "greedy")
 
 
 class EvaluateStage(BaseModel):
-    """How models are compared."""
+    """How models are compared on a benchmark whose answers a program grades."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    problems: ProblemsConfig = Field(description="Held-out problems with reference answers.")
+    benchmark: Verifiable = Field(
+        SHORT_ANSWER,
+        description="How problems are read, asked and graded; `short-answer`: any queries with a `reference` each.",
+    )
+    problems: ProblemsConfig = Field(
+        description="Held-out problems with reference answers. Of a benchmark's own, in its authors' layout, only "
+        "`draw.limit` can be set: the first ones."
+    )
     generate: GenerateConfig = Field(
         GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it."
     )
     shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
+
+    @model_validator(mode="after")
+    def _first_ones(self) -> Self:
+        refuse_draw(self.benchmark, self.problems)
+        return self
 
 
 class Evaluated(BaseModel):
@@ -43,7 +58,7 @@ class Evaluated(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Name of the stage; part of the names of its steps.")
+    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the stage; part of the names of its steps.")
     model: str = Field(description=f"The model: {A_MODEL}.")
     format: Format = Field("bolt", description="Format that its answers are read in; `plain` for a ShortCoT model.")
     in_context: bool = Field(False, description="Show it the in-context examples.")
@@ -52,10 +67,25 @@ class Evaluated(BaseModel):
 class EvaluateConfig(Common):
     """Parameters of the flow `evaluate`."""
 
-    evaluate: EvaluateStage = Field(description="Problems, and how they are answered.")
+    benchmarks: tuple[Annotated[EvaluateStage | JudgedStage, Field(discriminator="benchmark")], ...] = Field(
+        min_length=1, description="The benchmarks, each with its problems and how they are answered."
+    )
     models: tuple[Evaluated, ...] = Field(min_length=1, description="Models to compare, in the order to show them.")
     examples: ExamplesConfig | None = Field(None, description="In-context examples, where a model is shown them.")
     prompt: PromptConfig = Field(PromptConfig(), description="How a model is shown them.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        names = [each.name for each in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: {names}: give each model a name of its own")
+        kinds = [each.benchmark for each in self.benchmarks]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"benchmarks: {kinds}: each benchmark can stand there once")
+        shown = [each.name for each in self.models if each.in_context]
+        if shown and self.examples is None:
+            raise ValueError(f"models: {shown[0]} is to be shown in-context examples, but `examples` is not given")
+        return self
 
 
 Grades = dict[str, Ref]
@@ -74,15 +104,17 @@ def evaluate_stage(
 ) -> Grades:
     """Grades of one model's answers, by decoding."""
     grades: Grades = {}
+    part = name if config.benchmark == SHORT_ANSWER else f"{config.benchmark}-{name}"
     for decoding in DECODINGS:
         changes = {"format": format} | ({"samples": 1, "temperature": 0.0} if decoding == "greedy" else {})
         draw = config.generate.model_copy(update=changes)
         shards = config.shards if decoding == "sampled" else 1
         answers = sample(
-            run, f"answers-{name}-{decoding}", draw, problems, model, shards=shards, prompt=prompt, examples=examples
+            run, f"answers-{part}-{decoding}", draw, problems, model, shards=shards, prompt=prompt, examples=examples
         )
-        what = plan(f"grades-{name}-{decoding}", "tasks.grade", {}, {**shards_as_inputs(answers), "problems": problems})
-        grades[decoding] = run.do(grade, what, responses=answers, problems=problems)
+        inputs = {**shards_as_inputs(answers), "problems": problems}
+        what = plan(f"grades-{part}-{decoding}", "tasks.grade", {"benchmark": config.benchmark}, inputs)
+        grades[decoding] = run.do(grade, what, responses=answers, problems=problems, benchmark=config.benchmark)
     return grades
 
 
@@ -105,27 +137,41 @@ def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
-def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Compare models on held-out problems."""
+def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
+    """Compare models on benchmarks."""
     with begin(config) as run:
-        problems = problems_stage(run, config.evaluate.problems)
-        examples = curated(run, config.examples) if config.examples else None
-        stages = []
-        for each in config.models:
-            if each.in_context and examples is None:
-                raise ValueError(f"models: {each.name} is to be shown in-context examples, but `examples` is not given")
-            grades = evaluate_stage(
-                run,
-                config.evaluate,
-                each.name,
-                problems,
-                run.model(each.model),
-                format=each.format,
-                prompt=config.prompt if each.in_context else None,
-                examples=examples if each.in_context else None,
+        # All that the user's files can be wrong in shows here, before a GPU is used.
+        problems = {
+            each.benchmark: problems_for(
+                run, each.benchmark, each.problems, each.references if isinstance(each, JudgedStage) else None
             )
-            if not run.dry:
-                stages.append(stage_summary(run, each.name, grades))
-        if stages:
-            create_table_artifact(stages, key="evaluation", description="Accuracy and lengths on held-out problems")
-        return stages
+            for each in config.benchmarks
+        }
+        judged = {each.benchmark: each for each in config.benchmarks if isinstance(each, JudgedStage)}
+        baselines = {name: baselines_stage(run, each, problems[name]) for name, each in judged.items()}
+        examples = curated(run, config.examples) if config.examples else None
+        grades: dict[tuple[Verifiable, str], Grades] = {}
+        answers: dict[tuple[Judged, str], Answers] = {}
+
+        # Each model answers all benchmarks at once, so that one server start serves them.
+        for each in config.models:
+            model = run.model(each.model)
+            prompt, shown = (config.prompt, examples) if each.in_context else (None, None)
+            for stage in config.benchmarks:
+                asked = problems[stage.benchmark]
+                if isinstance(stage, JudgedStage):
+                    met = baselines[stage.benchmark]
+                    answers[stage.benchmark, each.name] = answers_stage(
+                        run, stage, each.name, asked, model, each.format, met, prompt, shown
+                    )
+                else:
+                    grades[stage.benchmark, each.name] = evaluate_stage(
+                        run, stage, each.name, asked, model, format=each.format, prompt=prompt, examples=shown
+                    )
+
+        # The judge comes last: a judge that is served here takes the models' place.
+        verdicts = {}
+        for (kind, name), given in answers.items():
+            found = verdicts_stage(run, judged[kind], problems[kind], baselines[kind], given)
+            verdicts[kind, name] = JudgedAnswers(judged[kind], given, found, baselines[kind])
+        return None if run.dry else publish_evaluation(run, problems, grades, verdicts)

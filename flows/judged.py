@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from prefect import Task
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.benchmarks import refuse_draw
 from flows.mine import ProblemsConfig
 from flows.run import Run
 from flows.sampling import sample, shards_as_inputs
 from infra.files import digest_of_files
 from infra.manifest import Ref
 from infra.steps import plan
-from tasks.generate import GenerateConfig
+from tasks.generate import GenerateConfig, PromptConfig
 from tasks.judge_arenahard import judge_arenahard
 from tasks.judge_mtbench import judge_mtbench
 from tasks.judge_wildbench import judge_wildbench
+from tasks.read_baselines import read_baselines
 from tasks.read_problems import Judged
 from tasks.responses import Format
 from tasks.second_turn import second_turn
 from tasks.sources import Source, digest_of_source
+from tasks.styles import styles
 from tasks.verdicts import NOT_IN_KEY, Judge
 
 PROMPTS = Path(__file__).parents[1] / "evals" / "prompts"
@@ -50,8 +54,8 @@ class JudgedStage(BaseModel):
     )
     baselines: tuple[Source, ...] = Field(
         (),
-        description="Answers to compare with, in the authors' layout. Arena-Hard: of the baseline model (v2.0: of both); "
-        "WildBench: of the model that WB-Reward compares with, none for WB-Score alone.",
+        description="Answers to compare with, in the authors' layout. Arena-Hard: the baseline model's (v2.0: both); "
+        "WildBench: those that WB-Reward compares with, none for WB-Score alone.",
     )
     generate: GenerateConfig = Field(
         GenerateConfig(samples=1, temperature=0.0), description="How the answers are sampled: one a question."
@@ -59,12 +63,19 @@ class JudgedStage(BaseModel):
     judge: Judge = Field(description="Who judges.")
     thoughts_in_history: bool = Field(
         False,
-        description="MT-Bench, turn two: show the model its first answer with its thoughts. The judge sees none of them.",
+        description="MT-Bench, turn two: show the model its first answer with its thoughts. The judge sees none.",
+    )
+    length_margin: int | None = Field(
+        500,
+        ge=0,
+        description="WildBench, WB-Reward: a slight win is a tie when the winner is longer by more than so many "
+        "characters (the authors' boards: 500, and none).",
     )
     shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
 
     @model_validator(mode="after")
     def _as_its_authors_do(self) -> Self:
+        refuse_draw(self.benchmark, self.problems)
         if self.generate.samples != 1:
             raise ValueError(f"{self.benchmark}: one answer a question is judged: generate.samples must be 1")
         if self.references and self.benchmark != "mt-bench":
@@ -78,17 +89,48 @@ class JudgedStage(BaseModel):
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers to a judged benchmark: the responses of each turn, a table a shard."""
+    """A model's answers to a judged benchmark."""
 
     name: str
     turns: tuple[Sequence[Ref], ...]
+    """The responses of each turn, a table a shard."""
+    styles: Ref | None
+    """Arena-Hard: what style control needs of them."""
 
 
-def answers_stage(run: Run, config: JudgedStage, name: str, problems: Ref, model: Ref, format: Format) -> Answers:
+def baselines_stage(run: Run, config: JudgedStage, problems: Ref) -> Ref | None:
+    """The answers that the models' are compared with, one a problem."""
+    if not config.baselines:
+        return None
+    digests = {f"source/{number}": digest_of_source(source) for number, source in enumerate(config.baselines)}
+    rule = {"benchmark": config.benchmark}
+    return run.do(
+        read_baselines,
+        plan(f"baselines-{config.benchmark}", "tasks.read_baselines", rule, {"problems": problems}, **digests),
+        expected_rows=problems.rows,
+        rehearse=all(source.is_local for source in config.baselines),
+        sources=config.baselines,
+        problems=problems,
+        benchmark=config.benchmark,
+    )
+
+
+def answers_stage(
+    run: Run,
+    config: JudgedStage,
+    name: str,
+    problems: Ref,
+    model: Ref,
+    format: Format,
+    baselines: Ref | None,
+    prompt: PromptConfig | None = None,
+    examples: Ref | None = None,
+) -> Answers:
     """One model's answers, those to MT-Bench's second turns after the first."""
     draw = config.generate.model_copy(update={"format": format})
     step = f"answers-{config.benchmark}-{name}"
-    turns = [sample(run, step, draw, problems, model, shards=config.shards)]
+    asked = partial(sample, run, model=model, shards=config.shards, prompt=prompt, examples=examples)
+    turns = [asked(step, draw, problems)]
     if config.benchmark == "mt-bench":
         rule = {"thoughts_in_history": config.thoughts_in_history}
         inputs = {**shards_as_inputs(turns[0]), "problems": problems}
@@ -100,23 +142,37 @@ def answers_stage(run: Run, config: JudgedStage, name: str, problems: Ref, model
             responses=turns[0],
             **rule,
         )
-        turns.append(sample(run, f"{step}-2", draw, later, model, shards=config.shards))
-    return Answers(name, tuple(turns))
+        turns.append(asked(f"{step}-2", draw, later))
+    counted = None
+    if baselines and config.benchmark.startswith("arena-hard"):
+        inputs = {**shards_as_inputs(turns[0]), "baselines": baselines, "model": model}
+        counted = run.do(
+            styles,
+            plan(f"styles-{config.benchmark}-{name}", "tasks.styles", {}, inputs),
+            expected_rows=problems.rows,
+            responses=turns[0],
+            baselines=baselines,
+            model=model,
+            servers=run.servers,
+        )
+    return Answers(name, tuple(turns), counted)
 
 
-def verdicts_stage(run: Run, config: JudgedStage, problems: Ref, answers: Answers) -> Ref:
+def verdicts_stage(run: Run, config: JudgedStage, problems: Ref, baselines: Ref | None, answers: Answers) -> Ref:
     """The judge's verdicts on one model's answers."""
     judge_model = run.model(config.judge.model) if config.judge.model else None
     task, module, prompts = STEPS[config.benchmark]
     inputs = {"problems": problems} | ({"judge": judge_model} if judge_model else {})
+    inputs |= {"baselines": baselines} if baselines else {}
     for number, responses in enumerate(answers.turns, 1):
         inputs |= {f"turn {number}/{name}": ref for name, ref in shards_as_inputs(responses).items()}
     rule = {"benchmark": config.benchmark, "judge": config.judge.model_dump(mode="json", exclude=NOT_IN_KEY)}
     ingredients = {"prompts": digest_of_files(sorted(PROMPTS.glob(prompts)))}
-    ingredients |= {f"baseline/{n}": digest_of_source(source) for n, source in enumerate(config.baselines)}
     if judge_model:
         ingredients["engine"] = run.servers.engine("policy")
-    compared = {} if config.benchmark == "mt-bench" else {"benchmark": config.benchmark, "baselines": config.baselines}
+    compared: dict[str, Any] = {} if config.benchmark == "mt-bench" else {"baselines": baselines}
+    if config.benchmark.startswith("arena-hard"):
+        compared["version"] = config.benchmark.removeprefix("arena-hard-")
     return run.do(
         task,
         plan(f"verdicts-{config.benchmark}-{answers.name}", module, rule, inputs, **ingredients),

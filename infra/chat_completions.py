@@ -74,12 +74,12 @@ def _reply(answer: dict[str, Any], what: str) -> Reply:
     try:
         choice, usage = answer["choices"][0], answer["usage"]
         return Reply(
-            text=choice["message"]["content"] or "",
+            text=(choice["message"]["content"] or "").encode("utf-8", "replace").decode(),  # half a character: "?"
             finish_reason=choice["finish_reason"] or "",
             prompt_tokens=int(usage["prompt_tokens"]),
             completion_tokens=int(usage["completion_tokens"]),
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CompletionError(
             f"{what}: expected an OpenAI chat completion with its usage, got {str(answer)[:500]}"
         ) from error

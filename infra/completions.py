@@ -239,7 +239,10 @@ def poster(alive: Callable[[], None], attempts: int) -> Post:
             slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
             raise (_TransientError if slow else UnreachableError)(f"{what}: {type(error).__name__}: {error}") from error
         if response.status_code == httpx.codes.OK:
-            answer: dict[str, Any] = response.json()
+            try:
+                answer: dict[str, Any] = response.json()
+            except ValueError as error:
+                raise CompletionError(f"{what}: expected JSON, got {response.text[:500]!r}") from error
             return answer
         message = f"{what}: the server answered {response.status_code}: {_message(response)}"
         if response.is_server_error or response.status_code in _TRANSIENT_STATUS:
@@ -263,10 +266,13 @@ def poster(alive: Callable[[], None], attempts: int) -> Post:
 
 
 def _message(response: httpx.Response) -> str:
+    """The server's words; where they repeat the key that it was sent, without it."""
     try:
-        return str(response.json()["error"]["message"])
+        told = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):  # not vLLM's error form: show what came
-        return response.text[:2000]
+        told = response.text
+    key = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return (told.replace(key, "(the key)") if key else told)[:2000]
 
 
 def _completions(answer: dict[str, Any], n: int, what: str) -> list[Completion]:

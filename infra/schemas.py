@@ -55,6 +55,29 @@ PROBLEMS = pa.schema(
 )
 """`history`: the turns before the query, as JSON."""
 
+BASELINES = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("model", TEXT),
+        _required("text", TEXT),
+    ]
+)
+
+STYLES = pa.schema(
+    [
+        _required("query_id", TEXT),
+        _required("tokens", INT32),
+        _required("headers", INT32),
+        _required("lists", INT32),
+        _required("bold", INT32),
+        _required("baseline_tokens", INT32),
+        _required("baseline_headers", INT32),
+        _required("baseline_lists", INT32),
+        _required("baseline_bold", INT32),
+    ]
+)
+"""What style control knows of the model's solution and of the baseline's answer."""
+
 JUDGEMENTS = pa.schema(
     [
         _required("request_id", TEXT),
@@ -106,6 +129,7 @@ SCORES = pa.schema(
         _required("reward_model", TEXT),
         _required("reward", REAL),
         _required("format_reward", REAL),
+        _optional("verified", FLAG),
         _required("total", REAL),
     ]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -38,7 +39,6 @@ class Settings(BaseSettings):
     policy_api_key: SecretStr | None = Field(
         default=None, description="API key of the vLLM servers at serving.policy_urls, where they ask for one."
     )
-
     judge_api_key: SecretStr | None = Field(
         default=None, description="API key of the judge at a benchmark's `judge.url`, where it asks for one."
     )
@@ -74,6 +74,13 @@ class Settings(BaseSettings):
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("must look like https://host/path")
         return url
+
+    @field_validator("policy_api_key", "judge_api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):  # an HTTP library would tell it
+            raise ValueError("must be printable ASCII without blanks or line feeds, also at its ends")
+        return key
 
     @model_validator(mode="after")
     def _whole_key_pair(self) -> Self:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from evals import short_answer
+from evals import graders
+from evals.graders import Grade
+from infra.limited import Limited, NoResult
 from infra.manifest import Ref
 from infra.schemas import GRADES
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows, scan, write_table
 from tasks.curate_examples import BadInput
+from tasks.read_problems import SHORT_ANSWER, Verifiable
+
+TIMEOUT_S = 20.0  # an answer; math-verify's own limits add up to 10 s
+MEMORY_BYTES = 4 << 30
+LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
+    SHORT_ANSWER: graders.short_answer,
+    "zebralogic": graders.zebralogic,
+}
+"""Graders that take time linear in the text: no limit is needed."""
 
 
-def graded(response: dict[str, Any], reference: str) -> dict[str, Any]:
-    prediction = short_answer.extract(response["solution"])
+def graded(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
+    """A row of `grades`."""
     return {
         "problem_id": response["query_id"],
         "sample": response["sample"],
-        "prediction": prediction,
-        "correct": short_answer.is_correct(prediction, reference),
+        **grade,
         "thought_tokens": response["thought_tokens"],
         "solution_tokens": response["solution_tokens"],
         "truncated": response["finish_reason"] != "stop",
@@ -30,8 +41,16 @@ def graded(response: dict[str, Any], reference: str) -> dict[str, Any]:
 
 
 @step
-def grade(plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref) -> Ref:
-    """Write the table `grades`, a row a response."""
+def grade(
+    plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref, benchmark: Verifiable = SHORT_ANSWER
+) -> Ref:
+    """Write the table `grades`, a row a response.
+
+    An answer that its grader cannot finish in `TIMEOUT_S` and `MEMORY_BYTES` is wrong, without prediction, and counted.
+
+    Raises:
+        BadInput: a problem has no reference answer.
+    """
     references = {row["query_id"]: row["reference"] for row in read_rows(store, problems, ["query_id", "reference"])}
     missing = [query_id for query_id, reference in references.items() if reference is None]
     if missing:
@@ -41,12 +60,31 @@ def grade(plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref) 
     tally: Counter[str] = Counter()
 
     def batches() -> Iterator[list[dict[str, Any]]]:
-        for shard in responses:
-            for batch in scan(store, shard):
-                rows = [graded(row, references[row["query_id"]]) for row in batch.to_pylist()]
-                tally["graded"] += len(rows)
-                tally["correct"] += sum(row["correct"] for row in rows)
-                tally["no answer"] += sum(row["prediction"] is None for row in rows)
-                yield rows
+        with ExitStack() as stack:
+            give = LINEAR.get(benchmark) or _limited(stack, benchmark, tally)
+            for shard in responses:
+                for batch in scan(store, shard):
+                    rows = [
+                        graded(row, give(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()
+                    ]
+                    tally["graded"] += len(rows)
+                    tally["correct"] += sum(row["correct"] for row in rows)
+                    tally["no answer"] += sum(row["prediction"] is None for row in rows)
+                    yield rows
 
     return write_table(store, plan.step, plan.key, GRADES, batches(), plan.provenance, counts=lambda: dict(tally))
+
+
+def _limited(stack: ExitStack, benchmark: Verifiable, tally: Counter[str]) -> Callable[[str | None, str], Grade]:
+    """The benchmark's grader in a process of its own, which may not take too long or too much memory."""
+    name = f"evals.graders:{benchmark.replace('-', '_')}"
+    child = stack.enter_context(Limited(name, timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES))
+
+    def give(solution: str | None, reference: str) -> Grade:
+        found: Grade | NoResult = child(solution, reference)
+        if isinstance(found, NoResult):
+            tally[f"not graded: {found.reason}"] += 1
+            return {"prediction": None, "correct": False, "parts": None, "correct_parts": None}
+        return found
+
+    return give

@@ -12,7 +12,7 @@ from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows
 from tasks.read_problems import as_problem
-from tasks.verdicts import Asked, Judge, Verdict, ask_judge, harmless
+from tasks.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
 
 
 def read_verdict(text: str) -> Verdict | None:
@@ -37,10 +37,7 @@ def judge_mtbench(
         As `tasks.verdicts.ask_judge`.
     """
     safe = harmless(judge_model, store, servers)
-    said = [
-        {row["query_id"]: row["solution"] or "" for shard in responses for row in read_rows(store, shard)}
-        for responses in turns
-    ]
+    said = [solutions(store, responses) for responses in turns]
 
     def asked() -> Iterator[Asked]:
         for row in read_rows(store, problems):

@@ -17,10 +17,12 @@ from infra.tables import batched, write_table
 from tasks.curate_examples import BadInput
 from tasks.sources import Source, records
 
-Verifiable = Literal["math500", "math-level5", "zebralogic"]
+Verifiable = Literal["short-answer", "math500", "math-level5", "zebralogic"]
 Judged = Literal["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"]
+Benchmark = Verifiable | Judged
+SHORT_ANSWER: Verifiable = "short-answer"  # any queries with references: mined as they are, not read here
 
-READ: Mapping[Verifiable | Judged, Callable[[Mapping[str, Any], int], Problem]] = {
+READ: Mapping[Benchmark, Callable[[Mapping[str, Any], int], Problem]] = {
     "math500": math500.read,
     "math-level5": math_level5.read,
     "zebralogic": zebralogic.read,
@@ -31,7 +33,7 @@ READ: Mapping[Verifiable | Judged, Callable[[Mapping[str, Any], int], Problem]] 
 }
 
 
-def problems_of(benchmark: Verifiable | Judged, sources: Sequence[Source]) -> Iterator[Problem]:
+def problems_of(benchmark: Benchmark, sources: Sequence[Source]) -> Iterator[Problem]:
     """The problems of all sources, in order.
 
     Raises:
@@ -45,7 +47,7 @@ def problems_of(benchmark: Verifiable | Judged, sources: Sequence[Source]) -> It
             except ValueError as error:
                 raise BadInput(f"{source.place}, {error}") from error
             if problem.problem_id in seen:
-                raise BadInput(f"{source.place}, row {row}: problem {problem.problem_id} was there before: leave one out")
+                raise BadInput(f"{source.place}, row {row}: problem {problem.problem_id} comes twice: leave one out")
             seen.add(problem.problem_id)
             yield problem
 
@@ -55,14 +57,14 @@ def read_problems(
     plan: Plan,
     store: Store,
     *,
-    benchmark: Verifiable | Judged,
+    benchmark: Benchmark,
     sources: Sequence[Source],
     references: Source | None = None,
     limit: int | None = None,
 ) -> Ref:
     """Write the table `problems`: the first `limit` of the sources, in their order; none takes all.
 
-    `references`: MT-Bench's answers to its questions of maths, reasoning and coding, where they have a file of their own.
+    `references`: MT-Bench's answers to its questions of maths, reasoning and coding, from a file of their own.
 
     Raises:
         BadInput: as `problems_of`.

@@ -1,5 +1,7 @@
 """Reward scoring: the outcome reward model on (query, solution), plus a rule-based format reward (BOLT 3.1.3 and 3.3).
 
+Where a query has a reference answer, whether the solution gives it may count too (this project's option).
+
 The thoughts never reach the reward model: no reward model for them exists.
 """
 
@@ -9,7 +11,8 @@ import asyncio
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
 from infra.chat import load_tokenizer, neutralise
 from infra.completions import classify
+from infra.limited import Limited, NoResult
 from infra.manifest import Ref, expect
 from infra.models import fetch_model
 from infra.progress import progress
@@ -28,6 +32,7 @@ from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows, scan, write_table
 from tasks.curate_examples import BadInput
+from tasks.grade import MEMORY_BYTES, TIMEOUT_S
 from tasks.responses import is_well_formed
 
 Rows = list[dict[str, Any]]
@@ -41,6 +46,12 @@ class ScoreConfig(BaseModel):
 
     format_weight: float = Field(
         1.0, ge=0, description="Added to a well-formed response's reward (BOLT adds one; its weight is not stated)."
+    )
+    verified_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Added where the solution gives the query's reference answer, by math-verify; queries without one "
+        "get nothing (this project's option; BOLT has none).",
     )
     in_flight: int = Field(64, ge=1, description="Scoring requests under way at once.")
 
@@ -77,7 +88,8 @@ def score(
     model = fetch_model(store, reward_model, servers.work_dir)
     tokenizer = load_tokenizer(model)
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-    counts = {"scored": 0, "without a solution": 0}
+    references = references_of(store, queries) if config.verified_weight else {}
+    counts = {"scored": 0, "without a solution": 0} | ({"verified": 0, "right": 0} if references else {})
     total = max(1, sum(shard.rows for shard in responses))
     parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
 
@@ -100,11 +112,20 @@ def score(
         rewards = (
             computed(ids, tokenizer, model, parts, servers) if native else served(ids, reward_model, config, servers)
         )
-        for (without, rows), found in zip(pieces(), rewards, strict=True):
-            reward_of = dict(zip(judged(rows), found, strict=True))
-            counts["without a solution"] += without
-            counts["scored"] += len(rows)
-            yield [scored(row, reward_of[row["query_id"], row["solution"]], plan, config) for row in rows]
+        with verifier() as verify:
+            for (without, rows), found in zip(pieces(), rewards, strict=True):
+                reward_of = dict(zip(judged(rows), found, strict=True))
+                right = {each: verify(each[1], references[each[0]]) for each in judged(rows) if each[0] in references}
+                counts["without a solution"] += without
+                counts["scored"] += len(rows)
+                scored_rows = []
+                for row in rows:
+                    answer = row["query_id"], row["solution"]
+                    scored_rows.append(scored(row, reward_of[answer], right.get(answer), plan, config))
+                if references:
+                    counts["verified"] += sum(row["verified"] is not None for row in scored_rows)
+                    counts["right"] += sum(row["verified"] is True for row in scored_rows)
+                yield scored_rows
 
     def done() -> float:
         in_parts = part_count(parts)
@@ -173,17 +194,43 @@ def check_reward_model(store: Store, reward_model: Ref) -> None:
     )
 
 
-def scored(row: dict[str, Any], reward: float, plan: Plan, config: ScoreConfig) -> dict[str, Any]:
+def references_of(store: Store, queries: Ref) -> dict[str, str]:
+    """The reference answers of the queries that have one."""
+    rows = read_rows(store, queries, ["query_id", "reference"])
+    return {row["query_id"]: row["reference"] for row in rows if row["reference"] is not None}
+
+
+@contextmanager
+def verifier() -> Iterator[Callable[[str, str], bool]]:
+    """Whether a solution gives a reference answer, told by a process that starts when it is first asked."""
+    with Limited("evals.graders:math500", timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES) as child:
+
+        def verify(solution: str, reference: str) -> bool:
+            found = child(solution, reference)
+            return not isinstance(found, NoResult) and bool(found["correct"])
+
+        yield verify
+
+
+def scored(
+    row: dict[str, Any], reward: float, verified: bool | None, plan: Plan, config: ScoreConfig
+) -> dict[str, Any]:
+    """A row of `scores`; `verified` is None where the query has no reference answer, or they do not count.
+
+    `reward` is the reward of the outcome: the reward model's, and what a right answer adds.
+    """
     if not math.isfinite(reward):
         raise ValueError(
             f"{plan.step}: the reward model gave {reward} for query {row['query_id']}, sample {row['sample']}"
         )
+    outcome = reward + (config.verified_weight if verified else 0.0)
     format_reward = config.format_weight if is_well_formed(row) else 0.0
     return {
         "query_id": row["query_id"],
         "sample": row["sample"],
         "reward_model": plan.provenance.inputs["reward_model"].key,
-        "reward": reward,
+        "reward": outcome,
         "format_reward": format_reward,
-        "total": reward + format_reward,
+        "verified": verified,
+        "total": outcome + format_reward,
     }

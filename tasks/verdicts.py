@@ -25,10 +25,10 @@ from infra.servers import Servers
 from infra.settings import Settings
 from infra.steps import Plan
 from infra.store import Store
-from infra.tables import batched, write_table
+from infra.tables import batched, read_rows, write_table
 from tasks.judge import AGAIN, JudgeError
 
-_CONTROL = re.compile(r"<(?=\|[a-z_]+\|>)")  # `<|im_end|>` and the like
+_CONTROL = re.compile(r"<(?=[|｜][^\s<>|｜]+[|｜]>)")  # `<|im_end|>` and the like
 A_JUDGE = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION; served here"
 
 
@@ -97,6 +97,12 @@ def harmless(judge_model: Ref | None, store: Store, servers: Servers) -> Callabl
         return lambda text: _CONTROL.sub("< ", text)
     tokenizer = load_tokenizer(fetch_model(store, judge_model, servers.work_dir))
     return lambda text: neutralise(text, tokenizer)
+
+
+def solutions(store: Store, responses: Sequence[Ref]) -> dict[str, str]:
+    """The solution of each query's one response; "" where it has none."""
+    rows = (row for shard in responses for row in read_rows(store, shard, ["query_id", "solution"]))
+    return {row["query_id"]: row["solution"] or "" for row in rows}
 
 
 def ask_judge(

@@ -81,8 +81,9 @@ def test_a_hub_id_is_not_downloaded_for_a_dry_run(world, monkeypatch, capsys):
 
 def test_a_dry_run_of_evaluate_returns_nothing_made(world, capsys):
     models = [{"name": "one", "model": world["model"], "format": "plain"}]
-    parameters = {"serving": world["serving"], "evaluate": world["evaluate"], "models": models}
-    assert evaluate(EvaluateConfig(**parameters, dry_run=True)) == []
+    parameters = {"serving": world["serving"], "models": models}
+    parameters["benchmarks"] = [world["evaluate"] | {"benchmark": "short-answer"}]
+    assert evaluate(EvaluateConfig(**parameters, dry_run=True)) is None
     assert planned(capsys)["answers-one-greedy"][0] == "to do"
 
 

@@ -59,6 +59,8 @@ def test_settings_are_frozen():
         ({"endpoint_url": "minio:9000"}, "http://host:port"),
         ({"endpoint_url": f"http://id:{HIDDEN}@minio:9000"}, "no credentials"),
         ({"secret_access_key": HIDDEN}, "go together"),
+        ({"judge_api_key": f"{HIDDEN}\n"}, "line feeds"),
+        ({"policy_api_key": f"{HIDDEN}é"}, "printable ASCII"),
         ({"secret_acess_key": HIDDEN}, "secret_acess_key"),
     ],
 )

@@ -17,13 +17,17 @@ Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FakeVllm:
-    """Answers POST requests by path and keeps what it was asked. `dies_after`: requests until it counts as dead."""
+    """Answers POST requests by path and keeps what it was asked. `dies_after`: requests until it counts as dead.
+
+    An answer's `status` is the HTTP status; none is 200. `keys`: the Authorization header of each request.
+    """
 
     served_name = "fake"
     headers: Mapping[str, str] = {}
 
     def __init__(self, **answers: Answer) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self.dies_after: int | None = None
         outer = self
 
@@ -33,8 +37,10 @@ class FakeVllm:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append(body)
-                text = json.dumps(answers[self.path.rsplit("/", 1)[-1]](body)).encode()
-                self.send_response(200)
+                outer.keys.append(self.headers["Authorization"])
+                answer = answers[self.path.rsplit("/", 1)[-1]](body)
+                text = json.dumps(answer).encode()
+                self.send_response(answer.get("status", 200))
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
@@ -91,6 +97,18 @@ def completions(texts: Callable[[int], tuple[str, str]]) -> Answer:
                 {"index": index, "text": text, "finish_reason": reason, "token_ids": list(range(len(text.split()) + 1))}
             )
         return {"choices": choices[::-1], "usage": {"prompt_tokens": len(body["prompt"])}}
+
+    return answer
+
+
+def chats(text: Callable[[str], str]) -> Answer:
+    """OpenAI's /v1/chat/completions: `text` of the last message. Tokens: characters asked, and answered."""
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        shown = [message["content"] for message in body["messages"]]
+        said = text(shown[-1])
+        usage = {"prompt_tokens": len("".join(shown)), "completion_tokens": len(said)}
+        return {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": usage}
 
     return answer
 

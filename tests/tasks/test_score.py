@@ -158,3 +158,34 @@ def test_a_reward_model_without_a_chat_template_is_refused(world, model, tmp_pat
     silent = import_model(world.store, tmp_path / "silent", "silent")
     with pytest.raises(BadInput, match=r"reward model imported/silent-\w+: no chat template in its files .* add the"):
         check_reward_model(world.store, silent)
+
+
+def test_a_right_answer_counts_where_there_is_a_reference_and_a_weight(world, model, query, response, serve):
+    queries = world.table(QUERIES, [query("a", "what is 1/2 ?", reference="0.5"), query("b", "who ?")], "queries")
+    solutions = {"a": [r"it is \boxed{\frac{1}{2}}", r"it is \boxed{2}"], "b": [r"it is \boxed{0.5}"]}
+    rows = [response(q, n, solution=text) for q, texts in solutions.items() for n, text in enumerate(texts)]
+    responses = [world.table(RESPONSES, rows)]
+
+    def run(key, config):
+        server = serve(classify=classifications(lambda ids: 1.0))
+        inputs = {"responses": responses, "queries": queries, "reward_model": model}
+        made = world.do(
+            score,
+            key=key,
+            inputs={"reward_model": model},
+            config=config,
+            servers=TinyServers(world.work_dir, server),
+            **inputs,
+        )
+        return world.rows(made), world.counts(made)
+
+    plain, counts = run("plain", ScoreConfig())
+    assert [(row["reward"], row["verified"]) for row in plain] == [(1.0, None)] * 3
+    assert "verified" not in counts
+    weighted, counts = run("weighted", ScoreConfig(verified_weight=4, format_weight=0.5))
+    assert [(row["reward"], row["total"], row["verified"]) for row in weighted] == [
+        (5.0, 5.5, True),
+        (1.0, 1.5, False),
+        (1.0, 1.5, None),
+    ]
+    assert (counts["verified"], counts["right"]) == (2, 1)

@@ -1,0 +1,208 @@
+"""Arena-Hard v0.1 (500 prompts) and v2.0 (500 hard prompts, 250 of creative writing), judged as their authors do.
+
+Each answer meets the baseline's twice: it is assistant B in game 1 and assistant A in game 2. The judge ends on one of
+five labels, which `tally` turns into battles; `evals.style_control` has the figures. Source of the rules and of the
+judge's prompts: lmarena/arena-hard-auto (Apache-2.0): gen_judgment.py, show_result.py, utils/judge_utils.py, config.
+Two things differ, both on purpose: a label that is not in the authors' table is unread (v0.1 gives it no weight, v2.0
+stops with an error), and an answer cannot close the marks that it is shown between.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from evals.problem import Message, Problem
+from evals.style_control import Style, Version
+
+BASELINES: dict[str, str] = {
+    "arena-hard-v0.1": "gpt-4-0314",
+    "hard_prompt": "o3-mini-2025-01-31",
+    "coding": "o3-mini-2025-01-31",
+    "math": "o3-mini-2025-01-31",
+    "creative_writing": "gemini-2.0-flash-001",
+}
+"""The model that the answers to each category of prompts meet. Published: hard_prompt and creative_writing, apart."""
+
+_A_MUCH, _A, _TIE, _B, _B_MUCH = (3, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 3)  # battles of A won, tied, lost
+_FIVE = {"A>>B": _A_MUCH, "A>B": _A, "A=B": _TIE, "B>A": _B, "B>>A": _B_MUCH}
+_LABELS: dict[Version, dict[str, tuple[int, int, int]]] = {
+    "v0.1": _FIVE,
+    "v2.0": {**_FIVE, "B<<A": _A_MUCH, "B<A": _A, "B=A": _TIE, "A<B": _B, "A<<B": _B_MUCH},
+}
+_DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
+_SINGLE = re.compile(r"\[([AB<>=]+)\]")
+
+_PARTS = re.compile(r"\{(QUESTION|ANSWER_A|ANSWER_B)\}")
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"  # white space, and what is not seen at all
+_MARK = re.compile(
+    rf"[<＜](?={_GAP}*+[|｜]{_GAP}*+(?:user{_GAP}++prompt|the{_GAP}++(?:start|end){_GAP}++of{_GAP}++assistant))",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a prompt, from a file of the authors' layout."""
+
+    problem_id: str
+    model: str
+    text: str
+    """What the judge sees: never the thoughts, which some files have beside it."""
+    style: Style | None
+    """As the file counts it; None where it does not."""
+
+
+def read(record: Mapping[str, Any], row: int) -> Problem:
+    """A prompt in the authors' layout: uid, category, prompt; or, as it was once: question_id, category, turns.
+
+    The category, a key of `BASELINES`, tells the version. v0.1's cluster and v2.0's subcategory are not taken up.
+
+    Raises:
+        ValueError: a field is missing or has another form; row and field are named.
+    """
+    category = record.get("category")
+    if not isinstance(category, str) or category not in BASELINES:
+        raise _bad(row, "category", f"one of {', '.join(BASELINES)}", category)
+    if "prompt" in record:
+        query, field = record["prompt"], "prompt"
+    else:
+        query, field = _first(record, "turns", row).get("content"), "turns[0].content"
+    if not isinstance(query, str) or not query.strip():
+        raise _bad(row, field, "a text", query)
+    return Problem(problem_id=_id(record, row), query=query, category=category)
+
+
+def read_answer(record: Mapping[str, Any], row: int) -> Answer:
+    """An answer in the authors' layout: uid, model, messages and, where style was counted, metadata.
+
+    The answer is the last message's content.answer. The layout that they once had is read too: question_id, model_id,
+    choices[0].turns[0].content, conv_metadata.
+
+    Raises:
+        ValueError: a field is missing or has another form; row and field are named.
+    """
+    if "messages" in record:
+        model_field, field, style_field = "model", "messages[-1].content.answer", "metadata"
+        messages = record["messages"]
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        if not isinstance(last, dict) or last.get("role") != "assistant":
+            raise _bad(row, "messages[-1]", "a message of the assistant", last)
+        content = last.get("content")
+        text = content.get("answer") if isinstance(content, dict) else None
+    else:
+        model_field, field, style_field = "model_id", "choices[0].turns[0].content", "conv_metadata"
+        text = _first(_first(record, "choices", row), "turns", row).get("content")
+    if not isinstance(text, str):
+        raise _bad(row, field, "a text", text)
+    model = record.get(model_field)
+    if not isinstance(model, str) or not model:
+        raise _bad(row, model_field, "a text", model)
+    counted = record.get(style_field)
+    return Answer(_id(record, row), model, text, None if counted is None else _style(counted, style_field, row))
+
+
+def judge_messages(problem: Problem, game: Literal[1, 2], answer: str, baseline_answer: str) -> list[Message]:
+    """What the judge is asked in a game: in the first the baseline is assistant A, in the second the model is.
+
+    An answer that spells a mark of the prompt has the mark's first character turned into "(".
+
+    Raises:
+        ValueError: the problem is none of Arena-Hard's.
+    """
+    if problem.category not in BASELINES:
+        raise ValueError(f"problem {problem.problem_id}: category {problem.category!r} is none of Arena-Hard's")
+    shown = [_MARK.sub("(", each) for each in (baseline_answer, answer)]
+    a, b = shown if game == 1 else reversed(shown)
+    parts = {"QUESTION": problem.query, "ANSWER_A": a, "ANSWER_B": b}
+    creative = problem.category == "creative_writing"
+    system, user = _template("arenahard-creative.md" if creative else "arenahard-hard.md")
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": _PARTS.sub(lambda part: parts[part[1]], user)},
+    ]
+
+
+def version_of(category: str | None) -> Version:
+    """Which version's rules go for a category of prompts."""
+    return "v0.1" if category == "arena-hard-v0.1" else "v2.0"
+
+
+def read_verdict(text: str, version: Version) -> str | None:
+    """The label of a verdict, such as A>>B, or None where it has none. Raises nothing; linear in the length.
+
+    v0.1: the label in double brackets, if all of them are the same; contradictory ones are unread. v2.0: the last in
+    double brackets, or else the last in single ones, in any case of letters; A<B is B>A and so on.
+    """
+    if version == "v0.1":
+        labels = _DOUBLE.findall(text)
+        labels = labels if len(set(labels)) == 1 else []
+    else:
+        upper = text.upper()
+        labels = _DOUBLE.findall(upper) or _SINGLE.findall(upper)
+    return labels[-1] if labels and labels[-1] in _LABELS[version] else None
+
+
+def tally(verdicts: Sequence[str | None], version: Version) -> tuple[int, int, int]:
+    """The battles that a model lost, tied and won on one question: `verdicts` of game 1 and game 2, None where unread.
+
+    A label with >> counts as three battles. Of two games with one unread, v0.1 counts the other one and v2.0 neither.
+
+    Raises:
+        ValueError: there are not two verdicts, or one is no label.
+    """
+    if len(verdicts) != 2:
+        raise ValueError(f"expected the verdicts of two games, found {len(verdicts)}")
+    unknown = {label for label in verdicts if label is not None and label not in _LABELS[version]}
+    if unknown:
+        raise ValueError(f"expected labels such as A>>B of {version}, found {sorted(unknown)}")
+    if version == "v2.0" and None in verdicts:
+        return 0, 0, 0
+    first, second = (_LABELS[version][label] if label else (0, 0, 0) for label in verdicts)
+    return first[0] + second[2], first[1] + second[1], first[2] + second[0]
+
+
+def _style(counted: Any, field: str, row: int) -> Style:
+    """Style from a file's metadata: token_len, and dictionaries of counts for headers, lists and bold."""
+    if not isinstance(counted, dict):
+        raise _bad(row, field, "an object", counted)
+    sums = []
+    for name in ("token_len", "header_count", "list_count", "bold_count"):
+        value = counted.get(name)
+        numbers: list[Any] = list(value.values()) if isinstance(value, dict) else [value]
+        if not all(isinstance(each, int) and each >= 0 for each in numbers):
+            raise _bad(row, f"{field}.{name}", "a count, or an object of counts", value)
+        sums.append(sum(numbers))
+    return Style(*sums)
+
+
+def _first(record: Mapping[str, Any], field: str, row: int) -> dict[str, Any]:
+    """The one object in a list of the older layouts."""
+    value = record.get(field)
+    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
+        raise _bad(row, field, "a list of one object", value)
+    return value[0]
+
+
+def _id(record: Mapping[str, Any], row: int) -> str:
+    field = "uid" if "uid" in record else "question_id"
+    value = record.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise _bad(row, field, "a text", value)
+    return value
+
+
+def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
+    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
+
+
+@cache
+def _template(name: str) -> tuple[str, str]:
+    """The system and the user text of one of the authors' prompts, without the front matter of its file."""
+    text = files("evals").joinpath("prompts", name).read_text(encoding="utf-8")
+    system, _, user = text.split("\n---\n\n## System\n\n", 1)[1].partition("\n\n## User\n\n")
+    return system, user.removesuffix("\n")

@@ -1,0 +1,400 @@
+"""WildBench v2: 1,024 real conversations, each with a checklist that the judge is shown, graded as its authors do.
+
+WB-Score rates one answer from 1 to 10. WB-Reward compares it with a reference model's, once, on a side that a coin
+chooses. Source of the rules and of the judge's prompts: allenai/WildBench (Apache-2.0): src/eval.py,
+src/openai_batch_eval/batch_results_format.py, leaderboard/data_dir/_create_tables.py and _merge_results.py. Three
+things differ, all on purpose: broken JSON is read if it ends on the value (the authors drop it); an answer cannot close
+the marks that it is shown between; and the coin is the problem's id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any, Literal, TypeGuard
+
+from evals.problem import Message, Problem
+
+Outcome = Literal["win_much", "win", "tie", "lose", "lose_much"]
+
+TASKS: dict[str, str] = {
+    "Information seeking": "Information/Advice seeking",
+    "Creative Writing": "Creative Tasks",
+    "Coding & Debugging": "Coding & Debugging",
+    "Reasoning": "Planning & Reasoning",
+    "Editing": "Creative Tasks",
+    "Math": "Math & Data Analysis",
+    "Planning": "Planning & Reasoning",
+    "Brainstorming": "Creative Tasks",
+    "Role playing": "Creative Tasks",
+    "Advice seeking": "Information/Advice seeking",
+    "Data Analysis": "Math & Data Analysis",
+    "Others": "Creative Tasks",
+}
+"""The data set's tags, and the five groups of tasks that figures are told by."""
+
+WEIGHTS: dict[str, float] = {
+    "Creative Tasks": 0.5,
+    "Planning & Reasoning": 1.25,
+    "Math & Data Analysis": 1.0,
+    "Information/Advice seeking": 0.75,
+    "Coding & Debugging": 1.25,
+}
+"""What each group of tasks counts in the macro figures."""
+
+PAIR_WORDS = 1000
+"""Of each text of a pair the judge sees so many words; a pair with a longer answer counts for nobody."""
+EMPTY = "[This model response is empty.]"
+
+_OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
+    "A++": ("win_much", "lose_much"),
+    "A+": ("win", "lose"),
+    "A=B": ("tie", "tie"),
+    "B+": ("lose", "win"),
+    "B++": ("lose_much", "win_much"),
+}
+_REWARDS: dict[Outcome, float] = {"win_much": 1.0, "win": 0.5, "tie": 0.0, "lose": -0.5, "lose_much": -1.0}
+
+_PARTS = re.compile(r"\{\$(history|user_query|model_output|candidate_A|candidate_B|checklist)\}")
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"  # white space, and what is not seen at all
+_MARK = re.compile(
+    rf"[<＜](?={_GAP}*+[|｜]{_GAP}*+(?:begin|end)_of_(?:history|query|response|checklist))", re.IGNORECASE
+)
+_SCORE = r"\s*+\[?\s*+(\d{1,2}(?:\.\d++)?+)\s*+\]?\s*+"
+_CHOICE = r"\s*+\[?\s*+(A\+\+|A\+|A=B|B\+\+|B\+)\s*+\]?\s*+"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer, from a file of the authors' layout."""
+
+    problem_id: str
+    model: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Rated:
+    """An answer that the judge was asked to score."""
+
+    tasks: Sequence[str]
+    """The problem's groups of tasks: `checklist_and_tasks`."""
+    answer: str
+    score: float | None
+    """1 to 10; None where the verdict is unread."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A pair that the judge was asked to compare."""
+
+    tasks: Sequence[str]
+    answer: str
+    reference_answer: str
+    model_is_a: bool
+    choice: str | None
+    """A++, A+, A=B, B+ or B++; None where the verdict is unread."""
+
+
+@dataclass(frozen=True)
+class ScoreFigures:
+    """WB-Score, -80 to 100 as the leader board shows it, ten times what score.json has; None without scores."""
+
+    mean: float | None
+    """Of the scores as the judge gives them, 1 to 10."""
+    score: float | None
+    """(mean - 5) x 2, times 10."""
+    task_macro: float | None
+    """Weighted mean over the groups of tasks; None where one has no scores."""
+    by_task: dict[str, float]
+    """As `score`, of each group, but without empty answers, which `mean` has in it."""
+    mean_length: float | None
+    """Characters of the answers with a score, without empty ones."""
+    scored: int
+    unread: int
+
+
+@dataclass(frozen=True)
+class RewardFigures:
+    """WB-Reward against one reference model, -100 to 100, as the leader board shows it; None without verdicts.
+
+    The authors' own files have a hundredth of it.
+    """
+
+    reward: float | None
+    """100 x (win_much + win / 2 - lose / 2 - lose_much) / (judged + left_out)."""
+    task_macro: float | None
+    """Weighted mean over the groups of tasks; None where one has no pairs."""
+    by_task: dict[str, float]
+    """Of the pairs that count, without `left_out`."""
+    outcomes: dict[Outcome, int]
+    mean_length: float | None
+    """Characters of the model's answers in the pairs that count."""
+    judged: int
+    """Pairs that count: the sum of `outcomes`."""
+    left_out: int
+    """Pairs with a verdict but with an empty answer or one of more than `PAIR_WORDS` words: as good as ties."""
+    unread: int
+
+
+def read(record: Mapping[str, Any], row: int) -> Problem:
+    """A conversation in the authors' layout: session_id, conversation_input, checklist, primary_tag, secondary_tags.
+
+    `reference` is JSON text with the checklist and the groups of tasks: `checklist_and_tasks` reads it. `category` is
+    the group of the primary tag. The data set's `references`, GPT-4's answers, are shown to no judge and not taken up.
+
+    Raises:
+        ValueError: a field is missing or has another form; row and field are named.
+    """
+    session_id = record.get("session_id")
+    if not isinstance(session_id, str) or not session_id.strip():
+        raise _bad(row, "session_id", "a text", session_id)
+    turns = record.get("conversation_input")
+    if not isinstance(turns, list) or not turns:
+        raise _bad(row, "conversation_input", "a list of messages", turns)
+    messages = [_message(turn, f"conversation_input[{number}]", row) for number, turn in enumerate(turns)]
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise _bad(row, "conversation_input", "a last message of the user", turns[-1])
+    checklist = record.get("checklist")
+    if not _texts(checklist) or not checklist:
+        raise _bad(row, "checklist", "a list of texts", checklist)
+    primary, secondary = record.get("primary_tag"), record.get("secondary_tags")
+    if not isinstance(primary, str) or primary not in TASKS:
+        raise _bad(row, "primary_tag", f"one of {', '.join(TASKS)}", primary)
+    if not _texts(secondary) or not set(secondary) <= TASKS.keys():
+        raise _bad(row, "secondary_tags", f"a list of {', '.join(TASKS)}", secondary)
+    tasks = list(dict.fromkeys(TASKS[tag] for tag in [primary, *secondary]))
+    return Problem(
+        problem_id=session_id,
+        query=messages[-1]["content"],
+        history=tuple(messages[:-1]),
+        reference=json.dumps({"checklist": checklist, "tasks": tasks}, ensure_ascii=False),
+        category=TASKS[primary],
+    )
+
+
+def read_answer(record: Mapping[str, Any], row: int) -> Answer:
+    """An answer in the authors' layout: session_id, generator, and output, a text or a list of one.
+
+    Raises:
+        ValueError: a field is missing or has another form; row and field are named.
+    """
+    output = record.get("output")
+    text = output[0] if isinstance(output, list) and len(output) == 1 else output
+    if not isinstance(text, str):
+        raise _bad(row, "output", "a text or a list of one", output)
+    for field in ("session_id", "generator"):
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise _bad(row, field, "a text", record.get(field))
+    return Answer(record["session_id"], record["generator"], text)
+
+
+def checklist_and_tasks(problem: Problem) -> tuple[list[str], list[str]]:
+    """The checklist of a problem and its groups of tasks. Raises `ValueError` where the problem has none."""
+    if problem.reference is None:
+        raise ValueError(f"problem {problem.problem_id} has no checklist")
+    parts = json.loads(problem.reference)
+    return parts["checklist"], parts["tasks"]
+
+
+def score_messages(problem: Problem, answer: str) -> list[Message]:
+    """What the judge is asked for WB-Score: one user turn, and the answer whole.
+
+    An answer that spells a mark of the prompt has the mark's first character turned into "(".
+    """
+    parts = {"history": _history(problem), "user_query": problem.query, "model_output": _MARK.sub("(", answer)}
+    return _filled("wildbench-score.md", parts, problem)
+
+
+def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[Message]:
+    """What the judge is asked for WB-Reward: one user turn. `model_is_a` tells the side of `answer`.
+
+    Long texts are cut to `PAIR_WORDS` words, an empty answer is named so, and marks are made harmless as above.
+    """
+    shown = [_MARK.sub("(", _shortened(each)) if each.strip() else EMPTY for each in (answer, reference_answer)]
+    a, b = shown if model_is_a(problem.problem_id) else reversed(shown)
+    texts = {"history": _shortened(_history(problem)), "user_query": _shortened(problem.query)}
+    return _filled("wildbench-pairwise.md", {**texts, "candidate_A": a, "candidate_B": b}, problem)
+
+
+def model_is_a(problem_id: str) -> bool:
+    """Whether the model's answer is shown as response A: a fair coin of the problem's id, the same for all models."""
+    return sha256(problem_id.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 0
+
+
+def read_score(text: str) -> float | None:
+    """The score of a verdict, 1 to 10, or None where it has none. Raises nothing; linear in the length."""
+    found = _value(text, "score", _SCORE)
+    score = float(found) if found else 0.0
+    return score if 1 <= score <= 10 else None
+
+
+def read_choice(text: str) -> str | None:
+    """The choice of a verdict, A++, A+, A=B, B+ or B++, or None where it has none. As `read_score` otherwise."""
+    return _value(text, "choice", _CHOICE)
+
+
+def outcome(pair: Compared, margin: int | None) -> Outcome | None:
+    """How a pair ended for the model, None where unread.
+
+    `margin`: a slight win is a tie when the winner's answer is longer by more than so many characters; None for no such
+    rule. (The authors measure what stands in their prompt, which adds some line feeds, and to B a mark.)
+
+    Raises:
+        KeyError: the choice is none of the five.
+    """
+    if pair.choice is None:
+        return None
+    found = _OUTCOMES[pair.choice][0 if pair.model_is_a else 1]
+    longer = len(pair.answer) - len(pair.reference_answer)
+    if margin is not None and ((found == "win" and longer > margin) or (found == "lose" and -longer > margin)):
+        return "tie"
+    return found
+
+
+def score_figures(verdicts: Iterable[Rated]) -> ScoreFigures:
+    """The figures of WB-Score, unread verdicts left out."""
+    scores: list[float] = []
+    lengths: list[int] = []
+    by_task: defaultdict[str, list[float]] = defaultdict(list)
+    unread = 0
+    for each in verdicts:
+        if each.score is None:
+            unread += 1
+            continue
+        scores.append(each.score)
+        if each.answer.strip():
+            lengths.append(len(each.answer))
+            for task in each.tasks:
+                by_task[task].append(20 * (each.score - 5))
+    mean = _mean(scores)
+    tasks = {task: sum(points) / len(points) for task, points in sorted(by_task.items())}
+    return ScoreFigures(
+        mean=mean,
+        score=None if mean is None else 20 * (mean - 5),
+        task_macro=task_macro(tasks),
+        by_task=tasks,
+        mean_length=_mean(lengths),
+        scored=len(scores),
+        unread=unread,
+    )
+
+
+def reward_figures(verdicts: Iterable[Compared], margin: int | None) -> RewardFigures:
+    """The figures of WB-Reward with the length rule of `outcome`, unread verdicts left out."""
+    outcomes: Counter[Outcome] = Counter()
+    by_task: defaultdict[str, Counter[Outcome]] = defaultdict(Counter)
+    lengths: list[int] = []
+    unread = left_out = 0
+    for each in verdicts:
+        found = outcome(each, margin)
+        if found is None:
+            unread += 1
+        elif not all(text.strip() and _shortened(text) == text for text in (each.answer, each.reference_answer)):
+            left_out += 1
+        else:
+            outcomes[found] += 1
+            lengths.append(len(each.answer))
+            for task in each.tasks:
+                by_task[task][found] += 1
+    tasks = {task: reward(counts, counts.total()) for task, counts in sorted(by_task.items())}
+    judged = outcomes.total()
+    return RewardFigures(
+        reward=reward(outcomes, judged + left_out) if judged + left_out else None,
+        task_macro=task_macro(tasks),
+        by_task=tasks,
+        outcomes={name: outcomes[name] for name in _REWARDS},
+        mean_length=_mean(lengths),
+        judged=judged,
+        left_out=left_out,
+        unread=unread,
+    )
+
+
+def reward(outcomes: Mapping[Outcome, int], pairs: int) -> float:
+    """WB-Reward, -100 to 100, of so many pairs with these outcomes; a pair without an outcome is as good as a tie."""
+    return 100 * sum(_REWARDS[name] * number for name, number in outcomes.items()) / pairs
+
+
+def task_macro(by_task: Mapping[str, float]) -> float | None:
+    """The weighted mean over the five groups of tasks; None where one is missing."""
+    if not WEIGHTS.keys() <= by_task.keys():
+        return None
+    return sum(weight * by_task[task] for task, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shortened(text: str) -> str:
+    """As the authors cut a text; words are what blanks part, line feeds do not."""
+    words = text.split(" ", PAIR_WORDS)
+    return text if len(words) <= PAIR_WORDS else " ".join(words[:PAIR_WORDS]) + "... (truncated)"
+
+
+def _history(problem: Problem) -> str:
+    return "".join(f"{turn['role'].upper()}: {turn['content']}\n\n" for turn in problem.history)
+
+
+def _filled(name: str, parts: Mapping[str, str], problem: Problem) -> list[Message]:
+    """One of the authors' prompts with its parts put in, all at once, so that no part is taken for a place of one."""
+    checklist = "".join(f"- {item}\n" for item in checklist_and_tasks(problem)[0])
+    filled = {**parts, "checklist": checklist}
+    return [{"role": "user", "content": _PARTS.sub(lambda part: filled[part[1]], _template(name))}]
+
+
+def _value(text: str, key: str, form: str) -> str | None:
+    """The value of a key in the judge's JSON object, the whole text or from its first brace to its last.
+
+    Without such an object, or such a key in it, the text must end on the entry, as the prompt asks: one that stands
+    before may be a quotation from an answer.
+    """
+    for part in (text, text[max(text.find("{"), 0) : text.rfind("}") + 1]):
+        try:
+            verdict = json.loads(part, strict=False)
+        except (ValueError, RecursionError):  # no JSON, a number of over 4,300 digits, nested too deep
+            continue
+        if isinstance(verdict, dict) and key in verdict:
+            value = verdict[key]
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            found = re.fullmatch(form, str(value)) if isinstance(value, str | int | float) else None
+            return found[1] if found else None
+    found = _last_entry(key, form).search(text)
+    return found[1] or found[2] if found else None
+
+
+@cache
+def _last_entry(key: str, form: str) -> re.Pattern[str]:
+    """A key with a value in quotation marks, or a bare one that something follows, since its last digit may be cut."""
+    quote = "[\"'“”]"
+    value = rf"(?:{quote}{form}{quote}|{form}(?=[,}}]))"
+    return re.compile(rf"(?<!\\){quote}(?i:{key}){quote}\s*+:\s*+{value}[\s,`}}]*+\Z")
+
+
+def _message(turn: Any, field: str, row: int) -> Message:
+    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    if role not in ("user", "assistant") or not isinstance(content, str):
+        raise _bad(row, field, "a message of the user or the assistant", turn)
+    return {"role": role, "content": content}
+
+
+def _texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
+    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
+
+
+@cache
+def _template(name: str) -> str:
+    """One of the authors' prompts, without the front matter of its file."""
+    text = files("evals").joinpath("prompts", name).read_text(encoding="utf-8")
+    return text.split("\n---\n\n", 1)[1]

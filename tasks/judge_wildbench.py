@@ -1,0 +1,63 @@
+"""WildBench's judgements: a score for each solution, and one game against a baseline (evals/wildbench.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from evals import wildbench
+from evals.problem import Message
+from infra.manifest import Ref
+from infra.servers import Servers
+from infra.steps import Plan, step
+from infra.store import Store
+from infra.tables import read_rows
+from tasks.read_problems import as_problem
+from tasks.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+
+SCORE, PAIR = "score", "pair"
+
+
+def read_verdict(text: str) -> Verdict | None:
+    """A judge gives a choice or a score, as its prompt asks."""
+    if choice := wildbench.read_choice(text):
+        return choice, None
+    score = wildbench.read_score(text)
+    return None if score is None else (None, score)
+
+
+@step
+def judge_wildbench(
+    plan: Plan,
+    store: Store,
+    *,
+    judge: Judge,
+    judge_model: Ref | None,
+    servers: Servers,
+    problems: Ref,
+    turns: Sequence[Sequence[Ref]],
+    baselines: Ref | None,
+) -> Ref:
+    """Write the table `verdicts`: part `score` of each conversation, and `pair` where there are baselines.
+
+    Raises:
+        As `tasks.verdicts.ask_judge`.
+    """
+    safe = harmless(judge_model, store, servers)
+    said = solutions(store, turns[0])
+    met = {row["query_id"]: row["text"] for row in read_rows(store, baselines)} if baselines else {}
+
+    def asked() -> Iterator[Asked]:
+        for row in read_rows(store, problems):
+            problem = as_problem(row)
+            history: list[Message] = [{**turn, "content": safe(turn["content"])} for turn in problem.history]
+            shown = replace(problem, query=safe(problem.query), history=tuple(history))
+            answer = safe(said.get(problem.problem_id, ""))
+            yield Asked(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer))
+            if baselines:
+                messages = wildbench.pair_messages(shown, answer, safe(met[problem.problem_id]))
+                yield Asked(problem.problem_id, 0, PAIR, messages)
+
+    return ask_judge(
+        plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()], read=read_verdict
+    )
