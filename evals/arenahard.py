@@ -12,12 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any, Literal
 
 from evals.problem import Message, Problem
 from evals.style_control import Style, Version
+from evals.templates import system_and_user
 
 BASELINES: dict[str, str] = {
     "arena-hard-v0.1": "gpt-4-0314",
@@ -120,7 +119,7 @@ def judge_messages(problem: Problem, game: Literal[1, 2], answer: str, baseline_
     a, b = shown if game == 1 else reversed(shown)
     parts = {"QUESTION": problem.query, "ANSWER_A": a, "ANSWER_B": b}
     creative = problem.category == "creative_writing"
-    system, user = _template("arenahard-creative.md" if creative else "arenahard-hard.md")
+    system, user = system_and_user("arenahard-creative" if creative else "arenahard-hard")
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": _PARTS.sub(lambda part: parts[part[1]], user)},
@@ -198,11 +197,3 @@ def _id(record: Mapping[str, Any], row: int) -> str:
 
 def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
     return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
-
-
-@cache
-def _template(name: str) -> tuple[str, str]:
-    """The system and the user text of one of the authors' prompts, without the front matter of its file."""
-    text = files("evals").joinpath("prompts", name).read_text(encoding="utf-8")
-    system, _, user = text.split("\n---\n\n## System\n\n", 1)[1].partition("\n\n## User\n\n")
-    return system, user.removesuffix("\n")

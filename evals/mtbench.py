@@ -13,11 +13,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from typing import Any, Literal, TypeGuard
 
 from evals.problem import Message, Problem
+from evals.templates import system_and_user
 
 WITH_REFERENCE = frozenset(("math", "reasoning", "coding"))
 """The categories whose answers the judge compares with a reference answer (FastChat's NEED_REF_CATS)."""
@@ -136,7 +135,7 @@ def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[
             )
         name += "-math"
         parts |= {f"ref_answer_{number}": text for number, text in enumerate(references[:turn], start=1)}
-    system, user = _template(f"{name}.md")
+    system, user = system_and_user(name)
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": _PARTS.sub(lambda part: parts[part[1]], user)},
@@ -207,11 +206,3 @@ def _id(record: Mapping[str, Any], name: str, row: int) -> str:
 
 def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
     return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
-
-
-@cache
-def _template(name: str) -> tuple[str, str]:
-    """The system and the user text of one of FastChat's prompts, without the front matter of its file."""
-    text = files("evals").joinpath("prompts", name).read_text(encoding="utf-8")
-    system, _, user = text.split("\n---\n\n## System\n\n", 1)[1].partition("\n\n## User\n\n")
-    return system, user.removesuffix("\n")

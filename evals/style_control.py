@@ -5,8 +5,8 @@ model of Chatbot Arena; v2.0: show_result.py, utils/math_utils.py, utils/add_mar
 the Bradley-Terry fit of v0.1 gives every model just its weighted win rate, so that nothing is fitted without style.
 
 Style control fits all models' strengths and one coefficient a covariate together. The covariates are centred on their
-mean over all battles, so a score tells of the win rate at that mean difference of style, not at equal style: with a
-single model it is nearly its plain win rate, and it says something only of several models that differ in style.
+mean over all battles, so a score is the win rate at that mean difference of style, not at equal style. A single model
+has its own style for the mean, so that none of it is taken away: control means something among models that differ.
 """
 
 from __future__ import annotations
@@ -84,12 +84,13 @@ class StyleControl:
 _UNIT: dict[Version, float] = {"v0.1": log(10), "v2.0": 1.0}  # of the strengths that are fitted, in log odds
 _PENALTY: dict[Version, float] = {"v0.1": 0.5, "v2.0": 0.0}  # L2: scikit-learn's C = 1 on every battle twice; none
 # As scikit-learn's LogisticRegression is set by default: it ends as soon as no mean gradient is over 1e-4. That is a
-# little early, by up to 0.3 points of a score, and the published scores of v0.1 have it so.
+# little early (by up to 0.24 points of a score in the tests' data), and the published scores of v0.1 have it so.
 _PUBLISHED: dict[str, Any] = {
     "method": "L-BFGS-B",
     "options": {"gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxiter": 100, "maxls": 50},
 }
-# To 0.001 points of a score. SciPy's L-BFGS-B would wait for LAPACK's threads, longer than all else where cores are busy.
+# For v2.0 and for all resamples, to 0.001 points of a score. L-BFGS-B calls LAPACK, whose threads cost it most of its
+# time where cores are busy.
 _CONVERGED: dict[str, Any] = {"method": "TNC", "options": {"gtol": 1e-6, "ftol": 1e-10, "maxfun": 3000}}
 
 
@@ -97,7 +98,8 @@ def style_of(answer: str, tokens: int) -> Style:
     """The style of an answer of so many tokens, its markdown counted as the authors do. Raises nothing.
 
     Their rule for code, kept since published counts have it: what stands in a block of three backquotes is deleted, and
-    so is the same text anywhere else in the answer.
+    so is the same text anywhere else in the answer. That takes time in proportion to the answer's length times the
+    number of different blocks: about a second for 150,000 characters that are nothing but short blocks.
     """
     text = _without_code(answer)
     return Style(

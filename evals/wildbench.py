@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 from typing import Any, Literal, TypeGuard
 
 from evals.problem import Message, Problem
+from evals.templates import template
 
 Outcome = Literal["win_much", "win", "tie", "lose", "lose_much"]
 
@@ -209,7 +209,7 @@ def score_messages(problem: Problem, answer: str) -> list[Message]:
     An answer that spells a mark of the prompt has the mark's first character turned into "(".
     """
     parts = {"history": _history(problem), "user_query": problem.query, "model_output": _MARK.sub("(", answer)}
-    return _filled("wildbench-score.md", parts, problem)
+    return _filled("wildbench-score", parts, problem)
 
 
 def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[Message]:
@@ -220,7 +220,7 @@ def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[
     shown = [_MARK.sub("(", _shortened(each)) if each.strip() else EMPTY for each in (answer, reference_answer)]
     a, b = shown if model_is_a(problem.problem_id) else reversed(shown)
     texts = {"history": _shortened(_history(problem)), "user_query": _shortened(problem.query)}
-    return _filled("wildbench-pairwise.md", {**texts, "candidate_A": a, "candidate_B": b}, problem)
+    return _filled("wildbench-pairwise", {**texts, "candidate_A": a, "candidate_B": b}, problem)
 
 
 def model_is_a(problem_id: str) -> bool:
@@ -347,7 +347,7 @@ def _filled(name: str, parts: Mapping[str, str], problem: Problem) -> list[Messa
     """One of the authors' prompts with its parts put in, all at once, so that no part is taken for a place of one."""
     checklist = "".join(f"- {item}\n" for item in checklist_and_tasks(problem)[0])
     filled = {**parts, "checklist": checklist}
-    return [{"role": "user", "content": _PARTS.sub(lambda part: filled[part[1]], _template(name))}]
+    return [{"role": "user", "content": _PARTS.sub(lambda part: filled[part[1]], template(name))}]
 
 
 def _value(text: str, key: str, form: str) -> str | None:
@@ -391,10 +391,3 @@ def _texts(value: Any) -> TypeGuard[list[str]]:
 
 def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
     return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
-
-
-@cache
-def _template(name: str) -> str:
-    """One of the authors' prompts, without the front matter of its file."""
-    text = files("evals").joinpath("prompts", name).read_text(encoding="utf-8")
-    return text.split("\n---\n\n", 1)[1]

@@ -12,11 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any, TypeGuard
 
 from evals.problem import Problem
+from evals.templates import template
 
 GROUPS: dict[str, frozenset[str]] = {
     name: frozenset(sizes.split())
@@ -152,19 +151,12 @@ def _grid(solution: Mapping[str, Any]) -> Grid:
     }
 
 
-@cache
-def _template() -> str:
-    """The official prompt, without the front matter that tells source and licence."""
-    text = files("evals").joinpath("prompts", "zebralogic.md").read_text(encoding="utf-8")
-    return text.split("\n---\n\n", 1)[1]
-
-
 def _prompt(puzzle: str, grid: Grid) -> str:
     """The official prompt: an example, the puzzle, the JSON form of the answer with the puzzle's houses and columns."""
     blank = {house: dict.fromkeys(cells, HIDDEN) for house, cells in grid.items()}
     skeleton = json.dumps({"reasoning": HIDDEN, "solution": blank}, indent=4, ensure_ascii=False)
     parts = {"puzzle": puzzle, "skeleton": skeleton}
-    return _PARTS.sub(lambda part: parts[part[1]], _template())
+    return _PARTS.sub(lambda part: parts[part[1]], template("zebralogic"))
 
 
 def _last_object(text: str) -> dict[str, Any] | None:

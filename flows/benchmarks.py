@@ -29,7 +29,7 @@ def problems_for(run: Run, benchmark: Benchmark, problems: ProblemsConfig, refer
     return run.do(
         read_problems,
         plan(f"problems-{benchmark}", "tasks.read_problems", rule, {}, **digests),
-        rehearse=all(source.is_local for source in problems.sources),
+        rehearse=all(source.is_local for source in (*problems.sources, references) if source),
         sources=problems.sources,
         references=references,
         benchmark=benchmark,

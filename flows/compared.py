@@ -74,13 +74,15 @@ def publish_evaluation(
             key = f"evaluation-{title}".replace(" ", "-").removesuffix("-results")
             cells = [{column: as_text(cell) for column, cell in row.items()} for row in rows]
             create_table_artifact(cells, key=key, description=TABLES[title])
-    told = "\n\n".join(
-        f"## {TABLES[title]}\n\n{markdown_table([shown(row) for row in rows])}"
-        for title, rows in tables.items()
-        if rows and title != "figures"
-    )
-    create_markdown_artifact(f"# Evaluation\n\n{told}\n", key="evaluation-summary")
-    print(told)
+    told = {title: [shown(row) for row in rows] for title, rows in tables.items() if rows and title != "figures"}
+    parts = [
+        f"## {TABLES[title]}\n\n"
+        + markdown_table([{column: as_text(cell) for column, cell in row.items()} for row in rows])
+        for title, rows in told.items()
+    ]
+    create_markdown_artifact("\n\n".join(["# Evaluation", *parts]), key="evaluation-summary")
+    for title, rows in told.items():
+        print(f"\n{TABLES[title]}\n\n{markdown_table(rows)}")
     return {"run": name, **tables, "path": run.store.uri(path)}
 
 
@@ -110,6 +112,6 @@ def frame(run: Run, tables: Sequence[Ref]) -> pd.DataFrame:
 def shown(row: Mapping[str, Any]) -> dict[str, str]:
     """A row for people: figures with three decimals, names as text."""
     return {
-        name: "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(as_text(value))
+        name: "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
         for name, value in row.items()
     }

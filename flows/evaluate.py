@@ -149,13 +149,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         }
         judged = {each.benchmark: each for each in config.benchmarks if isinstance(each, JudgedStage)}
         baselines = {name: baselines_stage(run, each, problems[name]) for name, each in judged.items()}
+        models = {each.name: run.model(each.model) for each in config.models}
+        judges = {name: run.model(each.judge.model) if each.judge.model else None for name, each in judged.items()}
         examples = curated(run, config.examples) if config.examples else None
         grades: dict[tuple[Verifiable, str], Grades] = {}
         answers: dict[tuple[Judged, str], Answers] = {}
 
         # Each model answers all benchmarks at once, so that one server start serves them.
         for each in config.models:
-            model = run.model(each.model)
+            model = models[each.name]
             prompt, shown = (config.prompt, examples) if each.in_context else (None, None)
             for stage in config.benchmarks:
                 asked = problems[stage.benchmark]
@@ -172,6 +174,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         # The judge comes last: a judge that is served here takes the models' place.
         verdicts = {}
         for (kind, name), given in answers.items():
-            found = verdicts_stage(run, judged[kind], problems[kind], baselines[kind], given)
+            found = verdicts_stage(run, judged[kind], judges[kind], problems[kind], baselines[kind], given)
             verdicts[kind, name] = JudgedAnswers(judged[kind], given, found, baselines[kind])
         return None if run.dry else publish_evaluation(run, problems, grades, verdicts)

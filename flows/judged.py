@@ -158,9 +158,10 @@ def answers_stage(
     return Answers(name, tuple(turns), counted)
 
 
-def verdicts_stage(run: Run, config: JudgedStage, problems: Ref, baselines: Ref | None, answers: Answers) -> Ref:
-    """The judge's verdicts on one model's answers."""
-    judge_model = run.model(config.judge.model) if config.judge.model else None
+def verdicts_stage(
+    run: Run, config: JudgedStage, judge_model: Ref | None, problems: Ref, baselines: Ref | None, answers: Answers
+) -> Ref:
+    """The judge's verdicts on one model's answers; `judge_model`: a judge served here."""
     task, module, prompts = STEPS[config.benchmark]
     inputs = {"problems": problems} | ({"judge": judge_model} if judge_model else {})
     inputs |= {"baselines": baselines} if baselines else {}

@@ -160,6 +160,12 @@ def shard_of(store: Store, queries: Ref, shard: int, shards: int) -> Iterator[di
             yield query
 
 
+def harmless_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> dict[str, str]:
+    """A turn before the query, without control tokens but the delimiters of thoughts that the model itself wrote."""
+    keep = delimiters(format) if turn["role"] == "assistant" else ()
+    return {**turn, "content": neutralise(turn["content"], tokenizer, keep)}
+
+
 @step
 def generate(
     plan: Plan,
@@ -194,8 +200,9 @@ def generate(
         if prompt:
             text = in_context_prompt(prompt, drawn, text, config.format)
         asked[query["query_id"]] = [e["example_id"] for e in drawn]
-        messages = [*json.loads(query.get("history", "[]")), {"role": "user", "content": text}]
-        prompts[query["query_id"]] = prompt_text(tokenizer, messages, shown_tags)
+        earlier = [harmless_turn(turn, tokenizer, config.format) for turn in json.loads(query.get("history", "[]"))]
+        tags = delimiters(config.format) if earlier else shown_tags
+        prompts[query["query_id"]] = prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], tags)
 
     def request(query_id: str) -> Request:
         seed = request_seed(config.seed, query_id) if config.request_seeds else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -42,7 +43,12 @@ def judge_mtbench(
     def asked() -> Iterator[Asked]:
         for row in read_rows(store, problems):
             problem = as_problem(row)
-            shown = replace(problem, query=safe(problem.query), follow_ups=tuple(map(safe, problem.follow_ups)))
+            shown = replace(
+                problem,
+                query=safe(problem.query),
+                follow_ups=tuple(map(safe, problem.follow_ups)),
+                reference=json.dumps([*map(safe, json.loads(problem.reference or "[]"))]),
+            )
             answers = [safe(answers.get(problem.problem_id, "")) for answers in said]
             for turn in range(1, 2 + len(problem.follow_ups)):
                 messages = mtbench.judge_messages(shown, turn, answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -51,7 +52,9 @@ def judge_wildbench(
         for row in read_rows(store, problems):
             problem = as_problem(row)
             history: list[Message] = [{**turn, "content": safe(turn["content"])} for turn in problem.history]
-            shown = replace(problem, query=safe(problem.query), history=tuple(history))
+            checklist, tasks = wildbench.checklist_and_tasks(problem)
+            reference = json.dumps({"checklist": [*map(safe, checklist)], "tasks": tasks})
+            shown = replace(problem, query=safe(problem.query), history=tuple(history), reference=reference)
             answer = safe(said.get(problem.problem_id, ""))
             yield Asked(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer))
             if baselines:

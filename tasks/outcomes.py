@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -28,8 +29,8 @@ class Outcome:
     """Further figures, as the authors publish them, by name."""
     per_problem: pd.Series
     """The score of each problem that has one; its mean is the score. For paired differences."""
-    battles: tuple[Battles, ...] = ()
-    """Arena-Hard: one a question."""
+    battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
+    """Arena-Hard: one a question, by category."""
 
 
 def of_grades(
@@ -106,7 +107,7 @@ class _Told:
     figures: Row
     published: Row = field(default_factory=dict)
     """Score and interval, where the authors do not take them from the problems' mean."""
-    battles: tuple[Battles, ...] = ()
+    battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
 
 
 def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> _Told:
@@ -142,11 +143,14 @@ def _arenahard(
     }
     rates = style_control.win_rates([*battles.values()], version)
     published = {name: 100 * getattr(rate, name) for rate in rates for name in ("score", "low", "high")}
+    by_category: defaultdict[str, list[Battles]] = defaultdict(list)
+    for name, each in battles.items():
+        by_category[str(categories[name])].append(each)
     figures: Row = {}
-    for category in sorted({str(categories[name]) for name in battles}):
-        of = style_control.win_rates([e for n, e in battles.items() if str(categories[n]) == category], version)
+    for category, found in sorted(by_category.items()):
+        of = style_control.win_rates(found, version)
         figures[f"win rate {category}"] = 100 * of[0].score if of else None
-    return _Told("win rate, %", pd.Series(share, dtype=float), figures, published, tuple(battles.values()))
+    return _Told("win rate, %", pd.Series(share, dtype=float), figures, published, by_category)
 
 
 def _wildbench(
@@ -179,18 +183,26 @@ def _wildbench(
 
 
 def style_figures(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Arena-Hard's scores of all models of a benchmark with their style controlled, in percent; [] of any other."""
-    battles = [each for outcome in outcomes for each in outcome.battles]
-    if not battles:
-        return []
-    benchmark = outcomes[0].row["benchmark"]
-    version: Version = "v0.1" if benchmark == "arena-hard-v0.1" else "v2.0"
-    found = style_control.style_controlled(battles, version)
-    return [
-        {"benchmark": benchmark, "model": each.model, "style-controlled": 100 * each.score}
-        | {"low": 100 * each.low, "high": 100 * each.high}
-        for each in found.scores
-    ]
+    """Arena-Hard's win rates of all models of a benchmark with their style controlled, in percent; [] of any other.
+
+    A fit a category: v2.0's two have different baselines, and boards of their own.
+    """
+    rows = []
+    for category in sorted({name for outcome in outcomes for name in outcome.battles}):
+        battles = [each for outcome in outcomes for each in outcome.battles.get(category, ())]
+        version = arenahard.version_of(category)
+        rows += [
+            {
+                "benchmark": outcomes[0].row["benchmark"],
+                "category": category,
+                "model": each.model,
+                "style-controlled": 100 * each.score,
+                "low": 100 * each.low,
+                "high": 100 * each.high,
+            }
+            for each in style_control.style_controlled(battles, version).scores
+        ]
+    return rows
 
 
 def differences(outcomes: Sequence[Outcome]) -> list[Row]:

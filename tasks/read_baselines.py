@@ -14,7 +14,7 @@ from infra.store import Store
 from infra.tables import batched, read_rows, write_table
 from tasks.curate_examples import BadInput
 from tasks.read_problems import Judged
-from tasks.sources import Source, records
+from tasks.sources import Source, encodable, records
 
 
 class Answer(Protocol):
@@ -48,21 +48,22 @@ def read_baselines(plan: Plan, store: Store, *, benchmark: Judged, sources: Sequ
     """
     found: defaultdict[str, list[Answer]] = defaultdict(list)
     for source in sources:
-        for row, record in records(source):
+        for row, record in records(source, whole=True):
             try:
                 answer = READ[benchmark](record, row)
             except ValueError as error:
                 raise BadInput(f"{source.place}, {error}") from error
+            encodable(answer.text, "of the answer", f"{source.place}, row {row}")
             found[answer.problem_id].append(answer)
     places = ", ".join(source.place for source in sources)
 
     def chosen(problem: Mapping[str, Any]) -> dict[str, Any]:
-        answers = found[problem["query_id"]]
+        answers = met = found[problem["query_id"]]
         if len(answers) > 1:
-            answers = [each for each in answers if each.model == arenahard.BASELINES.get(problem["category"])]
+            answers = [each for each in met if each.model == arenahard.BASELINES.get(problem["category"])]
         if len(answers) != 1:
             raise BadInput(
-                f"{places}: {len(answers)} answers to {benchmark}'s problem {problem['query_id']} (category "
+                f"{places}: {len(met)} answers to {benchmark}'s problem {problem['query_id']} (category "
                 f"{problem['category']}), expected one: give the baseline model's answers to all problems"
             )
         return {"query_id": problem["query_id"], "model": answers[0].model, "text": answers[0].text}

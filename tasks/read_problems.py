@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 from evals import arenahard, math500, math_level5, mtbench, wildbench, zebralogic
 from evals.problem import Problem
+from evals.style_control import Version
 from infra.manifest import Ref
 from infra.schemas import PROBLEMS
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import batched, write_table
 from tasks.curate_examples import BadInput
-from tasks.sources import Source, records
+from tasks.sources import Source, encodable, records
 
 Verifiable = Literal["short-answer", "math500", "math-level5", "zebralogic"]
 Judged = Literal["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"]
 Benchmark = Verifiable | Judged
 SHORT_ANSWER: Verifiable = "short-answer"  # any queries with references: mined as they are, not read here
 
+
+def _arenahard(version: Version, record: Mapping[str, Any], row: int) -> Problem:
+    problem = arenahard.read(record, row)
+    if arenahard.version_of(problem.category) != version:
+        raise ValueError(f"row {row}: field category: expected one of {version}'s, found {problem.category!r}")
+    return problem
+
+
 READ: Mapping[Benchmark, Callable[[Mapping[str, Any], int], Problem]] = {
     "math500": math500.read,
     "math-level5": math_level5.read,
     "zebralogic": zebralogic.read,
     "mt-bench": mtbench.read,
-    "arena-hard-v0.1": arenahard.read,
-    "arena-hard-v2.0": arenahard.read,
+    "arena-hard-v0.1": partial(_arenahard, "v0.1"),
+    "arena-hard-v2.0": partial(_arenahard, "v2.0"),
     "wildbench": wildbench.read,
 }
 
@@ -41,7 +51,7 @@ def problems_of(benchmark: Benchmark, sources: Sequence[Source]) -> Iterator[Pro
     """
     seen: set[str] = set()
     for source in sources:
-        for row, record in records(source):
+        for row, record in records(source, whole=True):
             try:
                 problem = READ[benchmark](record, row)
             except ValueError as error:
@@ -49,7 +59,19 @@ def problems_of(benchmark: Benchmark, sources: Sequence[Source]) -> Iterator[Pro
             if problem.problem_id in seen:
                 raise BadInput(f"{source.place}, row {row}: problem {problem.problem_id} comes twice: leave one out")
             seen.add(problem.problem_id)
+            for name, value in as_row(problem).items():
+                encodable(json.dumps(value, ensure_ascii=False), name, f"{source.place}, row {row}")
             yield problem
+
+
+def _judgeable(problems: Iterable[Problem], place: str) -> Iterator[Problem]:
+    """MT-Bench's questions. Raises `BadInput` where one lacks a reference answer that its judge is to see."""
+    for problem in problems:
+        try:
+            mtbench.judge_messages(problem, 1 + len(problem.follow_ups), ("", ""))  # the last turn needs all
+        except ValueError as error:
+            raise BadInput(f"{place}: {error}") from error
+        yield problem
 
 
 @step
@@ -67,14 +89,16 @@ def read_problems(
     `references`: MT-Bench's answers to its questions of maths, reasoning and coding, from a file of their own.
 
     Raises:
-        BadInput: as `problems_of`.
+        BadInput: as `problems_of`, and where such an answer is missing.
     """
     problems: Iterable[Problem] = islice(problems_of(benchmark, sources), limit)
     if references is not None:
         try:
-            problems = mtbench.with_references(problems, (record for _, record in records(references)))
+            problems = mtbench.with_references(problems, (record for _, record in records(references, whole=True)))
         except ValueError as error:
             raise BadInput(f"{references.place}: {error}") from error
+    if benchmark == "mt-bench":
+        problems = _judgeable(problems, (references or sources[0]).place)
     rows = (as_row(problem) for problem in problems)
     return write_table(store, plan.step, plan.key, PROBLEMS, batched(rows), plan.provenance)
 

@@ -93,24 +93,26 @@ def digest_of_source(source: Source) -> str:
     return f"{name}:{found.size}:{found.mark}"
 
 
-def records(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The source's records with their row numbers (from 0), streamed.
+
+    Of a Parquet file only what queries are made of is read, or with `whole` every column.
 
     Raises:
         BadInput: it is not there, holds no row, or is not what its name says.
         StoreError: S3 cannot be reached.
     """
     number = -1
-    for number, record in enumerate(_dataset(source) if source.dataset is not None else _file(source)):
+    for number, record in enumerate(_dataset(source) if source.dataset is not None else _file(source, whole)):
         yield number, record
     if number < 0:
         raise BadInput(f"{source.place}: holds no rows; leave the source out, or give one with rows")
 
 
-def _file(source: Source) -> Iterator[dict[str, Any]]:
+def _file(source: Source, whole: bool) -> Iterator[dict[str, Any]]:
     with _opened(source) as file:
         if source.place.endswith(".parquet"):
-            yield from _parquet(file, source)
+            yield from _parquet(file, source, whole)
         elif source.place.endswith(".csv"):
             yield from _csv(file, source)
         else:
@@ -150,11 +152,12 @@ def _json_lines(file: BinaryIO, source: Source) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _parquet(file: BinaryIO, source: Source) -> Iterator[dict[str, Any]]:
+def _parquet(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(file) as parquet:
             if parquet.metadata.num_rows:
-                columns = _wanted(parquet.schema_arrow.names, source, f"{source.place}, row 0")
+                names = parquet.schema_arrow.names
+                columns = names if whole else _wanted(names, source, f"{source.place}, row 0")
                 for batch in parquet.iter_batches(batch_size=1_000, columns=columns):
                     yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:

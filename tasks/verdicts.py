@@ -28,6 +28,7 @@ from infra.store import Store
 from infra.tables import batched, read_rows, write_table
 from tasks.judge import AGAIN, JudgeError
 
+ONCE_MORE = "I could not find your verdict. State it once more, in exactly the form that you were asked for."
 _CONTROL = re.compile(r"<(?=[|｜][^\s<>|｜]+[|｜]>)")  # `<|im_end|>` and the like
 A_JUDGE = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION; served here"
 
@@ -117,7 +118,8 @@ def ask_judge(
 ) -> Ref:
     """Ask for every judgement and write the table `verdicts`, in the order of `asked`.
 
-    A verdict that cannot be read is asked for once more; one that cannot be read then has neither label nor score.
+    A verdict that cannot be read is asked for once more, after what the judge said; one that cannot be read then has
+    neither label nor score.
     `counts` in the manifest: asked, asked again, unread, tokens, and the cost in dollars.
 
     Raises:
@@ -134,10 +136,16 @@ def ask_judge(
         def verdict(request_id: str) -> Verdict | None:
             return read(ledger[request_id]["text"])
 
+        def told(request_id: str, suffix: str) -> Sequence[Message]:
+            messages = by_id[request_id].messages
+            said = ledger[request_id]["text"] if suffix else ""
+            return [*messages, *_once_more(safe(said))] if said.strip() else messages  # some APIs take no empty turn
+
         for suffix in ("", AGAIN):
             owed = [each for each in by_id if each + suffix not in ledger and (not suffix or verdict(each) is None)]
             if owed:
-                chats = (Chat(each + suffix, by_id[each].messages) for each in owed)
+                safe = harmless(judge_model, store, servers)  # what the judge said can repeat an answer
+                chats = (Chat(each + suffix, told(each, suffix)) for each in owed)
                 with progress(plan.step, lambda: len(ledger) / len(by_id)):
                     _ask(judge, judge_model, servers, chats, ledger)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in by_id}
@@ -154,6 +162,11 @@ def ask_judge(
         made = write_table(store, plan.step, plan.key, VERDICTS, batched(rows), plan.provenance, counts=counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made
+
+
+def _once_more(text: str) -> list[Message]:
+    """The turns that ask for a verdict again: at temperature 0 the same prompt would bring the same answer."""
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": ONCE_MORE}]
 
 
 def _row(asked: Asked, record: Mapping[str, Any], verdict: Verdict | None) -> dict[str, Any]:

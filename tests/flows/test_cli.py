@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_changed_sets_json_or_text_and_leaves_the_rest_alone():
 
 def test_later_assignments_win():
     assert changed({}, ["a=1", "a=2"]) == {"a": 2}
+
+
+def test_changed_takes_a_lists_places_as_numbers():
+    given = {"models": [{"name": "a"}, {"name": "b"}], "urls": ["x", "y"]}
+    result = changed(given, ["models.1.name=c", "urls.0=z", 'models.0={"name": "d"}', "models.0.deep.er=1"])
+    assert result == {"models": [{"name": "d", "deep": {"er": 1}}, {"name": "c"}], "urls": ["z", "y"]}
+    assert given["models"][1] == {"name": "b"}
+
+
+@pytest.mark.parametrize("place", ["models.2.name", "models.-1.name", "models.name", "models.2", "models.+", "models."])
+def test_a_place_that_a_list_has_not_is_refused(place):
+    with pytest.raises(ValueError, match=rf"--set {re.escape(place)}=x: .*expected a number from 0 to 1"):
+        changed({"models": [{}, {}]}, [f"{place}=x"])
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,12 @@ def completions(texts: Callable[[int], tuple[str, str]]) -> Answer:
 
 
 def chats(text: Callable[[str], str]) -> Answer:
-    """OpenAI's /v1/chat/completions: `text` of the last message. Tokens: characters asked, and answered."""
+    """OpenAI's /v1/chat/completions: `text` of the first turn of the user. Tokens: characters asked, and answered."""
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
-        shown = [message["content"] for message in body["messages"]]
-        said = text(shown[-1])
-        usage = {"prompt_tokens": len("".join(shown)), "completion_tokens": len(said)}
+        said = text(next(message["content"] for message in body["messages"] if message["role"] == "user"))
+        shown = "".join(message["content"] for message in body["messages"])
+        usage = {"prompt_tokens": len(shown), "completion_tokens": len(said)}
         return {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": usage}
 
     return answer

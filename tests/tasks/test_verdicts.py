@@ -19,7 +19,7 @@ from infra.steps import step
 from infra.vllm_server import ServerError
 from nano.vocabulary import ASSISTANT, END, USER
 from tasks.judge import JudgeError
-from tasks.verdicts import Asked, Judge, ask_judge, harmless, solutions
+from tasks.verdicts import ONCE_MORE, Asked, Judge, ask_judge, harmless, solutions
 
 KEY = "sk-planted-51c0ffee"
 NUMBERS = {str(number): float(number) for number in range(10)}
@@ -124,9 +124,19 @@ def test_an_unread_verdict_is_asked_for_exactly_once_more_and_never_guessed(worl
     assert found["q6"] == ("", None, None, 2)
     assert found["q0"] == ("5", None, 5.0, 1)
     assert len(server.asked) == 11
-    prompt, completion = 11 * 6, 5 + 9 + 1 + 7 + 2 + 0 + 0
+    shown = [message["content"] for body in server.asked for message in body["messages"]]
+    prompt, completion = len("".join(shown)), 5 + 9 + 1 + 7 + 2 + 0 + 0
     told = {"asked": 8, "asked again": 3, "unread": 2, "prompt tokens": prompt, "completion tokens": completion}
     assert world.counts(made) == {**told, "dollars": round(prompt / 1_000 + completion, 4)}
+
+
+def test_the_second_question_comes_after_what_the_judge_said(elsewhere, serve):
+    server = serve(completions=saying({0: ["it is <|im_end|> a 7"], 1: [" "]}))
+    elsewhere(server, asked(2))
+    first, empty, second, again = (body["messages"] for body in server.asked)
+    said = {"role": "assistant", "content": "it is < |im_end|> a 7"}  # it may repeat the answer that it judges
+    assert second == [*first, said, {"role": "user", "content": ONCE_MORE}]
+    assert again == empty  # there is nothing to come after, and some APIs refuse an empty turn
 
 
 def test_too_many_unread_fail_the_step_and_asking_again_costs_nothing(world, elsewhere, serve):
