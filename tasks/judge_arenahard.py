@@ -47,10 +47,10 @@ def judge_arenahard(
             answers = safe(said.get(problem.problem_id, "")), safe(met["text"])
             for game in GAMES:
                 messages = arenahard.judge_messages(shown, game, *answers)
-                yield Asked(problem.problem_id, 0, f"game-{game}", messages)
+                yield Asked(problem.problem_id, 0, f"game-{game}", messages, read)
 
     def read(text: str) -> Verdict | None:
         label = arenahard.read_verdict(text, version)
         return None if label is None else (label, None)
 
-    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()], read=read)
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])

@@ -52,8 +52,6 @@ def judge_mtbench(
             answers = [safe(answers.get(problem.problem_id, "")) for answers in said]
             for turn in range(1, 2 + len(problem.follow_ups)):
                 messages = mtbench.judge_messages(shown, turn, answers)
-                yield Asked(problem.problem_id, 0, f"turn-{turn}", messages)
+                yield Asked(problem.problem_id, 0, f"turn-{turn}", messages, read_verdict)
 
-    return ask_judge(
-        plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()], read=read_verdict
-    )
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])

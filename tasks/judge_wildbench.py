@@ -19,12 +19,14 @@ from tasks.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
 SCORE, PAIR = "score", "pair"
 
 
-def read_verdict(text: str) -> Verdict | None:
-    """A judge gives a choice or a score, as its prompt asks."""
-    if choice := wildbench.read_choice(text):
-        return choice, None
+def read_score(text: str) -> Verdict | None:
     score = wildbench.read_score(text)
     return None if score is None else (None, score)
+
+
+def read_choice(text: str) -> Verdict | None:
+    choice = wildbench.read_choice(text)
+    return None if choice is None else (choice, None)
 
 
 @step
@@ -56,11 +58,9 @@ def judge_wildbench(
             reference = json.dumps({"checklist": [*map(safe, checklist)], "tasks": tasks})
             shown = replace(problem, query=safe(problem.query), history=tuple(history), reference=reference)
             answer = safe(said.get(problem.problem_id, ""))
-            yield Asked(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer))
+            yield Asked(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer), read_score)
             if baselines:
                 messages = wildbench.pair_messages(shown, answer, safe(met[problem.problem_id]))
-                yield Asked(problem.problem_id, 0, PAIR, messages)
+                yield Asked(problem.problem_id, 0, PAIR, messages, read_choice)
 
-    return ask_judge(
-        plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()], read=read_verdict
-    )
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])

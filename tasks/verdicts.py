@@ -86,6 +86,8 @@ class Asked:
     part: str
     """Which of the judgements on this answer: `turn-2`, `game-1`, ..."""
     messages: Sequence[Message]
+    read: Callable[[str], Verdict | None]
+    """What the judge's answer says; None for one off the form."""
 
     @property
     def request_id(self) -> str:
@@ -114,7 +116,6 @@ def ask_judge(
     judge_model: Ref | None,
     servers: Servers,
     asked: Sequence[Asked],
-    read: Callable[[str], Verdict | None],
 ) -> Ref:
     """Ask for every judgement and write the table `verdicts`, in the order of `asked`.
 
@@ -134,7 +135,7 @@ def ask_judge(
     with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
 
         def verdict(request_id: str) -> Verdict | None:
-            return read(ledger[request_id]["text"])
+            return by_id[request_id.removesuffix(AGAIN)].read(ledger[request_id]["text"])
 
         def told(request_id: str, suffix: str) -> Sequence[Message]:
             messages = by_id[request_id].messages

@@ -27,14 +27,15 @@ NUMBERS = {str(number): float(number) for number in range(10)}
 
 @step
 def asking(plan: Any, store: Any, **more: Any) -> Any:
-    def read(text: str) -> Any:
-        return (None, NUMBERS[text]) if text in NUMBERS else (text, None) if text in ("A", "B") else None
+    return ask_judge(plan, store, **more)
 
-    return ask_judge(plan, store, read=read, **more)
+
+def read(text: str) -> Any:
+    return (None, NUMBERS[text]) if text in NUMBERS else (text, None) if text in ("A", "B") else None
 
 
 def asked(count: int) -> list[Asked]:
-    return [Asked(f"q{n}", 0, "turn-1", [{"role": "user", "content": f"rate {n}"}]) for n in range(count)]
+    return [Asked(f"q{n}", 0, "turn-1", [{"role": "user", "content": f"rate {n}"}], read) for n in range(count)]
 
 
 def saying(texts: dict[int, list[str]], otherwise: str = "5") -> Any:
