@@ -34,10 +34,9 @@ FORMS = {
     "mt-bench": r"Rating: \[\[([1-9]|10)\]\]",
     "arena-hard-v0.1": r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]",
     "arena-hard-v2.0": r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]",
-    "wildbench": r'\{"(score": "([1-9]|10)"|choice": "(A\+\+|A\+|A=B|B\+|B\+\+)")\}',
+    "wildbench": r'\{"score": "([1-9]|10)"\}',
 }
-"""What the judge's server holds it to. WildBench asks for a score and for a choice: the random judge gives either, so
-that about half of its verdicts there are unread, asked again, and counted."""
+"""What the judge's server holds it to."""
 
 
 def stand_in_for_wildbench(data: Path, folder: Path, limit: int) -> Path:
@@ -65,11 +64,8 @@ def configured(data: Path, models: dict[str, str], limit: int) -> EvaluateConfig
 
     def of(name: str, path: Path, **more: Any) -> dict[str, Any]:
         samples = {"max_tokens": 64, "request_seeds": False, "truncated_limit": 1.0}
-        judged = (
-            {"judge": {"model": str(judge), "max_tokens": 32, "form": FORMS[name], "unread_limit": 1.0}}
-            if name in FORMS
-            else {}
-        )
+        asked = {"model": str(judge), "max_tokens": 32, "form": FORMS.get(name)}
+        judged = {"judge": asked} if name in FORMS else {}
         how = {"samples": 1, "temperature": 0.0} if judged else {"samples": 2}
         problems = {"sources": [{"path": str(path)}], "draw": {"least_difficulty": 0, "limit": limit}}
         return {"benchmark": name, "problems": problems, "generate": {**samples, **how}, "shards": 1, **judged, **more}

@@ -107,7 +107,8 @@ def test_the_second_run_is_all_cached(place: Path) -> None:
 
 
 def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
-    summary = finished(place)
+    written = next((place / "store" / "runs").glob("*/summary.json"), None)
+    summary = json.loads(written.read_text()) if written else finished(place)  # the tests before ran it
     keys = {step["name"]: step["key"] for step in summary["steps"]}
     store = Store.open(Settings(store=str(place / "store")))
     tables = {name: find(store, name, keys[name]) for name in ("pairs-1", "scores-online-1", "queries-online-1")}
@@ -123,6 +124,7 @@ def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
         assert pair["rejected_score"] == scored[pair["query_id"], pair["rejected_sample"]] == min(of_query)
 
 
+@pytest.mark.faults  # small ones: tests/infra/test_steps.py, tests/flows/test_steps_in_flows.py
 def test_a_damaged_part_is_made_again_and_nothing_else(place: Path) -> None:
     summary = finished(place)
     key = next(step["key"] for step in summary["steps"] if step["name"] == "longcot")
