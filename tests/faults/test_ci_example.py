@@ -60,7 +60,8 @@ def shell(step: str, place: Path, env: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("fails", [False, True])
 def test_the_steps_deploy_run_wait_and_tell(project, fails):
     place, env = project
     summary = place / "summary.md"
