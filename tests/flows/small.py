@@ -19,6 +19,7 @@ EXAMPLE = (
 
 # The real method in a few minutes: settings of bolt/nano. The smallest evaluates on fewer problems.
 SMALL = (
+    "config.serving.policy_servers=1",
     "config.bootstrap.queries.draw.limit=100",
     "config.bootstrap.shards=2",
     "config.online.iterations=1",

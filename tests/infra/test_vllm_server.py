@@ -91,6 +91,7 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
     assert "--enforce-eager" not in command
     assert command[command.index("--runner") + 1] == "pooling"
     assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
+    assert command[command.index("--block-size") + 1] == "32"
     assert not any("hf_secret" in part for part in command)
 
 
