@@ -121,7 +121,7 @@ def test_a_signal_during_a_training_ends_all_of_it_and_the_next_run_trains(tmp_p
 @pytest.mark.parametrize("moment", ["logs/policy-*.log", "ledgers/responses-*.jsonl"])
 def test_sigterm_while_a_server_starts_or_samples_ends_all_of_it(tmp_path, prefect, moment):
     environment = {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "work")}
-    command = ["-m", "flows", "bootstrap/nano", "--set", "config.queries.limit=400"]
+    command = ["-m", "flows", "bootstrap/nano"]
     run = started(command, tmp_path / "log.txt", prefect.environment() | environment)
     wait_for(lambda: any(path.stat().st_size for path in (tmp_path / "work").glob(moment)), 180)
     run.send_signal(signal.SIGTERM)

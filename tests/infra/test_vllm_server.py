@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import make_model
 
+from infra import vllm_server
 from infra.completions import Completion, CompletionError, Request, Sampling, classify, complete
 from infra.vllm_server import ServerError, ServerOptions, VllmServer
 from infra.watchdog import _descendants
@@ -91,8 +93,21 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
     assert "--enforce-eager" not in command
     assert command[command.index("--runner") + 1] == "pooling"
     assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
-    assert command[command.index("--block-size") + 1] == "32"
     assert not any("hf_secret" in part for part in command)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "runner", "threads"), [(True, "generate", "3"), (True, "pooling", "4"), (False, "pooling", None)]
+)
+def test_on_cpu_blocks_are_small_and_scoring_takes_all_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: bool, runner: Any, threads: str | None
+) -> None:
+    monkeypatch.setattr(vllm_server, "runs_on_cpu", lambda: cpu)
+    monkeypatch.setattr(vllm_server.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = VllmServer(tmp_path, OPTIONS, tmp_path / "log", runner=runner).command()
+    assert ("--block-size" in command) is cpu
+    assert vllm_server._environment(runner).get("OMP_NUM_THREADS") == threads
 
 
 @pytest.mark.slow
@@ -178,6 +193,7 @@ def test_a_server_killed_midway_is_an_error_with_its_log(policy: Path, served: V
 GUARDED = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from infra.watchdog import GuardedProcess
 child = "import os,subprocess,sys,time; subprocess.Popen(['sleep','300'],start_new_session=True); time.sleep(300)"
 process = GuardedProcess([sys.executable, "-c", child], log_path=Path(sys.argv[1]))
