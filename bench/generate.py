@@ -195,7 +195,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         server = servers.generation(model)
         assert isinstance(server, VllmServer)
         startup = {"ours": time.perf_counter() - began}
-        os.environ.update(_environment())
+        os.environ.update(_environment("generate"))
         bare = Bare([*server.command()[4:], "--disable-log-stats"], ours.asked(), ours.config, folder / "bare.log")
         try:
             startup["bare"] = bare.startup_s
