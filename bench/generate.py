@@ -36,6 +36,7 @@ from infra.store import Store
 from infra.tables import read_rows
 from infra.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
 from tasks.choose_examples import choose_examples
+from tasks.clean_queries import CleanConfig, clean_queries
 from tasks.collect_queries import collect_queries
 from tasks.curate_examples import ExamplesConfig, example_files
 from tasks.generate import (
@@ -67,8 +68,10 @@ class Ours:
         self.prompt = PromptConfig(template=given.template, example_template=given.example_template)
         self.servers, self.store, self.model = servers, store, model
         collected = self._made(collect_queries, "collected", source=Source(path=str(given.queries)))
+        clean = CleanConfig(least_characters=1, languages=(), near_duplicates=None)  # each query once
+        cleaned = self._made(clean_queries, "cleaned", config=clean, sources=[collected])
         draw = DrawConfig(limit=given.requests)
-        self.queries = self._made(subsample, "queries", config=draw, queries=collected)
+        self.queries = self._made(subsample, "queries", config=draw, queries=cleaned)
         count = len(example_files(ExamplesConfig(path=given.examples)))
         examples = ExamplesConfig(
             path=given.examples, count=count, per_topic=count, least_actions=0, least_words=1, alike=1
