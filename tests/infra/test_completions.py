@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
+from endpoint import Endpoint
 
 from infra.completions import Completion, CompletionError, Request, Sampling, classify, complete
 
@@ -23,49 +20,9 @@ ANSWER = {
 }
 
 
-class Server:
-    """Answers what `reply` says, and remembers what it was asked and how many requests were open at once."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[int], tuple[int, Any]] = lambda _: (200, ANSWER)
-        self.asked: list[dict[str, Any]] = []
-        self.open = self.most_open = 0
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.asked.append(body)
-                    number = len(outer.asked)
-                    outer.open += 1
-                    outer.most_open = max(outer.open, outer.most_open)
-                status, answer = outer.reply(number)
-                with lock:
-                    outer.open -= 1
-                text = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
+def server() -> Iterator[Endpoint]:
+    made = Endpoint(lambda _: (200, ANSWER))
     yield made
     made.close()
 
@@ -80,7 +37,7 @@ def sample(
     return found
 
 
-def test_samples_come_in_order_with_their_counts(server: Server) -> None:
+def test_samples_come_in_order_with_their_counts(server: Endpoint) -> None:
     first, second = sample(server.url)["r0"]
     assert (first.text, first.finish_reason, first.tokens, first.prompt_tokens) == ("a", "stop", 2, 4)
     assert (second.text, second.finish_reason, second.tokens) == ("b", "length", 3)
@@ -88,12 +45,12 @@ def test_samples_come_in_order_with_their_counts(server: Server) -> None:
     assert "seed" not in server.asked[0]
 
 
-def test_a_seed_is_sent_when_given(server: Server) -> None:
+def test_a_seed_is_sent_when_given(server: Endpoint) -> None:
     sample(server.url, seed=7)
     assert server.asked[0]["seed"] == 7
 
 
-def test_a_constraint_is_sent_when_given(server: Server) -> None:
+def test_a_constraint_is_sent_when_given(server: Endpoint) -> None:
     sample(server.url)
     held = SAMPLING.model_copy(update={"constraint": {"choice": ["a", "b"]}})
     requests, keep = [Request("r", [5], None)], lambda _request, _samples: None
@@ -101,38 +58,38 @@ def test_a_constraint_is_sent_when_given(server: Server) -> None:
     assert [body.get("structured_outputs") for body in server.asked] == [None, {"choice": ["a", "b"]}]
 
 
-def test_requests_in_flight_are_bounded(server: Server) -> None:
+def test_requests_in_flight_are_bounded(server: Endpoint) -> None:
     assert len(sample(server.url, count=20)) == 20
     assert server.most_open <= 3
 
 
-def test_a_passing_failure_is_retried(server: Server) -> None:
+def test_a_passing_failure_is_retried(server: Endpoint) -> None:
     server.reply = lambda number: (500, {"error": {"message": "busy"}}) if number < 3 else (200, ANSWER)
     assert sample(server.url)["r0"]
     assert len(server.asked) == 3
 
 
-def test_a_lasting_failure_ends_with_the_servers_words(server: Server) -> None:
+def test_a_lasting_failure_ends_with_the_servers_words(server: Endpoint) -> None:
     server.reply = lambda _: (503, {"error": {"message": "no memory"}})
     with pytest.raises(CompletionError, match=r"request r0 .*503: no memory"):
         sample(server.url)
     assert len(server.asked) == 3
 
 
-def test_a_refusal_is_an_error_at_once(server: Server) -> None:
+def test_a_refusal_is_an_error_at_once(server: Endpoint) -> None:
     server.reply = lambda _: (400, {"error": {"message": "maximum context length is 256 tokens"}})
     with pytest.raises(CompletionError, match=r"request r0 .2 prompt tokens.*400: maximum context length is 256"):
         sample(server.url)
     assert len(server.asked) == 1
 
 
-def test_too_few_samples_are_an_error(server: Server) -> None:
+def test_too_few_samples_are_an_error(server: Endpoint) -> None:
     server.reply = lambda _: (200, {**ANSWER, "choices": ANSWER["choices"][:1]})
     with pytest.raises(CompletionError, match="asked for 2 samples, got 1"):
         sample(server.url)
 
 
-def test_a_dead_server_is_named_by_alive(server: Server) -> None:
+def test_a_dead_server_is_named_by_alive(server: Endpoint) -> None:
     server.close()
 
     def alive() -> None:
@@ -142,7 +99,7 @@ def test_a_dead_server_is_named_by_alive(server: Server) -> None:
         sample(server.url, alive=alive)
 
 
-def test_an_error_of_the_receiver_ends_the_run(server: Server) -> None:
+def test_an_error_of_the_receiver_ends_the_run(server: Endpoint) -> None:
     def full(_request: Request, _samples: list[Completion]) -> None:
         raise OSError("disk full")
 
@@ -152,7 +109,7 @@ def test_an_error_of_the_receiver_ends_the_run(server: Server) -> None:
     assert len(server.asked) < 10
 
 
-def test_scores_keep_the_order_of_the_inputs(server: Server) -> None:
+def test_scores_keep_the_order_of_the_inputs(server: Endpoint) -> None:
     server.reply = lambda number: (
         200,
         {"data": [{"index": i, "probs": [float(sum(ids))]} for i, ids in enumerate(server.asked[number - 1]["input"])]},
@@ -166,7 +123,7 @@ def test_scores_keep_the_order_of_the_inputs(server: Server) -> None:
     assert all(body["use_activation"] is False for body in server.asked)
 
 
-def test_a_score_must_be_one_logit(server: Server) -> None:
+def test_a_score_must_be_one_logit(server: Endpoint) -> None:
     server.reply = lambda _: (200, {"data": [{"index": 0, "probs": [0.1, 0.9]}]})
     with pytest.raises(CompletionError, match="one logit"):
         asyncio.run(classify(server.url, "m", ["text"], max_in_flight=1, alive=lambda: None))

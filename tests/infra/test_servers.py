@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint import Endpoint
 from pydantic import SecretStr, ValidationError
 
 from infra.manifest import Ref
@@ -33,31 +31,18 @@ vllm:prefix_cache_hits_total{engine="0",model_name="m"} 900.0
 """
 
 
-class Elsewhere:
+class Elsewhere(Endpoint):
     """Answers GET as a vLLM server does; 401 without the key, where it has one."""
 
     def __init__(self, models: Any, key: str | None = None) -> None:
         self.metrics = METRICS
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                allowed = key is None or self.headers["Authorization"] == f"Bearer {key}"
-                text = (outer.metrics if self.path == "/metrics" else json.dumps({"data": models})).encode()
-                self.send_response(200 if allowed else 401)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
+        def reply(number: int) -> tuple[int, Any]:
+            allowed = key is None or self.keys[number - 1] == f"Bearer {key}"
+            told = self.metrics if self.paths[number - 1] == "/metrics" else {"data": models}
+            return (200 if allowed else 401), told
 
-            def log_message(self, *_: Any) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(reply)
 
 
 @pytest.fixture

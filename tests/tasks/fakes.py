@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from endpoint import Endpoint
 
 from infra.manifest import Ref
 from infra.pool import Pool
@@ -16,53 +15,29 @@ from infra.vllm_server import ServerError, ServerOptions
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class FakeVllm:
-    """Answers POST requests by path and keeps what it was asked. `dies_after`: requests until it counts as dead.
+class FakeVllm(Endpoint):
+    """Answers by path and keeps what it was asked. `dies_after`: requests until it counts as dead.
 
-    An answer's `status` is the HTTP status; none is 200. `keys`: the Authorization header of each request.
+    An answer's `status` is the HTTP status; none is 200.
     """
 
     served_name = "fake"
     headers: Mapping[str, str] = {}
 
     def __init__(self, **answers: Answer) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
         self.dies_after: int | None = None
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        def reply(number: int) -> tuple[int, Any]:
+            found = answers[self.paths[number - 1].rsplit("/", 1)[-1]](self.asked[number - 1])
+            return found.get("status", 200), found
 
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
-                outer.keys.append(self.headers["Authorization"])
-                answer = answers[self.path.rsplit("/", 1)[-1]](body)
-                text = json.dumps(answer).encode()
-                self.send_response(answer.get("status", 200))
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: Any) -> None: ...
-
-        class Http(ThreadingHTTPServer):
-            request_queue_size = 128  # many connections at once: with the default of 5 some wait a second
-
-        self._http = Http(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        super().__init__(reply)
 
     def check(self) -> None:
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise ServerError("the server died")
 
     def stop(self) -> None: ...
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
 
 
 class TinyServers:
