@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=320)
-    parser.add_argument("--in-flight", type=int, default=40)
+    parser.add_argument("--in-flight", type=int, default=160, help="requests; times --samples above --max-num-seqs")
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--kv-cache-gib", type=float, default=1.0, help="for each of the two engines")
