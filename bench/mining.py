@@ -6,7 +6,7 @@ The queries: half from templates, half random words of a skewed vocabulary; 10 %
 in forty changed, one at least), 0.5 % copies of 1,000 made-up problems. All steps run: collect, clean (language, exact
 and near-duplicates), decontaminate, draw. Each size is a process of its own, so that its peak of memory is its own.
 
-`--baseline` names a Python that has datatrove 0.10.1 (it is no dependency of this project): the same rows go through
+`--baseline` names a Python that has datatrove[io,processing] 0.10.1, orjson and spacy (no dependencies of ours): the same rows go through
 its JSON reader, MinHash deduplication (four steps, 3-grams, 20 buckets of 6) and JSON writer, on one core as ours.
 distilabel is left out: its MinHash step is datasketch, one row at a time, in memory.
 """
@@ -136,14 +136,14 @@ def measure(rows: int, given: argparse.Namespace, folder: Path) -> dict[str, Any
     written(folder / "problems.jsonl", iter(problems))
     written(folder / "queries.jsonl", texts(rows, problems))
     command = [sys.executable, __file__, "--worker", str(folder), "--languages", *given.languages]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     whole = sum(found["seconds"].values())
     told = {"rows": rows, **found, "rows_per_second": round(rows / whole)}
     if given.baseline:
         began = time.perf_counter()
         command = [given.baseline, "-c", BASELINE, str(folder), str(folder / "datatrove")]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         took = time.perf_counter() - began
         with (folder / "datatrove" / "kept" / "00000.jsonl").open() as kept:
             told["datatrove"] = {
