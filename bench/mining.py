@@ -6,8 +6,8 @@ The queries: half from templates, half random words of a skewed vocabulary; 10 %
 in forty changed, one at least), 0.5 % copies of 1,000 made-up problems. All steps run: collect, clean (language, exact
 and near-duplicates), decontaminate, draw. Each size is a process of its own, so that its peak of memory is its own.
 
-`--baseline` names a Python that has datatrove[io,processing] 0.10.1, orjson and spacy (no dependencies of this project):
-the same rows go through its JSON reader, MinHash deduplication (four steps, 3-grams, 20 buckets of 6) and JSON writer, on
+`--baseline` names a Python that has datatrove[io,processing] 0.10.1, orjson and spacy (not of ours):
+the same rows go through its JSON reader, MinHash deduplication (four steps, 3-grams, 20 buckets of 6), JSON writer, on
 one core as ours.
 distilabel is left out: its MinHash step is datasketch, one row at a time, in memory.
 """
