@@ -71,7 +71,7 @@ test: lint browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest $(PYTEST_ARGS) </dev/null
 
 test-faults: setup
-	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rfEP $(PYTEST_ARGS) </dev/null
+	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rA $(PYTEST_ARGS) </dev/null
 
 bench: setup
 	@$(BIN)/python bench/cot_formats.py

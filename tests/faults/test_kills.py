@@ -214,9 +214,12 @@ def finished(place: Path) -> dict[str, Any]:
     rows = {step["name"]: step["rows"] for step in summary["steps"]}
     assert rows["scores"] == rows["filtered"]
     for each in found:
-        if each.manifest and each.manifest.kind == "table" and not each.folder.startswith("collected-"):  # as it came
+        if each.manifest and each.manifest.kind == "table":
             columns = {column.name for column in each.manifest.columns}
-            key = [name for name in ("query_id", "problem_id", "sample") if name in columns]
+            # A source may hold a query twice; a row of it must not be there twice.
+            collected = each.folder.startswith("collected-")
+            names = ("source", "source_row") if collected else ("query_id", "problem_id", "sample")
+            key = [name for name in names if name in columns]
             ids = Counter(tuple(row.values()) for row in read_rows(store, ref_of(store, each.manifest), key))
             assert not key or max(ids.values(), default=1) == 1, f"{each.folder}: a row is there twice"
     assert not list((place / "work" / "ledgers").glob("*.jsonl"))

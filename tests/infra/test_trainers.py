@@ -153,9 +153,10 @@ def test_sft_learns_saves_and_is_deterministic(policy: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_dpo_prefers_the_chosen(policy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [2, 3])
+def test_dpo_prefers_the_chosen(policy: Path, tmp_path: Path, stage: int) -> None:
     rows = {"prompt": [PROMPT] * 8, "chosen": [THOUGHTS] * 8, "rejected": ["w1 w1 w2"] * 8}
-    dpo = DpoConfig(**config(policy, tmp_path, rows, reference=policy, zero_stage=3, epochs=4))
+    dpo = DpoConfig(**config(policy, tmp_path, rows, reference=policy, zero_stage=stage, epochs=4))
     launch("infra.train_dpo", dpo, ranks=2, log_path=tmp_path / "train.log", timeout_s=300)
     lines = [json.loads(line) for line in metrics_path(tmp_path / "train.log").open()]
     losses = [line["loss"] for line in lines if "loss" in line]

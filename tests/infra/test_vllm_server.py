@@ -193,7 +193,6 @@ def test_a_server_killed_midway_is_an_error_with_its_log(policy: Path, served: V
 GUARDED = """
 import sys, time
 from pathlib import Path
-from typing import Any
 from infra.watchdog import GuardedProcess
 child = "import os,subprocess,sys,time; subprocess.Popen(['sleep','300'],start_new_session=True); time.sleep(300)"
 process = GuardedProcess([sys.executable, "-c", child], log_path=Path(sys.argv[1]))
