@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import combinations
-from pathlib import Path
 
 import pytest
 from fakes import TinyServers, completions
-from scipy import stats
+from shown_examples import NANO_PROMPT, example
 
 import tasks.generate
 from cot_formats import bolt
 from infra.chat import load_tokenizer
 from infra.completions import Completion
-from infra.keys import PROJECT_ROOT
 from infra.ledger import LedgerError
 from infra.manifest import Provenance
 from infra.models import import_model
@@ -21,118 +18,21 @@ from infra.schemas import EXAMPLES, QUERIES
 from infra.steps import Plan
 from infra.store import StoreError
 from infra.vllm_server import ServerError
-from nano.corpus import PROMPT_TEMPLATE
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
-from tasks.curate_examples import BadInput
 from tasks.generate import (
     GenerateConfig,
-    PromptConfig,
     SetAsideError,
     TruncationError,
-    draw_examples,
     generate,
-    in_context_prompt,
     request_seed,
     shard_of,
 )
 
-NANO_PROMPT = PromptConfig(
-    template=PROJECT_ROOT / "nano/prompts/in_context.md", example_template=PROJECT_ROOT / "nano/prompts/example.md"
-)
 IDS = encoder()
-
-
-def example(number: int) -> dict:
-    return {
-        "example_id": f"e{number}",
-        "query": f"who is number {number} ?",
-        "thoughts": f"goal : find number {number} .",
-        "solution": f"answer : {number} .",
-        "topic": "ordering",
-        "actions": [],
-    }
-
-
-def template(folder: Path, text: str, shown: str = "{query} -> {response}") -> PromptConfig:
-    (folder / "in_context.md").write_text(text)
-    (folder / "example.md").write_text(shown)
-    return PromptConfig(template=folder / "in_context.md", example_template=folder / "example.md")
 
 
 def sample_text(index: int) -> tuple[str, str]:
     return bolt.render(f"plan : step {index} .", f"answer : {index} ."), "stop"
-
-
-# ---- the prompt
-
-
-def test_the_in_context_prompt_is_the_wording_that_the_nano_model_read():
-    shown = [example(1), example(2)]
-    given = "\n\n".join(f"query : {e['query']}\nresponse : {bolt.render(e['thoughts'], e['solution'])}" for e in shown)
-    expected = PROMPT_TEMPLATE.format(examples=given, query="what now ?")
-    assert in_context_prompt(NANO_PROMPT, shown, "what now ?", "bolt") == expected
-    assert expected.startswith(
-        "here are worked examples .\n\nquery : who is number 1 ?\nresponse : <internal_thoughts>\n"
-    )
-    assert expected.endswith("now answer this query in the same form .\nquery : what now ?")
-
-
-def test_fields_spelled_in_what_is_put_in_stay_as_they_are(tmp_path):
-    prompt = template(tmp_path, "Q {query}\nE {examples}\nagain {query} {other}")
-    shown = [{**example(1), "query": "{response} {query}"}]
-    assert in_context_prompt(prompt, shown, "{examples}", "r1") == (
-        "Q {examples}\nE {response} {query} -> <think>\ngoal : find number 1 .\n</think>\n\nanswer : 1 .\n"
-        "again {examples} {other}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "shown", "said"),
-    [
-        ("{query}", "{query} {response}", "in_context.md: the prompt template lacks the field {examples}"),
-        ("{examples}", "{query} {response}", "in_context.md: the prompt template lacks the field {query}"),
-        ("{examples} {query}", "{query}", "example.md: the prompt template lacks the field {response}"),
-    ],
-)
-def test_a_template_without_a_field_is_refused(tmp_path, text, shown, said):
-    with pytest.raises(BadInput) as error:
-        in_context_prompt(template(tmp_path, text, shown), [example(1)], "x", "bolt")
-    assert said in str(error.value)
-
-
-def test_plain_answers_can_not_be_shown(tmp_path):
-    with pytest.raises(ValueError, match="not `plain`"):
-        in_context_prompt(NANO_PROMPT, [example(1)], "x", "plain")
-
-
-# ---- the seeded draw
-
-
-def test_every_set_of_examples_is_drawn_equally_often():
-    table = [example(n) for n in range(10)]
-    drawn = Counter(tuple(e["example_id"] for e in draw_examples(table, 3, 0, f"query-{n}")) for n in range(20_000))
-    assert set(drawn) == set(combinations([e["example_id"] for e in table], 3))  # 120, in table order, none twice
-    assert stats.chisquare(list(drawn.values())).pvalue > 0.001
-    shown = Counter(name for names, times in drawn.items() for name in names for _ in range(times))
-    assert all(abs(times - 6_000) < 250 for times in shown.values())  # four standard deviations
-
-
-def test_the_draw_depends_on_seed_query_and_examples_alone():
-    table = [example(n) for n in range(10)]
-    first = draw_examples(table, 3, 0, "q")
-    assert [draw_examples(table, 3, 0, "q") for _ in range(3)] == [first] * 3
-    assert len({str(draw_examples(table, 3, seed, "q")) for seed in range(20)}) > 10
-    assert len({str(draw_examples(table, 3, 0, f"q{n}")) for n in range(20)}) > 10
-    assert draw_examples(table[:3], 3, 7, "q") == table[:3]
-    with pytest.raises(ValueError, match="11 in-context examples a prompt, but the table `examples` holds 10"):
-        draw_examples(table, 11, 0, "q")
-
-
-def test_request_seeds_are_distinct_and_fit_an_int():
-    seeds = {request_seed(seed, f"q{n}") for seed in (0, 1) for n in range(1000)}
-    assert len(seeds) == 2000
-    assert all(0 <= seed < 2**31 for seed in seeds)
-    assert request_seed(0, "q0") == request_seed(0, "q0")
 
 
 # ---- the step
