@@ -6,7 +6,7 @@ from flows.mine import ProblemsConfig, problems_stage
 from flows.run import Run
 from infra.manifest import Ref
 from infra.steps import plan
-from tasks.read_problems import SHORT_ANSWER, Benchmark, read_problems
+from tasks.read_problems import SHORT_ANSWER, Benchmark, read_problems, step_of
 from tasks.sources import Source, digest_of_source
 from tasks.subsample import DrawConfig
 
@@ -28,7 +28,7 @@ def problems_for(run: Run, benchmark: Benchmark, problems: ProblemsConfig, refer
     rule = {"benchmark": benchmark, "limit": problems.draw.limit}
     return run.do(
         read_problems,
-        plan(f"problems-{benchmark}", "tasks.read_problems", rule, {}, **digests),
+        plan(step_of("problems", benchmark), "tasks.read_problems", rule, {}, **digests),
         rehearse=all(source.is_local for source in (*problems.sources, references) if source),
         sources=problems.sources,
         references=references,

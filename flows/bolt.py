@@ -91,7 +91,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         if run.dry:
             return None
         stages = [stage_summary(run, name, found) for name, found in grades.items()]
-        summary = publish_summary(run, stages, stage_gains(run, grades), policy)
+        summary = publish_summary(run, config.evaluate.benchmark, stages, stage_gains(run, grades), policy)
         publish_report(run.store, summary)
         show_longcot(run.store, longcot)
         return summary

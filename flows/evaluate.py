@@ -22,7 +22,7 @@ from infra.tables import read_table
 from tasks.curate_examples import ExamplesConfig
 from tasks.generate import GenerateConfig, PromptConfig
 from tasks.grade import grade
-from tasks.read_problems import SHORT_ANSWER, Judged, Verifiable
+from tasks.read_problems import SHORT_ANSWER, Judged, Verifiable, step_of
 from tasks.responses import Format
 from tasks.summarise import gain, summarise
 
@@ -104,16 +104,16 @@ def evaluate_stage(
 ) -> Grades:
     """Grades of one model's answers, by decoding."""
     grades: Grades = {}
-    part = name if config.benchmark == SHORT_ANSWER else f"{config.benchmark}-{name}"
     for decoding in DECODINGS:
         changes = {"format": format} | ({"samples": 1, "temperature": 0.0} if decoding == "greedy" else {})
         draw = config.generate.model_copy(update=changes)
         shards = config.shards if decoding == "sampled" else 1
-        answers = sample(
-            run, f"answers-{part}-{decoding}", draw, problems, model, shards=shards, prompt=prompt, examples=examples
-        )
+        step = step_of("answers", config.benchmark, name, decoding)
+        answers = sample(run, step, draw, problems, model, shards=shards, prompt=prompt, examples=examples)
         inputs = {**shards_as_inputs(answers), "problems": problems}
-        what = plan(f"grades-{part}-{decoding}", "tasks.grade", {"benchmark": config.benchmark}, inputs)
+        what = plan(
+            step_of("grades", config.benchmark, name, decoding), "tasks.grade", {"benchmark": config.benchmark}, inputs
+        )
         grades[decoding] = run.do(grade, what, responses=answers, problems=problems, benchmark=config.benchmark)
     return grades
 

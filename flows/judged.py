@@ -11,11 +11,12 @@ from typing import Any, Self
 from prefect import Task
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from evals.templates import template
 from flows.benchmarks import refuse_draw
 from flows.mine import ProblemsConfig
 from flows.run import Run
 from flows.sampling import sample, shards_as_inputs
-from infra.files import digest_of_files
+from infra.files import digest_of_texts
 from infra.manifest import Ref
 from infra.steps import plan
 from tasks.generate import GenerateConfig, PromptConfig
@@ -168,7 +169,7 @@ def verdicts_stage(
     for number, responses in enumerate(answers.turns, 1):
         inputs |= {f"turn {number}/{name}": ref for name, ref in shards_as_inputs(responses).items()}
     rule = {"benchmark": config.benchmark, "judge": config.judge.model_dump(mode="json", exclude=NOT_IN_KEY)}
-    ingredients = {"prompts": digest_of_files(sorted(PROMPTS.glob(prompts)))}
+    ingredients = {"prompts": digest_of_texts([template(path.stem) for path in sorted(PROMPTS.glob(prompts))])}
     if judge_model:
         ingredients["engine"] = run.servers.engine("policy")
     compared: dict[str, Any] = {} if config.benchmark == "mt-bench" else {"baselines": baselines}

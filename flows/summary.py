@@ -18,6 +18,7 @@ from infra.manifest import Ref
 from infra.markdown import as_text, markdown_table
 from infra.store import Store
 from tasks.plot import stages_plot
+from tasks.read_problems import Verifiable
 from tasks.report import PLOTS, TABLES, data_uri, points, stage_rows, write_page
 
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
@@ -36,14 +37,17 @@ def flow_run_name() -> str:
     return str(context.flow_run.name)
 
 
-def publish_summary(run: Run, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref) -> dict[str, Any]:
+def publish_summary(
+    run: Run, benchmark: Verifiable, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref
+) -> dict[str, Any]:
     """Write `runs/NAME/summary.json` and a plot into the store, and the same as artifacts.
 
     Returns the summary and its path.
     """
     name = flow_run_name()
     steps = [record.model_dump() for record in run.steps]
-    summary = {"run": name, "model": f"{policy.step}/{policy.key}", "stages": stages, "gains": gains, "steps": steps}
+    summary: dict[str, Any] = {"run": name, "model": f"{policy.step}/{policy.key}", "benchmark": benchmark}
+    summary |= {"stages": stages, "gains": gains, "steps": steps}
     path = f"runs/{name}/summary.json"
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
     run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))

@@ -15,11 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-import psutil
-
+from infra.processes import began, boot
 from infra.store import Store, StoreError
 from infra.watchdog import EndingError, ending
 
@@ -97,15 +96,14 @@ def _renew(store: Store, path: str, me: str, beat_s: float, ended: threading.Eve
 
 
 def _content(me: str, beat: int) -> bytes:
-    process = psutil.Process()
-    known = {"holder": me, "beat": beat, "machine": _machine(), "pid": process.pid, "started": process.create_time()}
+    pid = os.getpid()
+    known = {"holder": me, "beat": beat, "machine": _machine(), "pid": pid, "began": began(pid)}
     return json.dumps(known).encode()
 
 
 def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     namespace = os.stat("/proc/self/ns/pid").st_ino  # processes of another container are not ours to look up
-    return f"{socket.gethostname()} {boot} {namespace}"
+    return f"{socket.gethostname()} {boot()} {namespace}"
 
 
 def _holder(store: Store, path: str) -> str | None:
@@ -113,7 +111,7 @@ def _holder(store: Store, path: str) -> str | None:
     return _parsed(found).get("holder") if found else None
 
 
-def _parsed(content: bytes) -> dict[str, str]:
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except ValueError:
@@ -126,7 +124,4 @@ def _is_dead(content: bytes) -> bool:
     claim = _parsed(content)
     if claim.get("machine") != _machine():
         return False
-    try:
-        return bool(psutil.Process(int(claim["pid"])).create_time() != claim["started"])
-    except psutil.NoSuchProcess:
-        return True
+    return bool(began(int(claim["pid"])) != claim["began"])

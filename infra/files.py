@@ -1,9 +1,11 @@
-"""Digests of the user's input files, for cache keys."""
+"""Digests of the user's input files and prompts, for cache keys."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from infra.manifest import Ref
@@ -24,6 +26,18 @@ def digest_of_files(paths: Sequence[Path]) -> str:
         with path.open("rb") as file:
             total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+@cache
+def text_of(path: Path) -> str:
+    """The text of a prompt template, read once in a process: a run asks with what it planned with, whatever is edited
+    meanwhile. Raises `OSError`."""
+    return path.read_text(encoding="utf-8")
+
+
+def digest_of_texts(texts: Sequence[str]) -> str:
+    """sha256 (hex) over texts, in the order given."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def artifact_parts(store: Store, table: Ref, work_dir: Path) -> tuple[Path, ...]:

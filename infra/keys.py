@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ PACKAGES = ("flows", "tasks", "cot_formats", "evals", "infra", "nano")
 KEY_LENGTH = 20  # hex digits: 80 bits
 
 _SPELT = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+
+
+class CodeChangedError(RuntimeError):
+    """The code on disk is no longer the code that this process runs: its results would stand under a wrong key."""
 
 
 def cache_key(
@@ -67,6 +71,7 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
     Raises:
         ValueError: there is no such module under `root`.
         SyntaxError: a module does not parse.
+        CodeChangedError: a module of the project is not as it was when this process began.
     """
     if _source_file(root, module_name) is None:
         raise ValueError(f"no project module {module_name} under {root}")
@@ -78,9 +83,18 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
             if path is None or name in found:
                 continue
             source = path.read_text(encoding="utf-8")
+            if root == PROJECT_ROOT and _at_start().get(path) != source:
+                raise CodeChangedError(f"{path} was changed while this run was under way: start it again")
             found[name] = hashlib.sha256(source.encode()).hexdigest()
             waiting += _imports(source, name, is_package=path.name == "__init__.py")
     return hashlib.sha256(json.dumps([module_name, sorted(found.items())]).encode()).hexdigest()
+
+
+@cache
+def _at_start() -> Mapping[Path, str]:
+    """The sources of the project's packages as this process began, when it imported them."""
+    found = (path for package in PACKAGES for path in PROJECT_ROOT.joinpath(package).rglob("*.py"))
+    return {path: path.read_text(encoding="utf-8") for path in found}
 
 
 def _with_packages(name: str) -> list[str]:
@@ -136,3 +150,6 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     hint = " (use model_dump(mode='json'))" if hasattr(value, "model_dump") else ""
     raise TypeError(f"{where}: {type(value).__name__} has no exact JSON form{hint}")
+
+
+_at_start()

@@ -17,6 +17,7 @@ from infra.watchdog import GuardedProcess
 
 METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
 """Environment variable that tells a trainer where to append its metrics (JSON lines)."""
+_FINISHED = "finished"
 _TAIL_LINES = 40
 _TORCHRUN = "torch/distributed/elastic/multiprocessing/api.py"
 _PROJECT = Path(__file__).resolve().parents[1]
@@ -33,22 +34,41 @@ def metrics_path(log_path: Path) -> Path:
 
 @contextmanager
 def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder `NAME-...` in `parent` for one attempt at a training: removed where the attempt succeeds, kept where
-    it raises.
+    """A folder `NAME-...` in `parent` for one attempt at a training: removed where the block ends well, kept where it
+    raises.
 
-    Folders of attempts at the same `name` that are over, killed ones included, are removed first; those of living
-    attempts are locked and stay.
+    It is new, or that of an attempt at the same `name` which is marked as finished and was not published (see
+    `finish_attempt`). Folders of the other attempts that are over, killed ones included, are removed first; those of
+    living attempts are locked and stay.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         with _locked(parent):  # so that nobody sees the new folder before it is locked
-            for other in parent.glob(f"{name}-*"):
-                with suppress(BlockingIOError, FileNotFoundError), _locked(other, fcntl.LOCK_NB):
-                    shutil.rmtree(other, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-            held.enter_context(_locked(folder))
+            folder: Path | None = None
+            for other in sorted(parent.glob(f"{name}-*")):
+                with suppress(BlockingIOError, FileNotFoundError), ExitStack() as lock:
+                    lock.enter_context(_locked(other, fcntl.LOCK_NB))
+                    if folder is None and is_finished(other):
+                        folder = other
+                        held.push(lock.pop_all())
+                    else:
+                        shutil.rmtree(other, ignore_errors=True)
+            if folder is None:
+                folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+                held.enter_context(_locked(folder))
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish_attempt(folder: Path) -> None:
+    """Mark a training as finished, once all that it left is on disk: what fails after it costs no second training."""
+    os.sync()
+    (folder / _FINISHED).touch()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the training in an attempt's folder is marked as finished."""
+    return (folder / _FINISHED).exists()
 
 
 @contextmanager

@@ -23,6 +23,8 @@ import httpx
 import psutil
 from pydantic import BaseModel
 
+from infra.processes import began, boot
+
 PROJECT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 PORT = 4200
@@ -41,23 +43,27 @@ class StackError(RuntimeError):
 
 
 class Process(BaseModel, frozen=True):
-    """One process of the stack, leader of a session of its own: its id, and when it was started (seconds, epoch)."""
+    """One process of the stack, leader of a session of its own: its id, and when it began (`infra.processes`)."""
 
     pid: int
-    started: float
+    began: int
+    boot: str
 
     def alive(self) -> bool:
         """Whether that very process runs, not a later one with the same id."""
+        if boot() != self.boot or began(self.pid) != self.began:
+            return False
         with suppress(psutil.NoSuchProcess):
-            found = psutil.Process(self.pid)
-            return bool(found.create_time() == self.started and found.status() != psutil.STATUS_ZOMBIE)
+            return bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
         return False
 
     def members(self) -> list[psutil.Process]:
         """The process and all of its session; none where its id belongs to a later process by now."""
-        if psutil.pid_exists(self.pid) and not self.alive():
+        if boot() != self.boot or (psutil.pid_exists(self.pid) and not self.alive()):
             return []
-        return [each for each in psutil.process_iter() if _session(each.pid) == self.pid and _since(each, self.started)]
+        return [
+            each for each in psutil.process_iter() if _session(each.pid) == self.pid and _since(each.pid, self.began)
+        ]
 
     def end(self) -> None:
         """Ask the process and its session to end, wait at most `END_S`, kill what is left."""
@@ -84,10 +90,9 @@ def _session(pid: int) -> int | None:
     return None
 
 
-def _since(process: psutil.Process, started: float) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.create_time() >= started)
-    return False
+def _since(pid: int, earliest: int) -> bool:
+    found = began(pid)
+    return found is not None and found >= earliest
 
 
 def up(home: Path, port: int | None = None) -> Stack:
@@ -153,7 +158,9 @@ def _started(home: Path, stack: Stack, name: str, command: list[str]) -> Stack:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    known = Process(pid=process.pid, started=psutil.Process(process.pid).create_time())
+    since = began(process.pid)
+    assert since is not None  # it is our child: should it have ended, it is a zombie
+    known = Process(pid=process.pid, began=since, boot=boot())
     stack = stack.model_copy(update={"processes": {**stack.processes, name: known}})
     temporary = _state(home).with_suffix(".tmp")
     temporary.write_text(stack.model_dump_json(indent=1))

@@ -67,6 +67,10 @@ _ADVICE: list[tuple[set[str], Advice]] = [
         {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseParserError"},
         Advice("an answer was cut off", "Try again later; nothing was kept.", True),
     ),
+    (  # also where the upload was completed, and the answer that said so was lost
+        {"NoSuchUpload"},
+        Advice("an upload in pieces was lost", "Try again later; nothing was kept.", True),
+    ),
     (
         {"EndpointConnectionError", "ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError"},
         Advice(

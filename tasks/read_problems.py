@@ -32,6 +32,11 @@ def _arenahard(version: Version, record: Mapping[str, Any], row: int) -> Problem
     return problem
 
 
+def step_of(kind: str, benchmark: Benchmark, *more: str) -> str:
+    """Name of a step that reads, answers or grades a benchmark's problems; `short-answer` is not spelt in it."""
+    return "-".join([kind, *([] if benchmark == SHORT_ANSWER else [benchmark]), *more])
+
+
 READ: Mapping[Benchmark, Callable[[Mapping[str, Any], int], Problem]] = {
     "math500": math500.read,
     "math-level5": math_level5.read,

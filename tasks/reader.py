@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, takewhile
+from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeAlias
 
 from infra.manifest import Ref
 from infra.store import Store
 from infra.tables import read_rows, scan
+from tasks.read_problems import Verifiable, step_of
 
 Row: TypeAlias = dict[str, Any]
 Sample: TypeAlias = tuple[str, int]
@@ -23,6 +24,8 @@ SHOWN = ["query_id", "sample", "text", "thoughts", "solution", "violations", "fi
 SHOWN += ["thought_tokens", "solution_tokens"]
 USES = {"LongCoT data": "became LongCoT data", "chosen": "gave a pair"}
 """What a sample's mark says of its query."""
+SET_ASIDE = {"thoughts": None, "solution": None, "raw": None, "tokens": [0, 0], "marks": [("warn", "set aside")]}
+"""In place of an answer that there is not: its request killed a server twice."""
 SLICE_ANSWERS = 250
 
 
@@ -53,22 +56,26 @@ def rows_of(store: Store, shards: Sequence[Ref], wanted: Mapping[str, Any]) -> I
         yield from takewhile(lambda row: row["query_id"] in wanted, stream)
 
 
+def topic_of(problem: Row) -> str | None:
+    """A problem's topic; of a benchmark's own, its category."""
+    return problem["topic"] if "topic" in problem else problem["category"]  # type: ignore[no-any-return]
+
+
 def held_out(
-    store: Store, made: Mapping[str, Sequence[Ref]], stages: Sequence[str], most_answers: int
+    store: Store, made: Mapping[str, Sequence[Ref]], benchmark: Verifiable, stages: Sequence[str], most_answers: int
 ) -> Iterator[Row]:
     """The first problems, each with the answers of all stages: as many as `most_answers` answers allow.
 
     The answers shown are held in memory, no others.
     """
-    (problems,) = made["problems"]
-    tables = {(stage, how): made[f"answers-{stage}-{how}"] for stage in stages for how in DECODINGS}
+    (problems,) = made[step_of("problems", benchmark)]
+    tables = {(stage, how): made[step_of("answers", benchmark, stage, how)] for stage in stages for how in DECODINGS}
     answers = sum(ref.rows for shards in tables.values() for ref in shards)
     shown = problems.rows if answers <= most_answers else problems.rows * most_answers // answers
-    columns = ["query_id", "query", "topic", "reference"]
-    asked = {row["query_id"]: row for row in islice(read_rows(store, problems, columns), shown)}
+    asked = {row["query_id"]: row for row in islice(read_rows(store, problems), shown)}
     found: dict[str, dict[tuple[str, str], list[tuple[Row, Row]]]] = {each: defaultdict(list) for each in asked}
     for (stage, how), shards in tables.items():
-        (graded,) = made[f"grades-{stage}-{how}"]
+        (graded,) = made[step_of("grades", benchmark, stage, how)]
         grades = {
             (row["problem_id"], row["sample"]): row
             for row in read_rows(store, graded, ["problem_id", "sample", "prediction", "correct"])
@@ -79,7 +86,7 @@ def held_out(
     for query_id, problem in asked.items():
         yield {
             "query": problem["query"],
-            "topic": problem["topic"],
+            "topic": topic_of(problem),
             "reference": problem["reference"],
             "columns": list(stages),
             **compared(stages, found.pop(query_id)),
@@ -89,22 +96,29 @@ def held_out(
 def compared(stages: Sequence[str], found: Mapping[tuple[str, str], list[tuple[Row, Row]]]) -> Row:
     """A problem's answers in rows (greedy, then sample by sample) and its outcomes as (stage, outcome)."""
     outcomes: list[tuple[str, str]] = []
-    shares: list[float] = []
+    shares: list[float | None] = []
+    before: float | None = None
     for stage in stages:
         sampled = found[stage, "sampled"]
+        if not sampled:
+            outcomes.append((stage, "set aside"))
+            shares.append(None)
+            continue
         share = sum(grade["correct"] for _, grade in sampled) / len(sampled)
         outcomes.append((stage, "all right" if share == 1 else "some right" if share else "none right"))
-        if shares and share != shares[-1]:
+        if before is not None and share != before:
             outcomes.append(
-                (stage, "better than the stage before" if share > shares[-1] else "worse than the stage before")
+                (stage, "better than the stage before" if share > before else "worse than the stage before")
             )
         outcomes += [(stage, fault) for fault in faults(row for row, _ in sampled)]
         shares.append(share)
+        before = share
     rows = []
     for how in DECODINGS:
-        for number, across in enumerate(zip(*(found[stage, how] for stage in stages), strict=True)):
+        for number, across in enumerate(zip_longest(*(found[stage, how] for stage in stages))):
             name = how if how == "greedy" else f"sample {number}"
-            rows.append({"name": name, "answers": [card(row, [verdict(grade)]) for row, grade in across]})
+            answers = [card(each[0], [verdict(each[1])]) if each else SET_ASIDE for each in across]
+            rows.append({"name": name, "answers": answers})
     return {"rows": rows, "outcomes": outcomes, "shares": shares}
 
 
@@ -130,13 +144,14 @@ def training(store: Store, made: Mapping[str, Sequence[Ref]], step: str, most_qu
     for row in rows_of(store, made[step], asked):
         found[row["query_id"]].append(row)
     for query_id, query in asked.items():
-        samples = sorted(found.pop(query_id), key=lambda row: rank(scored.get((row["query_id"], row["sample"]))))
+        samples = sorted(found.pop(query_id, []), key=lambda row: rank(scored.get((row["query_id"], row["sample"]))))
         marks = [
             [*score_marks(scored.get(sample)), *([uses[sample]] if sample in uses else [])]
             for sample in ((query_id, row["sample"]) for row in samples)
         ]
         known = {words for each in marks for _, words in each}
-        outcome = next((outcome for words, outcome in USES.items() if words in known), "not used")
+        unused = "not used" if samples else "set aside"
+        outcome = next((outcome for words, outcome in USES.items() if words in known), unused)
         answers = [card(row, each) for row, each in zip(samples, marks, strict=True)]
         yield {
             "query": query["query"],

@@ -23,7 +23,8 @@ from infra.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
 from infra.store import Store
 from infra.tables import read_rows, scan
 from tasks import plot
-from tasks.reader import held_out, sliced, training
+from tasks.read_problems import Verifiable, step_of
+from tasks.reader import held_out, sliced, topic_of, training
 
 Made: TypeAlias = dict[str, list[Ref]]
 Rows: TypeAlias = list[dict[str, Any]]
@@ -110,20 +111,20 @@ def gain_rows(gains: Rows) -> Rows:
     ]
 
 
-def topic_rows(store: Store, made: Made, stages: Sequence[str]) -> Rows:
-    """Accuracy at T=1 of each stage by the problems' topic; topics by name."""
-    (problems,) = made["problems"]
-    topics = {row["query_id"]: row["topic"] or "" for row in read_rows(store, problems, ["query_id", "topic"])}
+def topic_rows(store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str]) -> Rows:
+    """Accuracy at T=1 of each stage by the problems' topic (or a benchmark's category); topics by name."""
+    (problems,) = made[step_of("problems", benchmark)]
+    topics = {row["query_id"]: topic_of(row) or "" for row in read_rows(store, problems)}
     count = Counter(topics.values())
     rows = {topic: {"topic": topic or "(none)", "problems": count[topic]} for topic in sorted(count)}
     for stage in stages:
         right, graded = Counter[str](), Counter[str]()
-        (grades,) = made[f"grades-{stage}-sampled"]
+        (grades,) = made[step_of("grades", benchmark, stage, "sampled")]
         for row in read_rows(store, grades, ["problem_id", "correct"]):
             graded[topics[row["problem_id"]]] += 1
             right[topics[row["problem_id"]]] += row["correct"]
         for topic, row in rows.items():
-            row[stage] = f"{right[topic] / graded[topic]:.3f}"
+            row[stage] = f"{right[topic] / graded[topic]:.3f}" if graded[topic] else ""
     return [*rows.values()]
 
 
@@ -228,10 +229,10 @@ def plots(
 
 
 def reader_sets(
-    store: Store, made: Made, stages: Sequence[str], most_answers: int, most_queries: int
+    store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str], most_answers: int, most_queries: int
 ) -> dict[str, Any]:
     """What the reader can show, by name: items that are made as they are asked for."""
-    sets = {"held-out problems": held_out(store, made, stages, most_answers)}
+    sets = {"held-out problems": held_out(store, made, benchmark, stages, most_answers)}
     for step in ["responses", *numbered(made, "responses-online-")]:
         stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
         sets[f"training samples, {stage}"] = training(store, made, step, most_queries)
@@ -270,11 +271,11 @@ def write_page(
     made = made_by(store, summary)
     found = manifests(store, made)
     seconds = making_seconds(store, summary)
-    stages = [stage["name"] for stage in summary["stages"]]
+    benchmark, stages = summary["benchmark"], [stage["name"] for stage in summary["stages"]]
     tables = {
         "stages": stage_rows(summary["stages"]),
         "gains": gain_rows(summary["gains"]),
-        "topics": topic_rows(store, made, stages),
+        "topics": topic_rows(store, made, benchmark, stages),
         "funnel": funnel_rows(found),
         "steps": step_rows(summary, found, seconds),
     }
@@ -293,7 +294,7 @@ def write_page(
         style=Markup(style),  # noqa: S704
         script_hash=content_hash(script),
         style_hash=content_hash(style),
-        slices=indexed(reader_sets(store, made, stages, most_answers, most_queries), index),
+        slices=indexed(reader_sets(store, made, benchmark, stages, most_answers, most_queries), index),
         index=index,
     )
     page.enable_buffering(50)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.launcher import attempt_folder, launch, metrics_path
+from infra.launcher import attempt_folder, finish_attempt, is_finished, launch, metrics_path
 from infra.manifest import Ref
 from infra.models import publish_model
 from infra.parts import find
@@ -23,7 +23,8 @@ def trained(
 ) -> Ref:
     """Free the devices, run the trainer `module` on `config(output=...)`, and publish the model that it leaves.
 
-    Another run may have trained the same meanwhile: the model that was published first is taken.
+    Another run may have trained the same meanwhile: the model that was published first is taken. A training that was
+    finished but not published (the store was away, the process was killed) is not done again.
 
     Raises:
         infra.launcher.TrainerError: the trainer failed; its last log lines are in the text, its folder stays.
@@ -32,8 +33,10 @@ def trained(
     with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
         model, log_path = folder / "model", folder / "train.log"
         told = config(output=model)
-        with progress(plan.step, lambda: epochs_done(metrics_path(log_path)) / told.epochs):
-            launch(module, told, ranks=ranks, log_path=log_path)
+        if not is_finished(folder):
+            with progress(plan.step, lambda: epochs_done(metrics_path(log_path)) / told.epochs):
+                launch(module, told, ranks=ranks, log_path=log_path)
+            finish_attempt(folder)
         return find(store, plan.step, plan.key) or publish_model(
             store, plan.step, plan.key, model, plan.provenance, counts=report(folder)
         )

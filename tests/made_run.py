@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from evals.problem import Problem
 from infra.manifest import Provenance, Ref, begin, finish
-from infra.schemas import GRADES, LONGCOT, PAIRS, QUERIES, RESPONSES, SCORES
+from infra.schemas import GRADES, LONGCOT, PAIRS, PROBLEMS, QUERIES, RESPONSES, SCORES
 from infra.store import Store
 from infra.tables import write_table
+from tasks.read_problems import Verifiable, as_row, step_of
 
 STAGES = ("instruct", "in-context", "sft", "online-1")
 TOPICS = ("days", "months", None)
@@ -18,15 +20,28 @@ Rows = list[dict[str, Any]]
 
 
 class MadeRun:
-    """Writes the artifacts of one run; `texts` are the solutions of chosen answers, by (stage, problem, sample)."""
+    """Writes the artifacts of one run.
+
+    `texts` are the solutions of chosen answers, by (stage, problem, sample). `aside` names queries whose requests were
+    set aside: (stage, problem) of held-out ones, (source, query) of those that training data were sampled for.
+    """
 
     def __init__(
-        self, store: Store, problems: int = 6, texts: Mapping[tuple[str, int, int], str] | None = None
+        self,
+        store: Store,
+        problems: int = 6,
+        texts: Mapping[tuple[str, int, int], str] | None = None,
+        benchmark: Verifiable = "short-answer",
+        aside: Collection[tuple[str, int]] = (),
     ) -> None:
-        self.store, self.texts = store, texts or {}
+        self.store, self.texts, self.benchmark, self.aside = store, texts or {}, benchmark, aside
         self.steps: Rows = []
         asked = [self.query(f"p{n}", f"which day is {n} ?", TOPICS[n % 3]) for n in range(problems)]
-        held = self.table("problems", QUERIES, asked)
+        if benchmark == "short-answer":
+            held = self.table("problems", QUERIES, asked)
+        else:
+            read = [Problem(row["query_id"], row["query"], reference="sun", category=row["topic"]) for row in asked]
+            held = self.table(step_of("problems", benchmark), PROBLEMS, [as_row(problem) for problem in read])
         for stage in STAGES:
             self.answer(stage, held, problems)
         self.train("", "stage 1", 5)
@@ -34,6 +49,7 @@ class MadeRun:
         self.summary = {
             "run": "able-eagle",
             "model": "dpo-1/k",
+            "benchmark": benchmark,
             "stages": [self.stage(name, problems) for name in STAGES],
             "gains": [{"from": "sft", "to": "online-1", "gain": 0.1, "low": -0.1, "high": 0.2}],
             "steps": self.steps,
@@ -72,7 +88,7 @@ class MadeRun:
             samples = range(SAMPLES if how == "sampled" else 1)
             shards: list[Rows] = [[], []] if how == "sampled" else [[]]
             grades: Rows = []
-            for n in range(problems):
+            for n in (n for n in range(problems) if (stage, n) not in self.aside):
                 for sample in samples:
                     right = (n + sample + STAGES.index(stage)) % 2 == 0
                     chosen = self.texts.get((stage, n, sample)) if how == "sampled" else None
@@ -92,14 +108,14 @@ class MadeRun:
                             "off_format": bool(faults),
                         }
                     )
-            step, counts = f"answers-{stage}-{how}", {"completion_tokens": 9}
+            step, counts = step_of("answers", self.benchmark, stage, how), {"completion_tokens": 9}
             refs = [
                 write_table(self.store, step, f"k{n}", RESPONSES, [rows], Provenance(), counts=counts)
                 for n, rows in enumerate(shards)
             ]
             self.record(step, sum(ref.rows for ref in refs), key="k0")
             inputs = {f"responses__{n}": ref for n, ref in enumerate(refs)}
-            self.table(f"grades-{stage}-{how}", GRADES, grades, **inputs, problems=held)
+            self.table(step_of("grades", self.benchmark, stage, how), GRADES, grades, **inputs, problems=held)
 
     def train(self, source: str, told: str, queries: int) -> None:
         """Queries, samples, scores, and what they gave: LongCoT data and SFT, or pairs and DPO."""
@@ -107,12 +123,17 @@ class MadeRun:
             f"queries{source}", QUERIES, [self.query(f"q{n}", f"{told} query {n}", "days") for n in range(queries)]
         )
         both = [(f"q{n}", sample) for n in range(queries) for sample in range(SAMPLES)]
-        rows = [self.response(query_id, sample, f"answer : {sample} .", "plan .") for query_id, sample in both]
+        left = {f"q{n}" for where, n in self.aside if where == source}
+        rows = [self.response(q, sample, f"answer : {sample} .", "plan .") for q, sample in both if q not in left]
         drawn = self.table(f"responses{source}", RESPONSES, rows, {"completion_tokens": 90})
         if not source:
             drawn = self.table("filtered", RESPONSES, rows, {"read": len(rows), "kept": len(rows)}, responses__0=drawn)
         values = {"reward_model": "r", "format_reward": 1.0}
-        scores = [{"query_id": q, "sample": s, "reward": s - 0.5, "total": s + 0.5, **values} for q, s in both]
+        scores = [
+            {"query_id": q, "sample": s, "reward": s - 0.5, "total": s + 0.5, **values}
+            for q, s in both
+            if q not in left
+        ]
         self.table(
             f"scores{source}", SCORES, scores, {"scored": len(both), "without a solution": 0}, responses__0=drawn
         )
@@ -120,7 +141,8 @@ class MadeRun:
             self.pairs(queries, drawn)
         else:
             texts = {"prompt": "p", "completion": "c"}
-            kept = [{"query_id": f"q{n}", "sample": 1, **texts, "reward": 0.5} for n in range(queries)]
+            ids = [f"q{n}" for n in range(queries) if f"q{n}" not in left]
+            kept = [{"query_id": query_id, "sample": 1, **texts, "reward": 0.5} for query_id in ids]
             counts = {"scored": len(both), "below the percentile": queries, "not the best of its query": 0}
             self.table("longcot", LONGCOT, kept, {**counts, "kept": queries, "threshold": 0.0}, responses__0=drawn)
             self.model("sft")

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from infra import claims
@@ -89,7 +90,7 @@ def test_a_stopped_holder_is_followed_when_its_claim_lapses_and_leaves_the_new_o
 
 def test_a_claim_of_another_machine_lapses_only_when_it_is_not_renewed(local_store, monkeypatch):
     monkeypatch.setattr(claims, "POLL_S", 0.02)
-    claim = {"holder": "other", "machine": "elsewhere", "pid": 1, "started": 0.0}
+    claim = {"holder": "other", "machine": "elsewhere", "pid": 1, "began": 0}
     stop = threading.Event()
 
     def renew():
@@ -106,6 +107,14 @@ def test_a_claim_of_another_machine_lapses_only_when_it_is_not_renewed(local_sto
     with claimed(local_store, "step", "key", lapse_s=0.5):
         assert time.monotonic() - began > 1.2  # renewed for a second, then half a second of silence
     renewing.join()
+
+
+def test_a_living_holder_is_not_dead_whatever_the_clock_says(monkeypatch):
+    mine = claims._content("me", 0)
+    moved = psutil._pslinux.boot_time() + 3600
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: moved)
+    assert not claims._is_dead(mine)
+    assert claims._is_dead(json.dumps({**json.loads(mine), "began": 1}).encode())
 
 
 def test_a_torn_claim_lapses(local_store, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from infra.launcher import TrainerError, attempt_folder, launch, metrics_path
+from infra.launcher import TrainerError, attempt_folder, finish_attempt, is_finished, launch, metrics_path
 from infra.watchdog import _descendants
 
 MODULE = """
@@ -121,6 +121,19 @@ def test_a_failed_attempt_stays_until_the_next_one_of_its_name(tmp_path: Path) -
         assert (failed / "train.log").read_text() == "words"
     with attempt_folder(tmp_path, "sft-k"):
         assert not failed.exists()
+
+
+def test_a_finished_attempt_that_was_not_published_is_taken_up(tmp_path: Path) -> None:
+    for attempt in range(2):
+        with pytest.raises(RuntimeError), attempt_folder(tmp_path, "sft-k") as folder:  # noqa: PT012
+            assert is_finished(folder) == (attempt == 1)
+            (folder / "weights").touch()
+            finish_attempt(folder)
+            raise RuntimeError("the store is away")
+    with attempt_folder(tmp_path, "sft-k") as folder, attempt_folder(tmp_path, "sft-k") as other:
+        assert (folder / "weights").exists()
+        assert not is_finished(other)  # the first is in use
+    assert not list(tmp_path.iterdir())
 
 
 HOLDER = """

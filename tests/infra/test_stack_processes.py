@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from infra import stack
+from infra.processes import began, boot
 from infra.stack import Process, Stack, StackError, down, environment, main, up
 
 SLEEP = "import time; time.sleep(60)"
@@ -35,8 +36,11 @@ def sleeper():
     found.wait()
 
 
-def known(process: subprocess.Popen[bytes], age_s: float = 0.0) -> Process:
-    return Process(pid=process.pid, started=psutil.Process(process.pid).create_time() - age_s)
+def known(process: subprocess.Popen[bytes], earlier: int = 0, since: str | None = None) -> Process:
+    """`earlier`: in clock ticks."""
+    ticks = began(process.pid)
+    assert ticks is not None
+    return Process(pid=process.pid, began=ticks - earlier, boot=since or boot())
 
 
 def session(process: subprocess.Popen[bytes]) -> list[int]:
@@ -52,11 +56,22 @@ def test_a_process_ends_with_all_of_its_session(sleeper):
     assert session(sleeper) == []
 
 
-def test_a_later_process_with_the_same_id_is_left_alone(sleeper):
-    other = known(sleeper, age_s=3600)
-    assert not other.alive()
-    other.end()
+@pytest.mark.parametrize("other", [{"earlier": 1}, {"since": "an earlier start of the machine"}])
+def test_a_later_process_with_the_same_id_is_left_alone(sleeper, other):
+    last = known(sleeper, **other)
+    assert not last.alive()
+    last.end()
     assert len(session(sleeper)) == 2
+
+
+def test_a_clock_that_was_set_changes_no_process(sleeper, monkeypatch):
+    """The kernel tells when a process began by the clock as it is now: `create_time` moves with it, ours does not."""
+    worker, told = known(sleeper), psutil.Process(sleeper.pid).create_time()
+    moved = psutil._pslinux.boot_time() + 3600
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: moved)
+    assert psutil.Process(sleeper.pid).create_time() > told + 3000
+    assert worker.alive()
+    assert len(worker.members()) == 2
 
 
 def test_what_a_killed_worker_left_is_ended(sleeper):

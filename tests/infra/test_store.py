@@ -1,3 +1,4 @@
+import hashlib
 import os
 import socket
 import subprocess
@@ -84,6 +85,37 @@ def test_an_aborted_multipart_upload_is_not_completed(s3_url, s3_bucket, s3_stor
         interrupted()
     assert s3_store.list() == []
     assert "Uploads" not in boto_client(s3_url).list_multipart_uploads(Bucket=s3_bucket)
+
+
+def test_a_multipart_upload_is_whole(s3_url, s3_bucket, s3_store, monkeypatch):
+    opened = s3_store._fs.open
+    monkeypatch.setattr(s3_store._fs, "open", lambda path, mode: opened(path, mode, block_size=5 * 2**20))
+    blocks = [bytes([n]) * 2**20 for n in range(12)]
+    with s3_store.open_write("big") as sink:
+        for block in blocks:
+            sink.write(block)
+    monkeypatch.undo()
+    found = boto_client(s3_url).head_object(Bucket=s3_bucket, Key="some/prefix/big")
+    assert found["ETag"].strip('"').endswith("-3")  # pieces of 5, 5 and 2 MiB
+    assert s3_store.read_bytes("big") == b"".join(blocks)
+    assert hashlib.sha256(b"".join(blocks)).hexdigest() == sink.sha256()
+
+
+def test_an_upload_that_is_gone_may_be_tried_again(s3_url, s3_bucket, s3_store, monkeypatch):
+    """As where it was completed and the answer was lost: the repeated request finds no upload (MinIO answers so)."""
+    opened = s3_store._fs.open
+    monkeypatch.setattr(s3_store._fs, "open", lambda path, mode: opened(path, mode, block_size=5 * 2**20))
+
+    def gone():
+        with s3_store.open_write("big") as sink:
+            sink.write(b"x" * 11 * 2**20)
+            s3 = boto_client(s3_url)
+            for upload in s3.list_multipart_uploads(Bucket=s3_bucket)["Uploads"]:
+                s3.abort_multipart_upload(Bucket=s3_bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    with pytest.raises(StoreError, match="an upload in pieces was lost") as error:
+        gone()
+    assert error.value.transient
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../up", "a/../../up", "a//b", "./a", "a/", "a\\b", "."])

@@ -118,6 +118,33 @@ def test_the_reader_tells_what_became_of_training_samples(store):
     assert [item["outcomes"] for item in pairs] == [[["", "gave a pair"]]] * 3 + [[["", "not used"]]]
 
 
+def test_a_benchmarks_own_problems_are_shown_by_category(store):
+    """Its steps have names of their own, and its problems a category in place of a topic."""
+    run = MadeRun(store, benchmark="math500")
+    assert "grades-math500-sft-sampled" in {step["name"] for step in run.summary["steps"]}
+    items = items_of(page_of(store, run), "held-out problems")
+    assert [item["topic"] for item in items] == ["days", "months", None] * 2
+    topics = report.topic_rows(store, report.made_by(store, run.summary), "math500", STAGES)
+    assert topics[1] == {"topic": "days", "problems": 2, **dict.fromkeys(STAGES, "0.500")}
+
+
+def test_what_was_set_aside_is_shown_as_such(store):
+    """A request that killed a server twice has no samples; a whole topic may have none in a stage."""
+    run = MadeRun(store, aside={("sft", 0), ("sft", 3), ("", 1), ("-online-1", 3)})
+    page = page_of(store, run)
+    first, second = items_of(page, "held-out problems")[:2]
+    assert first["shares"] == [0.5, 0.5, None, 0.5]
+    assert ["sft", "set aside"] in first["outcomes"]
+    assert [[answer["marks"][0] for answer in row["answers"]][2] for row in first["rows"]] == [
+        ["warn", "set aside"]
+    ] * 3
+    assert second["shares"] == [0.5] * 4
+    assert items_of(page, "training samples, stage 1")[1]["outcomes"] == [["", "set aside"]]
+    assert items_of(page, "training samples, online-1")[3]["outcomes"] == [["", "set aside"]]
+    days = report.topic_rows(store, report.made_by(store, run.summary), "short-answer", STAGES)[1]
+    assert (days["topic"], days["sft"], days["online-1"]) == ("days", "", "0.500")
+
+
 def test_the_reader_is_bounded(store):
     run = MadeRun(store, problems=6)
     page = page_of(store, run, most_answers=6 * len(STAGES) * (SAMPLES + 1) // 2, most_queries=2)
@@ -160,7 +187,7 @@ def test_figures_come_from_the_manifests(store):
     funnel = report.funnel_rows(found)
     assert funnel[0] == {"step": "filtered", "what": "read", "rows": 10, "share": "100.0%"}
     assert {"step": "pairs-1", "what": "dropped: equal scores", "rows": 1, "share": "25.0%"} in funnel
-    topics = report.topic_rows(store, made, STAGES)
+    topics = report.topic_rows(store, made, "short-answer", STAGES)
     assert topics[0] == {"topic": "(none)", "problems": 2, **dict.fromkeys(STAGES, "0.500")}
     assert [row["topic"] for row in topics] == ["(none)", "days", "months"]
     steps = {row["step"]: row for row in report.step_rows(run.summary, found, {"dpo-1": 4.0})}

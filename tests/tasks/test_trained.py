@@ -15,6 +15,7 @@ import tasks.trained
 from infra.launcher import TrainerError, metrics_path
 from infra.manifest import Ref
 from infra.schemas import LONGCOT, PAIRS
+from infra.store import StoreError
 from infra.training_config import trained_path
 from tasks.train_dpo import DpoStage, train_dpo
 from tasks.train_sft import SftStage, train_sft
@@ -94,6 +95,29 @@ def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot,
 
     monkeypatch.setattr(tasks.trained, "launch", lambda _module, told, **rest: trainer(told, **rest))
     world.do(train_sft, "sft", **common)
+    assert files(world) == []
+
+
+def test_a_training_that_could_not_be_published_is_not_done_again(world, servers, longcot, model, monkeypatch):
+    common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
+    trained: list[Path] = []
+
+    def launch(_module: str, told: Any, *, log_path: Path, **_: Any) -> None:
+        trainer(told, log_path=log_path)
+        trained.append(told.output)
+
+    def away(*_: Any, **__: Any) -> Ref:
+        raise StoreError("the endpoint cannot be reached", transient=True)
+
+    monkeypatch.setattr(tasks.trained, "launch", launch)
+    with monkeypatch.context() as outage:
+        outage.setattr(tasks.trained, "publish_model", away)
+        with pytest.raises(StoreError):
+            world.do(train_sft, "sft", **common)
+    made = world.do(train_sft, "sft", **common)
+    assert len(trained) == 1
+    assert published(world, made) == {"folder": trained[0].parent.name}
+    assert world.counts(made) == {"steps": 1, "curve": [{"step": 1, "loss": 0.5}]}
     assert files(world) == []
 
 
