@@ -22,6 +22,8 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from infra.watchdog import refuse_when_ending
+
 _log = logging.getLogger(__name__)
 _TRANSIENT_STATUS = {408, 425, 429}
 _Item = TypeVar("_Item")
@@ -200,7 +202,10 @@ async def run_all(
     timeout_s: float,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Do `work` for every item with `max_in_flight` workers that share one lazy iterator; the first error ends all."""
+    """Do `work` for every item with `max_in_flight` workers that share one lazy iterator; the first error ends all.
+
+    Raises `EndingError` within a second where this process is told to end.
+    """
     source = iter(items)
 
     async def worker(client: httpx.AsyncClient) -> None:
@@ -210,8 +215,10 @@ async def run_all(
     async with http_client(url, max_in_flight, headers, timeout_s) as client:
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(max_in_flight):
-                    group.create_task(worker(client))
+                workers = [group.create_task(worker(client)) for _ in range(max_in_flight)]
+                while not all(each.done() for each in workers):
+                    refuse_when_ending()
+                    await asyncio.wait(workers, timeout=1.0)
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 

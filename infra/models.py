@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from infra.claims import claimed
 from infra.manifest import (
     MANIFEST,
+    BadArtifact,
     Counts,
     Manifest,
     Part,
@@ -22,7 +25,7 @@ from infra.manifest import (
     expect,
     finish,
 )
-from infra.parts import CHUNK, check_part, copy_part, file_sha256, find
+from infra.parts import CHUNK, check_file, check_part, copy_part, file_sha256, find
 from infra.store import Store, StoreError
 
 __all__ = ["ModelError", "fetch_model", "import_model", "imported_ref", "publish_model"]
@@ -64,12 +67,14 @@ def fetch_model(store: Store, ref: Ref, work_dir: Path) -> Path:
         for part in manifest.parts:
             check_part(store, manifest, part)
         return store.local_path(manifest.folder)
-    target = work_dir / "models" / ref.digest
-    if target.exists() and not _is_copy(target, manifest):
-        log.warning("%s is not a whole copy of %s: fetching it again", target, ref.uri)
-        shutil.rmtree(target)
-    if not target.exists():
-        _download(store, manifest, target)
+    copies = Store(root=str((work_dir / "models").absolute()), is_local=True)
+    target = copies.local_path(ref.digest)
+    with _alone(target):
+        if target.exists() and not _is_copy(copies, manifest):
+            log.warning("%s is not a whole copy of %s: fetching it again", target, ref.uri)
+            shutil.rmtree(target)
+        if not target.exists():
+            _download(store, manifest, target)
     return target
 
 
@@ -131,18 +136,33 @@ def _upload(store: Store, artifact: str, folder: Path, name: str) -> Part:
         return Part(path=name, rows=1, bytes=sink.size, sha256=sink.sha256())
 
 
-def _is_copy(folder: Path, manifest: Manifest) -> bool:
-    return all(
-        (path := folder / part.path).is_file()
-        and path.stat().st_size == part.bytes
-        and file_sha256(path) == part.sha256
-        for part in manifest.parts
-    )
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Of the threads and processes of this machine, one at a time looks after the copy `target`."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target.with_name(f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise StoreError(f"cannot copy model to {target}: {error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_copy(copies: Store, manifest: Manifest) -> bool:
+    """Whether a copy is whole; a file that was hashed in this process and is unchanged is not hashed again."""
+    try:
+        for part in manifest.parts:
+            check_file(copies, f"{manifest.digest}/{part.path}", part)
+    except BadArtifact:
+        return False
+    return True
 
 
 def _download(store: Store, manifest: Manifest, target: Path) -> None:
-    """Copy the model into `target`, which appears whole; another process may have been faster."""
-    unfinished = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    """Copy the model into `target`, which appears whole; what a killed process left of it goes first."""
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for part in manifest.parts:
             path = unfinished / part.path
@@ -151,10 +171,8 @@ def _download(store: Store, manifest: Manifest, target: Path) -> None:
                 copy_part(store, manifest, part, file)
                 file.flush()
                 os.fsync(file.fileno())
-        if not target.exists():
-            unfinished.rename(target)
+        unfinished.rename(target)
     except OSError as error:
-        if not target.exists():
-            raise StoreError(f"cannot copy model {store.uri(manifest.folder)} to {target}: {error}") from error
+        raise StoreError(f"cannot copy model {store.uri(manifest.folder)} to {target}: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

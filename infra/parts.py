@@ -45,7 +45,11 @@ def find(store: Store, step: str, key: str) -> Ref | None:
 
 def check_part(store: Store, manifest: Manifest, part: Part) -> None:
     """Raises `BadArtifact` where the part is missing or its size or sha256 is not the manifest's."""
-    path = f"{manifest.folder}/{part.path}"
+    check_file(store, f"{manifest.folder}/{part.path}", part)
+
+
+def check_file(store: Store, path: str, part: Part) -> None:
+    """The same for a copy of the part at `path` in a store."""
     uri, stat = store.uri(path), _sized(store, path, part)
     known = _memo.get(uri)
     unchanged = known is not None and known[:2] == (stat.size, stat.mark)

@@ -25,6 +25,7 @@ from infra.completions import (
     sampler,
 )
 from infra.vllm_server import ServerError
+from infra.watchdog import refuse_when_ending
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ class Pool:
             if self._failed is not None:
                 raise self._failed
             return list(self._living)
+
+    def failed(self) -> bool:
+        """Whether none is left, and none was started again."""
+        with self._lock:
+            return self._failed is not None
 
     def holds(self, server: Server) -> bool:
         """Whether a server is up, as far as is known."""
@@ -204,6 +210,7 @@ class _Dealing:
                             self.clients.append(client)
                             for _ in range(self.max_in_flight):
                                 group.create_task(self.worker(server, client))
+                    refuse_when_ending()
                     try:
                         async with asyncio.timeout(1.0):
                             await self.changed.wait()

@@ -175,7 +175,9 @@ class Servers:
             )
         assert self._serving.policy_name is not None
         name, length = self._serving.policy_name, self._serving.policy.max_model_len
-        pool = self._live["elsewhere"][1] if "elsewhere" in self._live else Pool([])
+        _, pool = self._live.get("elsewhere", (model, Pool([])))
+        if pool.failed():  # all were away: look again
+            pool = Pool([])
         known = {server.url for server in pool.living()}
         for url in self._serving.policy_urls:
             server = RemoteServer(url, name, self._api_key)

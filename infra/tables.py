@@ -25,6 +25,7 @@ from infra.manifest import (
 )
 from infra.parts import find, open_part
 from infra.store import Store
+from infra.watchdog import refuse_when_ending
 
 __all__ = [
     "BadArtifact",
@@ -163,6 +164,7 @@ def _conforming(batches: Iterable[Batch], schema: pa.Schema, name: str) -> Itera
             if not field.nullable and column.null_count:
                 row = column.is_null().to_pylist().index(True)
                 raise _misfit(name, field, first + row, "found none")
+        refuse_when_ending()
         table = pa.Table.from_arrays(columns, schema=schema)
         yield table
         first += table.num_rows

@@ -41,6 +41,12 @@ class EndingError(RuntimeError):
     """This process was told to end: it starts no other process and waits for none."""
 
 
+def refuse_when_ending() -> None:
+    """Raise `EndingError` where this process was told to end: for work that waits for no child of it."""
+    if ending.is_set():
+        raise EndingError("this run was told to end")
+
+
 def end_all() -> None:
     """This process was told to end: end every guarded process, so that the threads that wait for one end too."""
     with _lock:
@@ -68,8 +74,7 @@ class GuardedProcess:
         read_end, self._write_end = os.pipe()  # not inheritable: no other child can keep the write end open
         try:
             with _lock, log_path.open("ab") as log:
-                if ending.is_set():
-                    raise EndingError("this run was told to end")
+                refuse_when_ending()
                 self._watchdog = subprocess.Popen(
                     [sys.executable, "-ISB", str(Path(__file__).resolve()), str(read_end), str(os.getpid()), *command],
                     stdin=subprocess.DEVNULL,

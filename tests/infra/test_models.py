@@ -1,11 +1,12 @@
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from infra import parts
+from infra import models, parts
 from infra.manifest import read_manifest
 from infra.models import ModelError, fetch_model, import_model, publish_model
 from infra.parts import find
@@ -45,7 +46,7 @@ def test_publish_and_fetch(store, folder, tmp_path):
         assert local == store.local_path("sft/k")
     else:
         assert local == tmp_path / "work" / "models" / ref.digest
-        assert [path.name for path in local.parent.iterdir()] == [ref.digest]
+        assert sorted(path.name for path in local.parent.iterdir()) == [f".{ref.digest}.lock", ref.digest]
 
 
 def test_digest_is_of_the_files_alone(local_store, folder):
@@ -128,6 +129,22 @@ def test_a_damaged_local_copy_is_fetched_again(s3_store, folder, tmp_path, caplo
         assert fetch_model(s3_store, ref, tmp_path / "work") == local
     assert "fetching it again" in caplog.text
     assert json.loads((local / "config.json").read_text()) == {"model_type": "llama"}
+
+
+def test_shards_that_ask_at_once_fetch_one_copy_and_sweep_what_was_left(s3_store, folder, tmp_path, monkeypatch):
+    ref = publish_model(s3_store, "sft", "k", folder, NONE)
+    left = tmp_path / "work" / "models" / f".{ref.digest}.tmp"
+    left.mkdir(parents=True)
+    (left / "half.safetensors").write_text("of a killed process")
+    copied, copy = [], models.copy_part
+    monkeypatch.setattr(models, "copy_part", lambda *given: (copied.append(given[2].path), copy(*given)))
+    with ThreadPoolExecutor(4) as shards:
+        found = list(shards.map(lambda _: fetch_model(s3_store, ref, tmp_path / "work"), range(4)))
+    assert len(set(found)) == 1
+    assert sorted(copied) == sorted(
+        path.relative_to(found[0]).as_posix() for path in found[0].rglob("*") if path.is_file()
+    )
+    assert not left.exists()
 
 
 def test_work_dir_that_cannot_be_written(s3_store, folder, tmp_path):

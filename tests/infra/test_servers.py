@@ -197,6 +197,15 @@ def test_servers_that_can_not_be_reached_are_left_out_and_taken_in_when_they_are
         servers(policy_urls=[down.url], policy_name="m").policies(model())
 
 
+def test_servers_that_were_all_away_are_asked_again(servers, elsewhere):
+    up = elsewhere(("m", 128))
+    with servers(policy_urls=[up.url], policy_name="m") as far:
+        pool = far.policies(model())
+        with pytest.raises(ServerError, match="down for a moment"):
+            pool.lost(pool.living()[0], ServerError("down for a moment"))
+        assert [server.url for server in far.policies(model()).living()] == [up.url]
+
+
 def test_servers_elsewhere_serve_one_model_and_none_that_the_run_has_made(servers, elsewhere, monkeypatch):
     there = elsewhere(("m", 128))
     with servers(policy_urls=[there.url], policy_name="m") as far:
