@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from infra.keys import KEY_LENGTH
 from infra.manifest import MANIFEST, BadArtifact, Manifest, foreign, load
+from infra.models import IMPORTED
 from infra.parts import check_part
 from infra.store import Store
-
-RUNS = "runs"  # summaries and reports: not artifacts, but what they name is worth keeping
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,26 @@ class Found:
 
 
 def artifacts(store: Store) -> Iterator[Found]:
-    """Everything at `step/key` in the store, sorted: whole artifacts, torn ones, and folders without a manifest."""
+    """Everything at `step/key` in the store, sorted: whole artifacts, torn ones, and those that were never finished.
+
+    A folder without a manifest counts only where its name is one that this project gives: the store's root may hold
+    more than the store.
+    """
     paths = [path.split("/") for path in store.list()]
-    folders = sorted({"/".join(names[:2]) for names in paths if len(names) > 2 and names[0] != RUNS})
-    for folder in folders:
-        step, key = folder.split("/")
+    begun = {(names[0], names[1]) for names in paths if len(names) > 2 and _is_ours(names[0], names[1])}
+    finished = {(names[0], names[1]) for names in paths if len(names) == 3 and names[2] == MANIFEST}
+    for step, key in sorted(begun | finished):
+        folder = f"{step}/{key}"
         try:
             manifest = load(store, step, key)
         except BadArtifact as error:
             yield Found(folder, None, str(error))
             continue
         yield Found(folder, manifest, "" if manifest else f"{store.uri(folder)} has no {MANIFEST}: never finished")
+
+
+def _is_ours(step: str, key: str) -> bool:
+    return step == IMPORTED or re.fullmatch(rf"[0-9a-f]{{{KEY_LENGTH}}}", key) is not None
 
 
 def problems(store: Store, found: Found) -> list[str]:
@@ -68,7 +78,7 @@ def unneeded(store: Store, kept: Collection[str], since: datetime | None = None)
     What has no manifest has no age: it goes only where `since` is None, for a run may be writing it.
 
     Raises:
-        ValueError: an artifact to keep is not there.
+        ValueError: an artifact to keep is not there, or what it was made from cannot be told.
     """
     everything = list(artifacts(store))
     whole = [found.manifest for found in everything if found.manifest]
@@ -76,6 +86,11 @@ def unneeded(store: Store, kept: Collection[str], since: datetime | None = None)
         raise ValueError(f"nothing to keep at {', '.join(missing)}: no whole artifact of that name in {store.root}")
     young = {manifest.folder for manifest in whole if since is not None and manifest.ended >= since}
     stay = needed(whole, {*kept, *young})
+    if torn := sorted(each.folder for each in everything if each.folder in stay and not each.manifest):
+        raise ValueError(
+            f"{', '.join(torn)}: needed by what is kept, but without a whole manifest, so that what it was made from "
+            "cannot be told: run the flow that made it again, or keep its inputs by name and delete it"
+        )
     return [each for each in everything if each.folder not in stay and (each.manifest or since is None)]
 
 

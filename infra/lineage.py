@@ -54,7 +54,7 @@ def _describe(manifest: Manifest) -> str:
 def history(store: Store, step: str, key: str, row: int) -> Iterator[str]:
     """A row of a table, then the rows that it was made from, back to its query's source: a line or more each.
 
-    Rows belong together by `query_id` and, where the row names its samples, by sample.
+    Rows belong together by `query_id` (of grades `problem_id`) and, where the row names its samples, by sample.
 
     Raises:
         ValueError: the table has no such row.
@@ -68,8 +68,9 @@ def history(store: Store, step: str, key: str, row: int) -> Iterator[str]:
         raise ValueError(f"{step}/{key} has {manifest.rows} rows, counted from 0: no row {row}")
     yield from _told(manifest, row, found)
     samples = {value for name, value in found.items() if name in ("sample", "chosen_sample", "rejected_sample")}
-    if "query_id" in found:
-        yield from _behind(store, manifest, found["query_id"], samples, {f"{step}/{key}"})
+    query_id = found.get("query_id", found.get("problem_id"))
+    if query_id is not None:
+        yield from _behind(store, manifest, query_id, samples, {f"{step}/{key}"})
 
 
 def _behind(store: Store, manifest: Manifest, query_id: str, samples: set[int], seen: set[str]) -> Iterator[str]:
@@ -103,10 +104,14 @@ def lineage_picture(store: Store, artifact: tuple[str, str]) -> bytes:
     waiting = [artifact]
     while waiting:
         step, key = waiting.pop()
-        folder, manifest = f"{step}/{key}", load(store, step, key)
+        folder = f"{step}/{key}"
         if folder in graph and "label" in graph.nodes[folder]:
             continue
-        size = f"{manifest.rows:,} {'rows' if manifest.kind == 'table' else 'files'}" if manifest else "gone"
+        try:
+            manifest, missing = load(store, step, key), "gone"
+        except BadArtifact:
+            manifest, missing = None, "torn"
+        size = f"{manifest.rows:,} {'rows' if manifest.kind == 'table' else 'files'}" if manifest else missing
         graph.add_node(folder, label=f"{step}\n{key[:12]}\n{size}")
         for ref in manifest.inputs.values() if manifest else []:
             graph.add_edge(f"{ref.step}/{ref.key}", folder)

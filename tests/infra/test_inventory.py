@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from infra.inventory import artifacts, needed, problems, remove, unneeded
-from infra.lineage import history, lineage_picture
-from infra.manifest import load
-from infra.schemas import PAIRS, QUERIES, SCORES
+from infra.lineage import history, lineage, lineage_picture
+from infra.manifest import begin, finish, load
+from infra.schemas import GRADES, PAIRS, QUERIES, SCORES
 from infra.tables import Provenance, find, write_table
 
+KEY = "0123456789abcdef0123"  # as a cache key is spelt
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False)])
 
 
@@ -37,11 +38,13 @@ def folders(found):
 def test_everything_is_listed_whole_or_not(store, made):
     store.write_bytes("runs/quick-fox/summary.json", b"{}")
     store.write_bytes("torn/k/manifest.json", b"{")
-    store.write_bytes("begun/k/part-00000.parquet", b"x")
+    store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
+    store.write_bytes("queries-of-mine/raw/part-00000.parquet", b"the user's own, in the same bucket")
+    store.write_bytes(f"huggingface/hub/{KEY}/config.json", b"{}")
     found = {each.folder: each for each in artifacts(store)}
-    assert sorted(found) == sorted([*made, "torn/k", "begun/k"])
+    assert sorted(found) == sorted([*made, "torn/k", f"begun/{KEY}"])
     assert "torn or corrupt" in found["torn/k"].problem
-    assert "never finished" in found["begun/k"].problem
+    assert "never finished" in found[f"begun/{KEY}"].problem
     assert all(found[name].manifest.digest == ref.digest for name, ref in made.items())
 
 
@@ -70,8 +73,22 @@ def test_prune_takes_nothing_that_something_kept_was_made_from(store, made):
         unneeded(store, ["sft/gone"])
 
 
+def test_prune_does_not_guess_what_a_torn_artifact_was_made_from(store, made):
+    store.write_bytes("responses/k/manifest.json", b"{")
+    with pytest.raises(ValueError, match="responses/k: needed by what is kept, but without a whole manifest"):
+        unneeded(store, ["sft/k"])
+    assert folders(unneeded(store, ["dpo/k"])) == ["responses/k", "sft/k"]
+
+
+def test_prune_takes_what_was_begun_and_nothing_that_is_not_ours(store, made):
+    store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
+    store.write_bytes("work/ledgers/responses-k.jsonl", b"{}")
+    store.write_bytes("mine/raw/a.parquet", b"x")
+    assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"begun/{KEY}"]
+
+
 def test_prune_by_age_keeps_the_young_and_what_they_need_and_what_is_being_written(store, made):
-    store.write_bytes("begun/k/part-00000.parquet", b"x")
+    store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
     now = datetime.now(UTC)
     assert folders(unneeded(store, [], now - timedelta(days=1))) == []
     later = now + timedelta(days=1)
@@ -117,6 +134,35 @@ def test_a_row_is_followed_back_to_its_source(store):
     assert max(map(len, lines)) < 150
     with pytest.raises(ValueError, match="no row 1"):
         list(history(store, "pairs", "k", 1))
+
+
+def test_a_grade_is_followed_to_its_problem(store):
+    query = {"query": "what ?", "source": "mine.jsonl", "source_row": 41, "reference": None, "criteria": None}
+    rows = [{"query_id": name, "difficulty": None, "topic": None, **query} for name in ("a", "b")]
+    problems_ = write_table(store, "problems", "k", QUERIES, [rows], Provenance())
+    grade = {"sample": 0, "prediction": None, "correct": False, "thought_tokens": 1, "solution_tokens": 1}
+    grade |= {"problem_id": "b", "truncated": False, "off_format": False}
+    write_table(store, "grades", "k", GRADES, [[grade]], Provenance(inputs={"problems": problems_}))
+    lines = list(history(store, "grades", "k", 0))
+    assert [line for line in lines if not line.startswith(" ")] == ["grades/k  row 0", "problems/k  row 1"]
+
+
+def test_a_model_is_followed_too_and_what_is_torn_is_drawn(store, made):
+    finish(
+        store,
+        "model",
+        "dpo-1",
+        "k",
+        [],
+        [],
+        Provenance(inputs={"pairs": made["responses/k"]}),
+        None,
+        begin(store, "dpo-1", "k"),
+    )
+    assert "queries/k" in lineage(store, ("dpo-1", "k"))
+    store.write_bytes("queries/k/manifest.json", b"{")
+    assert "its manifest is torn" in lineage(store, ("dpo-1", "k"))
+    assert lineage_picture(store, ("dpo-1", "k")).count(b"<!-- torn -->") == 1
 
 
 def test_the_picture_shows_every_artifact(store, made):
