@@ -70,7 +70,7 @@ browser:
 test: lint browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest $(PYTEST_ARGS) </dev/null
 
-test-faults: setup
+test-faults: setup browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rA $(PYTEST_ARGS) </dev/null
 
 bench: setup

@@ -31,7 +31,9 @@ from prefect.states import AwaitingRetry, Crashed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.run import ALERTS, TASK_RUNNER
+from infra.automations import VANISHED_S
 from infra.completions import CompletionError
+from infra.keys import CodeChangedError
 from infra.launcher import TrainerError
 from infra.manifest import BadArtifact
 from infra.steps import OUTAGES
@@ -42,8 +44,15 @@ LABEL = "bolt.reruns"
 POLL_S = 5.0
 PAGE = 200  # flow runs asked for at once: Prefect's own limit
 
-NO_MEMORY = re.compile(
-    r"out of memory|OutOfMemoryError|MemoryError|cannot allocate memory|no available memory", re.IGNORECASE
+NO_MEMORY = re.compile(  # Python's, torch's, the kernel's, Prefect's and vLLM's words
+    r"out.of.memory|OutOfMemoryError|MemoryError|cannot allocate memory|no available memory|high memory usage"
+    r"|KV cache memory|desired GPU memory",
+    re.IGNORECASE,
+)
+MISTAKE = re.compile(  # in the last words of a server or a trainer: it would say the same again
+    r"unrecognized arguments|error: argument |^(?:\[rank\d+\]: |\S+ )*(?:[\w.]+\.)?"
+    r"(?:ValueError|TypeError|KeyError|AttributeError|ImportError|ModuleNotFoundError|ValidationError): ",
+    re.MULTILINE,
 )
 FAILED_WITH = re.compile(r"exception: (\w+)")  # Prefect's message: "Flow run encountered an exception: TYPE: TEXT"
 
@@ -80,8 +89,13 @@ def _names(*kinds: type[BaseException]) -> set[str]:
     return {name for kind in kinds for name in {kind.__name__, *_names(*kind.__subclasses__())}}
 
 
-HEALING = _names(ServerError, TrainerError, CompletionError, BadArtifact, *OUTAGES) - {CompletionError.__name__}
+HEALING = _names(ServerError, TrainerError, CompletionError, BadArtifact, CodeChangedError, *OUTAGES)
+HEALING -= {CompletionError.__name__}
 """Errors that another run may not meet. A plain `CompletionError` is a refusal; those derived from it are outages."""
+
+
+LAST_WORDS = _names(ServerError, TrainerError)
+"""Errors whose text ends with a log's last lines."""
 
 
 def cannot_heal(state: StateType, message: str) -> str | None:
@@ -98,6 +112,8 @@ def cannot_heal(state: StateType, message: str) -> str | None:
     error = found[1] if found else "unknown"
     if error == StoreError.__name__:
         return None if any(what in message for what in TRANSIENT) else "the store's error needs a human"
+    if error in LAST_WORDS and MISTAKE.search(message):
+        return f"a mistake that does not heal by itself ({error})"
     if error in HEALING or "Server error '5" in message:
         return None
     return f"an error ({error}) that does not heal by itself"
@@ -110,14 +126,19 @@ def ended_badly(client: SyncPrefectClient, config: RerunConfig) -> list[FlowRun]
     return list(_runs(client, config, [StateType.FAILED, StateType.CRASHED], ended))
 
 
-def never_began(client: SyncPrefectClient, config: RerunConfig) -> list[FlowRun]:
-    """The work pool's runs that a worker took `pending_minutes` ago and never started, oldest first.
+def never_began(run: FlowRun, config: RerunConfig) -> bool:
+    """Whether a worker took a run `pending_minutes` ago and never started it.
 
-    Such a run sends no heartbeat, so that the automation never finds it, and it keeps its place in the pool.
+    Such a run sends no heartbeat, and it keeps its place in the pool.
     """
     latest = datetime.now(UTC) - timedelta(minutes=config.pending_minutes)
-    found = list(_runs(client, config, [StateType.PENDING]))
-    return [run for run in found if run.state is not None and run.state.timestamp < latest]
+    return run.state is not None and run.state.type == StateType.PENDING and run.state.timestamp < latest
+
+
+def crash(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> None:
+    """Take a run that never began for crashed."""
+    message = f"its worker vanished before it began: pending for {config.pending_minutes:g} minutes"
+    client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
 def _runs(
@@ -158,13 +179,14 @@ def left_alone(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> 
 
 
 def _beats(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether a crashed run has sent a heartbeat since: it was out of reach for a while, no more."""
+    """Whether a crashed run has sent a heartbeat since, and lately: it was out of reach for a while, no more."""
     assert run.state is not None
+    lately = datetime.now(UTC) - timedelta(seconds=VANISHED_S)
     events = client.read_events(
         EventFilter(
             event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-            occurred=EventOccurredFilter(since=run.state.timestamp),
+            occurred=EventOccurredFilter(since=max(run.state.timestamp, lately)),
         ),
         limit=1,
     )
@@ -188,6 +210,9 @@ def rerun_once(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> 
         now = client.read_flow_run(run.id)
         if now.state is not None and now.state.is_final():
             return f"rerun: {ending(now)}"
+        if never_began(now, config):
+            crash(client, now, config)
+            continue
         if time.monotonic() > end:
             return f"rerun: not ended after {config.wait_hours:g} hours"
         time.sleep(POLL_S)
@@ -219,14 +244,13 @@ def rerun(config: RerunConfig) -> None:
     """Rerun the failed and crashed runs of a work pool that may heal: each once, oldest first, one at a time."""
     log, outcomes = get_run_logger(), list[Outcome]()
     with get_client(sync_client=True) as client:
-        lost = never_began(client, config)
+        pending = list(_runs(client, config, [StateType.PENDING]))
         try:
-            for run in lost:
+            for run in (each for each in pending if never_began(each, config)):
                 if config.dry_run:
                     outcomes.append(Outcome(run.name, ending(run), str(reruns_of(run)), "would be taken for crashed"))
                 else:
-                    message = f"its worker vanished before it began: pending for {config.pending_minutes:g} minutes"
-                    client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+                    crash(client, run, config)
             for run in ended_badly(client, config):
                 why = left_alone(client, run, config)
                 if why:

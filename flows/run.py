@@ -174,9 +174,13 @@ class Run:
 
     def _from_hub(self, name: str, revision: str) -> Ref:
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+        try:
+            folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+        except LocalEntryNotFoundError as error:  # an outage: it may heal
+            raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({error})") from error
         return import_model(self.store, Path(folder), name)
 
     def table(self, named: str) -> Ref:

@@ -1,4 +1,4 @@
-"""The local stack: a Prefect server, a worker for each work pool, the deployments of prefect.yaml, the automation.
+"""The local stack: a Prefect server, a worker for each work pool, the deployments of prefect.yaml, the automations.
 
 `make up` and `make down` call `python -m infra.stack up|down`. All of it lives in one folder (`.bolt`): `stack.json`
 says which processes run, with their start times, so that nothing else is ever ended; `stack/` holds database and logs.
@@ -16,13 +16,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import psutil
 from pydantic import BaseModel
 
+from infra.automations import make_automations
 from infra.processes import began, boot
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,8 +33,6 @@ POOLS = ("bolt", "bolt-rerun")
 SERVER = "server"
 HEALTHY_S = 180.0  # longest wait for a server that starts
 END_S = 45.0  # longest wait for processes that were asked to end: a flow ends its own servers first
-VANISHED_S = 120  # a run without a heartbeat (they come every 30 s) for so long has lost its process
-DEFINITION = {"description", "trigger", "actions"}  # of an automation; whether it is enabled is yours to say
 DATABASE = ("PREFECT_API_DATABASE_", "PREFECT_SERVER_DATABASE_")  # the server's alone: it may hold a password
 
 
@@ -111,7 +109,7 @@ def up(home: Path, port: int | None = None) -> Stack:
             stack = _with_server(home, stack, port)
         _wait_until_healthy(home, stack)
         _make_pools(stack.url)
-        _make_automation(stack.url)
+        make_automations(stack.url)
         _deploy(home, stack.url)
         for pool in POOLS:
             if not _running(stack, f"worker of {pool}"):
@@ -207,45 +205,6 @@ def _make_pools(url: str) -> None:
             if name not in there:
                 pool = WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=1)
                 client.create_work_pool(pool)
-
-
-def _make_automation(url: str) -> None:
-    """Runs whose process vanished are marked as crashed: the automation is made, or made what it should be."""
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
-
-    beat = "prefect.flow-run.heartbeat"
-    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Paused")}
-    ours = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.bolt"}
-    automation = AutomationCore(
-        name="bolt: a run's process vanished",
-        description=f"No heartbeat for {VANISHED_S} s: the run is marked as crashed, and rerun/scheduled finds it.",
-        trigger=EventTrigger(
-            after={beat},
-            expect={beat, *ended},
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification(ours),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=VANISHED_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"its process vanished: no heartbeat for {VANISHED_S} s"
-            )
-        ],
-    )
-    with SyncPrefectClient(url) as client:
-        there = client.read_automations_by_name(automation.name)
-        if not there:
-            client.create_automation(automation)
-        # Only where it differs: with each update Prefect forgets which heartbeats it waits for.
-        elif there[0].model_dump(include=DEFINITION) != automation.model_dump(include=DEFINITION):
-            client.update_automation(there[0].id, automation)
 
 
 def _deploy(home: Path, url: str) -> None:

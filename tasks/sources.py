@@ -100,7 +100,7 @@ def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[
 
     Raises:
         BadInput: it is not there, holds no row, or is not what its name says.
-        StoreError: S3 cannot be reached.
+        StoreError, ConnectionError: S3, or the hub, cannot be reached.
     """
     number = -1
     for number, record in enumerate(_dataset(source) if source.dataset is not None else _file(source, whole)):
@@ -195,12 +195,15 @@ def _whole(text: str, where: str) -> int:
 def _dataset(source: Source) -> Iterator[dict[str, Any]]:
     import datasets
     import httpx
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = str(source.dataset).partition("@")
     try:
         rows = datasets.load_dataset(name, source.subset, split=source.split, revision=revision, streaming=True)
         for row in rows:
             yield cast(dict[str, Any], row)
+    except (ConnectionError, httpx.TransportError, LocalEntryNotFoundError) as error:  # an outage: it may heal
+        raise ConnectionError(f"{source.place}: the hub cannot be reached ({error})") from error
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
         raise BadInput(
             f"{source.place}: no such data set or revision, or no access to it; check the name, and for a gated one "
@@ -208,8 +211,8 @@ def _dataset(source: Source) -> Iterator[dict[str, Any]]:
         ) from error
     except (ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise BadInput(f"{source.place}: cannot be read; check subset and split ({error})") from error
-    except (ConnectionError, httpx.HTTPError) as error:
-        raise BadInput(f"{source.place}: the hub cannot be reached or refused ({error})") from error
+    except httpx.HTTPError as error:
+        raise BadInput(f"{source.place}: the hub refused ({error})") from error
 
 
 # ---- one record

@@ -35,6 +35,9 @@ HEALS = FAILED + "ServerError: vLLM server of imported/reward ended with status 
         FAILED + "ConnectionResetError: [Errno 104] Connection reset by peer",
         FAILED + "TimeoutError: ",
         FAILED + "_TransientError: request 1: the server answered 503: busy",
+        FAILED + "ConnectionError: org/name@v1:train: the hub cannot be reached",
+        FAILED + "CodeChangedError: tasks/filter.py was changed while this run was under way: start it again",
+        FAILED + "TrainerError: ... its last lines:\n[rank1]: RuntimeError: Connection closed by peer (NCCL)",
         FAILED + "PrefectHTTPStatusError: Server error '503 Service Unavailable' for url ...",
     ],
 )
@@ -55,6 +58,23 @@ def test_what_may_heal_is_tried_again(message):
         (FAILED + "ServerError: vLLM server of m ended with status 1; ... CUDA out of memory. Tried", "out of memory"),
         (FAILED + "TrainerError: ... torch.OutOfMemoryError: ...", "out of memory"),
         (FAILED + "MemoryError: ", "out of memory"),
+        (
+            FAILED + "ServerError: ... larger than the available KV cache memory (2 GiB)",
+            "out of memory",
+        ),
+        (
+            FAILED + "ServerError: ... memory is less than desired GPU memory utilization (0.9)",
+            "out of memory",
+        ),
+        (FAILED + "ServerError: ... api_server.py: error: unrecognized arguments: --no-such", "a mistake"),
+        (
+            FAILED + "TrainerError: ... lines:\n[rank0]: ValueError: 3 of 10 rows exceed max_length",
+            "a mistake",
+        ),
+        (
+            FAILED + "ServerError: ... lines:\npydantic_core._pydantic_core.ValidationError: 1",
+            "a mistake",
+        ),
         ("Validation of flow parameters failed with error: ParameterTypeError", "an error (unknown)"),
         ("", "an error (unknown)"),
     ],
@@ -66,6 +86,8 @@ def test_what_cannot_heal_is_left_alone_with_the_reason(message, why):
 def test_a_crash_may_always_heal_but_for_memory():
     assert cannot_heal(StateType.CRASHED, "its process vanished: no heartbeat in 120 s") is None
     assert "out of memory" in str(cannot_heal(StateType.CRASHED, "interrupted by ...: MemoryError: "))
+    container = "Process exited with status code: 137; the process was killed, e.g. out-of-memory (OOM)"
+    assert "out of memory" in str(cannot_heal(StateType.CRASHED, container))
 
 
 def test_text_of_others_stays_text_in_the_table():
@@ -180,7 +202,7 @@ def test_runs_of_other_pools_and_of_long_ago_are_left_alone(pool, client):
     assert pool.told() == "No run failed or crashed."
 
 
-def test_a_run_that_was_only_thought_dead_is_left_alone(pool, client):
+def test_a_run_that_was_only_thought_dead_is_left_alone(pool, client, monkeypatch):
     run = pool.ended(Crashed(message="its process vanished"))
     event = "prefect.flow-run.heartbeat"
     emit_event(event, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
@@ -190,6 +212,9 @@ def test_a_run_that_was_only_thought_dead_is_left_alone(pool, client):
         time.sleep(0.2)
     assert pool.rerun() == []
     assert "it was thought dead, but its process lives" in pool.told()
+    monkeypatch.setattr(flows.rerun, "VANISHED_S", 0.5)
+    time.sleep(1)
+    assert pool.rerun() == [str(run.id)]  # it lived on, and is gone since: its last heartbeat is too long ago
 
 
 def test_a_run_whose_worker_vanished_before_it_began_is_rerun(pool):
@@ -202,6 +227,13 @@ def test_a_run_whose_worker_vanished_before_it_began_is_rerun(pool):
     assert pool.rerun(pending_minutes=1e-6) == [str(run.id)]
     assert (pool.read(run).state_name, pool.read(run).labels[LABEL]) == ("Completed", 1)
     assert "Crashed: its worker vanished before it began" in pool.told()
+
+
+def test_a_rerun_whose_worker_vanishes_before_it_begins_is_not_waited_for(pool):
+    run = pool.ended(Failed(message=HEALS))
+    assert pool.rerun(Pending, pending_minutes=0.5 / 60) == [str(run.id)]
+    assert pool.read(run).state_name == "Crashed"
+    assert "rerun: Crashed: its worker vanished before it began" in pool.told()
 
 
 def test_the_wait_for_a_run_is_bounded(pool, monkeypatch):

@@ -29,7 +29,8 @@ from small import SMALLEST
 
 from flows.__main__ import PROJECT, changed, deployment, flow_name
 from flows.rerun import LABEL
-from infra.stack import POOLS, VANISHED_S, Stack
+from infra.automations import VANISHED_S
+from infra.stack import POOLS, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
