@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.judged import Answers, JudgedStage
 from flows.run import Run
-from flows.summary import flow_run_name
+from flows.summary import run_folder
 from infra.manifest import Ref, expect
 from infra.markdown import as_text, markdown_table
 from infra.tables import read_rows, read_table
@@ -45,7 +45,7 @@ def publish_evaluation(
     grades: Mapping[tuple[Verifiable, str], Mapping[str, Ref]],
     judged: Mapping[tuple[Judged, str], JudgedAnswers],
 ) -> dict[str, Any]:
-    """Write `runs/NAME/evaluation.json`; its tables become artifacts. Returns its content and path."""
+    """Write `runs/RUN/evaluation.json`; its tables become artifacts. Returns its content and path."""
     outcomes = [
         *(graded_outcome(run, key, found, problems[key[0]]) for key, found in grades.items()),
         *(judged_outcome(run, key, found, problems[key[0]]) for key, found in judged.items()),
@@ -66,7 +66,7 @@ def publish_evaluation(
             for name, value in each.figures.items()
         ],
     }
-    name = flow_run_name()
+    name = run_folder()
     path = f"runs/{name}/evaluation.json"
     run.store.write_bytes(path, json.dumps({"run": name, **tables}, indent=1).encode())
     for title, rows in tables.items():

@@ -12,7 +12,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.run import ALERTS, TASK_RUNNER
-from flows.summary import flow_run_name
+from flows.summary import run_folder
 from infra.files import artifact_parts
 from infra.manifest import Manifest, Ref
 from infra.parts import find
@@ -44,10 +44,10 @@ class PublishConfig(BaseModel):
 
 
 def show_longcot(store: Store, longcot: Ref) -> None:
-    """Write the data set's card to `runs/NAME/longcot.md`; it and the scores' histogram become Prefect artifacts."""
+    """Write the data set's card to `runs/RUN/longcot.md`; it and the scores' histogram become Prefect artifacts."""
     made = ancestors(store, longcot)
     card, table = dataset_card(made), made[-1]
-    store.write_bytes(f"runs/{flow_run_name()}/longcot.md", card.encode())
+    store.write_bytes(f"runs/{run_folder()}/longcot.md", card.encode())
     body = card.partition("\n---\n")[2]  # without the Hub's front matter
     create_markdown_artifact(body, key="bolt-longcot", description="The LongCoT data set")
     create_image_artifact(data_uri(scores_picture(table)), key="bolt-scores", description="Rewards and the threshold")

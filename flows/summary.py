@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,23 @@ def gains_sentence(gains: list[dict[str, Any]]) -> str:
     return "Paired gains in points (95 % interval): " + "; ".join(told) + "."
 
 
-def flow_run_name() -> str:
+def run_folder() -> str:
+    """Name of this flow run's folder in `runs/`: the run's own as far as it serves, and eight digits of its id, since
+    Prefect lets two runs have one name."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise RuntimeError("a summary is published from inside a flow run")
-    return str(context.flow_run.name)
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', context.flow_run.name)[:100]}-{str(context.flow_run.id)[:8]}"
 
 
 def publish_summary(
     run: Run, benchmark: Verifiable, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref
 ) -> dict[str, Any]:
-    """Write `runs/NAME/summary.json` and a plot into the store, and the same as artifacts.
+    """Write `runs/RUN/summary.json` and a plot into the store, and the same as artifacts.
 
     Returns the summary and its path.
     """
-    name = flow_run_name()
+    name = run_folder()
     steps = [record.model_dump() for record in run.steps]
     summary: dict[str, Any] = {"run": name, "model": f"{policy.step}/{policy.key}", "benchmark": benchmark}
     summary |= {"stages": stages, "gains": gains, "steps": steps}
