@@ -73,6 +73,10 @@ class Ledger(Mapping[str, dict[str, Any]]):
         record: dict[str, Any] = json.loads(os.pread(self._fd, size, start))["record"]
         return record
 
+    def size_of(self, request_id: str) -> int:
+        """Bytes of a finished request's line."""
+        return self._lines[request_id][1]
+
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._lines
 

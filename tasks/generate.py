@@ -23,7 +23,6 @@ from cot_formats import FORMATS
 from infra.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, prompt_text
 from infra.completions import Completion, Request, Sampling
 from infra.files import digest_of_texts, text_of
-from infra.ledger import Ledger
 from infra.manifest import Ref
 from infra.models import fetch_model
 from infra.pool import complete_on
@@ -31,6 +30,7 @@ from infra.progress import progress
 from infra.rate import Rate
 from infra.schemas import RESPONSES
 from infra.servers import Servers
+from infra.shard_ledger import places, shard_ledger
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import batched, read_rows, write_table
@@ -215,7 +215,7 @@ def generate(
         max_tokens=config.max_tokens,
         stop_token_ids=(),  # the model's own end tokens alone
     )
-    with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
+    with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
         # Equal examples together, for the server's prefix cache.
         owed = sorted((query_id for query_id in asked if query_id not in ledger), key=lambda each: asked[each])
         if owed:
@@ -250,7 +250,8 @@ def generate(
             raise SetAsideError(
                 f"{plan.step}: {len(aside)} of {len(asked)} requests were set aside, limit "
                 f"{config.set_aside_limit:.1%}; the first is query {next(iter(aside))}: {next(iter(aside.values()))}; "
-                f"raise set_aside_limit to go on without them, or delete {ledger.path} to ask all of the shard again"
+                "raise set_aside_limit to go on without them, or, to ask all of the shard again, delete "
+                f"{places(store, ledger)}"
             )
         answered = {query_id: example_ids for query_id, example_ids in asked.items() if query_id not in aside}
         ends = [sample["finish_reason"] for query_id in answered for sample in ledger[query_id]["samples"]]

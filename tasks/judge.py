@@ -23,6 +23,7 @@ from infra.models import fetch_model
 from infra.progress import progress
 from infra.schemas import JUDGEMENTS
 from infra.servers import Servers
+from infra.shard_ledger import shard_ledger
 from infra.steps import Plan
 from infra.store import Store
 from infra.tables import batched, read_rows, write_table
@@ -121,7 +122,7 @@ def judge(
         if request_id in prompts:
             raise ValueError(f"{plan.step}: {request_id} is to be judged twice: remove the duplicate from its table")
         prompts[request_id] = prompt_text(tokenizer, [{"role": "user", "content": turn}])
-    with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
+    with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
 
         def labels(asked: str) -> list[str] | None:
             record = ledger[asked]

@@ -23,6 +23,7 @@ from infra.progress import progress
 from infra.schemas import VERDICTS
 from infra.servers import Servers
 from infra.settings import Settings
+from infra.shard_ledger import shard_ledger
 from infra.steps import Plan
 from infra.store import Store
 from infra.tables import batched, read_rows, write_table
@@ -132,7 +133,7 @@ def ask_judge(
     by_id = {each.request_id: each for each in asked}
     if len(by_id) < len(asked):
         raise ValueError(f"{plan.step}: {len(asked)} judgements have {len(by_id)} ids: a problem's id comes twice")
-    with Ledger(servers.work_dir / "ledgers" / f"{plan.step}-{plan.key}.jsonl", plan.key) as ledger:
+    with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
 
         def verdict(request_id: str) -> Verdict | None:
             return by_id[request_id.removesuffix(AGAIN)].read(ledger[request_id]["text"])
