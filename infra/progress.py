@@ -6,10 +6,12 @@ import contextvars
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
 from uuid import UUID
+
+import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,15 @@ def progress(
     finally:
         over.set()
         drawing.join(_LAST_WAIT_S)
+
+
+def counted(step: str, batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches, with the progress of whoever takes them: of all `rows` those of the batches that are done with."""
+    done = 0
+    with progress(step, lambda: done / rows if rows else 1.0):
+        for batch in batches:
+            yield batch
+            done += batch.num_rows
 
 
 def _draw(

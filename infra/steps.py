@@ -74,7 +74,7 @@ def cached(found: Ref) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _opened(settings: Settings) -> Store:
-    """The store, opened and checked once in a process: on S3 that is four requests and a client of its own."""
+    """The store, opened and checked once in a process: on S3 that is six requests and a client of its own."""
     return Store.open(settings)
 
 

@@ -124,11 +124,17 @@ class Store:
         return _s3_store(settings, patient=True)
 
     def check(self) -> None:
-        """Write, read and delete a probe file. Raises `StoreError`."""
+        """Write, read and delete a probe file, and try to create it once more. Raises `StoreError`."""
         self.write_bytes(probe := f"probe-{uuid4().hex}", probe.encode())
         if self.read_bytes(probe) != probe.encode():
             raise StoreError(f"artifact store {self.root}: a probe file read back differs from what was written")
+        created = self.create(probe, b"created over it")
         self.delete(probe)
+        if created:
+            raise StoreError(
+                f"artifact store {self.root}: it has no conditional writes (If-None-Match: *), so that two runs could "
+                "make one artifact at once: take an endpoint that has them (AWS, MinIO, R2, Ceph, ...)"
+            )
 
     def uri(self, *parts: str) -> str:
         """Address of a file or folder: an absolute local path, or s3://bucket/prefix/..."""

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.manifest import Ref
+from infra.progress import counted
 from infra.schemas import QUERIES
 from infra.steps import Plan, step
 from infra.store import Store
@@ -137,17 +139,17 @@ def later_copies(hashes: npt.NDArray[np.uint64], fates: Fates) -> Places:
     return kept[order[same]]
 
 
-def texts(store: Store, tables: Sequence[Ref]) -> Iterator[list[str]]:
+def texts(store: Store, tables: Sequence[Ref], step: str) -> Iterator[list[str]]:
     """The cleaned texts of the tables, in batches."""
-    for table in tables:
-        for batch in scan(store, table, ["query"], BATCH_ROWS):
-            yield [cleaned(text) for text in batch.column("query").to_pylist()]
+    batches = chain.from_iterable(scan(store, table, ["query"], BATCH_ROWS) for table in tables)
+    for batch in counted(step, batches, sum(table.rows for table in tables)):
+        yield [cleaned(text) for text in batch.column("query").to_pylist()]
 
 
-def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: Path) -> Fates:
+def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: Path, step: str) -> Fates:
     """What becomes of every row, as places in FATES. `folder` is room for what memory need not hold."""
     fates, hashes = [np.zeros(0, np.int8)], [np.zeros(0, np.uint64)]
-    for batch in texts(store, tables):
+    for batch in texts(store, tables, step):
         fates.append(np.array([FATES.index(fate(text, config)) for text in batch], np.int8))
         hashes.append(np.array([int(query_id(text), 16) for text in batch], np.uint64))
     found = np.concatenate(fates)
@@ -155,7 +157,7 @@ def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: P
     del fates, hashes
     if config.near_duplicates is not None:
         seen, first = NearDuplicates(folder, config.near_duplicates), 0
-        for batch in texts(store, tables):
+        for batch in texts(store, tables, f"{step}: near-duplicates"):
             kept = np.flatnonzero(found[first : first + len(batch)] == 0)
             seen.add([batch[i] for i in kept], kept + first)
             first += len(batch)
@@ -167,7 +169,7 @@ def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: P
 def clean_queries(plan: Plan, store: Store, *, config: CleanConfig, sources: Sequence[Ref]) -> Ref:
     """Write the queries of all sources that are left, cleaned; of equal ones the first, in the sources' order."""
     with TemporaryDirectory(prefix="bolt-clean-") as folder:
-        fates = fates_of(store, sources, config, Path(folder))
+        fates = fates_of(store, sources, config, Path(folder), plan.step)
     counts = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}
     funnel = {"read": len(fates), **{name: count for name, count in counts.items() if count and name != "kept"}}
 

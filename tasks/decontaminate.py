@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.manifest import Ref
+from infra.progress import counted
 from infra.schemas import CONTAMINATED, QUERIES
 from infra.steps import Plan, step
 from infra.store import Store
@@ -181,7 +182,7 @@ def find_contaminated(plan: Plan, store: Store, *, config: DecontaminateConfig, 
     problems = Problems(config, [problem for source in config.held_out for problem in problems_of(source)])
 
     def rows() -> Iterator[list[dict[str, Any]]]:
-        for batch in scan(store, queries, ["query_id", "query"], BATCH_ROWS):
+        for batch in counted(plan.step, scan(store, queries, ["query_id", "query"], BATCH_ROWS), queries.rows):
             asked = batch.to_pylist()
             hits = problems.hits([row["query"] for row in asked])
             yield [

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 from evals import graders
 from evals.graders import Grade
 from infra.limited import Limited, NoResult
 from infra.manifest import Ref
+from infra.progress import counted
 from infra.schemas import GRADES
 from infra.steps import Plan, step
 from infra.store import Store
@@ -62,15 +64,13 @@ def grade(
     def batches() -> Iterator[list[dict[str, Any]]]:
         with ExitStack() as stack:
             give = LINEAR.get(benchmark) or _limited(stack, benchmark, tally)
-            for shard in responses:
-                for batch in scan(store, shard):
-                    rows = [
-                        graded(row, give(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()
-                    ]
-                    tally["graded"] += len(rows)
-                    tally["correct"] += sum(row["correct"] for row in rows)
-                    tally["no answer"] += sum(row["prediction"] is None for row in rows)
-                    yield rows
+            answers = chain.from_iterable(scan(store, shard) for shard in responses)
+            for batch in counted(plan.step, answers, sum(shard.rows for shard in responses)):
+                rows = [graded(row, give(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()]
+                tally["graded"] += len(rows)
+                tally["correct"] += sum(row["correct"] for row in rows)
+                tally["no answer"] += sum(row["prediction"] is None for row in rows)
+                yield rows
 
     return write_table(store, plan.step, plan.key, GRADES, batches(), plan.provenance, counts=lambda: dict(tally))
 

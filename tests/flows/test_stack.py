@@ -194,7 +194,7 @@ def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
     earlier = ("examples", "queries", "answers-instruct-sampled", "answers-in-context-greedy", "responses", "filtered")
     assert {after[step] for step in earlier} == {"Cached"}
     names = {artifact["key"] for artifact in local.artifacts()}
-    assert names >= {"bolt-summary", "bolt-stages", "bolt-report", "rerun"}
+    assert names >= {"bolt-summary", "bolt-stages", "bolt-report", "rerun", "progress-sft"}
 
     told = [(body["flow"], body["state"]) for body in posted[1]]
     assert told == [("bolt", "Failed"), ("bolt", "Completed"), ("rerun", "Completed")]
@@ -211,9 +211,9 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
     with local.client() as client:
         run = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["bolt"])))[0]
         deployed = client.read_deployment_by_name("bolt/nano")
-        told = client.request(
-            "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["rerun"]}}}
-        ).json()
+        asked = {"artifacts": {"key": {"any_": ["rerun", "bolt-stages", "bolt-plots"]}}}
+        latest = client.request("POST", "/artifacts/latest/filter", json=asked).json()
+        told = {each["key"]: each["latest_id"] for each in latest}
     page = browser.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -225,8 +225,10 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
     expect(page.get_by_text("Completed").first).to_be_visible()
     page.goto(f"{address}/artifacts")
     expect(page.get_by_text("rerun", exact=True).first).to_be_visible(timeout=30_000)
-    page.goto(f"{address}/artifacts/artifact/{told[0]['latest_id']}")
-    expect(page.get_by_text(run.name).first).to_be_visible(timeout=30_000)
+    for key, shown in (("rerun", run.name), ("bolt-stages", "online-1"), ("bolt-plots", "Rewards of stage 1")):
+        page.goto(f"{address}/artifacts/artifact/{told[key]}")
+        expect(page.get_by_text(shown).first).to_be_visible(timeout=30_000)
+    expect(page.locator("img[src^='data:image/svg+xml']").first).to_be_visible(timeout=30_000)
     page.goto(f"{address}/deployments/deployment/{deployed.id}/run")
     expect(page.get_by_text("Instruct model: a local folder").first).to_be_visible(timeout=30_000)
     expect(page.get_by_text("Samples a query (BOLT: 8).").first).to_be_attached()

@@ -87,6 +87,14 @@ def test_an_aborted_multipart_upload_is_not_completed(s3_url, s3_bucket, s3_stor
     assert "Uploads" not in boto_client(s3_url).list_multipart_uploads(Bucket=s3_bucket)
 
 
+def test_an_endpoint_without_conditional_writes_is_refused(s3_store, monkeypatch):
+    put = s3_store._fs.pipe_file
+    monkeypatch.setattr(s3_store._fs, "pipe_file", lambda path, data, mode="overwrite": put(path, data))
+    with pytest.raises(StoreError, match="has no conditional writes"):
+        s3_store.check()
+    assert s3_store.list() == []
+
+
 def test_a_multipart_upload_is_whole(s3_url, s3_bucket, s3_store, monkeypatch):
     opened = s3_store._fs.open
     monkeypatch.setattr(s3_store._fs, "open", lambda path, mode: opened(path, mode, block_size=5 * 2**20))

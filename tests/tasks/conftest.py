@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture
 def make_world(tmp_path: Path) -> Callable[[str], World]:
     return lambda name: World(tmp_path / name)
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The progress that steps show, without Prefect: the share at the end of each, by name."""
+    drawn: dict[str, float] = {}
+
+    @contextmanager
+    def drawing(step: str, done: Callable[[], float], **_: Any) -> Iterator[None]:
+        yield
+        drawn[step] = done()
+
+    for module in (
+        "infra.progress",
+        *(f"tasks.{each}" for each in ("generate", "score", "judge", "verdicts", "trained")),
+    ):
+        monkeypatch.setattr(f"{module}.progress", drawing)
+    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ def rows(query, *texts, source="f.jsonl"):
     return [query(query_id(text), text, source=source, source_row=n) for n, text in enumerate(texts)]
 
 
-def test_the_funnel_counts_every_row_once(world, query):
+def test_the_funnel_counts_every_row_once(world, query, bars):
     texts = [
         "Why is the sky blue at noon?",
         "why  is the SKY blue at noon?",  # the same query
@@ -41,6 +41,7 @@ def test_the_funnel_counts_every_row_once(world, query):
         "kept": 2,
     }
     assert [(row["query"], row["source"]) for row in world.rows(made)] == [(texts[0], "f.jsonl"), (LONG, "f.jsonl")]
+    assert bars == {"made": 1.0, "made: near-duplicates": 1.0}
 
 
 def test_problems_lose_exact_duplicates_alone(world, query):

@@ -78,7 +78,7 @@ def test_boilerplate_of_many_problems_is_no_sign(tmp_path):
     assert signs(index(problems(tmp_path, *texts[:10] * 9)), query) == ["shared 13-gram"]  # the same ten again
 
 
-def test_hits_are_kept_with_their_problem_and_counted(world, query, tmp_path):
+def test_hits_are_kept_with_their_problem_and_counted(world, query, tmp_path, bars):
     one = problems(tmp_path, "How tall is Mont Blanc?", name="one.jsonl")
     two = problems(tmp_path, "Who was Ada?", "Name three rivers of Peru.", name="two.jsonl")
     asked = ["how tall is mont blanc", "Name four rivers of Peru.", "Where do cats sleep at night?"]
@@ -99,6 +99,7 @@ def test_hits_are_kept_with_their_problem_and_counted(world, query, tmp_path):
         "dropped: held out for evaluation, one word differs": 1,
         "kept": 1,
     }
+    assert bars == {"contaminated": 1.0}
 
 
 def test_without_evaluation_sets_all_are_kept(world, query):

@@ -43,7 +43,7 @@ def queries(world, query):
     return world.table(QUERIES, [query(f"q{n}", f"which day is {n} ?") for n in range(10)], "queries")
 
 
-def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, model, serve):
+def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, model, serve, bars):
     server = serve(completions=completions(sample_text))
     servers = TinyServers(world.work_dir, server)
     config = GenerateConfig(samples=3, max_tokens=50, temperature=0.5, top_p=0.9, in_flight=1)
@@ -64,6 +64,7 @@ def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, mod
     assert (body["n"], body["temperature"], body["top_p"], body["max_tokens"]) == (3, 0.5, 0.9, 50)
     assert tokenizer().decode(body["prompt"]) == f"{USER} which day is 0 ? {END} {ASSISTANT}"
     assert world.counts(made[1]) == {"truncated": 0, "off_format": 0, "completion_tokens": 9 * 14, "set_aside": 0}
+    assert bars == {"made": 1.0}
 
 
 def test_no_request_seed_where_the_engine_can_not_take_one(world, queries, model, serve):

@@ -36,7 +36,7 @@ def test_only_the_solution_is_graded(world, query, response):
     assert found == [(g["prediction"], g["correct"]) for g in (short_answer(said, "ann") for said in solutions)]
 
 
-def test_the_step_grades_every_shard_and_tallies(world, query, response):
+def test_the_step_grades_every_shard_and_tallies(world, query, response, bars):
     problems = world.table(QUERIES, [query("a", reference="mon"), query("b", reference="2")], "problems")
     shards = [
         [response("a", 0, solution="answer : mon ."), response("a", 1, solution="mon .")],
@@ -58,6 +58,7 @@ def test_the_step_grades_every_shard_and_tallies(world, query, response):
     ]
     assert (world.rows(made)[0]["thought_tokens"], world.rows(made)[0]["solution_tokens"]) == (4, 4)
     assert world.counts(made) == {"graded": 3, "correct": 2, "no answer": 1}
+    assert bars == {"made": 1.0}
 
 
 def test_problems_without_a_reference_are_named(world, query, response):

@@ -53,7 +53,7 @@ def answering(texts: dict[int, list[str]], otherwise: str = "yes") -> Any:
 # ---- what is shown
 
 
-def test_a_request_is_one_greedy_constrained_answer(world, queries, model, serve):
+def test_a_request_is_one_greedy_constrained_answer(world, queries, model, serve, bars):
     server = serve(completions=completions(lambda _: ("no", "stop")))
     servers = TinyServers(world.work_dir, server)
     made = world.do(asking, config=JudgeConfig(in_flight=1), queries=queries, model=model, servers=servers)
@@ -64,6 +64,7 @@ def test_a_request_is_one_greedy_constrained_answer(world, queries, model, serve
     assert (body["n"], body["temperature"], body["max_tokens"]) == (1, 0, 4)
     assert "seed" not in body
     assert TOKENIZER.decode(body["prompt"]).startswith(USER)
+    assert bars == {"made": 1.0}
 
 
 def test_a_query_spells_no_control_token_and_closes_no_mark(world, query, model, serve):

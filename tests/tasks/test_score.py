@@ -88,13 +88,14 @@ def test_every_row_gets_its_own_score_and_the_format_reward_is_for_the_well_form
     assert world.counts(made) == {"scored": 4, "without a solution": 1}
 
 
-def test_equal_solutions_of_a_query_are_judged_once(world, scored, response, serve):
+def test_equal_solutions_of_a_query_are_judged_once(world, scored, response, serve, bars):
     server = serve(classify=classifications(length))
     rows = [response(query, n, solution=f"answer : {n % 2} .") for query in ("a", "b") for n in range(6)]
     made = scored(server, [rows])
     assert sum(len(body["input"]) for body in server.asked) == 4
     assert made.rows == 12
     assert len({(row["query_id"], row["reward"]) for row in world.rows(made)}) == 2
+    assert bars == {"made": 1.0}
 
 
 def test_without_any_solution_nothing_is_asked(world, scored, response, serve):

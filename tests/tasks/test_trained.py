@@ -57,7 +57,9 @@ def published(world, ref: Ref) -> dict[str, Any]:
     return json.loads(world.store.read_bytes(f"{ref.step}/{ref.key}/config.json"))
 
 
-def test_both_stages_train_on_what_they_are_given_and_leave_no_folder(world, servers, longcot, model, monkeypatch):
+def test_both_stages_train_on_what_they_are_given_and_leave_no_folder(
+    world, servers, longcot, model, monkeypatch, bars
+):
     seen: dict[str, Any] = {}
 
     def launch(module: str, told: Any, *, ranks: int, log_path: Path) -> None:
@@ -76,6 +78,7 @@ def test_both_stages_train_on_what_they_are_given_and_leave_no_folder(world, ser
     assert [path.name for path in told.data] == ["part-00000.parquet"]
     assert servers.released == 2
     assert files(world) == []
+    assert bars == {"sft": 0.0, "dpo-1": 0.0}  # the trainer of this test tells no epoch
 
 
 def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot, model, monkeypatch):

@@ -73,7 +73,7 @@ def ledgers(world: Any) -> list[Any]:
 # ---- what is asked, what is kept
 
 
-def test_a_row_holds_the_whole_verdict(world, elsewhere, serve):
+def test_a_row_holds_the_whole_verdict(world, elsewhere, serve, bars):
     server = serve(completions=saying({0: ["7"], 1: ["A"]}))
     made = elsewhere(server, asked(2), temperature=0.25, max_tokens=77, form="[0-9AB]")
     body = server.asked[0]
@@ -86,6 +86,7 @@ def test_a_row_holds_the_whole_verdict(world, elsewhere, serve):
         {"query_id": "q1", "answer": "A", "label": "A", "score": None, **plain},
     ]
     assert ledgers(world) == []
+    assert bars == {"made": 1.0}
 
 
 def test_rows_come_in_the_order_of_the_questions(world, elsewhere, serve):
