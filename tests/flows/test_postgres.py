@@ -66,6 +66,8 @@ def test_everything_is_deployed_over_postgresql_whose_address_stays_with_the_ser
         with local.client() as client:
             assert client.read_deployment_by_name("bolt/nano").work_pool_name == "bolt"
             assert client.read_automations_by_name("bolt: a run's process vanished")
+        run = local.run("rerun/scheduled", {"config": {"dry_run": True}})
+        assert local.ended(run, 300).state_name == "Completed"
         assert not (local.home / "stack" / "prefect.db").exists()
         for name, process in local.stack.processes.items():
             for each in process.members():

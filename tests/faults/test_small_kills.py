@@ -1,0 +1,113 @@
+"""A small kill of each kind that no other small test has: the Prefect server, a rank, torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import BaseModel
+from runs import PrefectServer, ended, fake, wait_for
+from s3_for_tests import free_port
+from small import bootstrap_parameters, small_world
+
+from infra.inventory import artifacts, problems
+from infra.launcher import TrainerError, launch
+from infra.settings import Settings
+from infra.store import Store
+from infra.watchdog import _descendants
+
+
+class Killable(PrefectServer):
+    """A Prefect server that is killed and started again with what it had on disk."""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_"))}
+        port = self.url.split(":")[2].split("/")[0]
+        command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", port]
+        with (self.home / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, env=kept | self.environment(), stdout=log, stderr=log, cwd=self.home, start_new_session=True
+            )
+        wait_for(self.healthy, 120)
+        return process
+
+    def healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).is_success
+        except httpx.HTTPError:
+            return False
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[Killable, list[subprocess.Popen[bytes]]]]:
+    (tmp_path / "prefect").mkdir()
+    killable = Killable(tmp_path / "prefect", f"http://127.0.0.1:{free_port()}/api")
+    running = [killable.start()]
+    yield killable, running
+    kill(running[-1])
+
+
+def test_the_prefect_server_is_killed_under_a_run(server, tmp_path):
+    """Whether that run ends well is Prefect's affair; the same command goes on from what was finished."""
+    killable, running = server
+    environment = killable.environment() | {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "w")}
+    config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
+    run = fake("bootstrap", config, tmp_path, environment, "first")
+    asked = tmp_path / "asked.txt"
+    wait_for(lambda: asked.exists() and asked.read_text())
+    kill(running[-1])
+    running.append(killable.start())
+    first = ended(run, 180)
+    assert ended(fake("bootstrap", config, tmp_path, environment, "second"), 180) == 0
+    requests = asked.read_text().split()
+    assert len(requests) == len(set(requests)) == 12, f"the first run ended with {first}"
+    store = Store.open(Settings(store=str(tmp_path / "store")))
+    assert [line for each in artifacts(store) for line in problems(store, each)] == []
+    assert store.list("claims") == []
+
+
+SLEEPS = "import time\ntime.sleep(120)\n"
+
+
+class Nothing(BaseModel):
+    """A trainer's parameters, of a trainer that does nothing."""
+
+
+@pytest.mark.parametrize("which", ["rank", "torchrun"])
+def test_a_killed_rank_or_torchrun_is_an_error_and_leaves_nothing(which, tmp_path, monkeypatch):
+    (tmp_path / "sleeping_trainer.py").write_text(SLEEPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def words(pid: int) -> list[str]:
+        return Path("/proc", str(pid), "cmdline").read_text().split("\0")
+
+    def below() -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {"torchrun": [], "rank": []}
+        for pid in _descendants(os.getpid()):
+            line = words(pid)
+            if "sleeping_trainer" in line and "infra/watchdog.py" not in " ".join(line):
+                found["torchrun" if "torch.distributed.run" in line else "rank"].append(pid)
+        return found
+
+    def strike() -> None:
+        there = wait_for(lambda: (found := below()) and len(found["rank"]) == 2 and found)
+        os.kill(there[which][0], signal.SIGKILL)
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    with pytest.raises(TrainerError, match="sleeping_trainer on 2 ranks ended with status"):
+        launch("sleeping_trainer", Nothing(), ranks=2, log_path=tmp_path / "train.log", timeout_s=100)
+    striking.join()
+    assert below() == {"torchrun": [], "rank": []}
