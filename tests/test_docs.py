@@ -106,16 +106,15 @@ def test_every_module_named_exists(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != LOG])
 def test_every_preset_in_a_command_exists(name):
-    """`python -m flows FLOW/NAME` and `deployment run 'FLOW/NAME'`; the example for real models is the page's own."""
+    """`python -m flows FLOW/NAME` and `deployment run 'FLOW/NAME'`."""
     text = (ROOT / name).read_text(encoding="utf-8")
     commanded = set(re.findall(r"(?:-m flows|deployment run) '?(\w+/[\w-]+)", text))
-    assert commanded - DEPLOYMENTS <= {"bolt/llama-8b"}
+    assert commanded <= DEPLOYMENTS
 
 
-def test_the_example_deployment_for_real_models_fits_its_flow():
-    page = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    (entry,) = yaml.safe_load("pool: &pool {}\ndeployments:\n" + block)["deployments"]
+def test_the_deployment_for_real_models_fits_its_flow():
+    entries = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    (entry,) = (each for each in entries if each["name"] == "llama-8b")
     config = BoltConfig.model_validate(entry["parameters"]["config"])
     for stage in (config.sft, config.online.dpo):
         assert stage.accumulation(stage.ranks) == 16

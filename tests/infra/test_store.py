@@ -321,7 +321,12 @@ def test_no_credentials_at_all(s3_url, s3_bucket, monkeypatch, tmp_path):
     assert "no credentials were found" in text
 
 
-def test_the_aws_chain_serves_without_keys(s3_url, s3_bucket, monkeypatch):
+def test_the_aws_chain_serves_without_keys(s3_url, s3_bucket, monkeypatch, tmp_path):
+    (tmp_path / "credentials").write_text(f"[ours]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
+    with monkeypatch.context() as profile:
+        profile.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        profile.setenv("AWS_PROFILE", "ours")
+        Store.open(Settings(store=f"s3://{s3_bucket}/x", endpoint_url=s3_url, region="us-east-1"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     store = Store.open(Settings(store=f"s3://{s3_bucket}", endpoint_url=s3_url))
