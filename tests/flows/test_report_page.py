@@ -3,7 +3,9 @@ does nothing."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,37 @@ def test_nothing_but_the_projects_script_could_run(browser, report):
     assert page.evaluate("window.hacked") is None
     assert len([text for text in refused if "Content Security Policy" in text]) >= 2
     page.close()
+
+
+@pytest.mark.faults
+def test_twenty_thousand_long_answers_open(browser: Browser, tmp_path: Path):
+    """Size and time are printed; asserted is that the page opens, finds, steps and says nothing on the console."""
+    problems = 1_667  # x 4 stages x (2 sampled + 1 greedy)
+    words = " ".join(f"step {n} is that" for n in range(240))
+    answers = product(STAGES, range(problems), range(2))
+    texts = {(stage, n, sample): f"{stage} {n} {words}" for stage, n, sample in answers}
+    texts["sft", 1_600, 1] += " a needle in the hay"
+    store = Store.open(Settings(store=str(tmp_path / "store")))
+    run = MadeRun(store, problems, texts)
+    path = tmp_path / "report.html"
+    with path.open("wb") as out:
+        write_page(out.write, store, run.summary, most_answers=30_000)
+    troubles: list[Any] = []
+    shown = browser.new_page()
+    shown.on("console", lambda message: troubles.append(message.text))
+    shown.on("pageerror", lambda error: troubles.append(str(error)))
+    began = time.monotonic()
+    shown.goto(path.as_uri())
+    shown.click("nav >> text=Reader")
+    expect(shown.locator("#found")).to_contain_text("1,667 of 1,667", timeout=60_000)
+    opened = time.monotonic() - began
+    shown.keyboard.press("ArrowRight")
+    expect(shown.locator("#query")).to_contain_text("which day is 1 ?")
+    shown.fill("#search", "a needle in the hay")
+    expect(shown.locator("#found")).to_contain_text("1 of 1,667", timeout=60_000)
+    expect(shown.locator("#query")).to_contain_text("which day is 1600 ?")
+    print(
+        f"{path.stat().st_size / 1e6:.0f} MB, opened in {opened:.1f} s, searched after {time.monotonic() - began:.1f} s"
+    )
+    assert not troubles
+    shown.close()
