@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from endpoint import Endpoint
 
+from infra import watchdog
 from infra.completions import Completion, CompletionError, Request, Sampling, classify, complete
+from infra.watchdog import EndingError
 
 SAMPLING = Sampling(n=2, max_tokens=3)
 ANSWER = {
@@ -107,6 +111,23 @@ def test_an_error_of_the_receiver_ends_the_run(server: Endpoint) -> None:
     with pytest.raises(OSError, match="disk full"):
         asyncio.run(complete(server.url, "m", requests, SAMPLING, max_in_flight=2, on_result=full, alive=lambda: None))
     assert len(server.asked) < 10
+
+
+def test_a_process_that_is_told_to_end_waits_for_no_answer(server: Endpoint, monkeypatch) -> None:
+    """Nor for one of a server elsewhere, which does not end with us."""
+    told = threading.Event()
+    monkeypatch.setattr(watchdog, "ending", told)
+
+    def slow(_: object) -> tuple[int, object]:
+        told.set()
+        time.sleep(5)
+        return 200, ANSWER
+
+    server.reply = slow
+    began = time.monotonic()
+    with pytest.raises(EndingError):
+        sample(server.url, count=100)
+    assert time.monotonic() - began < 5
 
 
 def test_scores_keep_the_order_of_the_inputs(server: Endpoint) -> None:

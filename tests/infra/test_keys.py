@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from infra import keys
 from infra.keys import KEY_LENGTH, cache_key, code_fingerprint
 from infra.manifest import Ref
 
@@ -85,6 +86,21 @@ def test_a_key_is_short_and_stable(root, tmp_path):
     assert re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", one)
     assert key(root) == one
     assert key(plant(tmp_path / "elsewhere")) == one
+
+
+def test_code_that_was_changed_since_the_process_began_has_no_key(root, monkeypatch):
+    """What runs is the code that was imported: a key of the new one would be wrong for what it makes."""
+    monkeypatch.setattr(keys, "PROJECT_ROOT", root)
+    keys._at_start.cache_clear()
+    try:
+        before = key(root)
+        (root / "tasks" / "stranger.py").write_text("x = 2\n")
+        assert key(root) == before  # of another step
+        (root / "infra" / "more.py").write_text("thing = 2\n")
+        with pytest.raises(keys.CodeChangedError, match=r"infra/more\.py was changed .* start it again"):
+            key(root)
+    finally:
+        keys._at_start.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import logging
 import tempfile
+import threading
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import parts, schemas, tables
+from infra import parts, schemas, tables, watchdog
 from infra.settings import Settings
 from infra.store import Store
 from infra.tables import (
@@ -365,3 +366,19 @@ def test_memory_does_not_grow_with_the_table(local_store):
         peak = max(peak, pa.total_allocated_bytes() - before)
         del batch
     assert peak < 60 * 2**20, f"100 MB of rows took {peak / 2**20:.0f} MiB"
+
+
+def test_a_process_that_is_told_to_end_writes_no_table_to_its_end(local_store, monkeypatch):
+    told = threading.Event()
+    monkeypatch.setattr(watchdog, "ending", told)
+
+    def batches():
+        yield [{"id": "a"}]
+        told.set()
+        yield [{"id": "b"}]
+        raise AssertionError("it went on")
+
+    schema = pa.schema([pa.field("id", pa.string())])
+    with pytest.raises(watchdog.EndingError):
+        write_table(local_store, "step", "k", schema, batches(), Provenance())
+    assert find(local_store, "step", "k") is None

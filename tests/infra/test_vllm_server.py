@@ -85,6 +85,27 @@ def test_a_server_that_is_not_started_says_so(tmp_path: Path) -> None:
     server.stop()
 
 
+def test_a_server_that_another_thread_stops_meanwhile_says_so(tmp_path: Path) -> None:
+    """As where one shard finds it dead and stops it, while another looks."""
+    server = VllmServer(tmp_path, OPTIONS, tmp_path / "log")
+
+    class Ended:
+        def poll(self) -> int:
+            server.stop()
+            return 137
+
+        def stop(self) -> None: ...
+
+        def tail(self) -> str:
+            return "last words"
+
+    server._process = Ended()  # type: ignore[assignment]
+    with pytest.raises(ServerError, match=r"(?s)ended with status 137.*last words"):
+        server.check()
+    with pytest.raises(ServerError, match="is not running"):
+        server.check()
+
+
 def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     options = OPTIONS.model_copy(update={"extra_args": ("--max-num-batched-tokens", "512"), "enforce_eager": False})

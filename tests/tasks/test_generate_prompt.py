@@ -9,12 +9,14 @@ from scipy import stats
 from shown_examples import NANO_PROMPT, example
 
 from cot_formats import bolt
+from infra.files import text_of
 from nano.corpus import PROMPT_TEMPLATE
 from tasks.curate_examples import BadInput
 from tasks.generate import (
     PromptConfig,
     draw_examples,
     in_context_prompt,
+    prompt_digest,
     request_seed,
 )
 
@@ -37,6 +39,18 @@ def test_the_in_context_prompt_is_the_wording_that_the_nano_model_read():
         "here are worked examples .\n\nquery : who is number 1 ?\nresponse : <internal_thoughts>\n"
     )
     assert expected.endswith("now answer this query in the same form .\nquery : what now ?")
+
+
+def test_a_template_that_is_edited_under_a_run_changes_nothing_of_it(tmp_path):
+    """The key is planned at the start, and shards ask hours later: both with the same text."""
+    prompt = template(tmp_path, "{examples}\n{query}")
+    digest = prompt_digest(prompt)
+    template(tmp_path, "edited: {examples}\n{query}")
+    assert prompt_digest(prompt) == digest
+    assert in_context_prompt(prompt, [example(1)], "what now ?", "bolt").endswith("\nwhat now ?")
+    assert "edited" not in in_context_prompt(prompt, [example(1)], "what now ?", "bolt")
+    text_of.cache_clear()  # as in a new process
+    assert prompt_digest(prompt) != digest
 
 
 def test_fields_spelled_in_what_is_put_in_stay_as_they_are(tmp_path):
