@@ -20,6 +20,7 @@ from flows.mine import mine_stage, problems_stage
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.run import Estimates
 from flows.sft import sft_stage
+from infra.files import text_of
 from infra.keys import PACKAGES, PROJECT_ROOT, cache_key
 from infra.manifest import Provenance, Ref
 from infra.parts import find
@@ -110,6 +111,7 @@ class World:
 
     def run(self) -> set[str]:
         run: Any = Recorder(self.store, self.config["serving"])
+        text_of.cache_clear()  # each run is a process of its own
         instruct, reward = self.models["instruct"], self.models["reward"]
         stage_1 = BootstrapStage(**self.config["bootstrap"])
         stage_3 = OnlineStage(**self.config["online"])
