@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
@@ -117,8 +120,10 @@ def test_the_url_is_a_secret_of_the_settings():
 
 
 def test_every_flow_posts_every_end():
-    from flows import bolt, bootstrap, evaluate, nano, online, rerun, sft
-
-    flows = [bolt.bolt, bootstrap.bootstrap, evaluate.evaluate, nano.nano, online.online, rerun.rerun, sft.sft]
-    for each in flows:
+    """All that prefect.yaml names."""
+    entries = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())["deployments"]
+    places = {each["entrypoint"].removesuffix(".py").replace("/", ".").replace(".py:", ":") for each in entries}
+    assert len(places) == 10
+    for module, _, name in (place.partition(":") for place in places):
+        each = getattr(importlib.import_module(module), name)
         assert each.on_completion_hooks == each.on_failure_hooks == each.on_crashed_hooks == [alert]
