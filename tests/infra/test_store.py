@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from s3_for_tests import KEY, SECRET, boto_client, free_port, s3_settings
 
 from infra.settings import Settings
-from infra.store import STALE_S, Store, StoreError
+from infra.store import STALE_S, Store, StoreError, _s3_store
 
 
 def test_write_read_list_delete(store):
@@ -109,13 +109,13 @@ def test_a_multipart_upload_is_whole(s3_url, s3_bucket, s3_store, monkeypatch):
     assert hashlib.sha256(b"".join(blocks)).hexdigest() == sink.sha256()
 
 
-def test_an_upload_that_is_gone_may_be_tried_again(s3_url, s3_bucket, s3_store, monkeypatch):
+def test_an_upload_that_is_gone_may_be_tried_again(s3_url, s3_bucket):
     """As where it was completed and the answer was lost: the repeated request finds no upload (MinIO answers so)."""
-    opened = s3_store._fs.open
-    monkeypatch.setattr(s3_store._fs, "open", lambda path, mode: opened(path, mode, block_size=5 * 2**20))
+    once = _s3_store(s3_settings(s3_url, s3_bucket), patient=False)  # each request is sent once
+    once._fs.default_block_size = 5 * 2**20
 
     def gone():
-        with s3_store.open_write("big") as sink:
+        with once.open_write("big") as sink:
             sink.write(b"x" * 11 * 2**20)
             s3 = boto_client(s3_url)
             for upload in s3.list_multipart_uploads(Bucket=s3_bucket)["Uploads"]:
