@@ -67,8 +67,9 @@ browser:
 	|| { [ "$$(id -u)" = 0 ] && echo 'installing chromium' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
 	|| { echo 'make test opens the report in a browser: install Chromium, or name one: make test CHROMIUM=/path/to/it' >&2; exit 1; }
 
+# Two files of tests at a time: many wait for a server.
 test: lint browser
-	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest $(PYTEST_ARGS) </dev/null
+	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS) </dev/null
 
 test-faults: setup browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rA $(PYTEST_ARGS) </dev/null
