@@ -52,12 +52,17 @@ def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
                         folder = other
                         held.push(lock.pop_all())
                     else:
-                        shutil.rmtree(other, ignore_errors=True)
+                        _remove(other)
             if folder is None:
                 folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
                 held.enter_context(_locked(folder))
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    (folder / _FINISHED).unlink(missing_ok=True)  # first: half of a folder is not finished
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def finish_attempt(folder: Path) -> None:

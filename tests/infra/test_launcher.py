@@ -136,6 +136,17 @@ def test_a_finished_attempt_that_was_not_published_is_taken_up(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_left_of_a_folder_that_was_being_removed_is_not_taken_up(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as killed, attempt_folder(tmp_path, "sft-k") as folder:
+        (folder / "weights").touch()
+        finish_attempt(folder)
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)  # the process is killed before it
+        left = folder
+    with attempt_folder(tmp_path, "sft-k") as again:
+        assert again != left
+        assert not left.exists()
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
