@@ -120,9 +120,6 @@ def test_the_deployment_for_real_models_fits_its_flow():
         assert stage.accumulation(stage.ranks) == 16
     assert (config.online.iterations, config.online.queries_per_iteration) == (3, 33_000)
     assert config.bootstrap.generate.max_tokens < config.serving.policy.max_model_len
-    for stage in (
-        config.bootstrap,
-        config.online,
-    ):  # each problem is held out of the queries, by the column it stands in
+    for stage in (config.bootstrap, config.online):  # the problems are held out of the queries, by their column
         held_out = stage.queries.without(config.evaluate.problems).decontaminate.held_out
         assert {each.column for each in held_out if "MATH-500" in str(each.dataset)} == {"problem"}

@@ -258,9 +258,13 @@ def killed_until_finished(site: Site, chance: random.Random, kills: Counter[str]
         finished_before = set(book.manifests)
         run = site.run(through_worker=chance.random() < 0.3)
         while run.poll() is None:
-            if chance.random() < 0.5:  # so that there is progress, however slow the machine
+            longest = 25
+            if kills.total() >= KILLS // 2 and kills[rarest(kills)] < 2:  # trainings are short: wait for one
+                wait_for_one_of(site, run, rarest(kills))
+                longest = 3
+            elif chance.random() < 0.5:  # so that there is progress, however slow the machine
                 wait_for_a_new_artifact(site, run)
-            pause = time.monotonic() + chance.uniform(0, 25)
+            pause = time.monotonic() + chance.uniform(0, longest)
             while run.poll() is None and time.monotonic() < pause:
                 time.sleep(0.1)
             if run.poll() is None and site.lost():  # its worker was killed before it began: it stays Pending for ever
@@ -278,6 +282,18 @@ def killed_until_finished(site: Site, chance: random.Random, kills: Counter[str]
     of_one_shard = {name for name in finished_before if not name.startswith(("imported/", "responses"))}
     assert of_one_shard <= cached
     return summary
+
+
+def rarest(kills: Counter[str]) -> str:
+    """The kind that was killed least."""
+    return min(KINDS, key=lambda kind: kills[kind])
+
+
+def wait_for_one_of(site: Site, run: subprocess.Popen[str], kind: str) -> None:
+    """Return when a process of this kind is up, or the run has ended, or after five minutes."""
+    deadline = time.monotonic() + 300
+    while not site.processes()[kind] and run.poll() is None and time.monotonic() < deadline and not site.lost():
+        time.sleep(0.1)
 
 
 def wait_for_a_new_artifact(site: Site, run: subprocess.Popen[str]) -> None:
