@@ -29,7 +29,7 @@ export PREFECT_LOGGING_EXTRA_LOGGERS := infra,tasks
 export DO_NOT_TRACK := 1
 unexport PREFECT_PROFILE
 # Tests must not reach a server or a store that your shell names.
-OWN_ENV = env $(foreach name,$(filter PREFECT_API_% BOLT_% AWS_%,$(.VARIABLES)),-u $(name))
+OWN_ENV = env $(foreach name,$(filter-out BOLT_TEST_%,$(filter PREFECT_API_% BOLT_% AWS_%,$(.VARIABLES))),-u $(name))
 
 help:
 	@echo 'make demo    the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
