@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +180,25 @@ def test_nothing_but_the_projects_script_could_run(browser, report):
     page.close()
 
 
+class LongRun(MadeRun):
+    """Answers of 6,000 characters, thoughts included; one of them holds a needle."""
+
+    def response(
+        self, query_id: str, sample: int, solution: str, thoughts: str | None, **changes: Any
+    ) -> dict[str, Any]:
+        needle = "a needle in the hay " if thoughts == "plan of sft for 1600 ." and sample else ""
+        words = needle + " ".join(f"step {n} of {query_id}" for n in range(400))
+        size = 3_000 if thoughts else 6_000
+        thoughts = thoughts and f"{thoughts} {words}"[:size]
+        return super().response(query_id, sample, f"{solution} {words}"[:size], thoughts, **changes)
+
+
 @pytest.mark.faults
 def test_twenty_thousand_long_answers_open(browser: Browser, tmp_path: Path):
     """Size and time are printed; asserted is that the page opens, finds, steps and says nothing on the console."""
     problems = 1_667  # x 4 stages x (2 sampled + 1 greedy)
-    words = " ".join(f"step {n} is that" for n in range(240))
-    answers = product(STAGES, range(problems), range(2))
-    texts = {(stage, n, sample): f"{stage} {n} {words}" for stage, n, sample in answers}
-    texts["sft", 1_600, 1] += " a needle in the hay"
     store = Store.open(Settings(store=str(tmp_path / "store")))
-    run = MadeRun(store, problems, texts)
+    run = LongRun(store, problems)
     path = tmp_path / "report.html"
     with path.open("wb") as out:
         write_page(out.write, store, run.summary, most_answers=30_000)
