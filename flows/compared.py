@@ -18,7 +18,7 @@ from infra.manifest import Ref, expect
 from infra.markdown import as_text, markdown_table
 from infra.tables import read_rows, read_table
 from tasks.outcomes import Outcome, differences, of_grades, of_verdicts, style_figures
-from tasks.read_problems import Benchmark, Judged, Verifiable, as_problem
+from tasks.read_problems import Benchmark, Judged, Verifiable, as_problem, topic_of
 
 TABLES = {
     "results": "Score with its 95 % interval (Arena-Hard v2.0: 90 %), lengths in tokens, shares of answers",
@@ -88,7 +88,7 @@ def publish_evaluation(
 
 def graded_outcome(run: Run, key: tuple[Verifiable, str], grades: Mapping[str, Ref], problems: Ref) -> Outcome:
     sampled, greedy = (frame(run, [grades[decoding]]) for decoding in ("sampled", "greedy"))
-    categories = {row["query_id"]: row.get("category", row.get("topic")) for row in read_rows(run.store, problems)}
+    categories = {row["query_id"]: topic_of(row) for row in read_rows(run.store, problems)}
     return of_grades(*key, sampled, greedy, categories)
 
 

@@ -13,7 +13,7 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
 from flows.run import Run
-from infra.files import digest_of_files, digest_of_texts, text_of
+from infra.files import digest_of_files, digest_of_prompts
 from infra.manifest import Ref
 from infra.parts import find
 from infra.steps import Plan, plan
@@ -88,7 +88,7 @@ def proposed_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) ->
     inputs = {"queries": queries, "model": judge}
     ingredients = {
         "engine": run.servers.engine("policy"),
-        "prompts": digest_of_texts([text_of(config.propose_template)]),
+        "prompts": digest_of_prompts(config.propose_template),
     }
     asking = plan("topic-proposals", "tasks.topics", what, inputs, **ingredients)
     requests = -(-min(config.sample, queries.rows) // config.queries_a_proposal)
@@ -177,7 +177,7 @@ def _judged(
     inputs: Mapping[str, Ref],
 ) -> list[Ref]:
     """Judgements of all queries, a table a shard; the task takes the inputs by their names."""
-    ingredients = {"engine": run.servers.engine("policy"), "prompts": digest_of_texts([text_of(template)])}
+    ingredients = {"engine": run.servers.engine("policy"), "prompts": digest_of_prompts(template)}
     jobs: list[tuple[Plan, dict[str, Any]]] = []
     for shard in range(config.shards):
         part = {"shard": shard, "shards": config.shards}

@@ -35,6 +35,11 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def digest_of_prompts(*templates: Path) -> str:
+    """sha256 (hex) over prompt templates as this process asks with them, in the order given. Raises `OSError`."""
+    return digest_of_texts([text_of(path) for path in templates])
+
+
 def digest_of_texts(texts: Sequence[str]) -> str:
     """sha256 (hex) over texts, in the order given."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

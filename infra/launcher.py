@@ -67,7 +67,12 @@ def _remove(folder: Path) -> None:
 
 def finish_attempt(folder: Path) -> None:
     """Mark a training as finished, once all that it left is on disk: what fails after it costs no second training."""
-    os.sync()
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     (folder / _FINISHED).touch()
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cot_formats import FORMATS
 from infra.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, prompt_text
 from infra.completions import Completion, Request, Sampling
-from infra.files import digest_of_texts, text_of
+from infra.files import digest_of_prompts, text_of
 from infra.manifest import Ref
 from infra.models import fetch_model
 from infra.pool import complete_on
@@ -121,7 +121,7 @@ def filled(template: Path, **fields: str) -> str:
 
 def prompt_digest(prompt: PromptConfig) -> str:
     """Digest of the prompt files: an ingredient of the cache key."""
-    return digest_of_texts([text_of(prompt.template), text_of(prompt.example_template)])
+    return digest_of_prompts(prompt.template, prompt.example_template)
 
 
 def first_prompt(

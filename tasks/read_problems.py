@@ -120,6 +120,11 @@ def as_row(problem: Problem) -> dict[str, Any]:
     }
 
 
+def topic_of(row: Mapping[str, Any]) -> str | None:
+    """The topic of a problem's row; of a benchmark's own, its category."""
+    return row["topic"] if "topic" in row else row["category"]  # type: ignore[no-any-return]
+
+
 def as_problem(row: Mapping[str, Any]) -> Problem:
     """A problem from its row."""
     return Problem(

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from infra.manifest import Ref
 from infra.store import Store
 from infra.tables import read_rows, scan
-from tasks.read_problems import Verifiable, step_of
+from tasks.read_problems import Verifiable, step_of, topic_of
 
 Row: TypeAlias = dict[str, Any]
 Sample: TypeAlias = tuple[str, int]
@@ -54,11 +54,6 @@ def rows_of(store: Store, shards: Sequence[Ref], wanted: Mapping[str, Any]) -> I
     for shard in shards:
         stream = (row for batch in scan(store, shard, SHOWN, batch_rows=100) for row in batch.to_pylist())
         yield from takewhile(lambda row: row["query_id"] in wanted, stream)
-
-
-def topic_of(problem: Row) -> str | None:
-    """A problem's topic; of a benchmark's own, its category."""
-    return problem["topic"] if "topic" in problem else problem["category"]  # type: ignore[no-any-return]
 
 
 def held_out(

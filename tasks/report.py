@@ -23,8 +23,8 @@ from infra.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
 from infra.store import Store
 from infra.tables import read_rows, scan
 from tasks import plot
-from tasks.read_problems import Verifiable, step_of
-from tasks.reader import held_out, sliced, topic_of, training
+from tasks.read_problems import Verifiable, step_of, topic_of
+from tasks.reader import held_out, sliced, training
 
 Made: TypeAlias = dict[str, list[Ref]]
 Rows: TypeAlias = list[dict[str, Any]]

@@ -25,6 +25,7 @@ from infra.claims import claimed
 from infra.inventory import artifacts, problems
 from infra.manifest import Provenance, Ref
 from infra.models import fetch_model, publish_model
+from infra.settings import Settings
 from infra.store import Store, StoreError
 from infra.tables import find, read_rows, write_table
 
@@ -137,11 +138,15 @@ def test_an_s3_that_stays_down_ends_in_one_clear_error(s3_url, s3_bucket, monkey
     assert store.list() == ["a"]
 
 
+def digests(store: Store) -> dict[str, str]:
+    """What every artifact holds, by its folder."""
+    return {each.folder: each.manifest.digest for each in artifacts(store) if each.manifest}
+
+
 def bootstrap_through(
-    s3_url: str, bucket: str, place: Path, prefect: PrefectServer, rate: float, **how: Any
+    s3_url: str, bucket: str, place: Path, prefect: PrefectServer, rate: float, config: dict[str, Any], **how: Any
 ) -> tuple[FaultyProxy, str]:
-    """A real flow over the faulty store: the same command until it is done. The proxy, and the last run's log."""
-    config = {"config": bootstrap_parameters(small_world(place / "files"))}
+    """A real flow over the faulty store: the same command until it is done. The proxy, and the runs' logs."""
     with faulty_proxy(s3_url, rate=rate, **how) as proxy:
         environment = prefect.environment() | on_s3(proxy.url, bucket) | {"BOLT_WORK_DIR": str(place / "work")}
         logs = []
@@ -173,6 +178,7 @@ def test_a_flow_over_a_faulty_store_ends_well(s3_url, s3_bucket, prefect, tmp_pa
         tmp_path,
         prefect,
         0.03,
+        {"config": bootstrap_parameters(small_world(tmp_path / "files"))},
         seed=3,
         stall_s=0.5,
         kinds=("500", "503", "cut answer", "lost answer"),
@@ -198,12 +204,20 @@ def test_five_hundred_faults_lose_nothing(s3_url, s3_bucket, tmp_path, monkeypat
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 def test_flows_over_a_very_faulty_store_end_well(s3_url, prefect, tmp_path):
-    """Whole flow runs, each over a bucket of its own, until 500 faults were met by them."""
+    """Whole flow runs, each over a bucket of its own, until 500 faults were met by them: what each makes is, to the
+    byte, what an undisturbed run made."""
+    config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
+    calm = {"BOLT_STORE": str(tmp_path / "calm" / "store"), "BOLT_WORK_DIR": str(tmp_path / "calm" / "work")}
+    assert ended(fake("bootstrap", config, tmp_path / "calm", prefect.environment() | calm)) == 0
+    undisturbed = digests(Store.open(Settings(store=calm["BOLT_STORE"])))
+    assert {name.split("/")[0] for name in undisturbed} >= {"queries", "responses", "scores", "longcot"}
     met, requests = Counter[str](), 0
     for number in count():
         bucket = f"bolt-very-faulty-{uuid4().hex}"
         boto_client(s3_url).create_bucket(Bucket=bucket)
-        proxy, _ = bootstrap_through(s3_url, bucket, tmp_path / str(number), prefect, 0.2, seed=number, stall_s=1)
+        place = tmp_path / str(number)
+        proxy, _ = bootstrap_through(s3_url, bucket, place, prefect, 0.2, config, seed=number, stall_s=1)
+        assert digests(Store.open(s3_settings(s3_url, bucket))) == undisturbed
         met, requests = met + proxy.faults, requests + proxy.requests
         if met.total() >= 500:
             break

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,30 +71,42 @@ def test_bad_values_are_refused_without_showing_them(values, hint):
     assert HIDDEN not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def prefect_blocks() -> Iterator[None]:
+    """A Prefect server that keeps the blocks of this file's tests."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
 @pytest.mark.parametrize("name", ["bolt", "secret/bolt"])
+@pytest.mark.usefixtures("prefect_blocks")
 def test_a_block_is_read_and_the_environment_wins(monkeypatch, name):
-    asked = []
-
-    def load(block, **_):
-        asked.append(block)
-        return Secret(
-            value={"store": "s3://from-block/x", "region": "eu", "access_key_id": "a", "secret_access_key": "b"}
-        )
-
-    monkeypatch.setattr(Secret, "load", load)
+    held = {"store": "s3://from-block/x", "region": "eu", "access_key_id": "a", "secret_access_key": HIDDEN}
+    Secret(value=held).save("bolt", overwrite=True)
     monkeypatch.setenv("BOLT_SETTINGS_BLOCK", name)
     monkeypatch.setenv("BOLT_REGION", "us")
     settings = Settings.load()
-    assert asked == ["bolt"]
     assert (settings.store, settings.region) == ("s3://from-block/x", "us")
+    assert settings.secret_access_key.get_secret_value() == HIDDEN
+    assert HIDDEN not in repr(settings)
 
 
+@pytest.mark.usefixtures("prefect_blocks")
 def test_a_block_that_is_no_object_is_refused(monkeypatch):
-    monkeypatch.setattr(Secret, "load", lambda *_, **__: Secret(value=HIDDEN))
-    monkeypatch.setenv("BOLT_SETTINGS_BLOCK", "bolt")
+    Secret(value=HIDDEN).save("no-object", overwrite=True)
+    monkeypatch.setenv("BOLT_SETTINGS_BLOCK", "no-object")
     with pytest.raises(ValueError, match="JSON object") as caught:
         Settings.load()
     assert HIDDEN not in str(caught.value)
+
+
+@pytest.mark.usefixtures("prefect_blocks")
+def test_a_block_that_there_is_not_is_refused(monkeypatch):
+    monkeypatch.setenv("BOLT_SETTINGS_BLOCK", "nowhere")
+    with pytest.raises(ValueError, match="nowhere"):
+        Settings.load()
 
 
 def test_import_stays_cheap():
