@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -23,11 +24,11 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import AwaitingRetry, Completed, Crashed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.run import ALERTS, TASK_RUNNER
@@ -45,8 +46,8 @@ POLL_S = 5.0
 PAGE = 200  # flow runs asked for at once: Prefect's own limit
 
 NO_MEMORY = re.compile(  # Python's, torch's, the kernel's, Prefect's and vLLM's words
-    r"out.of.memory|OutOfMemoryError|MemoryError|cannot allocate memory|no available memory|high memory usage"
-    r"|KV cache memory|desired GPU memory",
+    r"(?<!may cause )out.of.memory|OutOfMemoryError|MemoryError|cannot allocate memory|no available memory"
+    r"|high memory usage|(?:larger than the available KV cache|(?:less than|exceed the) desired GPU) memory",
     re.IGNORECASE,
 )
 MISTAKE = re.compile(  # in the last words of a server or a trainer: it would say the same again
@@ -119,11 +120,20 @@ def cannot_heal(state: StateType, message: str) -> str | None:
     return f"an error ({error}) that does not heal by itself"
 
 
-def ended_badly(client: SyncPrefectClient, config: RerunConfig) -> list[FlowRun]:
-    """The work pool's failed and crashed runs of the last `hours`, oldest first."""
-    since = datetime.now(UTC) - timedelta(hours=config.hours)
-    ended = FlowRunFilterEndTime(after_=since)
-    return list(_runs(client, config, [StateType.FAILED, StateType.CRASHED], ended))
+def ended_badly(client: SyncPrefectClient, config: RerunConfig) -> Iterator[FlowRun]:
+    """The work pool's failed and crashed runs of the last `hours`, each once, oldest first.
+
+    They are listed again after each: while one is rerun, others may end.
+    """
+    ended = FlowRunFilterEndTime(after_=datetime.now(UTC) - timedelta(hours=config.hours))
+    seen = set[UUID]()
+    while True:
+        found = _runs(client, config, [StateType.FAILED, StateType.CRASHED], ended)
+        run = next((each for each in found if each.id not in seen), None)
+        if run is None:
+            return
+        seen.add(run.id)
+        yield run
 
 
 def never_began(run: FlowRun, config: RerunConfig) -> bool:
@@ -224,11 +234,15 @@ def ending(run: FlowRun) -> str:
     return f"{run.state.name}: {run.state.message}" if run.state.message else str(run.state.name)
 
 
-def plain(text: str, longest: int = 300) -> str:
-    """Text of users, models and programs as plain text for a cell of a Markdown table."""
+def short(text: str, longest: int = 300) -> str:
+    """The text in one line, cut where it is longer than `longest` characters."""
     text = " ".join(text.split())
-    text = text if len(text) <= longest else text[:longest] + " ..."
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+    return text if len(text) <= longest else text[:longest] + " ..."
+
+
+def plain(text: str) -> str:
+    """Text of users, models and programs as plain text for a cell of a Markdown table."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", short(text))
 
 
 def report(outcomes: list[Outcome]) -> str:
@@ -240,8 +254,12 @@ def report(outcomes: list[Outcome]) -> str:
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
-def rerun(config: RerunConfig) -> None:
-    """Rerun the failed and crashed runs of a work pool that may heal: each once, oldest first, one at a time."""
+def rerun(config: RerunConfig) -> State[None]:
+    """Rerun the failed and crashed runs of a work pool that may heal: each once, oldest first, one at a time.
+
+    What was done is the message of its last state: the alert on its end tells it, also of runs that could not tell
+    their own end.
+    """
     log, outcomes = get_run_logger(), list[Outcome]()
     with get_client(sync_client=True) as client:
         pending = list(_runs(client, config, [StateType.PENDING]))
@@ -263,3 +281,4 @@ def rerun(config: RerunConfig) -> None:
             print(report(outcomes))
             if not config.dry_run:
                 create_markdown_artifact(report(outcomes), key="rerun", description="What was rerun, and what not")
+    return Completed(message="; ".join(f"{each.run}: {short(each.done)}" for each in outcomes) or None)

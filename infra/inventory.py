@@ -26,8 +26,8 @@ class Found:
 def artifacts(store: Store) -> Iterator[Found]:
     """Everything at `step/key` in the store, sorted: whole artifacts, torn ones, and those that were never finished.
 
-    A folder without a manifest counts only where its name is one that this project gives: the store's root may hold
-    more than the store.
+    A folder without a whole manifest counts only where its name is one that this project gives: the store's root may
+    hold more than the store, and a `manifest.json` of others (a web application's, say).
     """
     paths = [path.split("/") for path in store.list()]
     begun = {(names[0], names[1]) for names in paths if len(names) > 2 and _is_ours(names[0], names[1])}
@@ -37,7 +37,8 @@ def artifacts(store: Store) -> Iterator[Found]:
         try:
             manifest = load(store, step, key)
         except BadArtifact as error:
-            yield Found(folder, None, str(error))
+            if _is_ours(step, key):
+                yield Found(folder, None, str(error))
             continue
         yield Found(folder, manifest, "" if manifest else f"{store.uri(folder)} has no {MANIFEST}: never finished")
 

@@ -52,16 +52,15 @@ class Process(BaseModel, frozen=True):
         if boot() != self.boot or began(self.pid) != self.began:
             return False
         with suppress(psutil.NoSuchProcess):
-            return bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
+            return _lives(psutil.Process(self.pid))
         return False
 
     def members(self) -> list[psutil.Process]:
-        """The process and all of its session; none where its id belongs to a later process by now."""
-        if boot() != self.boot or (psutil.pid_exists(self.pid) and not self.alive()):
+        """What lives of the process and its session; nothing where its id belongs to a later process by now."""
+        if boot() != self.boot or began(self.pid) not in (None, self.began):
             return []
-        return [
-            each for each in psutil.process_iter() if _session(each.pid) == self.pid and _since(each.pid, self.began)
-        ]
+        found = (each for each in psutil.process_iter() if _session(each.pid) == self.pid)
+        return [each for each in found if _since(each.pid, self.began) and _lives(each)]
 
     def end(self) -> None:
         """Ask the process and its session to end, wait at most `END_S`, kill what is left."""
@@ -86,6 +85,13 @@ def _session(pid: int) -> int | None:
     with suppress(ProcessLookupError, PermissionError):
         return os.getsid(pid)
     return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it is no zombie: where the first process of a container reaps none, they stay."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _since(pid: int, earliest: int) -> bool:
@@ -158,8 +164,10 @@ def _started(home: Path, stack: Stack, name: str, command: list[str]) -> Stack:
         )
     since = began(process.pid)
     assert since is not None  # it is our child: should it have ended, it is a zombie
-    known = Process(pid=process.pid, began=since, boot=boot())
-    stack = stack.model_copy(update={"processes": {**stack.processes, name: known}})
+    processes = {**stack.processes, name: Process(pid=process.pid, began=since, boot=boot())}
+    if (last := stack.processes.get(name)) and last.members():  # a killed worker's run goes on: `down` ends it too
+        processes[f"{name} before, process {last.pid}"] = last
+    stack = stack.model_copy(update={"processes": processes})
     temporary = _state(home).with_suffix(".tmp")
     temporary.write_text(stack.model_dump_json(indent=1))
     temporary.replace(_state(home))

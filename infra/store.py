@@ -276,7 +276,8 @@ class Store:
         with self.explained("list", prefix):
             start = self.uri(prefix) if prefix else self.root
             if self.is_local:
-                found = [str(Path(folder, name)) for folder, _, names in os.walk(start) for name in names]
+                walk = os.walk(start, onerror=_unless_gone, followlinks=True)
+                found = [str(Path(folder, name)) for folder, _, names in walk for name in names]
             else:
                 try:
                     found = [f"s3://{name}" for name in self._fs.find(start)]
@@ -316,6 +317,11 @@ def _plain_path(path: str) -> str:
 def _is_temporary(path: str) -> bool:
     name = path.rsplit("/", 1)[-1]
     return name.startswith(".") and name.endswith(".tmp")
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _local_root(store: str) -> Path:

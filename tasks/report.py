@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -25,6 +26,8 @@ from infra.tables import read_rows, scan
 from tasks import plot
 from tasks.read_problems import Verifiable, step_of, topic_of
 from tasks.reader import held_out, sliced, training
+
+log = logging.getLogger(__name__)
 
 Made: TypeAlias = dict[str, list[Ref]]
 Rows: TypeAlias = list[dict[str, Any]]
@@ -142,18 +145,31 @@ def funnel_rows(found: Mapping[str, Sequence[Manifest]]) -> Rows:
 def making_seconds(store: Store, summary: Mapping[str, Any]) -> dict[str, float]:
     """Seconds that each step took in the run that made it: this one, or an earlier one that left its summary.
 
-    A step whose maker left no summary (it was killed, say) is missing.
+    A step whose maker left no summary (it was killed, say) is missing, as is one whose summary is not whole.
     """
     wanted = {(record["name"], record["key"]) for record in summary["steps"]}
     paths = (path for path in store.list("runs") if path.endswith("/summary.json"))
-    earlier = (json.loads(store.read_bytes(path)) for path in paths)
     seconds: dict[str, float] = {}
-    for run in chain([summary], earlier):
-        made = {(each["name"], each["key"]): each["seconds"] for each in run["steps"] if not each["cached"]}
+    for made in chain([_made_in(summary)], (_made_earlier(store, path) for path in paths)):
         seconds |= {step: made[step, key] for step, key in wanted & made.keys() if step not in seconds}
         if len(seconds) == len(wanted):
             break
     return seconds
+
+
+def _made_in(summary: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Seconds of the steps that a run made, by name and key."""
+    return {(each["name"], each["key"]): float(each["seconds"]) for each in summary["steps"] if not each["cached"]}
+
+
+def _made_earlier(store: Store, path: str) -> dict[tuple[str, str], float]:
+    """As `_made_in`, of an earlier run's summary; nothing where it is gone, or is no summary (which is told)."""
+    found = store.read_if_there(path)
+    try:
+        return {} if found is None else _made_in(json.loads(found))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is no summary of a run: its seconds are left out (%s)", store.uri(path), repr(error))
+        return {}
 
 
 def step_rows(

@@ -39,6 +39,10 @@ HEALS = FAILED + "ServerError: vLLM server of imported/reward ended with status 
         FAILED + "CodeChangedError: tasks/filter.py was changed while this run was under way: start it again",
         FAILED + "TrainerError: ... its last lines:\n[rank1]: RuntimeError: Connection closed by peer (NCCL)",
         FAILED + "PrefectHTTPStatusError: Server error '503 Service Unavailable' for url ...",
+        # vLLM tells how much memory it has each time that it starts
+        HEALS + "\nINFO 11-25 10:12:34 [gpu_worker.py:759] Available KV cache memory: 38.77 GiB",
+        HEALS + "\nINFO Free memory on device (78/79 GiB) on startup. Desired GPU memory utilization is (0.9, 71 GiB).",
+        HEALS + "\nWARNING checkpoint total size exceeds 80% of available RAM. This may cause out-of-memory errors.",
     ],
 )
 def test_what_may_heal_is_tried_again(message):
@@ -180,6 +184,22 @@ def test_runs_that_may_heal_are_rerun_oldest_first_with_the_same_parameters(pool
         f"| {bad.name} | Failed: {FAILED}ValueError: wrong | way | 0 | left alone: an error (ValueError)" in pool.told()
     )
     assert f"| {first.name} | Failed: {HEALS} | 0 | rerun: Completed |" in pool.told()
+
+
+def test_a_run_that_fails_while_another_is_rerun_has_its_turn_and_the_last_state_tells_all(pool):
+    first, late = pool.ended(Failed(message=HEALS)), list[FlowRun]()
+
+    def ending() -> Any:
+        if not late:
+            late.append(pool.ended(Crashed(message="gone")))
+        return Failed(message=HEALS) if len(late) == 1 and pool.read(late[0]).labels.get(LABEL) is None else Completed()
+
+    assert pool.rerun(ending) == [str(first.id), str(late[0].id)]
+    assert pool.read(late[0]).state_name == "Completed"
+    answer = pool.client.request("POST", "/flow_runs/filter", json={"flows": {"name": {"any_": ["rerun"]}}})
+    told = max(answer.json(), key=lambda each: each["created"])["state"]
+    assert told["type"] == "COMPLETED"
+    assert told["message"] == f"{first.name}: rerun: Failed: {HEALS}; {late[0].name}: rerun: Completed"
 
 
 def test_a_run_is_rerun_a_bounded_number_of_times_whatever_process_counts(pool):

@@ -37,13 +37,15 @@ def folders(found):
 
 def test_everything_is_listed_whole_or_not(store, made):
     store.write_bytes("runs/quick-fox/summary.json", b"{}")
-    store.write_bytes("torn/k/manifest.json", b"{")
+    store.write_bytes(f"torn/{KEY}/manifest.json", b"{")
+    store.write_bytes("app/static/manifest.json", b'{"name": "a web application in the same bucket"}')
+    store.write_bytes("copies/k/manifest.json", store.read_bytes("sft/k/manifest.json"))
     store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
     store.write_bytes("queries-of-mine/raw/part-00000.parquet", b"the user's own, in the same bucket")
     store.write_bytes(f"huggingface/hub/{KEY}/config.json", b"{}")
     found = {each.folder: each for each in artifacts(store)}
-    assert sorted(found) == sorted([*made, "torn/k", f"begun/{KEY}"])
-    assert "torn or corrupt" in found["torn/k"].problem
+    assert sorted(found) == sorted([*made, f"torn/{KEY}", f"begun/{KEY}"])
+    assert "torn or corrupt" in found[f"torn/{KEY}"].problem
     assert "never finished" in found[f"begun/{KEY}"].problem
     assert all(found[name].manifest.digest == ref.digest for name, ref in made.items())
 
@@ -74,16 +76,20 @@ def test_prune_takes_nothing_that_something_kept_was_made_from(store, made):
 
 
 def test_prune_does_not_guess_what_a_torn_artifact_was_made_from(store, made):
-    store.write_bytes("responses/k/manifest.json", b"{")
-    with pytest.raises(ValueError, match="responses/k: needed by what is kept, but without a whole manifest"):
-        unneeded(store, ["sft/k"])
-    assert folders(unneeded(store, ["dpo/k"])) == ["responses/k", "sft/k"]
+    torn = make(store, "responses", {"queries": made["queries/k"]}, KEY)
+    make(store, "sft", {"responses": torn}, "other")
+    store.write_bytes(f"responses/{KEY}/manifest.json", b"{")
+    with pytest.raises(ValueError, match=f"responses/{KEY}: needed by what is kept, but without a whole manifest"):
+        unneeded(store, ["sft/other"])
+    assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"responses/{KEY}", "sft/other"]
 
 
 def test_prune_takes_what_was_begun_and_nothing_that_is_not_ours(store, made):
     store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
     store.write_bytes("work/ledgers/responses-k.jsonl", b"{}")
     store.write_bytes("mine/raw/a.parquet", b"x")
+    store.write_bytes("app/static/manifest.json", b"{}")
+    store.write_bytes("app/static/icon.png", b"x")
     assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"begun/{KEY}"]
 
 

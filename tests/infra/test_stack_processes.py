@@ -83,6 +83,32 @@ def test_what_a_killed_worker_left_is_ended(sleeper):
     assert session(sleeper) == []
 
 
+def test_what_a_killed_worker_left_is_ended_where_nobody_reaps_it(sleeper):
+    worker = known(sleeper)
+    sleeper.send_signal(signal.SIGKILL)  # not waited for: a zombie, as in a container whose first process reaps none
+    end = time.monotonic() + 20
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert len(worker.members()) == 1
+    worker.end()
+    assert session(sleeper) == []
+
+
+def test_what_a_killed_worker_left_is_ended_though_another_took_its_place(sleeper, tmp_path):
+    before = Stack(url="http://127.0.0.1:1/api", processes={"worker": known(sleeper)})
+    sleeper.send_signal(signal.SIGKILL)
+    sleeper.wait()
+    (tmp_path / "stack").mkdir()
+    last = f"worker before, process {sleeper.pid}"
+    after = stack._started(tmp_path, before, "worker", ["-c", SLEEP])
+    assert sorted(after.processes) == ["worker", last]
+    assert len(after.processes["worker"].members()) == 1
+    assert sorted(down(tmp_path)) == ["worker", last]
+    assert session(sleeper) == []
+    assert not any(each.members() for each in after.processes.values())
+
+
 def test_down_ends_what_the_state_names_and_forgets_it(sleeper, tmp_path, capsys):
     (tmp_path / "stack.json").write_text(
         Stack(url="http://127.0.0.1:1/api", processes={"server": known(sleeper)}).model_dump_json()

@@ -159,6 +159,28 @@ def test_missing_file_is_told(store):
         pass
 
 
+def test_a_folder_on_another_disk_is_listed(local_store, tmp_path):
+    local_store.write_bytes("scores/k/part", b"1")
+    (tmp_path / "artifacts/scores").rename(tmp_path / "elsewhere")
+    (tmp_path / "artifacts/scores").symlink_to(tmp_path / "elsewhere")
+    assert local_store.list() == ["scores/k/part"]
+    local_store.delete("scores/k/part")
+    assert local_store.list() == []
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(local_store, tmp_path):
+    local_store.write_bytes("scores/k/part", b"1")
+    folder = os.open(tmp_path / "artifacts/scores/k", os.O_RDONLY)
+    for _ in range(20):  # its path gets longer than the kernel takes: that is refused to root as well
+        os.mkdir("d" * 255, dir_fd=folder)
+        inner = os.open("d" * 255, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    with pytest.raises(StoreError, match=r"cannot list its root.*File name too long"):
+        local_store.list()
+
+
 def test_stale_temporaries_are_swept(local_store):
     folder = local_store.local_path("a")
     folder.mkdir()

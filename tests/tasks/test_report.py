@@ -196,11 +196,17 @@ def test_figures_come_from_the_manifests(store):
     assert steps["grades-sft-sampled"]["seconds to make"] == ""
 
 
-def test_a_cached_step_is_timed_by_the_run_that_made_it(store):
+def test_a_cached_step_is_timed_by_the_run_that_made_it(store, caplog):
     run = MadeRun(store)
     again = {**run.summary, "run": "busy-bee"}
     again["steps"] = [{**step, "cached": True, "seconds": 0.01} for step in run.summary["steps"]]
     assert set(report.making_seconds(store, again).values()) == {1.5}
+    for content in (b"", b'{"steps": [', b"{}", b"[1]", b'{"steps": ["scores"]}', b"\xff"):
+        store.write_bytes("runs/aaa/summary.json", content)
+        caplog.clear()
+        assert set(report.making_seconds(store, again).values()) == {1.5}
+        assert [each.getMessage().split(" is ")[0] for each in caplog.records] == [store.uri("runs/aaa/summary.json")]
+    store.delete("runs/aaa/summary.json")
     store.delete("runs/able-eagle/summary.json")
     assert report.making_seconds(store, again) == {}
 
