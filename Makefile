@@ -27,7 +27,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_LOGGING_LEVEL ?= INFO
 export PREFECT_LOGGING_EXTRA_LOGGERS := infra,tasks
 export DO_NOT_TRACK := 1
-unexport PREFECT_PROFILE
+unexport PREFECT_PROFILE PREFECT_API_URL PREFECT_API_KEY PREFECT_API_AUTH_STRING
 # Tests must not reach a server or a store that your shell names.
 OWN_ENV = env $(foreach name,$(filter-out BOLT_TEST_%,$(filter PREFECT_API_% BOLT_% AWS_%,$(.VARIABLES))),-u $(name))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from prefect import Task
 from prefect.exceptions import FlowPauseTimeout
@@ -131,6 +132,7 @@ def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
     """Pause the flow run until it is resumed with an edited list; a bad list is shown again with what is wrong."""
     topics = list(read_rows(run.store, proposed))
     file = run.settings.work_dir / f"topics-{proposed.key}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(as_yaml(topics), encoding="utf-8")
     run.servers.release()  # nobody knows how long it takes: free the devices meanwhile
     names, wrong = [topic["name"] for topic in topics], ""
@@ -139,7 +141,8 @@ def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
         run.log.info("The flow run waits at most %g hours for its topics. %s", config.wait_hours, told)
         form = EditedTopics.with_initial_data(description=told, topics=names)
         try:
-            names = pause_flow_run(form, timeout=math.ceil(config.wait_hours * 3600), poll_interval=2).topics
+            key = uuid4().hex  # Prefect's own comes again where the flow run is rerun, and would be refused
+            names = pause_flow_run(form, timeout=math.ceil(config.wait_hours * 3600), poll_interval=2, key=key).topics
         except FlowPauseTimeout as error:
             raise FlowPauseTimeout(
                 f"nobody edited the topics within {config.wait_hours:g} hours: edit {file}, give it as topics.file, "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from infra.manifest import Ref
+from infra.manifest import Ref, expect
 from infra.models import fetch_model
 from infra.store import Store
 
@@ -46,5 +46,9 @@ def digest_of_texts(texts: Sequence[str]) -> str:
 
 
 def artifact_parts(store: Store, table: Ref, work_dir: Path) -> tuple[Path, ...]:
-    """Local paths of a table's Parquet parts in order, fetched if the store is remote. Raises as `fetch_model`."""
-    return tuple(sorted(fetch_model(store, table, work_dir).glob("part-*.parquet")))
+    """Local paths of a table's Parquet parts in order, fetched if the store is remote; other files are no parts.
+
+    Raises as `fetch_model`.
+    """
+    folder = fetch_model(store, table, work_dir)
+    return tuple(folder / part.path for part in expect(store, table).parts)

@@ -13,7 +13,7 @@ def boot() -> str:
 def began(pid: int) -> int | None:
     """When a process began, in clock ticks since the machine's start, whatever its clock says; None: there is none."""
     try:
-        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(fields[19])  # field 22 of proc(5), the third after the name being the first here

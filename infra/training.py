@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ IGNORED = -100
 """Label of tokens outside the loss."""
 LENGTH, TOKENS = "length", "tokens"
 """Columns of tokenised rows: tokens of the longest sequence in the row, and of all its sequences."""
+PATIENCE = timedelta(hours=12)
+"""Longest wait of a rank for another: rank 0 tokenises and saves alone, which for 200,000 responses takes more than
+DeepSpeed's 10 minutes; of ranks that die torchrun and the watchdog know at once."""
 Convert = Callable[[dict[str, str]], dict[str, Any]]
 
 
@@ -51,7 +55,7 @@ def join_ranks() -> None:
     if not torch.cuda.is_available():
         # else DeepSpeed compiles an optional C++ operation at its first start: 45 s and a compiler
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
-    deepspeed.init_distributed(auto_mpi_discovery=False)
+    deepspeed.init_distributed(auto_mpi_discovery=False, timeout=PATIENCE)
 
 
 def ranks() -> int:
@@ -113,7 +117,7 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
             longest = max([longest, *(row[LENGTH] for row in rows)])
             kept, dropped = kept + len(fitting), dropped + len(rows) - len(fitting)
             if fitting:
-                out = pa.Table.from_pylist(fitting)
+                out = pa.table({name: pa.array([row[name] for row in fitting]) for name in fitting[0]})
                 writer = writer or pa.ipc.new_stream(str(path), out.schema)
                 writer.write_table(out)
     if dropped and config.overlong == "error":

@@ -141,6 +141,11 @@ class GuardedProcess:
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
 
+def _stat(process: str) -> list[str]:
+    """The fields of proc(5)'s stat behind the name, which may hold any bytes: state, parent, group, session, ..."""
+    return Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def _left_behind(session: int, mark: str) -> list[int]:
     """Process ids (zombies left out) of a session, and of whatever has the mark in the environment it began with."""
     found, sought = [], f"{_MARK}={mark}".encode()
@@ -148,7 +153,7 @@ def _left_behind(session: int, mark: str) -> list[int]:
         if not entry.isdigit():
             continue
         try:
-            state, _, _, its_session = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, its_session = _stat(entry)[:4]
             marked = sought in Path("/proc", entry, "environ").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):  # ended while we looked
             continue
@@ -166,7 +171,7 @@ def _descendants(root: int) -> list[int]:
         if not entry.isdigit():
             continue
         try:
-            state, parent = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:2]
+            state, parent = _stat(entry)[:2]
         except (FileNotFoundError, ProcessLookupError):  # ended while we looked
             continue
         if state != "Z":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_engine import run_flow_sync
+from prefect.states import AwaitingRetry
 
 from flows.judging import check_judging, edited_topics, rated, tagged
 from flows.run import TASK_RUNNER, Estimates, Run
@@ -183,6 +186,33 @@ def test_a_flow_run_pauses_until_a_person_has_edited_the_topics(world):
     asked = len(world.server.asked)
     again = world.run(lambda run: tagged(run, TOPICS, world.queries, world.model))  # pauses no more
     assert (again.digest, len(world.server.asked)) == (made.digest, asked)
+
+
+def test_a_run_that_is_rerun_pauses_again(world):
+    """What Prefect kept of the first pause is not in the way; the work folder may be gone."""
+    name = f"paused-{uuid4().hex}"
+
+    @flow(task_runner=TASK_RUNNER, name="judging", flow_run_name=name)
+    def judging(wait_hours: float) -> Ref:
+        servers: Any = world.servers
+        config = TOPICS.model_copy(update={"wait_hours": wait_hours})
+        return edited_topics(
+            Run(world.store, world.settings, servers, Estimates(), None), config, world.queries, world.model
+        )
+
+    with pytest.raises(FlowPauseTimeout):
+        judging(0.0005)
+    shutil.rmtree(world.settings.work_dir)
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
+        assert run.state.is_failed()
+        client.set_flow_run_state(run.id, AwaitingRetry())
+        again = client.read_flow_run(run.id)
+    editing, shown = person(name, ["weekdays", "the rest"])
+    made = run_flow_sync(judging, again, {"wait_hours": 0.02}, return_type="result")
+    editing.join(60)
+    assert len(shown) == 1
+    assert [row["name"] for row in world.rows(made)] == ["weekdays", "the rest"]
 
 
 def test_nobody_comes(world):

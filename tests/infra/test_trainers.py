@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,18 @@ TEMPLATES = {
     "qwen3": (QWEN3, ["<|im_start|>", "<|im_end|>"], THOUGHTS, "<|im_end|>"),
     "deepseek": (DEEPSEEK, ["<｜User｜>", "<｜Assistant｜>"], THOUGHTS.removeprefix("<think> "), "<eos>"),
 }
+
+
+def test_a_rank_waits_for_rank_0_which_tokenises_alone() -> None:
+    """Longer than the 10 minutes of DeepSpeed, which 200,000 responses do not fit in."""
+    code = (
+        "import torch; from infra import training; training.join_ranks()\n"
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))\n"
+        "assert group.options._timeout == training.PATIENCE, group.options._timeout"
+    )
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **alone}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
