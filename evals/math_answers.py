@@ -25,7 +25,7 @@ _ANSWER = re.compile(r"\banswer", re.IGNORECASE)
 _SAID = re.compile(r"\banswer\s*(?:is\b|:)[\s:]*([^\s:.][^\n]{0,40}?)\.?[^\S\n]*$", re.IGNORECASE | re.MULTILINE)
 # Bold type, and a plus sign before a number: math-verify reads neither.
 _MARKS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|(?<=\s)\+(?=\d)")
-_STATED = re.compile(r"final answer is", re.IGNORECASE)
+_STATED = re.compile(r"final answer is:?\s*(?=[$*\d+-]|\\[(\[])", re.IGNORECASE)
 _DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 _COMMAND = re.compile(r"\\(?:begin|end|operatorname|text\w*|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?!(?:and|or)\b)[A-Za-z]{2,}")
@@ -79,9 +79,9 @@ def extract(solution: str | None) -> str | None:
     r"""The answer that a solution gives: LaTeX or plain text of at most `LONGEST` characters.
 
     It is what stands in the last closed \boxed{} that is not empty, or in several with "and", "or", a comma or nothing
-    between them. Where a solution has no box, or says "final answer is" after its last one, math-verify looks for the
-    answer: after "answer", or else the last formula or number. It reads no words: the few after "answer is" are read
-    here. A text that is nothing but a formula or a word is an answer itself.
+    between them. Where a solution has no box, or says "final answer is" and a number or formula after its last one,
+    math-verify looks for the answer: after "answer", or else the last formula or number. It reads no words: the few
+    after "answer is" are read here. A text that is nothing but a formula or a word is an answer itself.
     """
     text = solution or ""
     answer, end = _boxed(text)

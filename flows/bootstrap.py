@@ -90,9 +90,16 @@ def bootstrap_stage(
         run, "responses", config.generate, queries, model, shards=config.shards, prompt=config.prompt, examples=examples
     )
     inputs = {**shards_as_inputs(responses), "queries": queries, "examples": examples}
-    what = plan("filtered", "tasks.filter", config.filter, inputs)
+    target = config.select.format
+    rule = {**config.filter.model_dump(mode="json"), "target": target}
     filtered = run.do(
-        filter_responses, what, config=config.filter, responses=responses, queries=queries, examples=examples
+        filter_responses,
+        plan("filtered", "tasks.filter", rule, inputs),
+        config=config.filter,
+        target=target,
+        responses=responses,
+        queries=queries,
+        examples=examples,
     )
     scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
     inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}

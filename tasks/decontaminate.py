@@ -13,7 +13,7 @@ Four signs, in this order, the first of which is kept as the reason:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,22 @@ class Lookup:
         return np.where(self._hashes[places] == hashes, self._problems[places], -1)
 
 
+class Bucket:
+    """The problems by one band of their signatures: sorted, 16 bytes an entry."""
+
+    def __init__(self, keys: Hashes, problems: Places) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._problems = keys[order], problems[order]
+
+    def among(self, keys: Hashes) -> Any:
+        """Which of the keys are those of some problem."""
+        return np.isin(keys, self._keys)
+
+    def of(self, key: np.uint64) -> Places:
+        """All problems with a key."""
+        return self._problems[np.searchsorted(self._keys, key) : np.searchsorted(self._keys, key, side="right")]
+
+
 class OneWordOff:
     """The problems, to be found by texts that differ in one word."""
 
@@ -109,7 +125,7 @@ class Problems:
             self._shingles = [_part(shingles, number) for number in numbers]
             self._width = band_width(config.near_duplicates)
             keys = band_keys(signatures(shingles), self._width)
-            self._bands = [Lookup(keys[:, band], numbers) for band in range(keys.shape[1])]
+            self._bands = [Bucket(keys[:, band], numbers) for band in range(keys.shape[1])]
 
     def _telling(self, hashed: Hashed, joined: Hashes, n: int) -> tuple[Hashes, Places]:
         """The n-grams, and a problem of each, without those of too many different problems of one set."""
@@ -141,22 +157,29 @@ class Problems:
             grams, rows = hashed.ngrams(self.config.ngram)
             note(rows, self._ngrams.of(grams), f"shared {self.config.ngram}-gram")
         if self.config.near_duplicates is not None:
-            shingles = hashed.shingles()
-            keys = band_keys(signatures(shingles), self._width)
-            left = np.array([number not in found for number in range(len(texts))], bool)
-            for band, lookup in enumerate(self._bands):
-                note(numbers, self._confirmed(np.where(left, lookup.of(keys[:, band]), -1), shingles), "near-duplicate")
+            note(numbers, self._near(hashed.shingles(), known=found), "near-duplicate")
         return [found.get(number) for number in range(len(texts))]
 
-    def _confirmed(self, problems: Places, shingles: Hashed) -> Places:
-        """The candidates that are as similar as that; -1 for the others."""
-        confirmed = np.full(len(problems), -1)
-        for row in np.flatnonzero(problems >= 0):
-            mine, theirs = _part(shingles, row), self._shingles[problems[row]]
-            shared = len(np.intersect1d(mine, theirs))
-            if shared and shared / (len(mine) + len(theirs) - shared) >= (self.config.near_duplicates or 1):
-                confirmed[row] = problems[row]
-        return confirmed
+    def _near(self, shingles: Hashed, known: Container[int]) -> Places:
+        """The first problem that is similar to each text, of all that share a band with it; -1 where there is none.
+
+        Problems that resemble one another share bands: each of them is compared. Texts that are `known` are left out.
+        """
+        keys = band_keys(signatures(shingles), self._width)
+        shared = np.stack([bucket.among(keys[:, band]) for band, bucket in enumerate(self._bands)], axis=1)
+        near = np.full(len(keys), -1)
+        for row in np.flatnonzero(shared.any(axis=1)):
+            if row not in known:
+                of_bands = [self._bands[band].of(keys[row, band]) for band in np.flatnonzero(shared[row])]
+                mine = _part(shingles, row)
+                similar = (each for each in np.unique(np.concatenate(of_bands)) if self._similar(mine, each))
+                near[row] = next(similar, -1)
+        return near
+
+    def _similar(self, mine: Hashes, problem: Any) -> bool:
+        theirs = self._shingles[problem]
+        shared = len(np.intersect1d(mine, theirs, assume_unique=True))
+        return shared > 0 and shared / (len(mine) + len(theirs) - shared) >= (self.config.near_duplicates or 1)
 
 
 def _joined(spelled: Sequence[Sequence[str]]) -> Hashes:

@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cot_formats import FORMATS
 from infra.manifest import Ref
 from infra.schemas import RESPONSES
 from infra.steps import Plan, step
 from infra.store import Store
 from infra.tables import read_rows, scan, write_table
 from tasks import filter_rules
+from tasks.responses import LongFormat
 
 Passages = Collection[tuple[str, ...]]
 
@@ -56,10 +58,14 @@ class FilterConfig(BaseModel):
     )
 
 
-def reason_to_drop(response: dict[str, Any], query: str, shown: Sequence[Passages], config: FilterConfig) -> str | None:
+def reason_to_drop(
+    response: dict[str, Any], query: str, shown: Sequence[Passages], config: FilterConfig, target: LongFormat
+) -> str | None:
     """Why a response is dropped, by the first rule that does; None where it is kept.
 
-    `shown`: of each example in the response's prompt, all passages of `copied_words` words.
+    `target`: the format that the policy is trained to write, in which the response must be writable: a solution about
+    XML may spell one of its delimiters. `shown`: of each example in the response's prompt, all passages of
+    `copied_words` words.
     """
     if response["finish_reason"] != "stop":
         return "truncated"
@@ -89,6 +95,10 @@ def reason_to_drop(response: dict[str, Any], query: str, shown: Sequence[Passage
         missing = filter_rules.missing_actions(thoughts)
         if len(filter_rules.ACTIONS) - len(missing) < config.least_actions:
             return "too few actions"
+    try:
+        FORMATS[target].render(thoughts, solution)
+    except ValueError:
+        return f"cannot be written as {target}"
     return None
 
 
@@ -102,9 +112,19 @@ def passages_of(example: dict[str, Any], config: FilterConfig) -> Passages:
 
 @step
 def filter_responses(
-    plan: Plan, store: Store, *, config: FilterConfig, responses: Sequence[Ref], queries: Ref, examples: Ref
+    plan: Plan,
+    store: Store,
+    *,
+    config: FilterConfig,
+    target: LongFormat,
+    responses: Sequence[Ref],
+    queries: Ref,
+    examples: Ref,
 ) -> Ref:
-    """Write the table `filtered`: the responses of all shards that no rule drops. Read = dropped + kept."""
+    """Write the table `filtered`: the responses of all shards that no rule drops. Read = dropped + kept.
+
+    `target`: the format that the policy is trained to write.
+    """
     funnel: Counter[str] = Counter()
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
@@ -115,7 +135,7 @@ def filter_responses(
                 rows = []
                 for row in batch.to_pylist():
                     passages = [shown[example_id] for example_id in row["example_ids"]]
-                    reason = reason_to_drop(row, asked[row["query_id"]], passages, config)
+                    reason = reason_to_drop(row, asked[row["query_id"]], passages, config, target)
                     funnel["read"] += 1
                     funnel[f"dropped: {reason}" if reason else "kept"] += 1
                     if reason is None:

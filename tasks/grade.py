@@ -27,6 +27,8 @@ LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
     "zebralogic": graders.zebralogic,
 }
 """Graders that take time linear in the text: no limit is needed."""
+WRONG: Grade = {"prediction": None, "correct": False, "parts": None, "correct_parts": None}
+NOTHING = {"thought_tokens": 0, "solution_tokens": 0, "finish_reason": "stop", "violations": []}
 
 
 def graded(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def grade(
 ) -> Ref:
     """Write the table `grades`, a row a response.
 
-    An answer that its grader cannot finish in `TIMEOUT_S` and `MEMORY_BYTES` is wrong, without prediction, and counted.
+    A problem without responses, since its request was set aside, counts as answered by nothing, sample by sample. An
+    answer that its grader cannot finish in `TIMEOUT_S` and `MEMORY_BYTES` is wrong, without prediction, and counted.
 
     Raises:
         BadInput: a problem has no reference answer.
@@ -65,12 +68,21 @@ def grade(
         with ExitStack() as stack:
             give = LINEAR.get(benchmark) or _limited(stack, benchmark, tally)
             answers = chain.from_iterable(scan(store, shard) for shard in responses)
+            unanswered, samples = dict.fromkeys(references), 1
             for batch in counted(plan.step, answers, sum(shard.rows for shard in responses)):
                 rows = [graded(row, give(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()]
+                for row in rows:
+                    unanswered.pop(row["problem_id"], None)
+                    samples = max(samples, row["sample"] + 1)
                 tally["graded"] += len(rows)
                 tally["correct"] += sum(row["correct"] for row in rows)
                 tally["no answer"] += sum(row["prediction"] is None for row in rows)
                 yield rows
+            if unanswered:
+                tally["set aside"] = samples * len(unanswered)
+            yield [
+                graded({**NOTHING, "query_id": name, "sample": n}, WRONG) for name in unanswered for n in range(samples)
+            ]
 
     return write_table(store, plan.step, plan.key, GRADES, batches(), plan.provenance, counts=lambda: dict(tally))
 
@@ -84,7 +96,7 @@ def _limited(stack: ExitStack, benchmark: Verifiable, tally: Counter[str]) -> Ca
         found: Grade | NoResult = child(solution, reference)
         if isinstance(found, NoResult):
             tally[f"not graded: {found.reason}"] += 1
-            return {"prediction": None, "correct": False, "parts": None, "correct_parts": None}
+            return WRONG
         return found
 
     return give

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from evals import arenahard, mtbench, style_control, wildbench, zebralogic
 from evals.problem import Problem
 from evals.style_control import Battles, Style, Version
 from tasks.read_problems import Benchmark, Judged, Verifiable
-from tasks.summarise import interval
+from tasks.summarise import interval, weighted_gain
 
 Row = dict[str, Any]
 
@@ -28,7 +29,9 @@ class Outcome:
     figures: Row
     """Further figures, as the authors publish them, by name."""
     per_problem: pd.Series
-    """The score of each problem that has one; its mean is the score. For paired differences."""
+    """The score of each problem that has one. For paired differences."""
+    weights: pd.Series | None = None
+    """How much each problem counts in the score: Arena-Hard's battles, MT-Bench's ratings. None: as all others."""
     battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
     """Arena-Hard: one a question, by category."""
 
@@ -97,7 +100,7 @@ def of_verdicts(
         **_lengths(shown),
         "unread": float((verdicts["label"].isna() & verdicts["score"].isna()).mean()),
     }
-    return Outcome(row, told.figures, told.per_problem, told.battles)
+    return Outcome(row, told.figures, told.per_problem, told.weights, told.battles)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class _Told:
     figures: Row
     published: Row = field(default_factory=dict)
     """Score and interval, where the authors do not take them from the problems' mean."""
+    weights: pd.Series | None = None
     battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
 
 
@@ -115,9 +119,9 @@ def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> _T
         (str(categories[each.query_id]), int(each.part.removeprefix("turn-")), _number(each.score))
         for each in verdicts.itertuples()
     ]
-    per_problem = verdicts.groupby("query_id")["score"].mean()
+    of_problem = verdicts.groupby("query_id")["score"]
     found = asdict(mtbench.figures(ratings))
-    return _Told("rating", per_problem, _flat(found), {"score": found["overall"]})
+    return _Told("rating", of_problem.mean(), _flat(found), {"score": found["overall"]}, of_problem.count())
 
 
 def _arenahard(
@@ -136,11 +140,8 @@ def _arenahard(
         )
         differ = style_control.differences(ours, theirs, version)
         battles[str(query_id)] = Battles(model, lost, tied, won, differ)
-    share = {
-        name: 100 * (each.won + each.tied / 2) / (each.lost + each.tied + each.won)
-        for name, each in battles.items()
-        if each.lost + each.tied + each.won
-    }
+    fought = {name: each.lost + each.tied + each.won for name, each in battles.items()}
+    share = {name: 100 * (each.won + each.tied / 2) / fought[name] for name, each in battles.items() if fought[name]}
     rates = style_control.win_rates([*battles.values()], version)
     published = {name: 100 * getattr(rate, name) for rate in rates for name in ("score", "low", "high")}
     by_category: defaultdict[str, list[Battles]] = defaultdict(list)
@@ -150,7 +151,8 @@ def _arenahard(
     for category, found in sorted(by_category.items()):
         of = style_control.win_rates(found, version)
         figures[f"win rate {category}"] = 100 * of[0].score if of else None
-    return _Told("win rate, %", pd.Series(share, dtype=float), figures, published, by_category)
+    per_problem, weights = pd.Series(share, dtype=float), pd.Series(fought, dtype=float)
+    return _Told("win rate, %", per_problem, figures, published, weights, by_category)
 
 
 def _wildbench(
@@ -206,17 +208,27 @@ def style_figures(outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def differences(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Paired differences on the same problems between each model and the next, and of the last from the first."""
+    """Paired differences on the same problems between each model and the next, and of the last from the first.
+
+    Of the scores as they are published: a problem counts as much as it does in each of the two.
+    """
     rows = []
     pairs = [*pairwise(outcomes), *([(outcomes[0], outcomes[-1])] if len(outcomes) > 2 else [])]
     for before, after in pairs:
-        difference = (after.per_problem - before.per_problem).dropna().to_numpy(dtype=float)
-        if len(difference):
-            low, high = interval(difference)
+        both = before.per_problem.dropna().index.intersection(after.per_problem.dropna().index)
+        if len(both):
+            figures = [_shares(outcome, both) for outcome in (before, after)]
+            gain, low, high = weighted_gain(*figures[0], *figures[1])
             names = {"benchmark": after.row["benchmark"], "from": before.row["model"], "to": after.row["model"]}
-            gain = {"gain": float(difference.mean()), "low": low, "high": high}
-            rows.append({**names, "problems": len(difference), **gain})
+            rows.append({**names, "problems": len(both), "gain": gain, "low": low, "high": high})
     return rows
+
+
+def _shares(outcome: Outcome, problems: pd.Index) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Scores and weights of these problems."""
+    scores = outcome.per_problem[problems].to_numpy(dtype=float)
+    weights = np.ones(len(problems)) if outcome.weights is None else outcome.weights[problems].to_numpy(dtype=float)
+    return scores, weights
 
 
 def _scored(benchmark: Benchmark, model: str, metric: str, per_problem: pd.Series, samples: int) -> Row:

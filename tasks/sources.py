@@ -76,14 +76,15 @@ class Source(BaseModel):
 
 
 def digest_of_source(source: Source) -> str:
-    """What changes when the source does: of a local file its content, on S3 its ETag, of a data set its revision.
+    """What changes when the source does: of a local file its content, on S3 its ETag, of a data set its
+    revision, subset and split.
 
     Raises:
         FileNotFoundError: there is no such file; the text names it.
         StoreError: S3 cannot be reached.
     """
     if source.dataset is not None:
-        return source.dataset
+        return source.place
     if source.is_local:
         return digest_of_files([Path(str(source.path))])
     folder, name = _on_s3(source)

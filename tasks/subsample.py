@@ -1,7 +1,8 @@
 """Query mining (BOLT section 3.1.2), last step: hard enough queries, and of these a seeded draw by topic.
 
-The order of the draw is that of sha256(seed, query), whatever the order of the table: two draws with one seed that
-`skip` different numbers share no query. The queries drawn stay in the table's order; 25 bytes a row are held in memory.
+The order of the draw is that of sha256(seed, query), whatever the order of the table: of two draws with one seed, one
+that skips what the other took (`skip` is the other's `skip` and `limit` together, or more) shares no query with it. The
+queries drawn stay in the table's order; 25 bytes a row are held in memory.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ class DrawConfig(BaseModel):
     )
     caps: dict[str, int] | None = Field(None, description="Most queries of a topic; topics not named have no cap.")
     limit: int | None = Field(None, ge=1, description="Queries kept at most; none keeps all.")
-    skip: int = Field(0, ge=0, description="Queries passed over in the drawn order, so that two draws share none.")
+    skip: int = Field(
+        0,
+        ge=0,
+        description="Queries passed over in the drawn order: as many as another draw took, so that the two share none.",
+    )
     seed: int = Field(0, description="Seed of the draw.")
     least_queries: int = Field(1, ge=1, description="Queries that must be left after all this; fewer are an error.")
 

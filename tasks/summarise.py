@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
 
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 RESAMPLES = 9_999
 BATCH = 500  # resamples held in memory at once; changes no figure
 
 
-def interval(per_problem: np.ndarray[Any, Any]) -> tuple[float, float]:
+def interval(per_problem: Floats) -> tuple[float, float]:
     """95 % bootstrap interval (percentile, seeded) of the mean over problems; a problem's samples stay together."""
     if len(per_problem) < 2 or float(np.ptp(per_problem)) == 0.0:
         return float(per_problem.mean()), float(per_problem.mean())
@@ -25,6 +26,31 @@ def interval(per_problem: np.ndarray[Any, Any]) -> tuple[float, float]:
         rng=np.random.default_rng(0),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def weighted_gain(
+    before: Floats, before_weights: Floats, after: Floats, after_weights: Floats
+) -> tuple[float, float, float]:
+    """What a weighted mean over problems gains, with its 95 % interval as of `interval`; arrays are by problem."""
+
+    def gained(b: Floats, v: Floats, a: Floats, w: Floats, axis: int = -1) -> Any:
+        return (a * w).sum(axis=axis) / w.sum(axis=axis) - (b * v).sum(axis=axis) / v.sum(axis=axis)
+
+    data = (before, before_weights, after, after_weights)
+    gain = float(gained(*data))
+    if len(before) < 2 or (float(np.ptp(after - before)) == 0.0 and all(np.ptp(each) == 0 for each in data[1::2])):
+        return gain, gain, gain
+    found = stats.bootstrap(
+        data,
+        gained,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return gain, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def summarise(name: str, grades: pd.DataFrame, greedy: pd.DataFrame | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,13 @@ def started(command: Sequence[str | Path], log: Path, environment: Mapping[str, 
     env = {**kept, "PREFECT_LOGGING_EXTRA_LOGGERS": "infra,tasks", "PYTHONPATH": str(ROOT), **environment}
     with log.open("a") as out:
         return subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=env, stdout=out, stderr=out, text=True
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=env,
+            stdout=out,
+            stderr=out,
+            text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
 

@@ -64,6 +64,24 @@ def test_each_sign_is_told(tmp_path):
     assert signs(index(problems(tmp_path, long), near_duplicates=0.4), mixed) == ["near-duplicate"]
 
 
+def test_a_problem_among_its_siblings_is_found(tmp_path):
+    """Problems that resemble one another share bands: the one that is near enough may stand behind others."""
+    draw = random.Random(0)
+    vocabulary = [f"word{n}" for n in range(300)]
+    missed = tried = 0
+    for number in range(40):
+        text = draw.sample(vocabulary, 40)
+        siblings = [[*text[:at], f"other{at}", *text[at + 1 :]] for at in draw.sample(range(40), 20)]
+        asked = " ".join(["new" if at in (9, 19, 29) else word for at, word in enumerate(text)])
+        name, everything = f"{number}.jsonl", [" ".join(each) for each in (*siblings, text)]
+        options = {"ngram": None, "near_duplicates": 0.6}
+        alone = signs(index(problems(tmp_path, everything[-1], name=f"alone-{name}"), **options), asked)
+        tried += alone == ["near-duplicate"]
+        missed += alone != signs(index(problems(tmp_path, *everything, name=name), **options), asked)
+    assert tried > 30
+    assert missed == 0
+
+
 def test_what_is_turned_off_tells_nothing(tmp_path):
     found = index(problems(tmp_path, " ".join(WORDS), "Is 7 odd ?"), ngram=None, near_duplicates=None)
     assert signs(found, "Is 8 odd ?", f"more {' '.join(WORDS)}", "is 7 ODD?") == [None, None, "same text"]

@@ -26,7 +26,7 @@ SHOWN = {
 def reason(response, *, asked="which day is it ?", shown=(), **rules):
     """Of a response with one rule on."""
     config = OFF.model_copy(update=rules)
-    return reason_to_drop(response, asked, [passages_of(example, config) for example in shown], config)
+    return reason_to_drop(response, asked, [passages_of(example, config) for example in shown], config, "rlmt")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_the_format_counts_whatever_is_off(response, changes, expected):
         ({"least_thought_tokens": 5}, {"thought_tokens": 4}, "too short"),
         ({"special_tokens": True}, {"solution": "it is <|eot_id|> mon"}, "special token"),
         ({"special_tokens": True}, {"thoughts": "hm [INST] more"}, "special token"),
-        ({"repeated_limit": 0.3}, {"thoughts": "wait no it was seven " * 30}, "repetition loop"),
-        ({"repeated_limit": 0.3}, {"solution": "so it was seven then " * 30}, "repetition loop"),
+        ({"repeated_limit": 0.3}, {"thoughts": ("wait no it was seven " * 30).strip()}, "repetition loop"),
+        ({"repeated_limit": 0.3}, {"solution": ("so it was seven then " * 30).strip()}, "repetition loop"),
         ({"foreign_limit": 0.0}, {"thoughts": "though 直觉 says no"}, "mixed language"),
         ({"foreign_limit": 0.5}, {"thoughts": "though 直觉 says no"}, None),
         (
@@ -91,12 +91,23 @@ def given(world, query, rows):
     return {"responses": shards, "queries": queries, "examples": examples}
 
 
+def test_what_cannot_be_written_in_the_format_that_is_trained_is_dropped(world, query, response):
+    """Nothing that is kept may stop the selection, after all of it was scored."""
+    xml = "Use <response>ok</response> as the body."
+    assert reason(response(solution=xml)) == "cannot be written as rlmt"
+    assert reason(response(thoughts=xml)) == "cannot be written as rlmt"
+    rows = [[response("a", 0, solution=xml), response("a", 1)]]
+    for target, kept in (("rlmt", [1]), ("bolt", [0, 1])):
+        made = world.do(filter_responses, key=target, config=OFF, target=target, **given(world, query, rows))
+        assert [row["sample"] for row in world.rows(made)] == kept
+
+
 def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, response):
     first = [response("a", n, finish_reason="length" if n == 1 else "stop") for n in range(3)]
     second = [response("b", n, violations=["missing_solution"] if n else []) for n in range(3)]
     third = [response("q", 0, thoughts=SHOWN["thoughts"], example_ids=["e"]), response("q", 1, thoughts="直觉")]
     config = OFF.model_copy(update={"copied_words": 15, "foreign_limit": 0.0})
-    made = world.do(filter_responses, config=config, **given(world, query, [first, second, [], third]))
+    made = world.do(filter_responses, config=config, target="bolt", **given(world, query, [first, second, [], third]))
     assert world.rows(made) == [first[0], first[2], second[0]]
     assert world.counts(made) == {
         "read": 8,
@@ -110,6 +121,6 @@ def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, res
 
 def test_nothing_kept_is_an_empty_table(world, query, response):
     rows = [[response(violations=["text_after"])]]
-    made = world.do(filter_responses, config=FilterConfig(), **given(world, query, rows))
+    made = world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
     assert made.rows == 0
     assert world.counts(made) == {"read": 1, "dropped: off format: text_after": 1}

@@ -49,7 +49,7 @@ def test_no_rule_raises_and_shares_are_shares(query, text, length):
 def test_every_response_is_kept_or_dropped_for_a_reason(thoughts, solution, stopped):
     row = {"finish_reason": "stop" if stopped else "length", "violations": [], "thoughts": thoughts}
     row |= {"solution": solution, "thought_tokens": len(thoughts)}
-    reason = reason_to_drop(row, "why ?", [{("a",) * 15}], FilterConfig(least_actions=2))
+    reason = reason_to_drop(row, "why ?", [{("a",) * 15}], FilterConfig(least_actions=2), "bolt")
     assert reason is None or reason.strip()
     assert stopped or reason == "truncated"
 
@@ -126,7 +126,7 @@ def verdicts(name: str, config: FilterConfig) -> tuple[Counter[str | None], Coun
                 "solution": parsed.solution,
                 "thought_tokens": len(parsed.thoughts or "") // 4,
             }
-            (good if parsed.ok else bad)[reason_to_drop(row, given["query"], [], config)] += 1
+            (good if parsed.ok else bad)[reason_to_drop(row, given["query"], [], config, FILES[name])] += 1
     return good, bad
 
 

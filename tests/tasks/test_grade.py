@@ -61,6 +61,17 @@ def test_the_step_grades_every_shard_and_tallies(world, query, response, bars):
     assert bars == {"made": 1.0}
 
 
+def test_a_problem_whose_request_was_set_aside_counts_as_answered_by_nothing(world, query, response):
+    problems = world.table(QUERIES, [query(name, reference="mon") for name in "abc"], "problems")
+    rows = [response(name, n, solution="answer : mon .") for name in "ac" for n in range(2)]
+    made = world.do(grade, responses=[world.table(RESPONSES, rows)], problems=problems)
+    found = {(row["problem_id"], row["sample"]): row["correct"] for row in world.rows(made)}
+    assert found == {(name, n): name != "b" for name in "abc" for n in range(2)}
+    (nothing, _) = (row for row in world.rows(made) if row["problem_id"] == "b")
+    assert (nothing["prediction"], nothing["thought_tokens"], nothing["truncated"]) == (None, 0, False)
+    assert world.counts(made) == {"graded": 4, "correct": 4, "no answer": 0, "set aside": 2}
+
+
 def test_problems_without_a_reference_are_named(world, query, response):
     problems = world.table(QUERIES, [query("a", reference="mon"), query("b"), query("c")], "problems")
     with pytest.raises(BadInput, match=r"problems/k: field reference is null in 2 rows \(first: b\)"):

@@ -200,6 +200,29 @@ def test_arenahards_win_rate_is_of_battles(judged, frame, version, category, sco
     assert is_plain_json(outcome)
 
 
+def test_arenahards_differences_are_of_the_win_rates(judged, frame):
+    """A question counts by its battles, `>>` three times: the other way round than where all count alike."""
+    problems = problems_of("arena-hard-v0.1", *(arena(n, "arena-hard-v0.1") for n in range(1, 6)))
+    styles = frame(STYLES, styles_of(*(f"u{n}" for n in range(1, 6))))
+    labels = {"much": ("B>>A", "A>>B"), "won": ("B>A", "A>B"), "lost": ("A>B", "B>A"), "badly": ("A>>B", "B>>A")}
+    played = {"x": ["much", "much", "lost", "lost", "lost"], "y": ["won", "won", "won", "badly", "lost"]}
+    x, y = (
+        judged(
+            "arena-hard-v0.1",
+            [row for n, how in enumerate(hows, 1) for row in games(f"u{n}", *labels[how])],
+            problems,
+            styles=styles,
+            model=model,
+        )
+        for model, hows in played.items()
+    )
+    (row,) = differences([x, y])
+    assert x.row["score"] == pytest.approx(100 * 12 / 18)
+    assert y.row["score"] == pytest.approx(100 * 6 / 14)
+    assert row["gain"] == pytest.approx(y.row["score"] - x.row["score"])
+    assert row["low"] <= row["gain"] <= row["high"]
+
+
 def test_arenahard_tells_each_category_apart(judged, frame):
     problems = problems_of("arena-hard-v2.0", arena(1), arena(2, "creative_writing"), arena(3, "creative_writing"))
     verdicts = [*games("u1", "B>A", "A>B"), *games("u2", "A>B", "B>A"), *games("u3", None, None)]

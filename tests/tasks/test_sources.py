@@ -195,7 +195,11 @@ def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
         ("What is it?", "org/name", 0),
         ("What is it?", "org/name", 1),
     ]
-    assert digest_of_source(source) == "org/name@0123abc"
+    digests = {
+        digest_of_source(source.model_copy(update=change))
+        for change in ({}, {"dataset": "org/name@4567def"}, {"subset": "other"}, {"subset": None}, {"split": "train"})
+    }
+    assert len(digests) == 5
 
 
 @pytest.mark.parametrize(
