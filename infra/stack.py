@@ -49,18 +49,14 @@ class Process(BaseModel, frozen=True):
 
     def alive(self) -> bool:
         """Whether that very process runs, not a later one with the same id."""
-        if boot() != self.boot or began(self.pid) != self.began:
-            return False
-        with suppress(psutil.NoSuchProcess):
-            return _lives(psutil.Process(self.pid))
-        return False
+        return boot() == self.boot and began(self.pid) == self.began and _lives(self.pid)
 
     def members(self) -> list[psutil.Process]:
         """What lives of the process and its session; nothing where its id belongs to a later process by now."""
         if boot() != self.boot or began(self.pid) not in (None, self.began):
             return []
         found = (each for each in psutil.process_iter() if _session(each.pid) == self.pid)
-        return [each for each in found if _since(each.pid, self.began) and _lives(each)]
+        return [each for each in found if _since(each.pid, self.began) and _lives(each.pid)]
 
     def end(self) -> None:
         """Ask the process and its session to end, wait at most `END_S`, kill what is left."""
@@ -87,10 +83,10 @@ def _session(pid: int) -> int | None:
     return None
 
 
-def _lives(process: psutil.Process) -> bool:
-    """Whether it is no zombie: where the first process of a container reaps none, they stay."""
+def _lives(pid: int) -> bool:
+    """Whether a process is there and no zombie: where the first process of a container reaps none, they stay."""
     with suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 

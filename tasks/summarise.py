@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,15 +18,7 @@ def interval(per_problem: Floats) -> tuple[float, float]:
     """95 % bootstrap interval (percentile, seeded) of the mean over problems; a problem's samples stay together."""
     if len(per_problem) < 2 or float(np.ptp(per_problem)) == 0.0:
         return float(per_problem.mean()), float(per_problem.mean())
-    found = stats.bootstrap(
-        (per_problem,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return _bounds((per_problem,), np.mean)
 
 
 def weighted_gain(
@@ -40,17 +33,21 @@ def weighted_gain(
     gain = float(gained(*data))
     if len(before) < 2 or (float(np.ptp(after - before)) == 0.0 and all(np.ptp(each) == 0 for each in data[1::2])):
         return gain, gain, gain
+    return gain, *_bounds(data, gained)
+
+
+def _bounds(data: tuple[Floats, ...], statistic: Callable[..., Any]) -> tuple[float, float]:
+    """The 2.5 and 97.5 percentiles of a statistic when problems are drawn again; all of `data` is by problem."""
     found = stats.bootstrap(
         data,
-        gained,
-        paired=True,
-        vectorized=True,
+        statistic,
+        paired=len(data) > 1,
         n_resamples=RESAMPLES,
         batch=BATCH,
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return gain, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def summarise(name: str, grades: pd.DataFrame, greedy: pd.DataFrame | None) -> dict[str, Any]:
