@@ -64,7 +64,7 @@ lint: setup
 # Debian's own, where there is none and we may install it.
 browser:
 	@[ -n '$(CHROMIUM)' ] || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
-	|| { [ "$$(id -u)" = 0 ] && echo 'installing chromium' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	|| { [ "$$(id -u)" = 0 ] && echo 'installing chromium' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=300 chromium >/dev/null; } \
 	|| { echo 'make test opens the report in a browser: install Chromium, or name one: make test CHROMIUM=/path/to/it' >&2; exit 1; }
 
 # Two files of tests at a time: many wait for a server.
