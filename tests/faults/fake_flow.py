@@ -36,7 +36,9 @@ class Healthy:
     def stop(self) -> None: ...
 
 
-def main(flow: str, parameters: Path, asked: Path) -> None:
+def fake_answers(asked: Path) -> None:
+    """From here on, this process asks no server; each sampling request is noted in `asked`."""
+
     async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
         for request in map(request_of, chain.from_iterable(groups)):
             await asyncio.sleep(PAUSE_S)
@@ -52,6 +54,10 @@ def main(flow: str, parameters: Path, asked: Path) -> None:
     infra.servers.Servers._pool = lambda *_: Pool([Healthy()])  # type: ignore[method-assign,assignment]
     tasks.generate.complete_on = complete_on  # type: ignore[assignment]
     tasks.score.classify = classify  # type: ignore[assignment]
+
+
+def main(flow: str, parameters: Path, asked: Path) -> None:
+    fake_answers(asked)
     run = getattr(importlib.import_module(f"flows.{flow}"), flow)
     made = run(**json.loads(parameters.read_text()))
     print(f"made {made.step}/{made.key}", flush=True)

@@ -1,7 +1,8 @@
-"""A small kill of each kind that no other small test has: the Prefect server, a rank, torchrun."""
+"""A small kill of each kind that no other small test has: the Prefect server, a worker, a rank, torchrun."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,11 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.states import Crashed
 from pydantic import BaseModel
-from runs import PrefectServer, ended, fake, wait_for
+from runs import ROOT, PrefectServer, ended, fake, started, wait_for
 from s3_for_tests import free_port
 from small import bootstrap_parameters, small_world
 
+from flows.rerun import LABEL
 from infra.inventory import artifacts, problems
 from infra.launcher import TrainerError, launch
 from infra.settings import Settings
@@ -73,7 +78,70 @@ def test_the_prefect_server_is_killed_under_a_run(server, tmp_path):
     assert ended(fake("bootstrap", config, tmp_path, environment, "second"), 180) == 0
     requests = asked.read_text().split()
     assert len(requests) == len(set(requests)) == 12, f"the first run ended with {first}"
-    store = Store.open(Settings(store=str(tmp_path / "store")))
+    assert_sound(tmp_path / "store")
+
+
+FAKED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from fake_flow import fake_answers
+fake_answers(Path({asked!r}))
+from flows.bootstrap import bootstrap
+"""
+
+
+def test_a_worker_is_killed_with_its_run_and_the_next_one_goes_on(server, tmp_path):
+    """What marks the run as crashed (no heartbeat for two minutes) is tested in tests/infra/test_automations.py."""
+    killable, _ = server
+    environment = killable.environment() | {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "w")}
+    asked, flow = tmp_path / "asked.txt", tmp_path / "faked.py"
+    flow.write_text(FAKED.format(tests=str(Path(__file__).parent), asked=str(asked)))
+
+    def worker() -> subprocess.Popen[str]:
+        words = ["-m", "prefect", "worker", "start", "--pool", "bolt", "--type", "process"]
+        return started(words, tmp_path / "worker.log", environment)
+
+    running = worker()
+    try:
+        with SyncPrefectClient(killable.url) as client:
+            wait_for(client.read_work_pools)
+            deployment = client.create_deployment(
+                client.create_flow_from_name("bootstrap"),
+                name="small",
+                work_pool_name="bolt",
+                entrypoint=f"{flow}:bootstrap",
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+                enforce_parameter_schema=False,
+            )
+            parameters = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
+            run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+            wait_for(lambda: asked.exists() and asked.read_text())
+            kill_with_descendants(running)
+            client.set_flow_run_state(run.id, Crashed(message="its process vanished"), force=True)
+            running = worker()
+            assert ended(started(["-m", "flows", "rerun/scheduled"], tmp_path / "rerun.log", environment), 180) == 0
+            again = client.read_flow_run(run.id)
+            steps = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    finally:
+        kill_with_descendants(running)
+    assert (again.state_name, again.run_count, again.labels[LABEL]) == ("Completed", 2, 1)
+    assert {step.state_name for step in steps if step.name.startswith("queries/")} == {"Completed", "Cached"}
+    requests = asked.read_text().split()
+    assert len(requests) == len(set(requests)) == 12
+    assert_sound(tmp_path / "store")
+
+
+def kill_with_descendants(process: subprocess.Popen[str]) -> None:
+    for pid in [process.pid, *_descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):  # it just ended
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def assert_sound(folder: Path) -> None:
+    """Every artifact is whole, and no claim is left."""
+    store = Store.open(Settings(store=str(folder)))
     assert [line for each in artifacts(store) for line in problems(store, each)] == []
     assert store.list("claims") == []
 
