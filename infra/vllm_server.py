@@ -239,6 +239,8 @@ def _environment(runner: Literal["generate", "pooling"]) -> dict[str, str]:
         "VLLM_DISABLE_LOG_LOGO": "1",
         "VLLM_LOGGING_COLOR": "0",
         "VLLM_LOG_STATS_INTERVAL": "600",
+        # With its own 5 s, a busy machine's pause of that length cuts every connection that a request is on its way in.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
     }
     if not runs_on_cpu():
         return quiet

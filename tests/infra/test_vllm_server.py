@@ -17,7 +17,16 @@ import pytest
 from tiny import make_model
 
 from infra import vllm_server
-from infra.completions import Completion, CompletionError, Request, Sampling, classify, complete
+from infra.completions import (
+    Completion,
+    CompletionError,
+    Request,
+    Sampling,
+    classify,
+    complete,
+    http_client,
+    poster,
+)
 from infra.vllm_server import ServerError, ServerOptions, VllmServer
 from infra.watchdog import _descendants
 
@@ -183,6 +192,34 @@ def test_scores_equal_those_of_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = [model(torch.tensor([ids])).logits.item() for ids in inputs]
     assert scores == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_for_a_while_cuts_no_connection(
+    served: VllmServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a machine that is busy, or paused, for longer than vLLM keeps a connection without a request."""
+    below, post = _descendants(served.pid), poster(served.check, attempts=5)
+    payload = {"model": "policy", "prompt": [1, 4, 8, 5], "max_tokens": 3}
+
+    async def run() -> int:
+        async with http_client(served.url, 8) as client:
+
+            async def ask() -> list[dict[str, Any]]:
+                return await asyncio.gather(*(post(client, "/v1/completions", payload, "r") for _ in range(8)))
+
+            await ask()
+            for process in below:
+                os.kill(process, signal.SIGSTOP)
+            asked = asyncio.ensure_future(ask())  # on the same connections
+            await asyncio.sleep(6)
+            for process in below:
+                os.kill(process, signal.SIGCONT)
+            return len(await asked)
+
+    with caplog.at_level("WARNING", logger="infra.completions"):
+        assert asyncio.run(run()) == 8
+    assert caplog.messages == []
 
 
 @pytest.mark.slow
