@@ -26,6 +26,9 @@ from infra.watchdog import refuse_when_ending
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_STATUS = {408, 425, 429}
+IDLE_S = 30.0
+"""How long a connection is kept without a request: longer than a busy machine's pauses, after which one that was just
+taken would be closed as idle; shorter than the minute after which balancers drop one in silence."""
 _Item = TypeVar("_Item")
 
 
@@ -226,11 +229,10 @@ async def run_all(
 def http_client(
     url: str, max_in_flight: int, headers: Mapping[str, str] | None = None, timeout_s: float = 3600
 ) -> httpx.AsyncClient:
-    """A client of one server for `max_in_flight` requests at once, each of at most `timeout_s` seconds.
-
-    It keeps idle connections as long as the server does: one that it closes by the clock may just have been taken.
-    """
-    limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight, keepalive_expiry=None)
+    """A client of one server for `max_in_flight` requests at once, each of at most `timeout_s` seconds."""
+    limits = httpx.Limits(
+        max_connections=max_in_flight, max_keepalive_connections=max_in_flight, keepalive_expiry=IDLE_S
+    )
     timeout = httpx.Timeout(timeout_s, connect=30)
     return httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=False)
 
