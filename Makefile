@@ -51,10 +51,10 @@ demo: setup
 	@mkdir -p .bolt; $(BIN)/python -m flows bolt/nano $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 
 up: setup
-	@$(BIN)/python -m infra.stack up $(if $(PORT),--port $(PORT))
+	@$(BIN)/python -m infra.operations.stack up $(if $(PORT),--port $(PORT))
 
 down:
-	@$(BIN)/python -m infra.stack down
+	@$(BIN)/python -m infra.operations.stack down
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -26,20 +26,22 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, surroundings
-from infra.chat import load_tokenizer, render_prompt
-from infra.manifest import Provenance, Ref
-from infra.models import import_model
-from infra.servers import Servers, ServingConfig
+from infra.serving.servers import Servers, ServingConfig
+from infra.serving.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
 from infra.settings import Settings
-from infra.steps import Plan
-from infra.store import Store
-from infra.tables import read_rows
-from infra.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
-from tasks.choose_examples import choose_examples
-from tasks.clean_queries import CleanConfig, clean_queries
-from tasks.collect_queries import collect_queries
-from tasks.curate_examples import ExamplesConfig, example_files
-from tasks.generate import (
+from infra.steps.step import Plan
+from infra.store.manifest import Provenance, Ref
+from infra.store.models import import_model
+from infra.store.store import Store
+from infra.store.tables import read_rows
+from infra.text.chat import load_tokenizer, render_prompt
+from tasks.curation.choose import choose_examples
+from tasks.examples.read import ExamplesConfig, example_files
+from tasks.queries.clean import CleanConfig, clean_queries
+from tasks.queries.collect import collect_queries
+from tasks.queries.draw import DrawConfig, subsample
+from tasks.queries.sources import Source
+from tasks.responses.generate import (
     GenerateConfig,
     PromptConfig,
     draw_examples,
@@ -47,8 +49,6 @@ from tasks.generate import (
     in_context_prompt,
     request_seed,
 )
-from tasks.sources import Source
-from tasks.subsample import DrawConfig, subsample
 
 Asked = list[tuple[list[int], int | None]]  # token ids and seed
 

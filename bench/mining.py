@@ -29,15 +29,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import surroundings
-from infra.manifest import Provenance, Ref, read_manifest
 from infra.settings import Settings
-from infra.steps import Plan
-from infra.store import Store
-from tasks.clean_queries import CleanConfig, clean_queries
-from tasks.collect_queries import collect_queries
-from tasks.decontaminate import DecontaminateConfig, decontaminate, find_contaminated
-from tasks.sources import Source
-from tasks.subsample import DrawConfig, subsample
+from infra.steps.step import Plan
+from infra.store.manifest import Provenance, Ref, read_manifest
+from infra.store.store import Store
+from tasks.queries.clean import CleanConfig, clean_queries
+from tasks.queries.collect import collect_queries
+from tasks.queries.decontaminate import DecontaminateConfig, decontaminate, find_contaminated
+from tasks.queries.draw import DrawConfig, subsample
+from tasks.queries.sources import Source
 
 TEMPLATES = (
     "Write a {0} that takes a {1} and returns the {2} of every {3}, then explain how the {4} changes when {5} is {6}.",

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from evals import arenahard, math_level5, mtbench, wildbench, zebralogic
 from evals.style_control import Battles, Style, differences, style_controlled, win_rates
-from infra.limited import Limited, NoResult
-from infra.markdown import markdown_table
+from infra.processes.limited import Limited, NoResult
+from infra.text.markdown import markdown_table
 
 BASELINE = "claude-3.7-sonnet"  # whom the fork of Arena-Hard whose verdicts are public compares with
 

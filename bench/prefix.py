@@ -3,8 +3,8 @@
     python bench/prefix.py [--model nano/models/instruct] [--requests 2000] [--shards 4] [--kv-tokens 4096]
 
 The requests are those of the step `generate`: three of ten examples a prompt. Both orders go the way that the step's
-go (`infra.pool.complete_on`, `--shards` of them at once on one server), each to a fresh server, whose KV cache has
-room for `--kv-tokens` tokens, less than the prefixes of all sets of examples take (`tokens_of_all_sets`). Computed are
+go (`infra.serving.pool.complete_on`, `--shards` of them at once on one server), each to a fresh server, whose KV cache
+has room for `--kv-tokens` tokens, less than the prefixes of all sets of examples take (`tokens_of_all_sets`). Computed are
 the prompt tokens that the server's own metrics count as looked up in the prefix cache, less those found there.
 Every request samples one token sequence of at most `--max-tokens`: reading prompts is what is measured.
 """
@@ -25,18 +25,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, surroundings
-from infra.chat import load_tokenizer, render_prompt
-from infra.completions import Request, Sampling
-from infra.models import import_model
-from infra.pool import Pool, complete_on
-from infra.rate import prompt_tokens
-from infra.servers import Servers, ServingConfig
+from infra.serving.completions import Request, Sampling
+from infra.serving.pool import Pool, complete_on
+from infra.serving.rate import prompt_tokens
+from infra.serving.servers import Servers, ServingConfig
+from infra.serving.vllm_server import ServerOptions
 from infra.settings import Settings
-from infra.store import Store
-from infra.vllm_server import ServerOptions
-from tasks.curate_examples import ExamplesConfig, example_files, read_example
-from tasks.generate import PromptConfig, draw_examples, in_context_prompt
-from tasks.sources import Source, queries_of
+from infra.store.models import import_model
+from infra.store.store import Store
+from infra.text.chat import load_tokenizer, render_prompt
+from tasks.examples.read import ExamplesConfig, example_files, read_example
+from tasks.queries.sources import Source, queries_of
+from tasks.responses.generate import PromptConfig, draw_examples, in_context_prompt
 
 Prompts = dict[str, tuple[tuple[str, ...], list[int]]]  # by query: the examples shown, token ids
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, surroundings
 from infra.settings import Settings
-from infra.store import Store
+from infra.store.store import Store
 
 KEY, SECRET, BUCKET = "bench", "bench-secret", "bench"
 LINE = re.compile(r"^(\d\d:\d\d:\d\d\.\d+) \| .*Flow run '", re.M)

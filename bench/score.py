@@ -26,17 +26,17 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, surroundings
-from infra.chat import load_tokenizer
-from infra.manifest import Provenance, Ref
-from infra.models import import_model
-from infra.schemas import QUERIES, RESPONSES
-from infra.servers import Servers, ServingConfig
+from infra.serving.servers import Servers, ServingConfig
+from infra.serving.vllm_server import ServerOptions
 from infra.settings import Settings
-from infra.steps import Plan
-from infra.store import Store
-from infra.tables import read_rows, write_table
-from infra.vllm_server import ServerOptions
-from tasks.score import ScoreConfig, judged_ids, score
+from infra.steps.step import Plan
+from infra.store.manifest import Provenance, Ref
+from infra.store.models import import_model
+from infra.store.schemas import QUERIES, RESPONSES
+from infra.store.store import Store
+from infra.store.tables import read_rows, write_table
+from infra.text.chat import load_tokenizer
+from tasks.rewards.score import ScoreConfig, judged_ids, score
 
 SAMPLES = 8  # responses a query
 LENGTHS = (10, 40)  # words of a query and of a solution, as in the nano world

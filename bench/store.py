@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import surroundings
-from infra import parts, store
-from infra.schemas import RESPONSES
 from infra.settings import Settings
-from infra.store import Store
-from infra.tables import GROUP_ROWS, Provenance, scan, write_table
+from infra.store import parts, store
+from infra.store.schemas import RESPONSES
+from infra.store.store import Store
+from infra.store.tables import GROUP_ROWS, Provenance, scan, write_table
 
 BATCH_ROWS = GROUP_ROWS  # so that bare Parquet gets the same row groups
 

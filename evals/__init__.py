@@ -1,0 +1,4 @@
+"""Benchmarks as their authors define them: prompts and graders, one benchmark a file.
+
+Pure functions; imports nothing of the project.
+"""

@@ -16,12 +16,11 @@ from typing import Any, NoReturn
 
 import yaml
 
-from infra.manifest import Ref
+from infra.settings import PROJECT_ROOT
+from infra.store.manifest import Ref
 
-PROJECT = Path(__file__).resolve().parents[1]
 
-
-def deployment(name: str, path: Path = PROJECT / "prefect.yaml") -> dict[str, Any]:
+def deployment(name: str, path: Path = PROJECT_ROOT / "prefect.yaml") -> dict[str, Any]:
     """The deployment FLOW/NAME of prefect.yaml. Raises `ValueError` listing what there is."""
     found = {f"{flow_name(each)}/{each['name']}": each for each in yaml.safe_load(path.read_text())["deployments"]}
     if name not in found:
@@ -67,8 +66,8 @@ def _number(place: list[Any], name: str, assignment: str) -> int:
 
 def told(result: Any) -> str:
     """What to print of a flow's result."""
-    from infra.markdown import markdown_table
-    from tasks.report import stage_rows
+    from infra.text.markdown import markdown_table
+    from tasks.report.report import stage_rows
 
     if isinstance(result, Ref):
         return f"{result.step}/{result.key}"

@@ -7,17 +7,17 @@ from typing import Any, Self, TypeVar
 from prefect import flow
 from pydantic import Field, model_validator
 
-from flows.benchmarks import problems_for
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
-from flows.mine import ProblemsConfig, mine_stage, publish_mining
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
-from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
-from flows.sampling import reward_model_of
 from flows.sft import sft_stage
-from flows.summary import publish_report, publish_summary
-from tasks.train_sft import SftStage
+from flows.stages.mining import ProblemsConfig, mine_stage, publish_mining
+from flows.stages.problems import problems_for
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from flows.stages.sampling import reward_model_of
+from flows.stages.summary import publish_report, publish_summary
+from tasks.training.sft import SftStage
 
 Stage = TypeVar("Stage", BootstrapStage, OnlineStage)
 

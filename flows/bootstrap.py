@@ -5,19 +5,19 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.mine import MineStage, mine_stage, publish_mining
 from flows.publish import show_longcot
-from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.sampling import reward_model_of, sample, scored, shards_as_inputs
-from infra.files import digest_of_files
-from infra.manifest import Ref
-from infra.steps import plan
-from tasks.choose_examples import Room, choose_examples
-from tasks.curate_examples import ExamplesConfig, example_files
-from tasks.filter import FilterConfig, filter_responses
-from tasks.generate import GenerateConfig, PromptConfig, first_prompt, prompt_digest
-from tasks.score import ScoreConfig
-from tasks.select import SelectConfig, select
+from flows.stages.mining import MineStage, mine_stage, publish_mining
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import reward_model_of, sample, scored, shards_as_inputs
+from infra.steps.inputs import digest_of_files
+from infra.steps.step import plan
+from infra.store.manifest import Ref
+from tasks.curation.choose import Room, choose_examples
+from tasks.examples.read import ExamplesConfig, example_files
+from tasks.responses.filter import FilterConfig, filter_responses
+from tasks.responses.generate import GenerateConfig, PromptConfig, first_prompt, prompt_digest
+from tasks.rewards.score import ScoreConfig
+from tasks.rewards.select import SelectConfig, select
 
 
 class BootstrapStage(BaseModel):
@@ -61,7 +61,7 @@ def curated(
         ingredients["prompts"] = prompt_digest(room.prompt)
     if reward_model:
         inputs["reward_model"], ingredients["engine"] = reward_model, run.servers.engine("reward")
-    what = plan("examples", "tasks.choose_examples", rule, inputs, **ingredients)
+    what = plan("examples", "tasks.curation.choose", rule, inputs, **ingredients)
     return run.do(
         choose_examples,
         what,
@@ -94,7 +94,7 @@ def bootstrap_stage(
     rule = {**config.filter.model_dump(mode="json"), "target": target}
     filtered = run.do(
         filter_responses,
-        plan("filtered", "tasks.filter", rule, inputs),
+        plan("filtered", "tasks.responses.filter", rule, inputs),
         config=config.filter,
         target=target,
         responses=responses,
@@ -103,7 +103,7 @@ def bootstrap_stage(
     )
     scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
     inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}
-    what = plan("longcot", "tasks.select", config.select, inputs)
+    what = plan("longcot", "tasks.rewards.select", config.select, inputs)
     return run.do(
         select,
         what,

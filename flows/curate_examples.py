@@ -9,13 +9,13 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows.bootstrap import curated
-from flows.rerun import plain
-from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
-from infra.manifest import Ref
-from infra.tables import read_manifest
-from tasks.choose_examples import Room
-from tasks.curate_examples import ExamplesConfig
-from tasks.generate import GenerateConfig, PromptConfig
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from infra.store.manifest import Ref
+from infra.store.tables import read_manifest
+from infra.text.markdown import plain
+from tasks.curation.choose import Room
+from tasks.examples.read import ExamplesConfig
+from tasks.responses.generate import GenerateConfig, PromptConfig
 
 
 class CurateConfig(Common):

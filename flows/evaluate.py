@@ -9,22 +9,22 @@ import pandas as pd
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.benchmarks import problems_for, refuse_draw
+from cot_formats.responses import Format
 from flows.bootstrap import curated
-from flows.compared import JudgedAnswers, publish_evaluation
-from flows.judged import Answers, JudgedStage, answers_stage, baselines_stage, verdicts_stage
-from flows.mine import ProblemsConfig
-from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.sampling import sample, shards_as_inputs
-from infra.manifest import Ref
-from infra.steps import plan
-from infra.tables import read_table
-from tasks.curate_examples import ExamplesConfig
-from tasks.generate import GenerateConfig, PromptConfig
-from tasks.grade import grade
-from tasks.read_problems import SHORT_ANSWER, Judged, Verifiable, step_of
-from tasks.responses import Format
-from tasks.summarise import gain, summarise
+from flows.stages.comparison import JudgedAnswers, publish_evaluation
+from flows.stages.judged_benchmarks import Answers, JudgedStage, answers_stage, baselines_stage, verdicts_stage
+from flows.stages.mining import ProblemsConfig
+from flows.stages.problems import problems_for, refuse_draw
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import sample, shards_as_inputs
+from infra.steps.step import plan
+from infra.store.manifest import Ref
+from infra.store.tables import read_table
+from tasks.evaluation.grade import grade
+from tasks.evaluation.problems import SHORT_ANSWER, Judged, Verifiable, step_of
+from tasks.evaluation.summarise import gain, summarise
+from tasks.examples.read import ExamplesConfig
+from tasks.responses.generate import GenerateConfig, PromptConfig
 
 DECODINGS = ("sampled", "greedy")
 
@@ -112,7 +112,10 @@ def evaluate_stage(
         answers = sample(run, step, draw, problems, model, shards=shards, prompt=prompt, examples=examples)
         inputs = {**shards_as_inputs(answers), "problems": problems}
         what = plan(
-            step_of("grades", config.benchmark, name, decoding), "tasks.grade", {"benchmark": config.benchmark}, inputs
+            step_of("grades", config.benchmark, name, decoding),
+            "tasks.evaluation.grade",
+            {"benchmark": config.benchmark},
+            inputs,
         )
         grades[decoding] = run.do(grade, what, responses=answers, problems=problems, benchmark=config.benchmark)
     return grades

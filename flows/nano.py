@@ -9,15 +9,15 @@ from prefect import flow
 from pydantic import Field
 
 from flows.bootstrap import curated
-from flows.run import ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.sampling import sample, shards_as_inputs
-from infra.manifest import Ref
-from infra.models import fetch_model
-from infra.steps import plan
+from flows.stages.run import ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import sample, shards_as_inputs
+from infra.steps.step import plan
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model
 from nano.config import PretrainRecipe
 from nano.make import make_instruct, make_reward, reward_queries
-from tasks.curate_examples import ExamplesConfig
-from tasks.generate import GenerateConfig, PromptConfig
+from tasks.examples.read import ExamplesConfig
+from tasks.responses.generate import GenerateConfig, PromptConfig
 
 
 class NanoConfig(Common):

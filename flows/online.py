@@ -7,16 +7,16 @@ from typing import Self
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.mine import MineStage, drawn, mined, publish_mining
-from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.sampling import reward_model_of, sample, scored, shards_as_inputs
-from infra.manifest import Ref
-from infra.steps import plan
-from tasks.generate import GenerateConfig
-from tasks.pair import PairConfig, pair
-from tasks.score import ScoreConfig
-from tasks.subsample import DrawConfig
-from tasks.train_dpo import DpoStage, train_dpo
+from flows.stages.mining import MineStage, drawn, mined, publish_mining
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import reward_model_of, sample, scored, shards_as_inputs
+from infra.steps.step import plan
+from infra.store.manifest import Ref
+from tasks.queries.draw import DrawConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.rewards.pair import PairConfig, pair
+from tasks.rewards.score import ScoreConfig
+from tasks.training.dpo import DpoStage, train_dpo
 
 
 class OnlineStage(BaseModel):
@@ -82,7 +82,10 @@ def online_iteration(
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
     inputs = {**shards_as_inputs(responses), "scores": scores, "queries": queries, "model": policy}
     what = plan(
-        f"pairs-{iteration}", "tasks.pair", {**config.pair.model_dump(mode="json"), "iteration": iteration}, inputs
+        f"pairs-{iteration}",
+        "tasks.rewards.pair",
+        {**config.pair.model_dump(mode="json"), "iteration": iteration},
+        inputs,
     )
     pairs = run.do(
         pair,
@@ -97,7 +100,7 @@ def online_iteration(
     )
     trained = {"pairs": pairs, "policy": policy, "reference": reference}
     expected = int(4 * config.queries_per_iteration * run.estimates.tokens_per_response * config.dpo.epochs)
-    what = plan(f"dpo-{iteration}", "tasks.train_dpo", config.dpo, trained)
+    what = plan(f"dpo-{iteration}", "tasks.training.dpo", config.dpo, trained)
     return run.do(
         train_dpo,
         what,

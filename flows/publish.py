@@ -11,16 +11,16 @@ from prefect import flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.run import ALERTS, TASK_RUNNER
-from flows.summary import run_folder
-from infra.files import artifact_parts
-from infra.manifest import Manifest, Ref
-from infra.parts import find
+from flows.stages.run import ALERTS, TASK_RUNNER
+from flows.stages.summary import run_folder
 from infra.settings import Settings
-from infra.store import Store
-from tasks.dataset_card import ancestors, dataset_card
-from tasks.plot import histogram_plot
-from tasks.report import data_uri
+from infra.steps.inputs import artifact_parts
+from infra.store.manifest import Manifest, Ref
+from infra.store.parts import find
+from infra.store.store import Store
+from tasks.report.dataset_card import ancestors, dataset_card
+from tasks.report.plot import histogram_plot
+from tasks.report.report import data_uri
 
 
 class PublishConfig(BaseModel):

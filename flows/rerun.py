@@ -31,15 +31,16 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.states import AwaitingRetry, Completed, Crashed
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.run import ALERTS, TASK_RUNNER
-from infra.automations import VANISHED_S
-from infra.completions import CompletionError
-from infra.keys import CodeChangedError
-from infra.launcher import TrainerError
-from infra.manifest import BadArtifact
-from infra.steps import OUTAGES
-from infra.store_errors import TRANSIENT, StoreError
-from infra.vllm_server import ServerError
+from flows.stages.run import ALERTS, TASK_RUNNER
+from infra.operations.automations import VANISHED_S
+from infra.processes.torchrun import TrainerError
+from infra.serving.completions import CompletionError
+from infra.serving.vllm_server import ServerError
+from infra.steps.keys import CodeChangedError
+from infra.steps.step import OUTAGES
+from infra.store.errors import TRANSIENT, StoreError
+from infra.store.manifest import BadArtifact
+from infra.text.markdown import plain, short
 
 LABEL = "bolt.reruns"
 POLL_S = 5.0
@@ -232,17 +233,6 @@ def ending(run: FlowRun) -> str:
     """A run's state and what it says."""
     assert run.state is not None
     return f"{run.state.name}: {run.state.message}" if run.state.message else str(run.state.name)
-
-
-def short(text: str, longest: int = 300) -> str:
-    """The text in one line, cut where it is longer than `longest` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= longest else text[:longest] + " ..."
-
-
-def plain(text: str) -> str:
-    """Text of users, models and programs as plain text for a cell of a Markdown table."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", short(text))
 
 
 def report(outcomes: list[Outcome]) -> str:

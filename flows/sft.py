@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from infra.manifest import Ref
-from infra.steps import plan
-from tasks.train_sft import SftStage, train_sft
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from infra.steps.step import plan
+from infra.store.manifest import Ref
+from tasks.training.sft import SftStage, train_sft
 
 
 class SftFlowConfig(Common):
@@ -21,7 +21,7 @@ class SftFlowConfig(Common):
 
 def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
     """The instruct model fine-tuned on LongCoT data: pi_0."""
-    what = plan("sft", "tasks.train_sft", config, {"longcot": longcot, "model": model})
+    what = plan("sft", "tasks.training.sft", config, {"longcot": longcot, "model": model})
     expected = int(longcot.rows * run.estimates.tokens_per_response * config.epochs)
     return run.do(
         train_sft, what, expected_tokens=expected, config=config, longcot=longcot, model=model, servers=run.servers

@@ -1,0 +1,1 @@
+"""What the steps stand on. Imports nothing of tasks and flows."""

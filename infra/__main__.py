@@ -10,10 +10,10 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from infra.inventory import artifacts, problems, remove, unneeded
-from infra.lineage import history, lineage, lineage_picture
+from infra.operations.inventory import artifacts, problems, remove, unneeded
 from infra.settings import Settings
-from infra.store import Store, StoreError
+from infra.store.lineage import history, lineage, lineage_picture
+from infra.store.store import Store, StoreError
 
 
 def show(store: Store, step: str | None) -> int:

@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+"""The checkout: the folder that holds the project's packages."""
+
 BLOCK_VARIABLE = "BOLT_SETTINGS_BLOCK"
 
 

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from evals import short_answer
-from infra.manifest import Ref
-from infra.models import fetch_model, publish_model
-from infra.schemas import QUERIES
-from infra.servers import Servers
-from infra.steps import Plan, step
-from infra.store import Store
-from infra.tables import read_rows, write_table
-from infra.watchdog import GuardedProcess
+from infra.processes.watchdog import GuardedProcess
+from infra.serving.servers import Servers
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model, publish_model
+from infra.store.schemas import QUERIES
+from infra.store.store import Store
+from infra.store.tables import read_rows, write_table
 from nano.config import PretrainConfig, PretrainRecipe
 from nano.corpus import documents
 from nano.families import FAMILIES
 from nano.problem import Habits, Problem
 from nano.write_data import distinct
-from tasks.sources import query_id
+from tasks.queries.sources import query_id
 
 
 class PretrainError(RuntimeError):

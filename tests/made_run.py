@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from evals.problem import Problem
-from infra.manifest import Provenance, Ref, begin, finish
-from infra.schemas import GRADES, LONGCOT, PAIRS, PROBLEMS, QUERIES, RESPONSES, SCORES
-from infra.store import Store
-from infra.tables import write_table
-from tasks.read_problems import Verifiable, as_row, step_of
+from infra.store.manifest import Provenance, Ref, begin, finish
+from infra.store.schemas import GRADES, LONGCOT, PAIRS, PROBLEMS, QUERIES, RESPONSES, SCORES
+from infra.store.store import Store
+from infra.store.tables import write_table
+from tasks.evaluation.problems import Verifiable, as_row, step_of
 
 STAGES = ("instruct", "in-context", "sft", "online-1")
 TOPICS = ("days", "months", None)

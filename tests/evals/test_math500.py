@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evals.math500 import INSTRUCTION, grade, read
 from evals.math_answers import LONGEST, equivalent, extract
-from infra.limited import Limited, NoResult
+from infra.processes.limited import Limited, NoResult
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench"
 official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs (../shared/bench) are not here")

@@ -15,12 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import infra.servers
-import tasks.generate
-import tasks.score
+import infra.serving.servers
+import tasks.responses.generate
+import tasks.rewards.score
 from cot_formats import bolt
-from infra.completions import Completion
-from infra.pool import Pool
+from infra.serving.completions import Completion
+from infra.serving.pool import Pool
 
 PAUSE_S = 0.1  # a request
 
@@ -51,9 +51,9 @@ def fake_answers(asked: Path) -> None:
         return [float(number % 3) for number in range(len(inputs))]
 
     logging.getLogger("infra").setLevel(logging.INFO)
-    infra.servers.Servers._pool = lambda *_: Pool([Healthy()])  # type: ignore[method-assign,assignment]
-    tasks.generate.complete_on = complete_on  # type: ignore[assignment]
-    tasks.score.classify = classify  # type: ignore[assignment]
+    infra.serving.servers.Servers._pool = lambda *_: Pool([Healthy()])  # type: ignore[method-assign,assignment]
+    tasks.responses.generate.complete_on = complete_on  # type: ignore[assignment]
+    tasks.rewards.score.classify = classify  # type: ignore[assignment]
 
 
 def main(flow: str, parameters: Path, asked: Path) -> None:

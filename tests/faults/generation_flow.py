@@ -10,12 +10,12 @@ from pathlib import Path
 from prefect import flow
 
 from flows.bootstrap import curated
-from flows.mine import MineStage, mine_stage
-from flows.run import TASK_RUNNER, Common, begin
-from flows.sampling import sample
-from infra.manifest import Ref
-from tasks.curate_examples import ExamplesConfig
-from tasks.generate import GenerateConfig, PromptConfig
+from flows.stages.mining import MineStage, mine_stage
+from flows.stages.run import TASK_RUNNER, Common, begin
+from flows.stages.sampling import sample
+from infra.store.manifest import Ref
+from tasks.examples.read import ExamplesConfig
+from tasks.responses.generate import GenerateConfig, PromptConfig
 
 
 class Config(Common):

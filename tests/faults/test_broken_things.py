@@ -19,12 +19,12 @@ from runs import PrefectServer, ended, fake, made, on_s3, wait_for
 from s3_for_tests import KEY, SECRET, boto_client
 from small import bootstrap_parameters, small_world
 
-from infra.claims import claimed
-from infra.inventory import artifacts, problems, unneeded
-from infra.manifest import Provenance
+from infra.operations.inventory import artifacts, problems, unneeded
 from infra.settings import Settings
-from infra.store import Store
-from infra.tables import find, read_rows, write_table
+from infra.store.claims import claimed
+from infra.store.manifest import Provenance
+from infra.store.store import Store
+from infra.store.tables import find, read_rows, write_table
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 

@@ -14,16 +14,16 @@ import pytest
 from runs import PrefectServer, ended, started, wait_for
 from small import command_lines
 
-from infra import watchdog
-from infra.claims import claimed
-from infra.inventory import artifacts
-from infra.launcher import launch
-from infra.manifest import Provenance
-from infra.schemas import LONGCOT
+from infra.operations.inventory import artifacts
+from infra.processes import watchdog
+from infra.processes.torchrun import launch
+from infra.processes.watchdog import EndingError, GuardedProcess, end_all
 from infra.settings import Settings
-from infra.store import Store
-from infra.tables import write_table
-from infra.watchdog import EndingError, GuardedProcess, end_all
+from infra.store.claims import claimed
+from infra.store.manifest import Provenance
+from infra.store.schemas import LONGCOT
+from infra.store.store import Store
+from infra.store.tables import write_table
 
 
 @pytest.fixture

@@ -19,15 +19,15 @@ from runs import PrefectServer, ended, fake, made, on_s3
 from s3_for_tests import boto_client, s3_settings
 from small import bootstrap_parameters, small_world
 
-from infra import s3 as s3_module
-from infra import store as store_module
-from infra.claims import claimed
-from infra.inventory import artifacts, problems
-from infra.manifest import Provenance, Ref
-from infra.models import fetch_model, publish_model
+from infra.operations.inventory import artifacts, problems
 from infra.settings import Settings
-from infra.store import Store, StoreError
-from infra.tables import find, read_rows, write_table
+from infra.store import s3 as s3_module
+from infra.store import store as store_module
+from infra.store.claims import claimed
+from infra.store.manifest import Provenance, Ref
+from infra.store.models import fetch_model, publish_model
+from infra.store.store import Store, StoreError
+from infra.store.tables import find, read_rows, write_table
 
 # Where the connection breaks, aiohttp sends the request again at once, in silence; what fails then is told.
 ANSWERED = ("500", "503", "stall")

@@ -24,12 +24,12 @@ from s3_for_tests import free_port
 from small import SMALLEST
 
 from flows.__main__ import changed, deployment
-from infra.inventory import artifacts, problems
-from infra.manifest import ref_of
+from infra.operations.inventory import artifacts, problems
+from infra.operations.stack import POOLS
 from infra.settings import Settings
-from infra.stack import POOLS
-from infra.store import Store
-from infra.tables import read_rows
+from infra.store.manifest import ref_of
+from infra.store.store import Store
+from infra.store.tables import read_rows
 
 KILLS = int(os.environ.get("BOLT_TEST_KILLS", "40"))
 SEED = int(os.environ.get("BOLT_TEST_SEED", "1"))
@@ -48,7 +48,7 @@ def kind_of(words: list[str]) -> str | None:
         return "engine"
     if "torch.distributed.run" in words:
         return "launcher"
-    if {"infra.train_sft", "infra.train_dpo"} & set(words):
+    if {"infra.training.sft", "infra.training.dpo"} & set(words):
         return "rank"
     if "prefect.engine" in words or {"flows", "bolt/nano"} <= set(words):
         return "flow"
@@ -327,9 +327,9 @@ def kill_one(site: Site, chance: random.Random, kills: Counter[str]) -> None:
 
 def test_the_kinds_are_told_apart() -> None:
     python = "/usr/bin/python"
-    assert kind_of([python, "-ISB", "watchdog.py", "3", "4", python, "-m", "infra.train_sft"]) == "watchdog"
-    assert kind_of([python, "-m", "torch.distributed.run", "-m", "infra.train_sft", "x"]) == "launcher"
-    assert kind_of([python, "-u", "-m", "infra.train_dpo", "x"]) == "rank"
+    assert kind_of([python, "-ISB", "watchdog.py", "3", "4", python, "-m", "infra.training.sft"]) == "watchdog"
+    assert kind_of([python, "-m", "torch.distributed.run", "-m", "infra.training.sft", "x"]) == "launcher"
+    assert kind_of([python, "-u", "-m", "infra.training.dpo", "x"]) == "rank"
     assert kind_of([python, "-m", "prefect", "worker", "start", "--pool", "bolt"]) == "worker"
     assert kind_of([python, "-m", "prefect", "server", "start", "--no-ui", "--port", "1"]) == "prefect server"
     assert kind_of(["VLLM::EngineCore", ""]) == "engine"

@@ -11,9 +11,9 @@ from runs import PrefectServer, ended, fake, made, on_s3
 from s3_for_tests import s3_settings
 from small import bootstrap_parameters, small_world
 
-from infra.inventory import artifacts, problems
+from infra.operations.inventory import artifacts, problems
 from infra.settings import Settings
-from infra.store import Store
+from infra.store.store import Store
 
 
 def together(place: Path, configs: list[dict[str, Any]], environment: dict[str, str]) -> list[Path]:

@@ -23,11 +23,11 @@ from s3_for_tests import free_port
 from small import bootstrap_parameters, small_world
 
 from flows.rerun import LABEL
-from infra.inventory import artifacts, problems
-from infra.launcher import TrainerError, launch
+from infra.operations.inventory import artifacts, problems
+from infra.processes.torchrun import TrainerError, launch
+from infra.processes.watchdog import _descendants
 from infra.settings import Settings
-from infra.store import Store
-from infra.watchdog import _descendants
+from infra.store.store import Store
 
 
 class Killable(PrefectServer):
@@ -175,7 +175,7 @@ def test_a_killed_rank_or_torchrun_is_an_error_and_leaves_nothing(which, tmp_pat
         found: dict[str, list[int]] = {"torchrun": [], "rank": []}
         for pid in _descendants(os.getpid()):
             line = words(pid)
-            if "sleeping_trainer" in line and "infra/watchdog.py" not in " ".join(line):
+            if "sleeping_trainer" in line and "infra/processes/watchdog.py" not in " ".join(line):
                 found["torchrun" if "torch.distributed.run" in line else "rank"].append(pid)
         return found
 

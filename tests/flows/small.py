@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.keys import PROJECT_ROOT
+from infra.settings import PROJECT_ROOT
 from nano.vocabulary import save_tokenizer
 
 EXAMPLE = (

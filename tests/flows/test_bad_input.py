@@ -16,23 +16,23 @@ import pytest
 from pydantic import ValidationError
 from small import bootstrap_parameters, small_world
 
-import infra.servers
-import tasks.generate
-import tasks.score
-import tasks.trained
+import infra.serving.servers
+import tasks.responses.generate
+import tasks.rewards.score
+import tasks.training.train
 from cot_formats import bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.sft import SftFlowConfig, sft
-from infra.completions import Completion
-from infra.launcher import TrainerError, launch, metrics_path
-from infra.manifest import Ref
-from infra.pool import Pool
+from infra.errors import BadInput
+from infra.processes.torchrun import TrainerError, launch, metrics_path
+from infra.serving.completions import Completion
+from infra.serving.pool import Pool
+from infra.serving.vllm_server import ServerError, VllmServer
 from infra.settings import Settings
-from infra.store import Store, StoreError
-from infra.tables import find, read_rows
-from infra.training_config import SftConfig, trained_path
-from infra.vllm_server import ServerError, VllmServer
-from tasks.curate_examples import BadInput
+from infra.store.manifest import Ref
+from infra.store.store import Store, StoreError
+from infra.store.tables import find, read_rows
+from infra.training.config import SftConfig, trained_path
 
 MINING = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -71,9 +71,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) ->
     async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
         return [float(number % 3) for number in range(len(inputs))]
 
-    monkeypatch.setattr(infra.servers.Servers, "_pool", lambda *_: Pool([Healthy()]))
-    monkeypatch.setattr(tasks.generate, "complete_on", complete_on)
-    monkeypatch.setattr(tasks.score, "classify", classify)
+    monkeypatch.setattr(infra.serving.servers.Servers, "_pool", lambda *_: Pool([Healthy()]))
+    monkeypatch.setattr(tasks.responses.generate, "complete_on", complete_on)
+    monkeypatch.setattr(tasks.rewards.score, "classify", classify)
     return asked
 
 
@@ -204,7 +204,7 @@ def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_p
     kept = steps_in(tmp_path / "store")
     (tmp_path / "crashing.py").write_text("raise RuntimeError('out of luck')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(tasks.trained, "launch", lambda _module, told, **rest: launch("crashing", told, **rest))
+    monkeypatch.setattr(tasks.training.train, "launch", lambda _module, told, **rest: launch("crashing", told, **rest))
     with pytest.raises(TrainerError, match=r"(?s)ended with status 1; log: .*train\.log.*RuntimeError: out of luck"):
         sft(config)
     assert steps_in(tmp_path / "store") == kept
@@ -215,7 +215,7 @@ def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_p
         trained_path(told.output).write_text("{}")
         metrics_path(log_path).write_text("")
 
-    monkeypatch.setattr(tasks.trained, "launch", trained)
+    monkeypatch.setattr(tasks.training.train, "launch", trained)
     model = sft(config)
     assert (model.kind, model.step) == ("model", "sft")
     assert kept.items() <= steps_in(tmp_path / "store").items()

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel
 
 from flows.__main__ import PROJECT, changed, deployment, flow_name, main, told
-from flows.run import SHARDS_AT_ONCE
-from infra.manifest import Ref
+from flows.stages.run import SHARDS_AT_ONCE
+from infra.store.manifest import Ref
 
 DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
 NAMES = [f"{flow_name(each)}/{each['name']}" for each in DEPLOYMENTS]

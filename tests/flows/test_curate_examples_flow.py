@@ -10,16 +10,15 @@ import pytest
 from prefect.client.orchestration import get_client
 from small import small_world
 
-import tasks.choose_examples
+import tasks.curation.choose
 from flows.__main__ import changed, deployment, flow_name
 from flows.curate_examples import CurateConfig, curate_examples, report
-from infra.keys import PROJECT_ROOT
-from infra.pool import Pool
-from infra.servers import Servers
-from infra.settings import Settings
-from infra.store import Store
-from infra.tables import read_manifest, read_rows
-from tasks.curate_examples import BadInput
+from infra.errors import BadInput
+from infra.serving.pool import Pool
+from infra.serving.servers import Servers
+from infra.settings import PROJECT_ROOT, Settings
+from infra.store.store import Store
+from infra.store.tables import read_manifest, read_rows
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -78,7 +77,7 @@ def test_a_reward_model_ranks(world, monkeypatch):
         return [float(number) for number in range(len(inputs))]
 
     monkeypatch.setattr(Servers, "_pool", lambda *_: Pool([Healthy()]))
-    monkeypatch.setattr(tasks.choose_examples, "classify", classify)
+    monkeypatch.setattr(tasks.curation.choose, "classify", classify)
     world["examples"] |= {"count": 3}
     examples = curate_examples(CurateConfig(**world, reward_model=world["model"]))
     store = Store.open(Settings.load())

@@ -25,9 +25,9 @@ from small import small_world
 
 from cot_formats import bolt
 from flows.evaluate import EvaluateConfig, evaluate
-from infra.pool import Pool
-from infra.servers import Servers
-from tasks.curate_examples import BadInput
+from infra.errors import BadInput
+from infra.serving.pool import Pool
+from infra.serving.servers import Servers
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 KEY = "sk-planted-51c0ffee"

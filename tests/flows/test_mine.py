@@ -11,12 +11,13 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from flows.mine import MineConfig, mine, mining_rows
-from infra.manifest import Ref, read_manifest
+from flows.mine import MineConfig, mine
+from flows.stages.mining import mining_rows
+from infra.errors import BadInput
 from infra.settings import Settings
-from infra.store import Store
-from infra.tables import read_rows
-from tasks.curate_examples import BadInput
+from infra.store.manifest import Ref, read_manifest
+from infra.store.store import Store
+from infra.store.tables import read_rows
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench"
 SERVING = {"policy": {"max_model_len": 64}, "reward": {"max_model_len": 64}}

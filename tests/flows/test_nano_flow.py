@@ -12,9 +12,9 @@ import pytest
 from safetensors import safe_open
 from small import environment
 
-from infra.parts import find
 from infra.settings import Settings
-from infra.store import Store
+from infra.store.parts import find
+from infra.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(400)]

@@ -12,14 +12,14 @@ from small import bootstrap_parameters, small_world
 from flows.bolt import BoltConfig, bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.evaluate import EvaluateConfig, evaluate
-from flows.mine import problems_stage
 from flows.online import OnlineConfig, OnlineStage, online
-from flows.run import begin
-from infra.models import import_model
-from infra.servers import Servers
+from flows.stages.mining import problems_stage
+from flows.stages.run import begin
+from infra.errors import BadInput
+from infra.serving.servers import Servers
 from infra.settings import Settings
-from infra.store import Store
-from tasks.curate_examples import BadInput
+from infra.store.models import import_model
+from infra.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

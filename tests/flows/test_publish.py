@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from shown import artifacts_of
 
 from flows.publish import PublishConfig, publish, show_longcot
-from infra.manifest import Provenance, Ref
-from infra.schemas import LONGCOT
 from infra.settings import Settings
-from infra.store import Store
-from infra.tables import read_rows, write_table
+from infra.store.manifest import Provenance, Ref
+from infra.store.schemas import LONGCOT
+from infra.store.store import Store
+from infra.store.tables import read_rows, write_table
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 TOKEN = "hf_not-a-real-one"  # noqa: S105

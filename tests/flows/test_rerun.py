@@ -16,7 +16,8 @@ from prefect.events import emit_event
 from prefect.states import Completed, Crashed, Failed, Pending, Running
 
 import flows.rerun
-from flows.rerun import LABEL, Outcome, RerunConfig, cannot_heal, plain, report, rerun
+from flows.rerun import LABEL, Outcome, RerunConfig, cannot_heal, report, rerun
+from infra.text.markdown import plain
 
 FAILED = "Flow run encountered an exception: "
 HEALS = FAILED + "ServerError: vLLM server of imported/reward ended with status 1; log: ..."
@@ -26,7 +27,7 @@ HEALS = FAILED + "ServerError: vLLM server of imported/reward ended with status 
     "message",
     [
         HEALS,
-        FAILED + "TrainerError: infra.train_sft on 2 ranks ended with status 1; log: ...",
+        FAILED + "TrainerError: infra.training.sft on 2 ranks ended with status 1; log: ...",
         FAILED + "StoreError: artifact store s3://b: cannot read x: the endpoint cannot be reached. Check ...",
         FAILED + "StoreError: artifact store s3://b: cannot read x: the server is overloaded or failing. Try ...",
         FAILED + "BadArtifact: artifact scores/k was made again with other content",
@@ -36,7 +37,7 @@ HEALS = FAILED + "ServerError: vLLM server of imported/reward ended with status 
         FAILED + "TimeoutError: ",
         FAILED + "_TransientError: request 1: the server answered 503: busy",
         FAILED + "ConnectionError: org/name@v1:train: the hub cannot be reached",
-        FAILED + "CodeChangedError: tasks/filter.py was changed while this run was under way: start it again",
+        FAILED + "CodeChangedError: tasks/responses/filter.py was changed while this run was under way: start it again",
         FAILED + "TrainerError: ... its last lines:\n[rank1]: RuntimeError: Connection closed by peer (NCCL)",
         FAILED + "PrefectHTTPStatusError: Server error '503 Service Unavailable' for url ...",
         # vLLM tells how much memory it has each time that it starts

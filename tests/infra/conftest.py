@@ -6,7 +6,7 @@ import pytest
 from s3_for_tests import s3_bucket, s3_settings, s3_url
 
 from infra.settings import Settings
-from infra.store import Store
+from infra.store.store import Store
 
 __all__ = ["s3_bucket", "s3_url"]
 

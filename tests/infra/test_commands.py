@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from s3_for_tests import KEY, SECRET
 
-from infra.inventory import artifacts, needed
-from infra.manifest import Manifest, Provenance, Ref
-from infra.store import Store
-from infra.tables import write_table
+from infra.operations.inventory import artifacts, needed
+from infra.store.manifest import Manifest, Provenance, Ref
+from infra.store.store import Store
+from infra.store.tables import write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = pa.schema([pa.field("query_id", pa.string(), nullable=False)])

@@ -111,7 +111,7 @@ def test_a_block_that_there_is_not_is_refused(monkeypatch):
 
 def test_import_stays_cheap():
     code = (
-        "import infra.settings, infra.store, infra.keys, sys\n"
+        "import infra.settings, infra.store.store, infra.steps.keys, sys\n"
         "print([name for name in ('s3fs', 'botocore', 'prefect', 'torch', 'pyarrow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from cot_formats import bolt
 from evals.short_answer import extract
-from infra.chat import load_tokenizer, prompt_text
-from infra.keys import PROJECT_ROOT
-from infra.models import PICKLES
+from infra.settings import PROJECT_ROOT
+from infra.store.models import PICKLES
+from infra.text.chat import load_tokenizer, prompt_text
 from nano.config import PretrainRecipe
 from nano.corpus import EXAMPLE_TEMPLATE, PROMPT_TEMPLATE, garbled
 from nano.families import FAMILIES
@@ -27,8 +27,8 @@ from nano.pretrain_reward import LAYERS
 from nano.problem import Habits
 from nano.vocabulary import ASSISTANT, CONTEXT, END, PAD, encoder, tokenizer
 from nano.write_data import distinct
-from tasks.curate_examples import read_example
-from tasks.score import judged_ids
+from tasks.examples.read import read_example
+from tasks.rewards.score import judged_ids
 
 MODELS = PROJECT_ROOT / "nano" / "models"
 MOST_BYTES = 16_000_000

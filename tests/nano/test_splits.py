@@ -12,13 +12,13 @@ from reading import is_solution, read
 
 from cot_formats import bolt
 from cot_formats.actions import ACTIONS, find_actions
-from infra.keys import PROJECT_ROOT
+from infra.settings import PROJECT_ROOT
 from nano import write_data
 from nano.families import FAMILIES, LEVELS
 from nano.problem import SPLITS, Problem
 from nano.vocabulary import encoder
-from tasks.curate_examples import read_example
-from tasks.sources import query_id
+from tasks.examples.read import read_example
+from tasks.queries.sources import query_id
 
 NANO = PROJECT_ROOT / "nano"
 

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from cot_formats import bolt
-from infra.chat import load_tokenizer, prompt_text, special_strings
+from infra.text.chat import load_tokenizer, prompt_text, special_strings
 from nano.corpus import chat, documents
 from nano.vocabulary import (
     ASSISTANT,

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from fakes import Answer, FakeVllm
 
-from infra.manifest import Provenance, Ref, read_manifest
-from infra.models import import_model
 from infra.settings import Settings
-from infra.steps import Plan
-from infra.store import Store
-from infra.tables import read_rows, write_table
+from infra.steps.step import Plan
+from infra.store.manifest import Provenance, Ref, read_manifest
+from infra.store.models import import_model
+from infra.store.store import Store
+from infra.store.tables import read_rows, write_table
 from nano.vocabulary import save_tokenizer, tokenizer
 
 
@@ -67,7 +67,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         drawn[step] = done()
 
     for module in (
-        "infra.progress",
+        "infra.steps.progress",
         *(f"tasks.{each}" for each in ("generate", "score", "judge", "verdicts", "trained")),
     ):
         monkeypatch.setattr(f"{module}.progress", drawing)

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that speaks its HTTP forms, and one for `infra.servers.Servers` that hands it out."""
+"""A stand-in for vLLM that speaks its HTTP forms, and one for `infra.serving.servers.Servers` that hands it out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from endpoint import Endpoint
 
-from infra.manifest import Ref
-from infra.pool import Pool
-from infra.vllm_server import ServerError, ServerOptions
+from infra.serving.pool import Pool
+from infra.serving.vllm_server import ServerError, ServerOptions
+from infra.store.manifest import Ref
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.sources import Source
+from tasks.queries.sources import Source
 
 
 def file_of(path: Path, records: Iterable[dict[str, Any]]) -> Source:

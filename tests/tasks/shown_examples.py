@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from infra.keys import PROJECT_ROOT
-from tasks.generate import PromptConfig
+from infra.settings import PROJECT_ROOT
+from tasks.responses.generate import PromptConfig
 
 NANO_PROMPT = PromptConfig(
     template=PROJECT_ROOT / "nano/prompts/in_context.md", example_template=PROJECT_ROOT / "nano/prompts/example.md"

@@ -1,0 +1,56 @@
+"""What several steps share about responses: parsing a sample's text into thoughts and solution."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from cot_formats import FORMATS
+from cot_formats.tagged import Tagged
+
+LongFormat = Literal["bolt", "r1", "still2", "rlmt", "marco", "qwq"]
+Format = LongFormat | Literal["plain"]
+PLAIN = "plain"  # a ShortCoT model's answer: all of it is the solution
+
+
+def parse_response(text: str, format: Format, opened: bool = False) -> dict[str, Any]:
+    """The columns thoughts, solution and violations of a response in `format`.
+
+    `opened`: the prompt ended inside the thoughts (see `opened_part`).
+    """
+    if format == PLAIN:
+        solution = text.strip()
+        return {"thoughts": None, "solution": solution or None, "violations": [] if solution else ["empty_solution"]}
+    tagged = tagged_form(format)
+    parsed = tagged.parse(text, opened) if tagged else FORMATS[format].parse(text)
+    names = list(dict.fromkeys(violation.name for violation in parsed.violations))
+    return {"thoughts": parsed.thoughts, "solution": parsed.solution, "violations": names}
+
+
+def tagged_form(format: Format) -> Tagged | None:
+    """The delimited format; None for free text and `plain`."""
+    return getattr(FORMATS.get(format), "FORMAT", None)
+
+
+def delimiters(format: Format) -> tuple[str, ...]:
+    """The strings that part thoughts from solution in `format`; free text and `plain` have none."""
+    tagged = tagged_form(format)
+    return tagged.tags if tagged else ()
+
+
+def opened_part(prefix: str, format: Format) -> str:
+    """What of a response in `format` the prompt has written already: "<think>\\n", say, or nothing.
+
+    `prefix`: what the chat template puts before every answer (`infra.text.chat.generation_prefix`).
+    """
+    opening = delimiters(format)[:1]
+    return prefix[prefix.rindex(opening[0]) :] if prefix.rstrip().endswith(opening) else ""
+
+
+def continuation(response: str, opened: str) -> str:
+    """The rest of a rendered response of which the prompt has written `opened`."""
+    return response.removeprefix(opened) if response.startswith(opened) else response[len(opened.rstrip()) :].lstrip()
+
+
+def is_well_formed(response: dict[str, Any]) -> bool:
+    """Whether the response ended by itself and kept to its format."""
+    return not response["violations"] and response["finish_reason"] == "stop"

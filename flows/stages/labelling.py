@@ -1,0 +1,195 @@
+"""An LLM's judgements on mined queries as flows use them: difficulty, and topics that a person edits on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from prefect import Task
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+
+from flows.stages.run import Run
+from infra.errors import BadInput
+from infra.steps.inputs import digest_of_files, digest_of_prompts
+from infra.steps.step import Plan, plan
+from infra.store.manifest import Ref
+from infra.store.parts import find
+from infra.store.tables import read_rows
+from infra.text.templates import filled
+from tasks.queries.ask import NOT_IN_KEY, JudgeConfig
+from tasks.queries.difficulty import RateConfig, judge_difficulty, rate_queries
+from tasks.queries.topics import (
+    TopicsConfig,
+    as_yaml,
+    checked_topics,
+    judge_topic,
+    keep_topics,
+    merge_proposals,
+    propose_topics,
+    read_topics,
+    tag_queries,
+)
+
+TOKENS_A_JUDGEMENT = 30  # that a judge writes, for a dry run
+_EDITING = {"file", "wait_hours"}
+_PROPOSING = {"propose_template", "sample", "queries_a_proposal", "proposal_tokens", "names_a_proposal", "seed"}
+
+
+class EditedTopics(RunInput):
+    """What a person makes of the proposed topics in the Prefect UI."""
+
+    topics: list[str]
+
+
+def check_judging(rate: RateConfig | None, topics: TopicsConfig | None) -> None:
+    """Read every file that the judgements need, before anything is served. Raises `BadInput` naming file and field."""
+    if rate:
+        filled(_existing(rate.template), query="")
+    if topics:
+        filled(_existing(topics.tag_template), topics="", query="")
+        if topics.file:
+            read_topics(topics.file)
+        else:
+            filled(_existing(topics.propose_template), queries="", most="")
+
+
+def _existing(template: Path) -> Path:
+    if not template.is_file():
+        raise BadInput(f"prompt template {template} does not exist; relative paths start at {Path.cwd()}")
+    return template
+
+
+def rated(run: Run, config: RateConfig, queries: Ref, judge: Ref) -> Ref:
+    """The queries that meet enough of the seven criteria by the judgement of the model `judge`."""
+    what = config.model_dump(mode="json", exclude=NOT_IN_KEY | {"least_difficulty"})
+    inputs = {"queries": queries, "model": judge}
+    judgements = _judged(
+        run, "judged-difficulty", "tasks.queries.difficulty", judge_difficulty, config, config.template, what, inputs
+    )
+    rule = {"least_difficulty": config.least_difficulty}
+    inputs = {"queries": queries, **_as_inputs(judgements)}
+    return run.do(
+        rate_queries,
+        plan("queries-rated", "tasks.queries.difficulty", rule, inputs),
+        expected_rows=queries.rows,
+        queries=queries,
+        judgements=judgements,
+        least_difficulty=config.least_difficulty,
+    )
+
+
+def proposed_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
+    """The topics that the model `judge` proposes for a sample of the queries, most named first."""
+    what = config.model_dump(mode="json", include=_PROPOSING)
+    inputs = {"queries": queries, "model": judge}
+    ingredients = {
+        "engine": run.servers.engine("policy"),
+        "prompts": digest_of_prompts(config.propose_template),
+    }
+    asking = plan("topic-proposals", "tasks.queries.topics", what, inputs, **ingredients)
+    requests = -(-min(config.sample, queries.rows) // config.queries_a_proposal)
+    proposals = run.do(
+        propose_topics,
+        asking,
+        requests * TOKENS_A_JUDGEMENT,
+        config=config,
+        queries=queries,
+        model=judge,
+        servers=run.servers,
+    )
+    rule = {"most_topics": config.most_topics}
+    merging = plan("topics-proposed", "tasks.queries.topics", rule, {"proposals": proposals})
+    return run.do(merge_proposals, merging, proposals=proposals, most_topics=config.most_topics)
+
+
+def edited_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
+    """The topics as a person left them: those of `config.file`, or the proposal edited in the Prefect UI.
+
+    What was edited in the UI is an artifact made from the proposal: a run that comes again asks nobody again.
+
+    Raises:
+        BadInput: the file does not hold a list of topics.
+        prefect.exceptions.FlowPauseTimeout: nobody came within `wait_hours`.
+    """
+    if config.file:
+        names = read_topics(config.file)
+        what = plan("topics", "tasks.queries.topics", {}, {}, file=digest_of_files([config.file]))
+        return run.do(keep_topics, what, names=names)
+    proposed = proposed_topics(run, config, queries, judge)
+    what = plan("topics", "tasks.queries.topics", {}, {"proposed": proposed})
+    names = []
+    if not run.dry and find(run.store, what.step, what.key) is None:
+        names = _ask_a_person(run, config, proposed)
+    return run.do(keep_topics, what, names=names)
+
+
+def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
+    """Pause the flow run until it is resumed with an edited list; a bad list is shown again with what is wrong."""
+    topics = list(read_rows(run.store, proposed))
+    file = run.settings.work_dir / f"topics-{proposed.key}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(as_yaml(topics), encoding="utf-8")
+    run.servers.release()  # nobody knows how long it takes: free the devices meanwhile
+    names, wrong = [topic["name"] for topic in topics], ""
+    while True:
+        told = f"{wrong}Edit the proposed topics: delete, rename, merge, add. The same list is in {file}."
+        run.log.info("The flow run waits at most %g hours for its topics. %s", config.wait_hours, told)
+        form = EditedTopics.with_initial_data(description=told, topics=names)
+        try:
+            key = uuid4().hex  # Prefect's own comes again where the flow run is rerun, and would be refused
+            names = pause_flow_run(form, timeout=math.ceil(config.wait_hours * 3600), poll_interval=2, key=key).topics
+        except FlowPauseTimeout as error:
+            raise FlowPauseTimeout(
+                f"nobody edited the topics within {config.wait_hours:g} hours: edit {file}, give it as topics.file, "
+                "and run again (the proposal is kept)"
+            ) from error
+        try:
+            return checked_topics(names, "edited topics", [f"row {number}" for number, _ in enumerate(names, 1)])
+        except BadInput as error:
+            wrong = f"{error}. "
+
+
+def tagged(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
+    """The queries, each with one of the edited topics or `other`."""
+    topics = edited_topics(run, config, queries, judge)
+    what = config.model_dump(mode="json", exclude=NOT_IN_KEY | _EDITING | _PROPOSING | {"most_topics"})
+    inputs = {"queries": queries, "topics": topics, "model": judge}
+    judgements = _judged(
+        run, "judged-topic", "tasks.queries.topics", judge_topic, config, config.tag_template, what, inputs
+    )
+    return run.do(
+        tag_queries,
+        plan("queries-tagged", "tasks.queries.topics", {}, {"queries": queries, **_as_inputs(judgements)}),
+        expected_rows=queries.rows,
+        queries=queries,
+        judgements=judgements,
+    )
+
+
+def _judged(
+    run: Run,
+    step: str,
+    module: str,
+    task: Task[..., Any],
+    config: JudgeConfig,
+    template: Path,
+    what: Mapping[str, Any],
+    inputs: Mapping[str, Ref],
+) -> list[Ref]:
+    """Judgements of all queries, a table a shard; the task takes the inputs by their names."""
+    ingredients = {"engine": run.servers.engine("policy"), "prompts": digest_of_prompts(template)}
+    jobs: list[tuple[Plan, dict[str, Any]]] = []
+    for shard in range(config.shards):
+        part = {"shard": shard, "shards": config.shards}
+        job = plan(step, module, {**what, **part}, inputs, **ingredients)
+        jobs.append((job, {**inputs, **part, "config": config, "servers": run.servers}))
+    return run.do_all(task, jobs, inputs["queries"].rows * TOKENS_A_JUDGEMENT)
+
+
+def _as_inputs(judgements: Sequence[Ref]) -> dict[str, Ref]:
+    return {f"judgements/{number}": ref for number, ref in enumerate(judgements)}

@@ -1,0 +1,37 @@
+"""A benchmark's problems, for any flow that evaluates on it."""
+
+from __future__ import annotations
+
+from flows.stages.mining import ProblemsConfig, problems_stage
+from flows.stages.run import Run
+from infra.steps.step import plan
+from infra.store.manifest import Ref
+from tasks.evaluation.problems import SHORT_ANSWER, Benchmark, read_problems, step_of
+from tasks.queries.draw import DrawConfig
+from tasks.queries.sources import Source, digest_of_source
+
+
+def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:
+    """Raise `ValueError` where settings of the draw would be passed over: a benchmark's problems keep their order."""
+    taken = DrawConfig(least_difficulty=problems.draw.least_difficulty, limit=problems.draw.limit)
+    if benchmark != SHORT_ANSWER and problems.draw != taken:
+        raise ValueError(f"problems.draw: of {benchmark}'s problems only `limit` can be set (the first ones)")
+
+
+def problems_for(run: Run, benchmark: Benchmark, problems: ProblemsConfig, references: Source | None = None) -> Ref:
+    """The table `problems`; of a benchmark's own as `problems-BENCHMARK`."""
+    if benchmark == SHORT_ANSWER:
+        return problems_stage(run, problems)
+    digests = {f"source/{number}": digest_of_source(source) for number, source in enumerate(problems.sources)}
+    if references is not None:
+        digests["references"] = digest_of_source(references)
+    rule = {"benchmark": benchmark, "limit": problems.draw.limit}
+    return run.do(
+        read_problems,
+        plan(step_of("problems", benchmark), "tasks.evaluation.problems", rule, {}, **digests),
+        rehearse=all(source.is_local for source in (*problems.sources, references) if source),
+        sources=problems.sources,
+        references=references,
+        benchmark=benchmark,
+        limit=problems.draw.limit,
+    )

@@ -1,0 +1,235 @@
+"""One flow run: where its artifacts live, who is served, which steps were done. The flows are written in its terms."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypedDict
+
+from prefect import Task, get_run_logger
+from prefect.exceptions import TerminationSignal
+from prefect.flows import FlowStateHook
+from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.operations.alerts import alert
+from infra.processes.watchdog import end_all
+from infra.serving.servers import Servers, ServingConfig
+from infra.settings import Settings
+from infra.steps.step import Plan
+from infra.store.manifest import Ref
+from infra.store.models import import_model, imported_ref
+from infra.store.parts import find
+from infra.store.store import Store
+from infra.store.tables import read_rows
+
+PENDING = "pending"
+A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
+
+# Shards under way at once: 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
+# step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.
+SHARDS_AT_ONCE = 4
+TASK_RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)  # type: ignore[assignment]
+
+
+class Hooks(TypedDict):
+    """What Prefect calls when a flow run ends."""
+
+    on_completion: list[FlowStateHook[..., Any]]
+    on_failure: list[FlowStateHook[..., Any]]
+    on_crashed: list[FlowStateHook[..., Any]]
+
+
+ALERTS: Hooks = {"on_completion": [alert], "on_failure": [alert], "on_crashed": [alert]}
+
+
+class Estimates(BaseModel):
+    """What `dry_run` reckons with; the defaults are for an 8B model on H100s (see docs/flows.md for their source)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens_per_response: int = Field(1_500, ge=1, description="Mean tokens of a LongCoT response.")
+    generated_per_gpu_second: float = Field(6_400, gt=0, description="Tokens generated a second and GPU.")
+    trained_per_gpu_second: float = Field(5_800, gt=0, description="Tokens trained on a second and GPU.")
+
+
+class Common(BaseModel):
+    """What every flow needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    serving: ServingConfig = Field(description="How models are served.")
+    estimates: Estimates = Field(Estimates(), description="What a dry run reckons with.")
+    dry_run: bool = Field(
+        False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
+    )
+
+
+class StepRecord(BaseModel, frozen=True):
+    """One step of a run: wall-clock seconds, whether it was cached, rows of its artifacts."""
+
+    name: str
+    key: str
+    seconds: float
+    cached: bool
+    rows: int
+
+
+class Run:
+    """Does steps, or in a dry run only looks them up."""
+
+    def __init__(
+        self, store: Store, settings: Settings, servers: Servers, estimates: Estimates, scratch: Path | None
+    ) -> None:
+        self.store, self.settings, self.servers, self.estimates = store, settings, servers, estimates
+        self.dry, self.scratch = scratch is not None, Settings(store=str(scratch)) if scratch else settings
+        self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has in its scratch store
+        self.steps: list[StepRecord] = []
+        self.done: dict[tuple[str, str], Ref] = {}
+        self.gpu_hours = 0.0
+        self.log = get_run_logger()
+
+    def do(
+        self,
+        task: Task[..., Any],
+        plan: Plan,
+        expected_tokens: int = 0,
+        expected_rows: int = 0,
+        rehearse: bool = False,
+        **arguments: Any,
+    ) -> Ref:
+        """Make one artifact, or find it; what this run has made already is not looked for again.
+
+        What is expected is only for a dry run. With `rehearse` a dry run does the step in a scratch store, if its
+        inputs were done there too, and so knows its rows and the keys of what follows.
+        """
+        if (plan.step, plan.key) in self.done:
+            return self.done[plan.step, plan.key]
+        if not self.dry:
+            made = self.do_all(task, [(plan, arguments)])[0]
+        elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
+            made = task.fn(plan, self.scratch, arguments)
+            self.rehearsed.add((plan.step, plan.key))
+            self._looked_up(plan, expected_tokens, made.rows)
+        else:
+            made = self._looked_up(plan, expected_tokens, expected_rows)
+        self.done[plan.step, plan.key] = made
+        return made
+
+    def do_all(
+        self, task: Task[..., Any], jobs: Sequence[tuple[Plan, dict[str, Any]]], expected_tokens: int = 0
+    ) -> list[Ref]:
+        """Make the artifacts of a step's shards side by side. One that fails stops no other; at the end it raises."""
+        if self.dry:
+            return [self._looked_up(plan, expected_tokens // len(jobs), 0) for plan, _ in jobs]
+        began = time.perf_counter()
+        futures = [task.submit(plan, self.settings, arguments) for plan, arguments in jobs]
+        wait(futures)
+        cached = all(future.state.name == "Cached" for future in futures)
+        refs: list[Ref] = [future.result() for future in futures]
+        plan = jobs[0][0]
+        record = StepRecord(
+            name=plan.step,
+            key=plan.key,
+            seconds=time.perf_counter() - began,
+            cached=cached,
+            rows=sum(ref.rows for ref in refs),
+        )
+        self.steps.append(record)
+        done = "cached" if cached else "done"
+        self.log.info("%-28s %6.1f s  %-6s  %s  %d rows", record.name, record.seconds, done, record.key, record.rows)
+        return refs
+
+    def first_row(self, table: Ref) -> dict[str, Any] | None:
+        """The first row of a table, for a dry run to show; None where the table does not exist."""
+        if table.digest.startswith(PENDING):
+            return None
+        rehearsed = (table.step, table.key) in self.rehearsed
+        return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
+
+    def model(self, named: str) -> Ref:
+        """The model that a user names; a dry run copies and downloads nothing.
+
+        Raises:
+            ValueError: there is none; the text says what was looked for.
+        """
+        if Path(named).is_dir():
+            take = imported_ref if self.dry else import_model
+            return take(self.store, Path(named), Path(named).name)
+        if found := self._artifact(named):
+            return found
+        name, _, revision = named.partition("@")
+        if revision and name.count("/") == 1:
+            plain = name.replace("/", "--")
+            return self._stand_in("model", "imported", plain) if self.dry else self._from_hub(name, revision)
+        raise ValueError(
+            f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
+            "and no hub id ORG/NAME@REVISION (a revision is required)"
+        )
+
+    def _from_hub(self, name: str, revision: str) -> Ref:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        try:
+            folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+        except LocalEntryNotFoundError as error:  # an outage: it may heal
+            raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({error})") from error
+        return import_model(self.store, Path(folder), name)
+
+    def table(self, named: str) -> Ref:
+        """The artifact STEP/KEY of another run. Raises `ValueError` where it does not exist."""
+        found = self._artifact(named)
+        if found is None:
+            raise ValueError(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
+        return found
+
+    def _artifact(self, named: str) -> Ref | None:
+        """The artifact STEP/KEY; None where `named` is no such name, or there is no whole artifact."""
+        step, _, key = named.partition("/")
+        return find(self.store, step, key) if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) else None
+
+    def _looked_up(self, plan: Plan, expected_tokens: int, expected_rows: int) -> Ref:
+        """The artifact if it exists, else a stand-in; prints the step's line of the plan."""
+        known = not any(ref.digest.startswith(PENDING) for ref in plan.provenance.inputs.values())
+        found = find(self.store, plan.step, plan.key) if known else None
+        trained = plan.step.startswith(("sft", "dpo"))
+        speed = self.estimates.trained_per_gpu_second if trained else self.estimates.generated_per_gpu_second
+        hours = 0.0 if found else expected_tokens / speed / 3600
+        self.gpu_hours += hours
+        expected = f"{expected_tokens:,} tokens, {hours:.2f} GPU hours" if expected_tokens and not found else ""
+        key = plan.key if known else "(key depends on the above)"
+        print(f"{plan.step:28} {'cached' if found else 'to do':8} {key:28} {expected}")
+        return found or self._stand_in("table", plan.step, plan.key, expected_rows)
+
+    def _stand_in(self, kind: Literal["table", "model"], step: str, key: str, rows: int = 0) -> Ref:
+        """For what does not exist yet: no cache key made from it can match."""
+        return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=rows)
+
+
+@contextmanager
+def begin(common: Common) -> Iterator[Run]:
+    """Open the store (a write-read check), and end every server when the run ends.
+
+    Told to end (SIGTERM, Ctrl-C, a cancelled run), it ends the trainers as well: Prefect waits for the steps under way.
+    """
+    settings = Settings.load()
+    store = Store.open(settings)
+    with (
+        TemporaryDirectory(prefix="bolt-dry-run-") as scratch,
+        Servers(common.serving, store, settings.work_dir.resolve(), settings.policy_api_key) as servers,
+    ):
+        run = Run(store, settings, servers, common.estimates, Path(scratch) if common.dry_run else None)
+        try:
+            yield run
+        except (KeyboardInterrupt, TerminationSignal):
+            end_all()
+            raise
+        if run.dry:
+            print(f"{'in all':28} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")

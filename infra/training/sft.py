@@ -1,0 +1,54 @@
+"""Stage 2, LongCoT SFT (BOLT, section on LongCoT SFT): run under torchrun by `infra.processes.torchrun.launch`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from infra.training import trainer as training
+from infra.training.config import SftConfig
+
+
+def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
+    """Turns a row into `input_ids` and `labels`; the labels cover exactly the completion and its end token."""
+
+    def convert(row: dict[str, str]) -> dict[str, Any]:
+        prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
+        completion = training.completion_ids(tokenizer, row["completion"])
+        ids = prompt + completion
+        labels = [training.IGNORED] * len(prompt) + completion
+        return {"input_ids": ids, "labels": labels, training.LENGTH: len(ids), training.TOKENS: len(ids)}
+
+    return convert
+
+
+def main(config_path: Path) -> None:
+    """Train as the `SftConfig` in `config_path` says; raises on rows over the length, an inexact batch or an unsound
+    result."""
+    config = SftConfig.model_validate_json(config_path.read_text())
+    training.join_ranks()
+    arguments = SFTConfig(
+        **training.arguments(config),
+        packing=config.packing,
+        max_length=config.max_length if config.packing else None,  # nothing is cut: over-long rows were settled before
+        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
+        length_column_name=training.LENGTH,
+    )
+    tokenizer = training.tokenizer_for(config)
+    rows, counts = training.token_rows(config, converter(tokenizer), ["prompt", "completion"])
+    trainer = SFTTrainer(
+        model=training.load_model(config.model, config),
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[training.MetricsFile()],
+    )
+    training.run(trainer, config, counts)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

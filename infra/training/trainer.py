@@ -1,0 +1,230 @@
+"""What both trainers share: rows to token ids, the trainer's arguments, the metrics file, and the checks before
+TRAINED.json."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from infra.processes.torchrun import METRICS_VARIABLE
+from infra.processes.watchdog import end_with_parent
+from infra.text.chat import load_tokenizer
+from infra.training.config import TrainingConfig, trained_path
+from infra.training.deepspeed import deepspeed_config
+
+IGNORED = -100
+"""Label of tokens outside the loss."""
+LENGTH, TOKENS = "length", "tokens"
+"""Columns of tokenised rows: tokens of the longest sequence in the row, and of all its sequences."""
+PATIENCE = timedelta(hours=12)
+"""Longest wait of a rank for another: rank 0 tokenises and saves alone, which for 200,000 responses takes more than
+DeepSpeed's 10 minutes; of ranks that die torchrun and the watchdog know at once."""
+Convert = Callable[[dict[str, str]], dict[str, Any]]
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends what the trainer logs to the launcher's metrics file, from rank 0, as JSON lines."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write one line."""
+        if path := os.environ.get(METRICS_VARIABLE) if state.is_world_process_zero else None:
+            with Path(path).open("a") as out:
+                out.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+def join_ranks() -> None:
+    """Form the process group of all ranks: before anything is loaded, since ZeRO-3 asks for its size as it loads.
+
+    From here on a rank ends with torchrun, even where that is killed together with the watchdog above it.
+    """
+    end_with_parent()
+    if not torch.cuda.is_available():
+        # else DeepSpeed compiles an optional C++ operation at its first start: 45 s and a compiler
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+    deepspeed.init_distributed(auto_mpi_discovery=False, timeout=PATIENCE)
+
+
+def ranks() -> int:
+    """Number of training processes, as torchrun set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def tokenizer_for(config: TrainingConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with its end token known and a padding token set; raises `ValueError` without an end
+    token."""
+    tokenizer = load_tokenizer(config.model)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer of {config.model} has no end token: completions could not be ended")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+    """Ids of a completion, tokenised apart from its prompt as it was sampled, with one end token at its end."""
+    ids: list[int] = tokenizer.encode(completion, add_special_tokens=False)
+    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, int(tokenizer.eos_token_id)]
+
+
+def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, int]]:
+    """The tokenised rows of all parts, and how many `samples` they are, of how many `tokens`, with how many `dropped`.
+
+    `convert` makes token columns from text columns, `LENGTH` (longest side) and `TOKENS` (all sides) among them. Rank
+    0 streams the parts into one Arrow file beside `output`, which all ranks map into memory. Raises `ValueError` on a
+    missing column, no rows, or rows over `max_length` where `overlong` is "error".
+    """
+    path = config.output.with_name(config.output.name + ".tokens.arrow")
+    if torch.distributed.get_rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dropped = _write_tokens(config, convert, columns, path)
+        path.with_suffix(".dropped").write_text(str(dropped))
+    torch.distributed.barrier()
+    rows = Dataset.from_file(str(path))
+    tokens = sum(int(chunk.sum().as_py()) for chunk in rows.data.column(TOKENS).chunks)
+    dropped = int(path.with_suffix(".dropped").read_text())
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:  # mapped by every rank: the file may lose its name
+        path.unlink()
+        path.with_suffix(".dropped").unlink()
+    return rows.remove_columns(TOKENS), {"samples": len(rows), "dropped": dropped, "tokens": tokens}
+
+
+def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], path: Path) -> int:
+    """Write the rows that fit to an Arrow stream at `path`; the number of those that were too long."""
+    kept, dropped, longest = 0, 0, 0
+    writer: pa.ipc.RecordBatchStreamWriter | None = None
+    for part in config.data:
+        table = pq.ParquetFile(part)
+        if missing := set(columns) - set(table.schema_arrow.names):
+            raise ValueError(f"{part} has no column {sorted(missing)}; it has {table.schema_arrow.names}")
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            rows = [convert(row) for row in batch.to_pylist()]
+            fitting = [row for row in rows if row[LENGTH] <= config.max_length]
+            longest = max([longest, *(row[LENGTH] for row in rows)])
+            kept, dropped = kept + len(fitting), dropped + len(rows) - len(fitting)
+            if fitting:
+                out = pa.table({name: pa.array([row[name] for row in fitting]) for name in fitting[0]})
+                writer = writer or pa.ipc.new_stream(str(path), out.schema)
+                writer.write_table(out)
+    if dropped and config.overlong == "error":
+        raise ValueError(
+            f"{dropped} of {kept + dropped} rows exceed max_length {config.max_length}; the longest has {longest}"
+        )
+    if writer is None:
+        raise ValueError(
+            f"no rows to train on in {[str(part) for part in config.data]} ({dropped} exceed {config.max_length})"
+        )
+    writer.close()
+    return dropped
+
+
+def arguments(config: TrainingConfig) -> dict[str, Any]:
+    """Arguments that TRL's SFT and DPO configurations share. No evaluation, no checkpoints: the result is saved at the
+    end."""
+    accumulation = config.accumulation(ranks())
+    on_cpu = not torch.cuda.is_available()
+    return {
+        "output_dir": str(config.output),
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup_ratio,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "per_device_train_batch_size": config.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": config.bf16,
+        "use_cpu": on_cpu,
+        "optim": "adamw_torch",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": not on_cpu,
+        "trust_remote_code": config.trust_remote_code,
+        "deepspeed": deepspeed_config(
+            config.zero_stage,
+            bf16=config.bf16,
+            micro_batch=config.micro_batch,
+            accumulation=accumulation,
+            ranks=ranks(),
+            max_grad_norm=config.max_grad_norm,
+        ),
+    }
+
+
+def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
+    """A local causal language model, in float32 on CPU and in bfloat16 on GPU when `bf16` (DeepSpeed keeps float32
+    masters)."""
+    dtype = torch.bfloat16 if config.bf16 and torch.cuda.is_available() else torch.float32
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, trust_remote_code=config.trust_remote_code
+    )
+
+
+def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
+    """Train, save, check, and report with `counts` and the run's figures. Raises when the result is not
+    sound."""
+    started = time.monotonic()
+    trained_path(config.output).unlink(missing_ok=True)
+    result = trainer.train()
+    seconds = time.monotonic() - started
+    trainer.save_model(str(config.output))
+    (config.output / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
+    unset_hf_deepspeed_config()  # else ZeRO-3 would spread the reloaded model over ranks that do not load it
+    if trainer.is_world_process_zero():
+        report = {
+            "final_loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1],
+            "mean_loss": result.training_loss,
+            "steps": result.global_step,
+            **counts,
+            "tokens_seen": round(counts["tokens"] * config.epochs),
+            "seconds": round(seconds, 2),
+            "ranks": ranks(),
+            "sample": check_saved(config),
+        }
+        trained_path(config.output).write_text(json.dumps(report, indent=2))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def check_saved(config: TrainingConfig) -> str:
+    """Reload the saved model and return one greedy sample; raises `ValueError` on missing, misshapen or non-finite
+    tensors."""
+    tokenizer = load_tokenizer(config.output)
+    saved = AutoModelForCausalLM.from_pretrained(
+        config.output, local_files_only=True, trust_remote_code=config.trust_remote_code
+    )
+    original = AutoModelForCausalLM.from_pretrained(
+        config.model, local_files_only=True, trust_remote_code=config.trust_remote_code
+    )
+    expected = {name: tensor.shape for name, tensor in original.state_dict().items()}
+    found = saved.state_dict()
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    if wrong := {name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)}:
+        raise ValueError(f"saved tensors differ in shape from {config.model}: {sorted(wrong)[:10]}")
+    if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"saved tensors are not finite: {broken[:10]}")
+    row = next(pq.ParquetFile(config.data[0]).iter_batches(batch_size=1, columns=["prompt"]))["prompt"][0].as_py()
+    prompt = torch.tensor([tokenizer.encode(row, add_special_tokens=False)])
+    ids = saved.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=16)
+    return str(tokenizer.decode(ids[0, prompt.shape[1] :]))

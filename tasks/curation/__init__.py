@@ -1,0 +1,1 @@
+"""Choosing in-context examples by what models say of them: the room that they take, and their reward."""

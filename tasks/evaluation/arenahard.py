@@ -1,0 +1,56 @@
+"""Arena-Hard's judgements: two games a question against the baseline's answer, in both orders (evals/arenahard.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from evals import arenahard
+from evals.style_control import Version
+from infra.serving.servers import Servers
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.store import Store
+from infra.store.tables import read_rows
+from tasks.evaluation.problems import as_problem
+from tasks.evaluation.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+
+GAMES: tuple[Literal[1], Literal[2]] = (1, 2)
+
+
+@step
+def judge_arenahard(
+    plan: Plan,
+    store: Store,
+    *,
+    judge: Judge,
+    judge_model: Ref | None,
+    servers: Servers,
+    problems: Ref,
+    turns: Sequence[Sequence[Ref]],
+    baselines: Ref,
+    version: Version,
+) -> Ref:
+    """Write the table `verdicts`: parts `game-1` and `game-2` of each question.
+
+    Raises:
+        As `tasks.evaluation.verdicts.ask_judge`.
+    """
+    safe = harmless(judge_model, store, servers)
+    said = solutions(store, turns[0])
+
+    def asked() -> Iterator[Asked]:
+        for row, met in zip(read_rows(store, problems), read_rows(store, baselines), strict=True):
+            problem = as_problem(row)
+            shown = replace(problem, query=safe(problem.query))
+            answers = safe(said.get(problem.problem_id, "")), safe(met["text"])
+            for game in GAMES:
+                messages = arenahard.judge_messages(shown, game, *answers)
+                yield Asked(problem.problem_id, 0, f"game-{game}", messages, read)
+
+    def read(text: str) -> Verdict | None:
+        label = arenahard.read_verdict(text, version)
+        return None if label is None else (label, None)
+
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])

@@ -1,0 +1,102 @@
+"""Grading: each response's solution against its problem's reference answer. The thoughts are never looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+from evals import graders
+from evals.graders import Grade
+from infra.errors import BadInput
+from infra.processes.limited import Limited, NoResult
+from infra.steps.progress import counted
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.schemas import GRADES
+from infra.store.store import Store
+from infra.store.tables import read_rows, scan, write_table
+from tasks.evaluation.problems import SHORT_ANSWER, Verifiable
+
+TIMEOUT_S = 20.0  # an answer; math-verify's own limits add up to 10 s
+MEMORY_BYTES = 4 << 30
+LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
+    SHORT_ANSWER: graders.short_answer,
+    "zebralogic": graders.zebralogic,
+}
+"""Graders that take time linear in the text: no limit is needed."""
+WRONG: Grade = {"prediction": None, "correct": False, "parts": None, "correct_parts": None}
+NOTHING = {"thought_tokens": 0, "solution_tokens": 0, "finish_reason": "stop", "violations": []}
+
+
+def graded(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
+    """A row of `grades`."""
+    return {
+        "problem_id": response["query_id"],
+        "sample": response["sample"],
+        **grade,
+        "thought_tokens": response["thought_tokens"],
+        "solution_tokens": response["solution_tokens"],
+        "truncated": response["finish_reason"] != "stop",
+        "off_format": bool(response["violations"]),
+    }
+
+
+@step
+def grade(
+    plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref, benchmark: Verifiable = SHORT_ANSWER
+) -> Ref:
+    """Write the table `grades`, a row a response.
+
+    A problem without responses, since its request was set aside, counts as answered by nothing, sample by sample. An
+    answer that its grader cannot finish in `TIMEOUT_S` and `MEMORY_BYTES` is wrong, without prediction, and counted.
+
+    Raises:
+        BadInput: a problem has no reference answer.
+    """
+    references = {row["query_id"]: row["reference"] for row in read_rows(store, problems, ["query_id", "reference"])}
+    missing = [query_id for query_id, reference in references.items() if reference is None]
+    if missing:
+        raise BadInput(
+            f"{problems.uri}: field reference is null in {len(missing)} rows (first: {missing[0]}); grading needs it"
+        )
+    tally: Counter[str] = Counter()
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        with ExitStack() as stack:
+            give = LINEAR.get(benchmark) or _limited(stack, benchmark, tally)
+            answers = chain.from_iterable(scan(store, shard) for shard in responses)
+            unanswered, samples = dict.fromkeys(references), 1
+            for batch in counted(plan.step, answers, sum(shard.rows for shard in responses)):
+                rows = [graded(row, give(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()]
+                for row in rows:
+                    unanswered.pop(row["problem_id"], None)
+                    samples = max(samples, row["sample"] + 1)
+                tally["graded"] += len(rows)
+                tally["correct"] += sum(row["correct"] for row in rows)
+                tally["no answer"] += sum(row["prediction"] is None for row in rows)
+                yield rows
+            if unanswered:
+                tally["set aside"] = samples * len(unanswered)
+            yield [
+                graded({**NOTHING, "query_id": name, "sample": n}, WRONG) for name in unanswered for n in range(samples)
+            ]
+
+    return write_table(store, plan.step, plan.key, GRADES, batches(), plan.provenance, counts=lambda: dict(tally))
+
+
+def _limited(stack: ExitStack, benchmark: Verifiable, tally: Counter[str]) -> Callable[[str | None, str], Grade]:
+    """The benchmark's grader in a process of its own, which may not take too long or too much memory."""
+    name = f"evals.graders:{benchmark.replace('-', '_')}"
+    child = stack.enter_context(Limited(name, timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES))
+
+    def give(solution: str | None, reference: str) -> Grade:
+        found: Grade | NoResult = child(solution, reference)
+        if isinstance(found, NoResult):
+            tally[f"not graded: {found.reason}"] += 1
+            return WRONG
+        return found
+
+    return give

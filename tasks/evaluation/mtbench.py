@@ -1,0 +1,57 @@
+"""MT-Bench's judgements: a rating of 1 to 10 for each turn's solution (evals/mtbench.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from evals import mtbench
+from infra.serving.servers import Servers
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.store import Store
+from infra.store.tables import read_rows
+from tasks.evaluation.problems import as_problem
+from tasks.evaluation.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+
+
+def read_verdict(text: str) -> Verdict | None:
+    rating = mtbench.read_rating(text)
+    return None if rating is None else (None, rating)
+
+
+@step
+def judge_mtbench(
+    plan: Plan,
+    store: Store,
+    *,
+    judge: Judge,
+    judge_model: Ref | None,
+    servers: Servers,
+    problems: Ref,
+    turns: Sequence[Sequence[Ref]],
+) -> Ref:
+    """Write the table `verdicts`: parts `turn-1` and `turn-2` of each question; `turns`: the responses to each.
+
+    Raises:
+        As `tasks.evaluation.verdicts.ask_judge`.
+    """
+    safe = harmless(judge_model, store, servers)
+    said = [solutions(store, responses) for responses in turns]
+
+    def asked() -> Iterator[Asked]:
+        for row in read_rows(store, problems):
+            problem = as_problem(row)
+            shown = replace(
+                problem,
+                query=safe(problem.query),
+                follow_ups=tuple(map(safe, problem.follow_ups)),
+                reference=json.dumps([*map(safe, json.loads(problem.reference or "[]"))]),
+            )
+            answers = [safe(answers.get(problem.problem_id, "")) for answers in said]
+            for turn in range(1, 2 + len(problem.follow_ups)):
+                messages = mtbench.judge_messages(shown, turn, answers)
+                yield Asked(problem.problem_id, 0, f"turn-{turn}", messages, read_verdict)
+
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])

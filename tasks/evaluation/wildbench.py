@@ -1,0 +1,66 @@
+"""WildBench's judgements: a score for each solution, and one game against a baseline (evals/wildbench.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from evals import wildbench
+from evals.problem import Message
+from infra.serving.servers import Servers
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.store import Store
+from infra.store.tables import read_rows
+from tasks.evaluation.problems import as_problem
+from tasks.evaluation.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+
+SCORE, PAIR = "score", "pair"
+
+
+def read_score(text: str) -> Verdict | None:
+    score = wildbench.read_score(text)
+    return None if score is None else (None, score)
+
+
+def read_choice(text: str) -> Verdict | None:
+    choice = wildbench.read_choice(text)
+    return None if choice is None else (choice, None)
+
+
+@step
+def judge_wildbench(
+    plan: Plan,
+    store: Store,
+    *,
+    judge: Judge,
+    judge_model: Ref | None,
+    servers: Servers,
+    problems: Ref,
+    turns: Sequence[Sequence[Ref]],
+    baselines: Ref | None,
+) -> Ref:
+    """Write the table `verdicts`: part `score` of each conversation, and `pair` where there are baselines.
+
+    Raises:
+        As `tasks.evaluation.verdicts.ask_judge`.
+    """
+    safe = harmless(judge_model, store, servers)
+    said = solutions(store, turns[0])
+    met = {row["query_id"]: row["text"] for row in read_rows(store, baselines)} if baselines else {}
+
+    def asked() -> Iterator[Asked]:
+        for row in read_rows(store, problems):
+            problem = as_problem(row)
+            history: list[Message] = [{**turn, "content": safe(turn["content"])} for turn in problem.history]
+            checklist, tasks = wildbench.checklist_and_tasks(problem)
+            reference = json.dumps({"checklist": [*map(safe, checklist)], "tasks": tasks})
+            shown = replace(problem, query=safe(problem.query), history=tuple(history), reference=reference)
+            answer = safe(said.get(problem.problem_id, ""))
+            yield Asked(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer), read_score)
+            if baselines:
+                messages = wildbench.pair_messages(shown, answer, safe(met[problem.problem_id]))
+                yield Asked(problem.problem_id, 0, PAIR, messages, read_choice)
+
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])

@@ -1,0 +1,4 @@
+"""Mining queries: sources, cleaning, decontamination, difficulty, topics, the draw.
+
+Imports no other folder of tasks.
+"""

@@ -1,0 +1,166 @@
+"""The card of a LongCoT data set: what it holds and how it was made, as Markdown that the Hugging Face Hub reads.
+
+Written from the manifests of the table `longcot` and of all that it was made from, alone: no table is read. Names and
+topics come from users and models, so they are escaped; of paths only the file's name is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from infra.store.manifest import BadArtifact, Manifest, Ref, expect
+from infra.store.store import Store
+from infra.text.markdown import as_text, markdown_table
+
+MOST_TOPICS = 50
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SETTINGS = ("responses", "filtered", "scores", "longcot")
+UNTOLD = {"engine", "prompt", "prompts", "shard", "shards"}  # of a step's settings: paths, or of no interest
+ABOUT = """\
+Long chains of thought made by the bootstrapping of BOLT (arXiv 2502.03860): an instruct model that does not think at
+length is shown in-context examples and sampled from; rules drop what is malformed; an outcome reward model scores the
+solutions alone; the best response of each query above a percentile of all scores is kept.
+
+Columns: `prompt`, the chat prompt as text; `completion`, thoughts and solution; `reward`, of the solution; `query_id`
+and `sample`, which lead back to the sample."""
+
+
+def ancestors(store: Store, table: Ref) -> list[Manifest]:
+    """The manifests of all that a table was made from, and its own last: inputs before what is made from them.
+
+    What is gone, torn or since made again is left out, and so is what only it leads to.
+
+    Raises:
+        BadArtifact: the table itself is.
+    """
+    found: dict[str, Manifest] = {}
+
+    def visit(ref: Ref, *, must: bool) -> None:
+        if f"{ref.step}/{ref.key}" in found:
+            return
+        try:
+            manifest = expect(store, ref)
+        except BadArtifact:
+            if must:
+                raise
+            return
+        for each in manifest.inputs.values():
+            visit(each, must=False)
+        found[manifest.folder] = manifest
+
+    visit(table, must=True)
+    return list(found.values())
+
+
+def dataset_card(made: Sequence[Manifest], licence: str = "other") -> str:
+    """The card, with the Hub's front matter. `made`: `ancestors` of the table, which is the last of them."""
+    table = made[-1]
+    head = {
+        "license": licence,
+        "pretty_name": "LongCoT data made with BOLT",
+        "task_categories": ["text-generation"],
+        "tags": ["bolt", "long-chain-of-thought", "synthetic"],
+        "size_categories": [size_category(table.rows)],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+    }
+    sections = {
+        "Made with": markdown_table(models(made)),
+        "Sources": markdown_table(sources(made)),
+        "Funnel": markdown_table(funnel(made)),
+        "Rewards and lengths of the rows": markdown_table(figures(table)),
+        "Topics": markdown_table(topics(table)),
+        "Settings": settings(made),
+        "Provenance": markdown_table(provenance(made)),
+    }
+    told = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# LongCoT data made with BOLT\n\n{table.rows:,} rows. "
+        f"Made {table.ended:%Y-%m-%d} as `{table.folder}`.\n\n{ABOUT}\n\n{told}\n"
+    )
+
+
+def size_category(rows: int) -> str:
+    """The Hub's name for a number of rows."""
+    return next((name for most, name in SIZES if rows < most), "n>1M")
+
+
+def models(made: Sequence[Manifest]) -> list[dict[str, str]]:
+    """Which models had which part."""
+    parts = {"wrote the responses": ("responses", "model"), "scored the solutions": ("scores", "reward_model")}
+    rows = []
+    for part, (step, name) in parts.items():
+        used = {each.inputs[name].key for each in made if each.step == step and name in each.inputs}
+        origin = {each.key: str(each.config.get("name") or each.folder) for each in made if each.kind == "model"}
+        rows += [{"part": part, "model": as_text(origin.get(key, key))} for key in sorted(used)]
+    return rows
+
+
+def sources(made: Iterable[Manifest]) -> list[dict[str, Any]]:
+    """Where the queries came from, with what each one's licence is said to be; a data set's name holds its revision."""
+    rows = []
+    for each in made:
+        place = each.config.get("dataset") or each.config.get("path")
+        if each.kind == "table" and place:
+            name = place if each.config.get("dataset") else PurePosixPath(str(place)).name
+            licence = each.config.get("licence") or "not stated"
+            rows.append({"source": as_text(name), "licence": as_text(licence), "queries": f"{each.rows:,}"})
+    return rows
+
+
+def funnel(made: Sequence[Manifest]) -> list[dict[str, str]]:
+    """What each step counted; the shards of a step together."""
+    steps: dict[str, dict[str, int]] = {}
+    for each in made:
+        counts = steps.setdefault(each.step, {})
+        for name, count in each.counts.items():
+            if isinstance(count, int) and each.kind == "table":
+                counts[name] = counts.get(name, 0) + count
+        if each.kind == "table":
+            counts["rows"] = counts.get("rows", 0) + each.rows
+    return [
+        {"step": as_text(step), "what": as_text(name), "count": f"{count:,}"}
+        for step, counts in steps.items()
+        for name, count in counts.items()
+    ]
+
+
+def figures(table: Manifest) -> list[dict[str, str]]:
+    """Spread of rewards and lengths."""
+    kept: Mapping[str, Mapping[str, float]] = table.counts.get("of those kept", {})
+    return [
+        {"": name.replace("_", " "), **{what: f"{value:,.4g}" for what, value in spread.items()}}
+        for name, spread in kept.items()
+        if spread
+    ]
+
+
+def topics(table: Manifest) -> list[dict[str, str]]:
+    """The most frequent topics."""
+    counted: Mapping[str, int] = table.counts.get("topics", {})
+    listed = sorted(counted.items(), key=lambda pair: -pair[1])
+    rows = [
+        {"topic": as_text(name) or "(none)", "rows": f"{count:,}", "share": f"{count / table.rows:.1%}"}
+        for name, count in listed[:MOST_TOPICS]
+    ]
+    rest = sum(count for _, count in listed[MOST_TOPICS:])
+    return [*rows, {"topic": "(others)", "rows": f"{rest:,}", "share": f"{rest / table.rows:.1%}"}] if rest else rows
+
+
+def settings(made: Sequence[Manifest]) -> str:
+    """How the steps of generation and selection were set, as JSON in a fence that no value can end."""
+    told = {
+        each.step: {name: value for name, value in each.config.items() if name not in UNTOLD}
+        for each in made
+        if each.step in SETTINGS
+    }
+    return "```json\n" + json.dumps(told, indent=1).replace("`", "\\u0060") + "\n```" if told else ""
+
+
+def provenance(made: Sequence[Manifest]) -> list[dict[str, str]]:
+    """Each artifact with the digests of its content and of the code that made it."""
+    return [{"artifact": as_text(each.folder), "sha256": each.digest[:16], "code": each.code[:16]} for each in made]

@@ -1,0 +1,329 @@
+"""The report of a run: figures gathered from its artifacts, and one HTML page with tables, plots and a reader.
+
+The page needs no server. Model text is untrusted: it lies in the page as JSON and is shown as text only
+(`tasks/report/page/reader.js`), and the page's Content-Security-Policy lets nothing run but the project's own script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from infra.store.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
+from infra.store.store import Store
+from infra.store.tables import read_rows, scan
+from tasks.evaluation.problems import Verifiable, step_of, topic_of
+from tasks.report import plot
+from tasks.report.reader import held_out, sliced, training
+
+log = logging.getLogger(__name__)
+
+Made: TypeAlias = dict[str, list[Ref]]
+Rows: TypeAlias = list[dict[str, Any]]
+PAGE = Path(__file__).parent / "page"
+TABLES = {
+    "stages": "Held-out problems at temperature 1, and greedy beside it; lengths are mean tokens a response",
+    "gains": "Paired differences in accuracy on the same problems",
+    "topics": "Accuracy at temperature 1 by topic",
+    "funnel": "What each step counted; shares are of the step's first figure",
+    "steps": "Seconds here: in this run, cached or not. Seconds to make: in the run that made it, if it left a summary",
+}
+PLOTS = {
+    "stages": "Accuracy and response length along the stages, with 95 % intervals",
+    "funnel": "What filtering left of stage 1's samples, and what became of each iteration's queries",
+    "scores": "Rewards of stage 1 with the threshold, and of each iteration",
+    "curves": "SFT loss; DPO loss, share of pairs preferred, margins and implicit rewards by iteration",
+    "steps": "Seconds to make each step's artifacts",
+}
+LISTED = 200  # characters of a query in the reader's list
+
+
+def made_by(store: Store, summary: Mapping[str, Any]) -> Made:
+    """Everything that a run made, by step; of steps sampled in shards, all shards in order.
+
+    A summary names one key a step; the shards are found as the inputs of the step that read them all.
+
+    Raises:
+        BadArtifact: an artifact of the run is gone or torn.
+    """
+    made: Made = {}
+    for record in summary["steps"]:
+        manifest = load(store, record["name"], record["key"])
+        if manifest is None:
+            raise BadArtifact(f"{store.uri(record['name'], record['key'])} is gone: start the run again")
+        made[manifest.step] = [ref_of(store, manifest)]
+        shards = [ref for name, ref in manifest.inputs.items() if name.startswith("responses/")]
+        made |= {ref.step: shards for ref in shards}
+    return made
+
+
+def manifests(store: Store, made: Made) -> dict[str, list[Manifest]]:
+    """The manifests of all that was made, by step. Raises `BadArtifact`."""
+    return {step: [expect(store, ref) for ref in refs] for step, refs in made.items()}
+
+
+def numbered(names: Iterable[str], prefix: str) -> list[str]:
+    """Those names that are `prefix` and an iteration's number, in the iterations' order."""
+    found = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()]
+    return sorted(found, key=lambda name: int(name[len(prefix) :]))
+
+
+def stage_rows(stages: Rows) -> Rows:
+    """The stages as a table; lengths are mean tokens a response."""
+    return [
+        {
+            "stage": stage["name"],
+            "accuracy (T=1)": f"{stage['accuracy']:.3f}",
+            "95 % interval": f"{stage['accuracy_low']:.3f} to {stage['accuracy_high']:.3f}",
+            "greedy": f"{stage['greedy_accuracy']:.3f}",
+            "thought tokens": f"{stage['thought_tokens']:.1f}",
+            "solution tokens": f"{stage['solution_tokens']:.1f}",
+            "truncated": f"{stage['truncated']:.1%}",
+            "off format": f"{stage['off_format']:.1%}",
+        }
+        for stage in stages
+    ]
+
+
+def points(gain: float) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    return f"{100 * gain:+.1f}"
+
+
+def gain_rows(gains: Rows) -> Rows:
+    """The paired gains in accuracy, in points."""
+    return [
+        {
+            "from": gain["from"],
+            "to": gain["to"],
+            "paired gain, points": points(gain["gain"]),
+            "95 % interval": f"{points(gain['low'])} to {points(gain['high'])}",
+        }
+        for gain in gains
+    ]
+
+
+def topic_rows(store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str]) -> Rows:
+    """Accuracy at T=1 of each stage by the problems' topic (or a benchmark's category); topics by name."""
+    (problems,) = made[step_of("problems", benchmark)]
+    topics = {row["query_id"]: topic_of(row) or "" for row in read_rows(store, problems)}
+    count = Counter(topics.values())
+    rows = {topic: {"topic": topic or "(none)", "problems": count[topic]} for topic in sorted(count)}
+    for stage in stages:
+        right, graded = Counter[str](), Counter[str]()
+        (grades,) = made[step_of("grades", benchmark, stage, "sampled")]
+        for row in read_rows(store, grades, ["problem_id", "correct"]):
+            graded[topics[row["problem_id"]]] += 1
+            right[topics[row["problem_id"]]] += row["correct"]
+        for topic, row in rows.items():
+            row[stage] = f"{right[topic] / graded[topic]:.3f}" if graded[topic] else ""
+    return [*rows.values()]
+
+
+def funnel_rows(found: Mapping[str, Sequence[Manifest]]) -> Rows:
+    """What each step of filtering counted, as its manifest has it, with the share of the step's first figure."""
+    rows = []
+    for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-")]:
+        counts = {name: count for name, count in found[step][0].counts.items() if isinstance(count, int)}
+        whole = next(iter(counts.values()))
+        for name, count in counts.items():
+            rows.append({"step": step, "what": name, "rows": count, "share": f"{count / whole:.1%}" if whole else ""})
+    return rows
+
+
+def making_seconds(store: Store, summary: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds that each step took in the run that made it: this one, or an earlier one that left its summary.
+
+    A step whose maker left no summary (it was killed, say) is missing, as is one whose summary is not whole.
+    """
+    wanted = {(record["name"], record["key"]) for record in summary["steps"]}
+    paths = (path for path in store.list("runs") if path.endswith("/summary.json"))
+    seconds: dict[str, float] = {}
+    for made in chain([_made_in(summary)], (_made_earlier(store, path) for path in paths)):
+        seconds |= {step: made[step, key] for step, key in wanted & made.keys() if step not in seconds}
+        if len(seconds) == len(wanted):
+            break
+    return seconds
+
+
+def _made_in(summary: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Seconds of the steps that a run made, by name and key."""
+    return {(each["name"], each["key"]): float(each["seconds"]) for each in summary["steps"] if not each["cached"]}
+
+
+def _made_earlier(store: Store, path: str) -> dict[tuple[str, str], float]:
+    """As `_made_in`, of an earlier run's summary; nothing where it is gone, or is no summary (which is told)."""
+    found = store.read_if_there(path)
+    try:
+        return {} if found is None else _made_in(json.loads(found))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is no summary of a run: its seconds are left out (%s)", store.uri(path), repr(error))
+        return {}
+
+
+def step_rows(
+    summary: Mapping[str, Any], found: Mapping[str, Sequence[Manifest]], seconds: Mapping[str, float]
+) -> Rows:
+    """Time and tokens of each step; tokens are those sampled, or those trained on, all epochs.
+
+    `seconds`: those of the run that made it, by step. `seconds here` are those of this run, cached or not.
+    """
+    rows = []
+    for record in summary["steps"]:
+        shards, took = found[record["name"]], seconds.get(record["name"])
+        counts = [shard.counts for shard in shards]
+        tokens = sum(each.get("completion_tokens") or each.get("tokens_seen") or 0 for each in counts)
+        rows.append(
+            {
+                "step": record["name"],
+                "cached": "yes" if record["cached"] else "no",
+                "seconds here": round(record["seconds"], 1),
+                "seconds to make": "" if took is None else round(took, 1),
+                "shards": len(shards),
+                "rows": sum(shard.rows for shard in shards),
+                "tokens": tokens or "",
+                "tokens/s": round(tokens / took) if tokens and took else "",
+            }
+        )
+    return rows
+
+
+def rewards(store: Store, scores: Ref) -> plot.Floats:
+    """The reward of every scored sample: 8 bytes a row."""
+    return np.concatenate([batch.column("reward").to_numpy() for batch in scan(store, scores, ["reward"])])
+
+
+def curve(model: Manifest) -> list[dict[str, float]]:
+    """What a model's trainer logged, an entry a step (the last line, the run's totals, is left out)."""
+    return [line for line in model.counts["curve"] if "loss" in line]
+
+
+def plots(
+    store: Store,
+    summary: Mapping[str, Any],
+    made: Made,
+    found: Mapping[str, Sequence[Manifest]],
+    seconds: Mapping[str, float],
+) -> dict[str, bytes]:
+    """The page's pictures by name, as SVG."""
+    sifted, scored, chosen = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
+    left = {
+        "sampled": sifted["read"],
+        "on the format": sifted.get("kept", 0),
+        "scored": scored["scored"],
+        "above the threshold": scored["scored"] - chosen["below the percentile"],
+        "best of their query": chosen["kept"],
+    }
+    fates: dict[str, dict[str, int]] = defaultdict(dict)
+    for step in numbered(found, "pairs-"):
+        counts = found[step][0].counts
+        fates[step] = {
+            fate: counts[fate] for fate in sorted(counts, reverse=True) if fate.startswith(("kept", "dropped"))
+        }
+    scored_steps = ["scores", *numbered(made, "scores-online-")]
+    scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
+    trained = {step: curve(found[step][0]) for step in numbered(found, "dpo-")}
+    in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
+    return {
+        "stages": plot.stages_plot(summary["stages"]),
+        "funnel": plot.funnel_plot(left, fates),
+        "scores": plot.scores_plot(scores, chosen["threshold"]),
+        "curves": plot.curves_plot(curve(found["sft"][0]), trained),
+        "steps": plot.steps_plot(in_order),
+    }
+
+
+def reader_sets(
+    store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str], most_answers: int, most_queries: int
+) -> dict[str, Any]:
+    """What the reader can show, by name: items that are made as they are asked for."""
+    sets = {"held-out problems": held_out(store, made, benchmark, stages, most_answers)}
+    for step in ["responses", *numbered(made, "responses-online-")]:
+        stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
+        sets[f"training samples, {stage}"] = training(store, made, step, most_queries)
+    return sets
+
+
+def indexed(sets: Mapping[str, Iterable[dict[str, Any]]], index: Rows) -> Iterator[Rows]:
+    """The sets' items in slices; what is needed to list and filter them is put into `index` on the way."""
+    slices = ((name, held) for name, items in sets.items() for held in sliced(items))
+    for number, (name, held) in enumerate(slices):
+        for place, item in enumerate(held):
+            outcomes = item.pop("outcomes")
+            listed = {"query": item["query"][:LISTED], "topic": item["topic"], "shares": item.pop("shares")}
+            index.append({"set": name, "slice": number, "place": place, "outcomes": outcomes, **listed})
+        yield held
+
+
+def write_page(
+    write: Callable[[bytes], object],
+    store: Store,
+    summary: Mapping[str, Any],
+    most_answers: int = 20_000,
+    most_queries: int = 100,
+) -> tuple[dict[str, Rows], dict[str, bytes]]:
+    """Write the page of a run as a stream of UTF-8; returns its tables, and its plots as SVG, by name.
+
+    Args:
+        write: is handed the page, piece by piece.
+        summary: a run's summary.json.
+        most_answers: held-out answers that the reader holds, all stages together; the first problems are shown.
+        most_queries: queries of each training table that the reader holds.
+
+    Raises:
+        BadArtifact: an artifact of the run is gone or damaged.
+    """
+    made = made_by(store, summary)
+    found = manifests(store, made)
+    seconds = making_seconds(store, summary)
+    benchmark, stages = summary["benchmark"], [stage["name"] for stage in summary["stages"]]
+    tables = {
+        "stages": stage_rows(summary["stages"]),
+        "gains": gain_rows(summary["gains"]),
+        "topics": topic_rows(store, made, benchmark, stages),
+        "funnel": funnel_rows(found),
+        "steps": step_rows(summary, found, seconds),
+    }
+    pictures = plots(store, summary, made, found, seconds)
+    script, style = ((PAGE / name).read_text() for name in ("reader.js", "report.css"))
+    index: Rows = []
+    jinja = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}  # ASCII only
+    page = jinja.get_template("report.html").stream(
+        summary=summary,
+        tables=tables,
+        captions=TABLES,
+        plots={name: data_uri(svg) for name, svg in pictures.items()},
+        alternatives=PLOTS,
+        script=Markup(script),  # noqa: S704  # the project's own
+        style=Markup(style),  # noqa: S704
+        script_hash=content_hash(script),
+        style_hash=content_hash(style),
+        slices=indexed(reader_sets(store, made, benchmark, stages, most_answers, most_queries), index),
+        index=index,
+    )
+    page.enable_buffering(50)
+    for piece in page:
+        write(piece.encode())
+    return tables, pictures
+
+
+def content_hash(text: str) -> str:
+    """How a Content-Security-Policy names the one script or style that it allows."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def data_uri(svg: bytes) -> str:
+    """A picture as an address that holds it whole."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

@@ -1,0 +1,1 @@
+"""Sampling responses and filtering them by rule. Imports queries and examples."""

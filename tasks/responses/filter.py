@@ -1,0 +1,145 @@
+"""Filtering by rule (BOLT section 3.1.3): what is off the format or no LongCoT is dropped, each reason counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cot_formats import FORMATS
+from cot_formats.responses import LongFormat
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.schemas import RESPONSES
+from infra.store.store import Store
+from infra.store.tables import read_rows, scan, write_table
+from tasks.responses import rules as filter_rules
+
+Passages = Collection[tuple[str, ...]]
+
+
+class FilterConfig(BaseModel):
+    """Which well-formed, whole responses are dropped; BOLT names no rule but the format, so all are this project's
+    choice. Truncated and off-format responses are always dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    least_thought_tokens: int | None = Field(
+        64, ge=1, description="Fewest tokens of thoughts; fewer are too short. Null: off."
+    )
+    special_tokens: bool = Field(
+        True, description="Drop text that spells a control token of a known model family, such as `<|eot_id|>`."
+    )
+    repeated_words: int = Field(20, ge=2, description="Words of a passage that counts as repeated.")
+    repeated_limit: float | None = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Largest share of passages of `repeated_words` words that stood before in the same part; more is a "
+        "repetition loop. Null: off.",
+    )
+    foreign_limit: float | None = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Largest share of letters in a script that the query neither uses nor names the language of; more "
+        "is mixed language. Null: off.",
+    )
+    copied_words: int | None = Field(
+        15, ge=1, description="A passage of so many words from an example in the prompt is a copy. Null: off."
+    )
+    mentions_of_thoughts: bool = Field(
+        True, description="Drop solutions that refer to the thoughts, which their reader does not see."
+    )
+    least_actions: int | None = Field(
+        None, ge=1, le=4, description="Fewest of the four reasoning actions that the thoughts show. Null: off."
+    )
+
+
+def reason_to_drop(
+    response: dict[str, Any], query: str, shown: Sequence[Passages], config: FilterConfig, target: LongFormat
+) -> str | None:
+    """Why a response is dropped, by the first rule that does; None where it is kept.
+
+    `target`: the format that the policy is trained to write, in which the response must be writable: a solution about
+    XML may spell one of its delimiters. `shown`: of each example in the response's prompt, all passages of
+    `copied_words` words.
+    """
+    if response["finish_reason"] != "stop":
+        return "truncated"
+    if response["violations"]:
+        name: str = response["violations"][0]
+        return f"empty part: {name.removeprefix('empty_')}" if name.startswith("empty_") else f"off format: {name}"
+    thoughts, solution = response["thoughts"], response["solution"]
+    if config.least_thought_tokens is not None and response["thought_tokens"] < config.least_thought_tokens:
+        return "too short"
+    if config.special_tokens and any(map(filter_rules.special_token, (thoughts, solution))):
+        return "special token"
+    parts = [filter_rules.words(part) for part in (thoughts, solution)]
+    limit, length = config.repeated_limit, config.repeated_words
+    if limit is not None and any(filter_rules.repeated_share(part, length) > limit for part in parts):
+        return "repetition loop"
+    if config.foreign_limit is not None:
+        share = filter_rules.foreign_share(query, f"{thoughts}\n{solution}")
+        if share > config.foreign_limit:
+            return "mixed language"
+    if config.copied_words is not None:
+        copied = config.copied_words
+        if any(filter_rules.copies(part, passages, copied) for passages in shown for part in parts):
+            return "copied from an example"
+    if config.mentions_of_thoughts and filter_rules.mention_of_thoughts(solution):
+        return "solution mentions the thoughts"
+    if config.least_actions is not None:
+        missing = filter_rules.missing_actions(thoughts)
+        if len(filter_rules.ACTIONS) - len(missing) < config.least_actions:
+            return "too few actions"
+    try:
+        FORMATS[target].render(thoughts, solution)
+    except ValueError:
+        return f"cannot be written as {target}"
+    return None
+
+
+def passages_of(example: dict[str, Any], config: FilterConfig) -> Passages:
+    """All passages of `copied_words` words in an example's thoughts and solution; none where the rule is off."""
+    if config.copied_words is None:
+        return frozenset()
+    parts = (filter_rules.words(example[name]) for name in ("thoughts", "solution"))
+    return frozenset(passage for part in parts for passage in filter_rules.passages(part, config.copied_words))
+
+
+@step
+def filter_responses(
+    plan: Plan,
+    store: Store,
+    *,
+    config: FilterConfig,
+    target: LongFormat,
+    responses: Sequence[Ref],
+    queries: Ref,
+    examples: Ref,
+) -> Ref:
+    """Write the table `filtered`: the responses of all shards that no rule drops. Read = dropped + kept.
+
+    `target`: the format that the policy is trained to write.
+    """
+    funnel: Counter[str] = Counter()
+    asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
+
+    def kept() -> Iterator[list[dict[str, Any]]]:
+        for shard in responses:
+            for batch in scan(store, shard, batch_rows=1_000):
+                rows = []
+                for row in batch.to_pylist():
+                    passages = [shown[example_id] for example_id in row["example_ids"]]
+                    reason = reason_to_drop(row, asked[row["query_id"]], passages, config, target)
+                    funnel["read"] += 1
+                    funnel[f"dropped: {reason}" if reason else "kept"] += 1
+                    if reason is None:
+                        rows.append(row)
+                yield rows
+
+    return write_table(store, plan.step, plan.key, RESPONSES, kept(), plan.provenance, counts=lambda: dict(funnel))

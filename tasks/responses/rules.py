@@ -1,0 +1,126 @@
+"""The rules that drop a response (BOLT section 3.1.3 says "rules"; which ones is this project's choice).
+
+Each is a pure function over texts that returns a figure or a flag, linear in the length of the text; it raises nothing
+on any text. The thresholds are in `tasks.responses.filter.FilterConfig`; the figures that they were chosen by are in
+tests/tasks/test_filter_rules.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from cot_formats.actions import ACTIONS, find_actions
+
+__all__ = [
+    "ACTIONS",
+    "copies",
+    "foreign_share",
+    "mention_of_thoughts",
+    "missing_actions",
+    "passages",
+    "repeated_share",
+    "special_token",
+    "words",
+]
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
+"""A word; of scripts written without blanks, a character."""
+
+SCRIPTS = {
+    "Chinese or Japanese": (
+        re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"),
+        re.compile(r"\b(?:chinese|mandarin|cantonese|pinyin|hanzi|japanese|kanji|kana|hiragana|katakana)\b", re.I),
+    ),
+    "Korean": (re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]"), re.compile(r"\b(?:korean|hangul)\b", re.I)),
+    "Cyrillic": (
+        re.compile(r"[\u0400-\u052f]"),
+        re.compile(
+            r"\b(?:cyrillic|russian|ukrainian|bulgarian|serbian|macedonian|belarusian|kazakh|mongolian)\b", re.I
+        ),
+    ),
+    "Arabic": (
+        re.compile(r"[\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc]"),
+        re.compile(r"\b(?:arabic|persian|farsi|urdu|pashto|kurdish)\b", re.I),
+    ),
+    "Hebrew": (re.compile(r"[\u05d0-\u05ff]"), re.compile(r"\b(?:hebrew|yiddish)\b", re.I)),
+    "Devanagari": (
+        re.compile(r"[\u0900-\u097f]"),
+        re.compile(r"\b(?:devanagari|hindi|sanskrit|marathi|nepali)\b", re.I),
+    ),
+    "Thai": (re.compile(r"[\u0e00-\u0e7f]"), re.compile(r"\bthai\b", re.I)),
+}
+"""Scripts that are not looked for in an answer unless the query is written in one, or names a language written so.
+Latin and Greek letters are free: code, formulas and names use them in every language."""
+
+_LETTER = re.compile(r"[^\W\d_]")
+
+_SPECIAL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>"  # Llama 3, ChatML, Phi, ...
+    r"|<\uff5c[^\uff5c<>\n]{1,40}\uff5c>"  # DeepSeek
+    r"|</s>\s*\Z|</s>\s*<s>|<(?:bos|eos|pad|unk|mask)>"  # SentencePiece's kin; HTML has an element <s>
+    r"|<(?:start|end)_of_(?:turn|image)>"  # Gemma
+    r"|\[/?INST\]|<</?SYS>>|\[(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"  # Llama 2, Mistral
+)
+
+_PLACE = r"(?:thoughts|thinking|thought process|internal (?:monologue|reasoning)|inner monologue)"
+_MENTION = re.compile(
+    rf"\binternal[ _](?:thoughts|thinking|thought process|monologue|reasoning)\b"
+    rf"|\b(?:in|from|on|per|see|to) (?:my|the|our) (?:\w+ )?{_PLACE} (?:above|section|process|part|earlier)\b"
+    rf"|\b(?:as|like) (?:(?:i|we)(?:'ve| have)? )?(?:\w+ ){{1,3}}in (?:my|the|our) (?:\w+ )?{_PLACE}\b"
+    rf"|\babove {_PLACE}\b|\b{_PLACE} above\b"
+    rf"|\b(?:my|the) {_PLACE} section\b",
+    re.I,
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation and marks."""
+    return _WORD.findall(text.lower())
+
+
+def passages(listed: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
+    """All runs of `length` words."""
+    return zip(*(listed[start:] for start in range(length)), strict=False)
+
+
+def repeated_share(listed: Sequence[str], length: int) -> float:
+    """The share, from 0 to 1, of a text's runs of `length` words that stood in it before; 0 where it is shorter."""
+    count = len(listed) - length + 1
+    return 1 - len(set(passages(listed, length))) / count if count > 0 else 0.0
+
+
+def foreign_share(query: str, text: str) -> float:
+    """The share of a text's letters, from 0 to 1, in scripts that its query neither uses nor names the language of."""
+    foreign = sum(
+        len(letters.findall(text))
+        for letters, names in SCRIPTS.values()
+        if not (letters.search(query) or names.search(query))
+    )
+    return foreign / len(_LETTER.findall(text)) if foreign else 0.0
+
+
+def copies(listed: Sequence[str], shown: Collection[tuple[str, ...]], length: int) -> bool:
+    """Whether a text holds one of the passages `shown`, which are `length` words long."""
+    return bool(shown) and any(passage in shown for passage in passages(listed, length))
+
+
+def special_token(text: str) -> str | None:
+    """The first string in the text that is a control token of some family of models; None where there is none."""
+    found = _SPECIAL.search(text)
+    return found[0] if found else None
+
+
+def mention_of_thoughts(solution: str) -> str | None:
+    """Where a solution refers to the thoughts, which its reader does not see; None where it does not.
+
+    By English phrases; "thoughts" alone is no mention ("my thoughts on the film").
+    """
+    found = _MENTION.search(solution)
+    return found[0] if found else None
+
+
+def missing_actions(thoughts: str) -> list[str]:
+    """Those of the paper's four reasoning actions that the thoughts do not show, by `cot_formats.actions`."""
+    shown = {action.name for action in find_actions(thoughts)}
+    return [action for action in ACTIONS if action not in shown]

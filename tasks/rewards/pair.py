@@ -1,0 +1,147 @@
+"""Preference pairs (BOLT section 3.3): of each query's samples the highest scored is chosen, the lowest rejected."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.errors import BadInput
+from infra.serving.servers import Servers
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model
+from infra.store.schemas import PAIRS
+from infra.store.store import Store
+from infra.store.tables import batched, read_rows, scan, write_table
+from infra.text.chat import load_tokenizer, prompt_text
+
+
+class PairConfig(BaseModel):
+    """Which of a query's samples become a preference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    least_samples: int = Field(4, ge=2, description="Scored samples that a query must have (this project's choice).")
+    least_margin: float = Field(
+        0.0, ge=0, description="Score differences up to this carry no signal: the pair is dropped."
+    )
+    boundary: float | None = Field(
+        None,
+        description="Where set, the chosen one's reward must lie above it and the rejected one's below: 0 for a reward "
+        "model that was trained on right and wrong outcomes (this project's choice; the paper has no such rule).",
+    )
+    max_tokens: int = Field(
+        16384, ge=1, description="Longest response of a pair, in tokens; a longer one drops the pair."
+    )
+
+
+def choose(
+    scored: list[dict[str, Any]], config: PairConfig, funnel: Counter[str]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """A query's (chosen, rejected), or None; `funnel` counts why. Ties go to the lowest sample number.
+
+    A sample that was cut is neither: training ends every completion with an end token, which it never came to.
+    """
+    ended = [row for row in scored if row["finish_reason"] == "stop"]
+    funnel["queries"] += 1
+    funnel["samples cut at max_tokens"] += len(scored) - len(ended)
+    if len(ended) < config.least_samples:
+        funnel["dropped: too few scored samples"] += 1
+        return None
+    chosen = min(ended, key=lambda row: (-row["total"], row["sample"]))
+    rejected = min(ended, key=lambda row: (row["total"], row["sample"]))
+    if chosen["total"] - rejected["total"] <= config.least_margin:
+        funnel["dropped: equal scores"] += 1
+    elif config.boundary is not None and not chosen["reward"] > config.boundary > rejected["reward"]:
+        funnel["dropped: same side of the boundary"] += 1
+    elif max(chosen["completion_tokens"], rejected["completion_tokens"]) > config.max_tokens:
+        funnel["dropped: too long"] += 1
+    else:
+        funnel["kept"] += 1
+        return chosen, rejected
+    return None
+
+
+@step
+def pair(
+    plan: Plan,
+    store: Store,
+    *,
+    config: PairConfig,
+    iteration: int,
+    responses: Sequence[Ref],
+    scores: Ref,
+    queries: Ref,
+    model: Ref,
+    servers: Servers,
+) -> Ref:
+    """Write the table `pairs`. The texts are the samples as they were drawn: the loss covers thoughts and solution.
+
+    Who is paired is settled by figures alone; then the texts are streamed, so that memory does not grow with them.
+
+    Raises:
+        BadInput: there is no pair at all.
+    """
+    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    columns = ["query_id", "sample", "reward", "total"]
+    rewards = {
+        (row["query_id"], row["sample"]): (row["reward"], row["total"]) for row in read_rows(store, scores, columns)
+    }
+    scored: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for shard in responses:
+        for row in read_rows(store, shard, ["query_id", "sample", "finish_reason", "completion_tokens"]):
+            query_id = row.pop("query_id")
+            if found := rewards.get((query_id, row["sample"])):
+                scored[query_id].append({**row, "reward": found[0], "total": found[1]})
+    funnel: Counter[str] = Counter()
+    choices = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
+    paired = {query_id: both for query_id, both in choices.items() if both}
+    if not paired:
+        raise BadInput(
+            f"{plan.step}: no query gives a preference pair ({dict(funnel)}); draw more samples or queries, or loosen "
+            "pair.boundary, pair.least_margin or pair.least_samples"
+        )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for query_id, texts in texts_by_query(store, responses, paired, list(asked)):
+            chosen, rejected = paired[query_id]
+            yield {
+                "query_id": query_id,
+                "iteration": iteration,
+                "prompt": prompt_text(tokenizer, [{"role": "user", "content": asked[query_id]}]),
+                "chosen": texts[chosen["sample"]],
+                "rejected": texts[rejected["sample"]],
+                "chosen_sample": chosen["sample"],
+                "rejected_sample": rejected["sample"],
+                "chosen_score": chosen["total"],
+                "rejected_score": rejected["total"],
+                "chosen_tokens": chosen["completion_tokens"],
+                "rejected_tokens": rejected["completion_tokens"],
+            }
+
+    return write_table(store, plan.step, plan.key, PAIRS, batched(rows()), plan.provenance, counts=dict(funnel))
+
+
+def texts_by_query(
+    store: Store,
+    responses: Sequence[Ref],
+    paired: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+    order: Sequence[str],
+) -> Iterator[tuple[str, dict[int, str]]]:
+    """The texts of the samples paired, by sample number, query by query in `order`, which each shard keeps too."""
+    wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
+    place = {query_id: number for number, query_id in enumerate(order)}
+
+    def stream(shard: Ref) -> Iterator[dict[str, Any]]:
+        for batch in scan(store, shard, ["query_id", "sample", "text"], batch_rows=100):  # all shards are open at once
+            yield from (row for row in batch.to_pylist() if (row["query_id"], row["sample"]) in wanted)
+
+    merged = heapq.merge(*map(stream, responses), key=lambda row: place[row["query_id"]])
+    for query_id, rows in groupby(merged, key=lambda row: str(row["query_id"])):
+        yield query_id, {row["sample"]: row["text"] for row in rows}

@@ -1,0 +1,38 @@
+"""Stage 2, LongCoT SFT (BOLT section 3.2): the instruct model learns to think before it answers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pydantic import Field
+
+from infra.serving.servers import Servers
+from infra.steps.inputs import artifact_parts
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model
+from infra.store.store import Store
+from infra.training.config import SftConfig, SftRecipe
+from tasks.training.train import trained
+
+
+class SftStage(SftRecipe, frozen=True):
+    """Stage 2's settings; the defaults are the paper's figures."""
+
+    ranks: int = Field(8, ge=1, description="Processes (one a GPU) that train together (BOLT: 8 for 7B and 8B).")
+
+
+@step
+def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model: Ref, servers: Servers) -> Ref:
+    """Fine-tune `model` on the table `longcot` and publish the last checkpoint.
+
+    Raises:
+        infra.processes.torchrun.TrainerError: the trainer failed; its last log lines are in the text.
+    """
+    told = partial(
+        SftConfig,
+        **config.model_dump(exclude={"ranks"}),
+        model=fetch_model(store, model, servers.work_dir),
+        data=artifact_parts(store, longcot, servers.work_dir),
+    )
+    return trained(plan, store, servers, "infra.training.sft", told, config.ranks)

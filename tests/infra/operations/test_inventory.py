@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pytest
+
+from infra.operations.inventory import artifacts, needed, problems, remove, unneeded
+from infra.store.lineage import history, lineage, lineage_picture
+from infra.store.manifest import begin, finish, load
+from infra.store.schemas import GRADES, PAIRS, QUERIES, SCORES
+from infra.store.tables import Provenance, find, write_table
+
+KEY = "0123456789abcdef0123"  # as a cache key is spelt
+SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False)])
+
+
+def make(store, step, inputs, key="k"):
+    return write_table(store, step, key, SCHEMA, [[{"id": f"{step}-{key}"}]], Provenance(inputs=inputs))
+
+
+@pytest.fixture
+def made(store):
+    """queries -> responses -> sft, and a second chain that shares the queries."""
+    queries = make(store, "queries", {})
+    responses = make(store, "responses", {"queries": queries})
+    sft = make(store, "sft", {"responses": responses})
+    other = make(store, "responses", {"queries": queries}, "other")
+    dpo = make(store, "dpo", {"responses": other})
+    return {ref.step + "/" + ref.key: ref for ref in (queries, responses, sft, other, dpo)}
+
+
+def folders(found):
+    return [each.folder for each in found]
+
+
+def test_everything_is_listed_whole_or_not(store, made):
+    store.write_bytes("runs/quick-fox/summary.json", b"{}")
+    store.write_bytes(f"torn/{KEY}/manifest.json", b"{")
+    store.write_bytes("app/static/manifest.json", b'{"name": "a web application in the same bucket"}')
+    store.write_bytes("copies/k/manifest.json", store.read_bytes("sft/k/manifest.json"))
+    store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
+    store.write_bytes("queries-of-mine/raw/part-00000.parquet", b"the user's own, in the same bucket")
+    store.write_bytes(f"huggingface/hub/{KEY}/config.json", b"{}")
+    found = {each.folder: each for each in artifacts(store)}
+    assert sorted(found) == sorted([*made, f"torn/{KEY}", f"begun/{KEY}"])
+    assert "torn or corrupt" in found[f"torn/{KEY}"].problem
+    assert "never finished" in found[f"begun/{KEY}"].problem
+    assert all(found[name].manifest.digest == ref.digest for name, ref in made.items())
+
+
+def test_verify_names_each_part_that_is_not_what_was_written(store, made):
+    assert not [line for each in artifacts(store) for line in problems(store, each)]
+    store.write_bytes("sft/k/part-00000.parquet", b"garbage")
+    store.delete("dpo/k/part-00000.parquet")
+    store.write_bytes("queries/k/stranger.txt", b"hello")
+    wrong = {each.folder: problems(store, each) for each in artifacts(store)}
+    assert {name: len(lines) for name, lines in wrong.items() if lines} == {"sft/k": 1, "dpo/k": 1, "queries/k": 1}
+    assert "another size" in wrong["sft/k"][0]
+    assert "missing" in wrong["dpo/k"][0]
+    assert "stranger.txt is not in the manifest" in wrong["queries/k"][0]
+
+
+def test_needed_is_all_the_way_back(store, made):
+    manifests = [load(store, ref.step, ref.key) for ref in made.values()]
+    assert needed(manifests, ["sft/k"]) == {"sft/k", "responses/k", "queries/k"}
+
+
+def test_prune_takes_nothing_that_something_kept_was_made_from(store, made):
+    assert folders(unneeded(store, ["sft/k"])) == ["dpo/k", "responses/other"]
+    assert folders(unneeded(store, ["dpo/k"])) == ["responses/k", "sft/k"]
+    assert folders(unneeded(store, ["dpo/k", "sft/k"])) == []
+    with pytest.raises(ValueError, match="nothing to keep at sft/gone"):
+        unneeded(store, ["sft/gone"])
+
+
+def test_prune_does_not_guess_what_a_torn_artifact_was_made_from(store, made):
+    torn = make(store, "responses", {"queries": made["queries/k"]}, KEY)
+    make(store, "sft", {"responses": torn}, "other")
+    store.write_bytes(f"responses/{KEY}/manifest.json", b"{")
+    with pytest.raises(ValueError, match=f"responses/{KEY}: needed by what is kept, but without a whole manifest"):
+        unneeded(store, ["sft/other"])
+    assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"responses/{KEY}", "sft/other"]
+
+
+def test_prune_takes_what_was_begun_and_nothing_that_is_not_ours(store, made):
+    store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
+    store.write_bytes("work/ledgers/responses-k.jsonl", b"{}")
+    store.write_bytes("mine/raw/a.parquet", b"x")
+    store.write_bytes("app/static/manifest.json", b"{}")
+    store.write_bytes("app/static/icon.png", b"x")
+    assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"begun/{KEY}"]
+
+
+def test_prune_by_age_keeps_the_young_and_what_they_need_and_what_is_being_written(store, made):
+    store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
+    now = datetime.now(UTC)
+    assert folders(unneeded(store, [], now - timedelta(days=1))) == []
+    later = now + timedelta(days=1)
+    assert folders(unneeded(store, ["sft/k"], later)) == ["dpo/k", "responses/other"]
+    between = load(store, "responses", "other").ended  # all but `other` and `dpo` are older
+    assert folders(unneeded(store, [], between)) == ["responses/k", "sft/k"]
+
+
+def test_removed_is_gone_and_the_rest_stays(store, made):
+    going = unneeded(store, ["sft/k"])
+    assert sum(remove(store, each) for each in going) == 4
+    assert not store.list("dpo/k")
+    assert [name for name, ref in made.items() if find(store, ref.step, ref.key)] == [
+        "queries/k",
+        "responses/k",
+        "sft/k",
+    ]
+
+
+def test_a_row_is_followed_back_to_its_source(store):
+    query = {"query": "what ?", "source": "mine.jsonl", "source_row": 41, "reference": None, "criteria": None}
+    query |= {"difficulty": None, "topic": None}
+    queries = write_table(
+        store, "queries", "k", QUERIES, [[{"query_id": name, **query} for name in ("a", "b")]], Provenance()
+    )
+    score = {"reward_model": "r", "reward": 1.0, "format_reward": 0.0, "total": 1.0}
+    rows = [{"query_id": name, "sample": n, **score} for name in ("a", "b") for n in range(3)]
+    scores = write_table(store, "scores", "k", SCORES, [rows], Provenance(inputs={"queries": queries}))
+    pair = {"query_id": "b", "iteration": 1, "prompt": "p" * 5000, "chosen": "\x1b[31m", "rejected": "r"}
+    pair |= {"chosen_sample": 2, "rejected_sample": 0, "chosen_score": 1.0, "rejected_score": 0.0}
+    pair |= {"chosen_tokens": 1, "rejected_tokens": 1}
+    inputs = {"scores": scores, "queries": queries}
+    write_table(store, "pairs", "k", PAIRS, [[pair]], Provenance(inputs=inputs))
+    lines = list(history(store, "pairs", "k", 0))
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "pairs/k  row 0",
+        "queries/k  row 1",
+        "scores/k  row 3",
+        "scores/k  row 5",
+    ]
+    assert "    source_row: 41" in lines
+    assert "\x1b" not in "".join(lines)  # model text cannot drive a terminal
+    assert max(map(len, lines)) < 150
+    with pytest.raises(ValueError, match="no row 1"):
+        list(history(store, "pairs", "k", 1))
+
+
+def test_a_grade_is_followed_to_its_problem(store):
+    query = {"query": "what ?", "source": "mine.jsonl", "source_row": 41, "reference": None, "criteria": None}
+    rows = [{"query_id": name, "difficulty": None, "topic": None, **query} for name in ("a", "b")]
+    problems_ = write_table(store, "problems", "k", QUERIES, [rows], Provenance())
+    grade = {"sample": 0, "prediction": None, "correct": False, "thought_tokens": 1, "solution_tokens": 1}
+    grade |= {"problem_id": "b", "truncated": False, "off_format": False}
+    write_table(store, "grades", "k", GRADES, [[grade]], Provenance(inputs={"problems": problems_}))
+    lines = list(history(store, "grades", "k", 0))
+    assert [line for line in lines if not line.startswith(" ")] == ["grades/k  row 0", "problems/k  row 1"]
+
+
+def test_a_model_is_followed_too_and_what_is_torn_is_drawn(store, made):
+    finish(
+        store,
+        "model",
+        "dpo-1",
+        "k",
+        [],
+        [],
+        Provenance(inputs={"pairs": made["responses/k"]}),
+        None,
+        begin(store, "dpo-1", "k"),
+    )
+    assert "queries/k" in lineage(store, ("dpo-1", "k"))
+    store.write_bytes("queries/k/manifest.json", b"{")
+    assert "its manifest is torn" in lineage(store, ("dpo-1", "k"))
+    assert lineage_picture(store, ("dpo-1", "k")).count(b"<!-- torn -->") == 1
+
+
+def test_the_picture_shows_every_artifact(store, made):
+    svg = lineage_picture(store, ("sft", "k"))
+    assert ElementTree.fromstring(svg).tag.endswith("svg")  # noqa: S314
+    assert svg == lineage_picture(store, ("sft", "k"))
+    assert svg.count(b"<!-- sft -->") + svg.count(b"<!-- responses -->") + svg.count(b"<!-- queries -->") == 3

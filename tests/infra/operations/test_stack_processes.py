@@ -1,0 +1,154 @@
+"""The processes of the local stack: only those that it started are ever ended, and secrets stay with the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.operations import stack
+from infra.operations.stack import Process, Stack, StackError, down, environment, main, up
+from infra.processes.identity import began, boot
+
+SLEEP = "import time; time.sleep(60)"
+SLEEPS = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
+
+
+@pytest.fixture
+def sleeper():
+    """A process in a session of its own, with a child."""
+    found = subprocess.Popen([sys.executable, "-c", SLEEPS], start_new_session=True)
+    end = time.monotonic() + 20
+    while not psutil.Process(found.pid).children():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    yield found
+    for each in psutil.process_iter():
+        if stack._session(each.pid) == found.pid:
+            each.kill()
+    found.wait()
+
+
+def known(process: subprocess.Popen[bytes], earlier: int = 0, since: str | None = None) -> Process:
+    """`earlier`: in clock ticks."""
+    ticks = began(process.pid)
+    assert ticks is not None
+    return Process(pid=process.pid, began=ticks - earlier, boot=since or boot())
+
+
+def session(process: subprocess.Popen[bytes]) -> list[int]:
+    """Living processes of the session, zombies left out."""
+    living = [each for each in psutil.process_iter() if stack._session(each.pid) == process.pid]
+    return [each.pid for each in living if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_process_ends_with_all_of_its_session(sleeper):
+    assert known(sleeper).alive()
+    assert len(known(sleeper).members()) == 2
+    known(sleeper).end()
+    assert session(sleeper) == []
+
+
+@pytest.mark.parametrize("other", [{"earlier": 1}, {"since": "an earlier start of the machine"}])
+def test_a_later_process_with_the_same_id_is_left_alone(sleeper, other):
+    last = known(sleeper, **other)
+    assert not last.alive()
+    last.end()
+    assert len(session(sleeper)) == 2
+
+
+def test_a_clock_that_was_set_changes_no_process(sleeper, monkeypatch):
+    """The kernel tells when a process began by the clock as it is now: `create_time` moves with it, ours does not."""
+    worker, told = known(sleeper), psutil.Process(sleeper.pid).create_time()
+    moved = psutil._pslinux.boot_time() + 3600
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: moved)
+    assert psutil.Process(sleeper.pid).create_time() > told + 3000
+    assert worker.alive()
+    assert len(worker.members()) == 2
+
+
+def test_what_a_killed_worker_left_is_ended(sleeper):
+    worker = known(sleeper)
+    sleeper.send_signal(signal.SIGKILL)
+    sleeper.wait()
+    assert len(worker.members()) == 1
+    worker.end()
+    assert session(sleeper) == []
+
+
+def test_what_a_killed_worker_left_is_ended_where_nobody_reaps_it(sleeper):
+    worker = known(sleeper)
+    sleeper.send_signal(signal.SIGKILL)  # not waited for: a zombie, as in a container whose first process reaps none
+    end = time.monotonic() + 20
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert len(worker.members()) == 1
+    worker.end()
+    assert session(sleeper) == []
+
+
+def test_what_a_killed_worker_left_is_ended_though_another_took_its_place(sleeper, tmp_path):
+    before = Stack(url="http://127.0.0.1:1/api", processes={"worker": known(sleeper)})
+    sleeper.send_signal(signal.SIGKILL)
+    sleeper.wait()
+    (tmp_path / "stack").mkdir()
+    last = f"worker before, process {sleeper.pid}"
+    after = stack._started(tmp_path, before, "worker", ["-c", SLEEP])
+    assert sorted(after.processes) == ["worker", last]
+    assert len(after.processes["worker"].members()) == 1
+    assert sorted(down(tmp_path)) == ["worker", last]
+    assert session(sleeper) == []
+    assert not any(each.members() for each in after.processes.values())
+
+
+def test_down_ends_what_the_state_names_and_forgets_it(sleeper, tmp_path, capsys):
+    (tmp_path / "stack.json").write_text(
+        Stack(url="http://127.0.0.1:1/api", processes={"server": known(sleeper)}).model_dump_json()
+    )
+    assert main(["down", "--home", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "ended: server\n"
+    assert session(sleeper) == []
+    assert down(tmp_path) == []
+
+
+def test_a_taken_port_is_told(tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {port} on 127.0.0.1 is taken"):
+            up(tmp_path, port)
+        assert main(["up", "--home", str(tmp_path), "--port", str(port)]) == 1
+    assert "make up PORT=0" in capsys.readouterr().err
+    assert not (tmp_path / "stack.json").exists()
+
+
+def test_a_server_that_ends_at_once_shows_its_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nosuchdatabase://here")
+    with pytest.raises(StackError, match=r"the Prefect server ended; log: .*server\.log; its last lines:"):
+        up(tmp_path, 0)
+    assert down(tmp_path) == []
+
+
+def test_the_databases_address_stays_with_the_server(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://u:secret@h/d")
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_PASSWORD", "secret")
+    monkeypatch.setenv("BOLT_STORE", "s3://b")
+    home = Path(".bolt")
+    of_server, of_worker = (environment(home, "http://127.0.0.1:1/api", server=server) for server in (True, False))
+    assert of_server["PREFECT_API_DATABASE_CONNECTION_URL"].endswith("@h/d")
+    assert "secret" not in str(of_worker)
+    assert of_worker["BOLT_STORE"] == "s3://b"
+    assert of_worker["PREFECT_HOME"] == str(home.resolve() / "stack")
+    assert set(os.environ) - set(of_worker) == {
+        "PREFECT_API_DATABASE_CONNECTION_URL",
+        "PREFECT_SERVER_DATABASE_PASSWORD",
+    }

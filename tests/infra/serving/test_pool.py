@@ -1,0 +1,269 @@
+"""Dealing requests to several servers: groups stay together, the dead hand theirs on, killers are set aside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.serving.completions import CompletionError, Request, Sampling
+from infra.serving.pool import Pool, Queue, complete_on
+from infra.serving.vllm_server import ServerError
+
+
+class Stub:
+    """A server that answers, and dies by the requests named in `killers`; it breaks every connection then."""
+
+    served_name = "m"
+    headers: Mapping[str, str] = {"Authorization": "Bearer word"}
+
+    def __init__(self, *killers: str, dies_after: int | None = None, gate: threading.Event | None = None) -> None:
+        self.asked: list[str] = []
+        self.dead, self.stopped = False, False
+        self.open = self.most_open = 0
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                name = self.headers["X-Request-Id"]
+                with lock:
+                    assert self.headers["Authorization"] == "Bearer word"
+                    outer.asked.append(name)
+                    outer.open += 1
+                    outer.most_open = max(outer.open, outer.most_open)
+                    if name in killers or (dies_after is not None and len(outer.asked) > dies_after):
+                        outer.dead = True
+                if gate is not None:
+                    gate.wait(10)
+                with lock:
+                    outer.open -= 1
+                if outer.dead:
+                    self.close_connection = True
+                    return
+                choices = [{"index": 0, "text": name, "finish_reason": "stop", "token_ids": [1]}]
+                text = json.dumps({"choices": choices, "usage": {"prompt_tokens": len(body["prompt"])}}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        class Http(ThreadingHTTPServer):
+            request_queue_size = 128
+
+        self._http = Http(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def check(self) -> None:
+        if self.dead:
+            raise ServerError("ended with status 137")
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., Stub]]:
+    """Start stand-in servers; all end with the test."""
+    made: list[Stub] = []
+
+    def start(*killers: str, **more: Any) -> Stub:
+        made.append(Stub(*killers, **more))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def ask(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[str], dict[str, str]]:
+    """What was answered, in order, and what was set aside with its reason."""
+    answered: list[str] = []
+    aside: dict[str, str] = {}
+    asking = complete_on(
+        pool,
+        groups,
+        lambda name: Request(name, (1, 2), None),
+        Sampling(n=1, max_tokens=3),
+        max_in_flight=in_flight,
+        on_result=lambda request, _: answered.append(request.request_id),
+        on_set_aside=lambda request, reason: aside.update({request.request_id: reason}),
+    )
+    asyncio.run(asking)
+    return answered, aside
+
+
+def names(groups: int, size: int) -> list[list[str]]:
+    return [[f"{group}-{number}" for number in range(size)] for group in range(groups)]
+
+
+# ---- the queue
+
+
+@given(st.lists(st.integers(0, 6), max_size=12), st.lists(st.integers(0, 3), max_size=80), st.integers(0, 3))
+def test_every_request_is_taken_once_whoever_takes_and_dies(sizes: list[int], takers: list[int], dying: int) -> None:
+    groups = [[f"{group}-{number}" for number in range(size)] for group, size in enumerate(sizes)]
+    queue, taken = Queue(groups), []
+    for turn, server in enumerate(takers):
+        if turn % 7 == 6:
+            queue.lost(dying)
+        taken.append(queue.take(server))
+    rest = iter(lambda: queue.take(9), None)
+    found = [*(each for each in taken if each is not None), *rest]
+    assert Counter(found) == Counter(each for group in groups for each in group)
+
+
+def test_a_group_stays_on_a_server_until_none_is_left():
+    queue = Queue(names(3, 2))
+    assert [queue.take("a"), queue.take("b"), queue.take("b"), queue.take("b"), queue.take("a")] == [
+        "0-0",
+        "1-0",
+        "1-1",
+        "2-0",
+        "0-1",
+    ]
+    assert [queue.take("a"), queue.take("a")] == ["2-1", None]  # helps with what is left of another's
+
+
+def test_the_rest_of_a_dead_servers_group_comes_next():
+    queue = Queue(names(3, 2))
+    assert (queue.take("a"), queue.take("b")) == ("0-0", "1-0")
+    queue.lost("a")
+    assert [queue.take("b") for _ in range(5)] == ["1-1", "0-1", "2-0", "2-1", None]
+
+
+# ---- several servers
+
+
+def test_all_is_answered_once_and_no_server_has_more_under_way_than_allowed(stub):
+    servers = [stub(), stub()]
+    answered, aside = ask(Pool(servers), names(10, 7))
+    assert sorted(answered) == sorted(each for group in names(10, 7) for each in group)
+    assert aside == {}
+    assert sorted(servers[0].asked + servers[1].asked) == sorted(answered)
+    assert all(server.most_open <= 3 and len(server.asked) > 7 for server in servers)
+
+
+def test_one_server_gets_the_groups_in_their_order(stub):
+    server = stub()
+    ask(Pool([server]), names(5, 4), in_flight=1)
+    assert server.asked == [each for group in names(5, 4) for each in group]
+
+
+def test_a_dead_servers_requests_go_to_the_others(stub, caplog):
+    dying, living = stub(dies_after=5), stub()
+    with caplog.at_level(logging.WARNING, "infra.serving.pool"):
+        answered, aside = ask(Pool([dying, living]), names(8, 5))
+    assert sorted(answered) == sorted(each for group in names(8, 5) for each in group)
+    assert aside == {}
+    assert dying.stopped
+    assert not living.stopped
+    assert caplog.text.count("a server is lost; its requests go to the other 1: ended with status 137") == 1
+
+
+def test_a_server_that_nobody_reaches_is_lost_as_well(stub):
+    gone, living = stub(), stub()
+    gone.close()
+    answered, _ = ask(Pool([gone, living]), names(4, 3), in_flight=1)
+    assert len(answered) == 12
+
+
+def test_the_last_server_is_started_again_and_two_times_at_most(stub, caplog):
+    made: list[Stub] = []
+
+    def restarted(_dead: Any) -> Stub:
+        made.append(stub(dies_after=4))
+        return made[-1]
+
+    with pytest.raises(ServerError, match="status 137"):
+        ask(Pool([stub(dies_after=4)], restarted), names(1, 60), in_flight=1)
+    assert len(made) == 2
+    with pytest.raises(ServerError, match="status 137"):
+        ask(Pool([stub(dies_after=0)]), names(1, 2))
+
+
+def test_a_request_that_kills_twice_is_set_aside_and_the_others_are_answered(stub):
+    made: list[Stub] = []
+
+    def restarted(_dead: Any) -> Stub:
+        made.append(stub("0-3", "0-7"))
+        return made[-1]
+
+    pool = Pool([stub("0-3", "0-7")], restarted)
+    answered, aside = ask(pool, names(1, 30))
+    assert set(aside) == {"0-3", "0-7"}
+    assert all("killed a server twice: ended with status 137" in reason for reason in aside.values())
+    assert sorted(answered) == sorted(set(names(1, 30)[0]) - {"0-3", "0-7"})
+    assert len(made) <= 4
+
+
+def test_one_suspect_at_a_time_is_under_way(stub):
+    """All that was under way at a death is suspected; were suspects asked side by side, more would be set aside."""
+    gate = threading.Event()
+    dying = stub("0-5", gate=gate)
+    threading.Timer(0.5, gate.set).start()
+    answered, aside = ask(Pool([dying], lambda _dead: stub("0-5")), names(1, 12), in_flight=12)
+    assert set(aside) == {"0-5"}
+    assert len(answered) == 11
+
+
+def test_shards_that_share_a_pool_see_one_death(stub):
+    dying, living = stub(dies_after=6), stub()
+    pool = Pool([dying, living])
+    found: list[list[str]] = []
+    groups = [[[f"{shard}:{each}" for each in group] for group in names(6, 5)] for shard in range(3)]
+    shards = [threading.Thread(target=lambda each=each: found.append(ask(pool, each)[0])) for each in groups]
+    for shard in shards:
+        shard.start()
+    for shard in shards:
+        shard.join(60)
+    assert sorted(name for each in found for name in each) == sorted(n for each in groups for g in each for n in g)
+    assert pool.living() == [living]
+
+
+def test_a_refusal_and_an_error_of_the_receiver_end_the_run(stub):
+    def full(_request: Request, _samples: Any) -> None:
+        raise OSError("disk full")
+
+    server = stub()
+    asking = complete_on(
+        Pool([server]),
+        names(1, 50),
+        lambda name: Request(name, (1,), None),
+        Sampling(n=2, max_tokens=3),
+        max_in_flight=2,
+        on_result=full,
+        on_set_aside=full,
+    )
+    with pytest.raises(CompletionError, match="asked for 2 samples, got 1"):
+        asyncio.run(asking)
+    assert len(server.asked) <= 4
+
+
+def test_stopped_servers_end_what_is_under_way(stub):
+    gate = threading.Event()
+    server = stub(gate=gate)
+    pool = Pool([server], lambda _dead: stub())
+    stopping = threading.Timer(0.3, lambda: (pool.stop(), setattr(server, "dead", True), gate.set()))
+    stopping.start()
+    with pytest.raises(ServerError, match="the servers were stopped"):
+        ask(pool, names(1, 5))

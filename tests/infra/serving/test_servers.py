@@ -1,0 +1,235 @@
+"""Who is served by which servers: the settings, servers elsewhere, and what does not change a cache key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint import Endpoint
+from pydantic import SecretStr, ValidationError
+
+from infra.serving.rate import Rate, prompt_tokens
+from infra.serving.remote_server import MisfitError
+from infra.serving.servers import Servers, ServingConfig
+from infra.serving.vllm_server import ServerError, ServerOptions, VllmServer
+from infra.settings import Settings
+from infra.store.manifest import Ref
+from infra.store.store import Store
+
+OPTIONS = ServerOptions(max_model_len=128)
+KEY = "the-key-of-the-servers"
+METRICS = """# HELP vllm:prefix_cache_queries_total x
+# TYPE vllm:prefix_cache_queries_total counter
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 1000.0
+vllm:prefix_cache_queries_total{engine="1",model_name="m"} 200.0
+# HELP vllm:prefix_cache_hits_total x
+# TYPE vllm:prefix_cache_hits_total counter
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 900.0
+"""
+
+
+class Elsewhere(Endpoint):
+    """Answers GET as a vLLM server does; 401 without the key, where it has one."""
+
+    def __init__(self, models: Any, key: str | None = None) -> None:
+        self.metrics = METRICS
+
+        def reply(number: int) -> tuple[int, Any]:
+            allowed = key is None or self.keys[number - 1] == f"Bearer {key}"
+            told = self.metrics if self.paths[number - 1] == "/metrics" else {"data": models}
+            return (200 if allowed else 401), told
+
+        super().__init__(reply)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[..., Elsewhere]]:
+    made: list[Elsewhere] = []
+
+    def start(*models: tuple[str, int | None], key: str | None = None) -> Elsewhere:
+        made.append(Elsewhere([{"id": name, "max_model_len": length} for name, length in models], key))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Callable[..., Servers]:
+    store = Store.open(Settings(store=str(tmp_path / "store"), work_dir=tmp_path))
+
+    def make(api_key: str | None = None, **serving: Any) -> Servers:
+        config = ServingConfig(policy=OPTIONS, reward=OPTIONS, **serving)
+        return Servers(config, store, tmp_path, SecretStr(api_key) if api_key else None)
+
+    return make
+
+
+def model(step: str = "imported", digest: str = "d") -> Ref:
+    return Ref(kind="model", step=step, key="k", uri="nowhere", digest=digest, rows=1)
+
+
+# ---- the settings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"policy_servers": 2, "policy_devices": ["0"]}, "GPUs for 1 servers, policy_servers is 2"),
+        ({"policy_urls": ["http://h:1"]}, "policy_urls and policy_name go together"),
+        ({"policy_name": "m"}, "policy_urls and policy_name go together"),
+        (
+            {"policy": {"max_model_len": 9, "tensor_parallel_size": 2}, "policy_servers": 2},
+            "say in policy_devices which GPUs each one has",
+        ),
+    ],
+)
+def test_servings_that_contradict_themselves_are_refused(given, said):
+    with pytest.raises(ValidationError, match=said):
+        ServingConfig(**({"policy": OPTIONS, "reward": OPTIONS} | given))
+
+
+def test_how_many_servers_and_where_changes_no_cache_key(servers):
+    many = servers(policy_servers=4, policy_devices=["0", "1", "2", "3"])
+    far = servers(policy_urls=["http://h:1"], policy_name="m")
+    assert servers().engine("policy") == many.engine("policy") == far.engine("policy")
+
+
+# ---- servers started here
+
+
+def test_each_server_has_its_devices_and_one_that_fails_ends_all(servers, monkeypatch):
+    started: list[tuple[str | None, str]] = []
+    stopped: list[str | None] = []
+
+    def start(self: VllmServer) -> None:
+        started.append((self._devices, self.log_path.name))
+        if self._devices == "2,3":
+            raise ServerError("no room")
+
+    monkeypatch.setattr("infra.serving.servers.fetch_model", lambda *_: Path("unused"))
+    monkeypatch.setattr(VllmServer, "start", start)
+    monkeypatch.setattr(VllmServer, "stop", lambda self: stopped.append(self._devices))
+    with servers(policy_servers=2, policy_devices=["0", "1"]) as two:
+        assert len(two.policies(model()).living()) == 2
+        assert two.policies(model()) is two.policies(model())
+    assert sorted(started, key=str) == [("0", "policy-imported-k.log"), ("1", "policy-imported-k-1.log")]
+    assert sorted(stopped, key=str) == ["0", "1"]
+    with pytest.raises(ServerError, match="no room"), servers(policy_servers=2, policy_devices=["4", "2,3"]) as two:
+        two.policies(model())
+    assert stopped[2:] == ["4"]
+
+
+@pytest.mark.parametrize(("devices", "seen"), [("2,3", "2,3"), (None, None)])
+def test_a_server_sees_its_devices_alone(monkeypatch, tmp_path, devices, seen):
+    found: dict[str, str] = {}
+
+    def refused(_command: list[str], *, log_path: Path, env: dict[str, str]) -> None:
+        found.update(env)
+        raise ServerError(f"no process; log: {log_path}")
+
+    monkeypatch.setattr("infra.serving.vllm_server.GuardedProcess", refused)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ServerError, match="no process"):
+        VllmServer(tmp_path, OPTIONS, tmp_path / "log", devices=devices).start()
+    assert found.get("CUDA_VISIBLE_DEVICES") == seen
+
+
+# ---- servers elsewhere
+
+
+def test_servers_elsewhere_are_used_as_they_are_and_the_key_is_never_shown(servers, elsewhere, caplog):
+    there = [elsewhere(("m", 4096), ("other", 1), key=KEY), elsewhere(("m", 128), key=KEY)]
+    with (
+        caplog.at_level(logging.DEBUG),
+        servers(KEY, policy_urls=[f"{t.url}/v1" for t in there], policy_name="m") as far,
+    ):
+        pool = far.policies(model())
+        assert [server.url for server in pool.living()] == [t.url for t in there]
+        assert {server.served_name for server in pool.living()} == {"m"}
+        assert pool.living()[0].headers == {"Authorization": f"Bearer {KEY}"}
+        assert far.policies(model()) is pool
+        assert len(pool.living()) == 2
+        assert KEY not in f"{pool.living()[0]!r} {vars(pool.living()[0])}"
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("models", "key", "said"),
+    [
+        ([("other", 4096)], None, r"serves \['other'\], expected 'm': correct serving.policy_name"),
+        ([("m", 127)], None, "takes 127 tokens at most, expected 128"),
+        ([("m", None)], None, "takes None tokens at most, expected 128"),
+        ([("m", 4096)], KEY, r"refuses us \(401\): set BOLT_POLICY_API_KEY"),
+    ],
+)
+def test_a_server_elsewhere_that_does_not_fit_is_an_error(servers, elsewhere, models, key, said):
+    fits, there = elsewhere(("m", 4096)), elsewhere(*models, key=key)
+    with pytest.raises(MisfitError, match=said), servers(policy_urls=[fits.url, there.url], policy_name="m") as far:
+        far.policies(model())
+
+
+def test_a_server_elsewhere_that_is_no_vllm_is_an_error(servers, elsewhere):
+    odd = elsewhere()
+    odd.close()
+    made = Elsewhere("text")
+    with pytest.raises(MisfitError, match="is no vLLM server"), servers(policy_urls=[made.url], policy_name="m") as far:
+        far.policies(model())
+    made.close()
+
+
+def test_servers_that_can_not_be_reached_are_left_out_and_taken_in_when_they_are_back(servers, elsewhere, caplog):
+    up, down = elsewhere(("m", 128)), elsewhere(("m", 128))
+    down.close()
+    with servers(policy_urls=[up.url, down.url], policy_name="m") as far:
+        with caplog.at_level(logging.WARNING, "infra.serving.servers"):
+            pool = far.policies(model())
+        assert f"{down.url} can not be reached" in caplog.text
+        assert [server.url for server in pool.living()] == [up.url]
+        pool.add(lost := type(pool.living()[0])(elsewhere(("m", 128)).url, "m"))
+        pool.lost(lost, ServerError("gone"))
+        assert [server.url for server in far.policies(model()).living()] == [up.url]
+    with pytest.raises(ServerError, match=r"none of serving\.policy_urls can be reached"):
+        servers(policy_urls=[down.url], policy_name="m").policies(model())
+
+
+def test_servers_that_were_all_away_are_asked_again(servers, elsewhere):
+    up = elsewhere(("m", 128))
+    with servers(policy_urls=[up.url], policy_name="m") as far:
+        pool = far.policies(model())
+        with pytest.raises(ServerError, match="down for a moment"):
+            pool.lost(pool.living()[0], ServerError("down for a moment"))
+        assert [server.url for server in far.policies(model()).living()] == [up.url]
+
+
+def test_servers_elsewhere_serve_one_model_and_none_that_the_run_has_made(servers, elsewhere, monkeypatch):
+    there = elsewhere(("m", 128))
+    with servers(policy_urls=[there.url], policy_name="m") as far:
+        far.policies(model())
+        with pytest.raises(MisfitError, match="policy_urls serve one model"):
+            far.policies(model(digest="another"))
+        monkeypatch.setattr(far, "_pool", lambda role, asked: (role, asked.step))
+        assert far.policies(model("sft")) == ("policy", "sft")
+
+
+# ---- what progress tells
+
+
+def test_progress_tells_requests_speed_cache_hits_and_the_time_left(servers, elsewhere):
+    there = elsewhere(("m", 128))
+    with servers(policy_urls=[there.url], policy_name="m") as far:
+        pool = far.policies(model())
+        assert prompt_tokens(pool.living()[0]) == (1200, 900)
+        rate = Rate(pool, 2000)
+        assert rate.told() == "0 of 2,000 requests, 0 tok/s"  # what was cached before us doesn't count
+        there.metrics = METRICS.replace(" 1000.0", " 1400.0").replace(" 900.0", " 1000.0")
+        rate.add(500)
+        said = rate.told()
+        assert said.startswith("1 of 2,000 requests, ")
+        assert ", 25% of prompt tokens cached, about " in said
+        there.metrics = ""
+        assert "cached" not in Rate(pool, 10).told()

@@ -1,0 +1,273 @@
+"""Real vLLM servers: one that samples, one that scores, and what is left when they or their parent die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_model
+
+from infra.processes.watchdog import _descendants
+from infra.serving import vllm_server
+from infra.serving.completions import (
+    Completion,
+    CompletionError,
+    Request,
+    Sampling,
+    classify,
+    complete,
+    http_client,
+    poster,
+)
+from infra.serving.vllm_server import ServerError, ServerOptions, VllmServer
+
+OPTIONS = ServerOptions(max_model_len=128, dtype="float32", kv_cache_gib=0.25, max_num_seqs=32)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def served(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with VllmServer(policy, OPTIONS, tmp_path_factory.mktemp("log") / "server.log") as server:
+        yield server
+
+
+def sample(server: VllmServer, requests: list[Request], sampling: Sampling) -> dict[str, list[Completion]]:
+    found: dict[str, list[Completion]] = {}
+
+    def keep(request: Request, samples: list[Completion]) -> None:
+        found[request.request_id] = samples
+
+    asyncio.run(complete(server.url, "policy", requests, sampling, max_in_flight=4, on_result=keep, alive=server.check))
+    return found
+
+
+def gone(processes: list[int], within_s: float = 15) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(alive(process) for process in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_missing_model_is_said_before_any_start(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"config\.json does not exist"):
+        VllmServer(tmp_path / "none", OPTIONS, tmp_path / "log").start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_taken_port_is_said_before_any_start(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            VllmServer(tmp_path, OPTIONS, tmp_path / "log", port=port).start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_server_that_is_not_started_says_so(tmp_path: Path) -> None:
+    server = VllmServer(tmp_path, OPTIONS, tmp_path / "log")
+    with pytest.raises(ServerError, match="not running"):
+        server.check()
+    server.stop()
+
+
+def test_a_server_that_another_thread_stops_meanwhile_says_so(tmp_path: Path) -> None:
+    """As where one shard finds it dead and stops it, while another looks."""
+    server = VllmServer(tmp_path, OPTIONS, tmp_path / "log")
+
+    class Ended:
+        def poll(self) -> int:
+            server.stop()
+            return 137
+
+        def stop(self) -> None: ...
+
+        def tail(self) -> str:
+            return "last words"
+
+    server._process = Ended()  # type: ignore[assignment]
+    with pytest.raises(ServerError, match=r"(?s)ended with status 137.*last words"):
+        server.check()
+    with pytest.raises(ServerError, match="is not running"):
+        server.check()
+
+
+def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    options = OPTIONS.model_copy(update={"extra_args": ("--max-num-batched-tokens", "512"), "enforce_eager": False})
+    command = VllmServer(tmp_path, options, tmp_path / "log", runner="pooling").command()
+    assert command[-2:] == ["--max-num-batched-tokens", "512"]
+    assert "--enforce-eager" not in command
+    assert command[command.index("--runner") + 1] == "pooling"
+    assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
+    assert not any("hf_secret" in part for part in command)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "runner", "threads"), [(True, "generate", "3"), (True, "pooling", "4"), (False, "pooling", None)]
+)
+def test_on_cpu_blocks_are_small_and_scoring_takes_all_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: bool, runner: Any, threads: str | None
+) -> None:
+    monkeypatch.setattr(vllm_server, "runs_on_cpu", lambda: cpu)
+    monkeypatch.setattr(vllm_server.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = VllmServer(tmp_path, OPTIONS, tmp_path / "log", runner=runner).command()
+    assert ("--block-size" in command) is cpu
+    assert vllm_server._environment(runner).get("OMP_NUM_THREADS") == threads
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(ServerError, match=r"(?s)ended with status 1.*log: .*server\.log.*Error"):
+        VllmServer(tmp_path, OPTIONS, tmp_path / "server.log").start()
+
+
+@pytest.mark.slow
+def test_samples_carry_ids_counts_and_reasons(served: VllmServer) -> None:
+    requests = [Request(f"r{i}", (1, 4, 8 + i, 5), None) for i in range(6)]
+    found = sample(served, requests, Sampling(n=3, max_tokens=12))
+    assert sorted(found) == [f"r{i}" for i in range(6)]
+    for samples in found.values():
+        assert len(samples) == 3
+        for one in samples:
+            assert one.prompt_tokens == 4
+            assert 0 < one.tokens <= 12
+            assert one.finish_reason == ("stop" if one.token_ids[-1] == 2 else "length")
+            assert "<eos>" not in one.text
+    greedy = Sampling(n=1, max_tokens=12, temperature=0)
+    assert sample(served, requests[:1], greedy) == sample(served, requests[:1], greedy)
+
+
+@pytest.mark.slow
+def test_special_tokens_in_a_sample_stay_visible(served: VllmServer) -> None:
+    samples = sample(served, [Request("r", (1, 4, 8, 5), None)], Sampling(n=32, max_tokens=60))["r"]
+    odd = [one for one in samples if {4, 5} & set(one.token_ids)]
+    assert odd
+    assert all("<|user|>" in one.text or "<|assistant|>" in one.text for one in odd)
+
+
+@pytest.mark.slow
+def test_a_prompt_over_the_length_names_both_lengths(served: VllmServer) -> None:
+    with pytest.raises(CompletionError, match=r"request long \(200 prompt tokens.*128"):
+        sample(served, [Request("long", [8] * 200, None)], Sampling(n=1, max_tokens=5))
+
+
+@pytest.mark.slow
+def test_scores_equal_those_of_transformers(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    folder = make_model(tmp_path / "reward", reward=True)
+    inputs = [[1, 4, *range(8, 9 + i), 5] for i in range(40)]
+    with VllmServer(folder, OPTIONS, tmp_path / "server.log", runner="pooling", served_name="rm") as server:
+        scores = asyncio.run(classify(server.url, "rm", inputs, max_in_flight=4, alive=server.check, batch_size=8))
+        left = [server.pid, *_descendants(server.pid)]
+    assert gone(left)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = [model(torch.tensor([ids])).logits.item() for ids in inputs]
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_for_a_while_cuts_no_connection(
+    served: VllmServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a machine that is busy, or paused, for longer than vLLM keeps a connection without a request."""
+    below, post = _descendants(served.pid), poster(served.check, attempts=5)
+    payload = {"model": "policy", "prompt": [1, 4, 8, 5], "max_tokens": 3}
+
+    async def run() -> int:
+        async with http_client(served.url, 8) as client:
+
+            async def ask() -> list[dict[str, Any]]:
+                return await asyncio.gather(*(post(client, "/v1/completions", payload, "r") for _ in range(8)))
+
+            await ask()
+            for process in below:
+                os.kill(process, signal.SIGSTOP)
+            asked = asyncio.ensure_future(ask())  # on the same connections
+            await asyncio.sleep(6)
+            for process in below:
+                os.kill(process, signal.SIGCONT)
+            return len(await asked)
+
+    with caplog.at_level("WARNING", logger="infra.serving.completions"):
+        assert asyncio.run(run()) == 8
+    assert caplog.messages == []
+
+
+@pytest.mark.slow
+def test_a_server_killed_midway_is_an_error_with_its_log(policy: Path, served: VllmServer) -> None:
+    """Last in this file: it ends the shared server."""
+    below = _descendants(served.pid)
+    requests = [Request(str(i), (1, 4, 8, 5), None) for i in range(2000)]
+
+    async def run() -> None:
+        work = complete(
+            served.url,
+            "policy",
+            requests,
+            Sampling(n=8, max_tokens=100),
+            max_in_flight=8,
+            on_result=lambda _request, _samples: None,
+            alive=served.check,
+        )
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(1)
+        os.kill(below[0], signal.SIGKILL)
+        await task
+
+    with pytest.raises(ServerError, match=r"(?s)ended with status 137.*its last lines:\n.*vllm"):
+        asyncio.run(run())
+    assert gone(below)
+
+
+GUARDED = """
+import sys, time
+from pathlib import Path
+from infra.processes.watchdog import GuardedProcess
+child = "import os,subprocess,sys,time; subprocess.Popen(['sleep','300'],start_new_session=True); time.sleep(300)"
+process = GuardedProcess([sys.executable, "-c", child], log_path=Path(sys.argv[1]))
+print(process.pid, flush=True)
+time.sleep(300)
+"""
+
+
+def test_kill_9_of_the_parent_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GUARDED, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        watchdog = int(parent.stdout.readline())
+        deadline = time.monotonic() + 10
+        while len(_descendants(watchdog)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = [watchdog, *_descendants(watchdog)]
+        assert len(left) == 3
+        parent.kill()
+    assert gone(left)

@@ -1,0 +1,30 @@
+"""Progress artifacts: keys, and none outside of a task run; tests/flows/test_progress_in_flows.py has the rest."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from infra.steps.progress import artifact_key, progress
+
+
+@pytest.mark.parametrize(
+    ("step", "key"),
+    [
+        ("responses", "progress-responses"),
+        ("answers-in-context-greedy", "progress-answers-in-context-greedy"),
+        ("answers-My_Model.v2-", "progress-answers-my-model-v2"),
+    ],
+)
+def test_keys_are_what_prefect_takes(step, key):
+    assert artifact_key(step) == key
+
+
+def test_outside_of_a_task_run_nothing_is_drawn():
+    def asked() -> float:
+        raise AssertionError("asked for a share that nobody sees")
+
+    before = threading.active_count()
+    with progress("responses", asked, every_s=0):
+        assert threading.active_count() == before

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.evaluation.summarise import gain, interval, summarise
+
+
+def grades(by_problem: dict[str, list[int]], **columns: float) -> pd.DataFrame:
+    plain = {"thought_tokens": 10, "solution_tokens": 5, "truncated": False, "off_format": False, **columns}
+    rows = [{"problem_id": p, "correct": bool(c), **plain} for p, marks in by_problem.items() for c in marks]
+    return pd.DataFrame(rows)
+
+
+def test_the_interval_of_a_coin_is_the_known_one():
+    tossed = np.array([0.0, 1.0] * 200)
+    low, high = interval(tossed)
+    half = 1.96 * 0.5 / np.sqrt(400)  # normal approximation of the mean of 400 tosses
+    assert low == pytest.approx(0.5 - half, abs=0.004)
+    assert high == pytest.approx(0.5 + half, abs=0.004)
+    assert interval(tossed) == (low, high)  # seeded
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = sum(low <= 0.3 <= high for low, high in (interval((rng.random(80) < 0.3).astype(float)) for _ in range(60)))
+    assert hits >= 51  # 57 of 60 expected; fewer than 51 has a chance below 1 %
+
+
+def test_intervals_without_spread_are_points():
+    assert interval(np.array([1.0, 1.0, 1.0])) == (1.0, 1.0)
+    assert interval(np.array([0.25])) == (0.25, 0.25)
+
+
+def test_samples_of_a_problem_stay_together():
+    """1000 samples of two problems say no more about the mean over problems than two do."""
+    many = summarise("x", grades({"a": [1] * 500, "b": [0] * 500}), None)
+    assert (many["accuracy_low"], many["accuracy_high"]) == (0.0, 1.0)
+    assert (many["problems"], many["samples"], many["greedy_accuracy"]) == (2, 1000, None)
+
+
+def test_the_summary_holds_means_over_problems():
+    sampled = grades({"a": [1, 1, 1, 1], "b": [1, 0, 0, 0], "c": [0, 0, 0, 1]})
+    sampled.loc[0, ["thought_tokens", "truncated", "off_format"]] = [130, True, True]
+    found = summarise("sft", sampled, grades({"a": [1], "b": [0], "c": [1]}))
+    assert found["accuracy"] == 0.5
+    assert found["accuracy_low"] == 0.25
+    assert found["accuracy_high"] == 1.0
+    assert found["greedy_accuracy"] == pytest.approx(2 / 3)
+    assert (found["thought_tokens"], found["solution_tokens"]) == (20.0, 5.0)
+    assert found["tokens_low"] <= 25.0 <= found["tokens_high"]
+    assert found["truncated"] == found["off_format"] == pytest.approx(1 / 12)
+    assert found["name"] == "sft"
+
+
+def test_the_gain_is_paired():
+    before = grades({str(n): [n % 2] for n in range(100)})
+    after = grades({str(n): [1 if n < 10 else n % 2] for n in reversed(range(100))})
+    found = gain(before, after)
+    assert found["gain"] == pytest.approx(0.05)
+    assert found["low"] >= 0.0  # unpaired, the interval of a 5 % difference of 100 coins would reach far below 0
+    assert gain(before, before) == {"gain": 0.0, "low": 0.0, "high": 0.0}

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from infra.errors import BadInput
+from infra.store.schemas import QUERIES
+from tasks.queries.decontaminate import DecontaminateConfig, Problems, decontaminate, find_contaminated
+from tasks.queries.overlap import words
+from tasks.queries.sources import Source, problems_of
+
+BENCH = Path(__file__).parents[2].parent / "shared" / "bench"
+REAL = (
+    ("math500/math500", "problem"),
+    ("math_l5/problems", "problem"),
+    ("arenahard/question_v0.1", "prompt"),
+    ("arenahard/question_v2.0", "prompt"),
+    ("mtbench/mt_bench_question", "turns"),
+    ("zebra/zebra_puzzles_gold", "puzzle"),
+    ("queries/ifeval", "prompt"),
+)
+real_texts = pytest.mark.skipif(not BENCH.is_dir(), reason="the real texts (../shared/bench) are not here")
+BOILERPLATE = "Answer the following multiple choice question by giving the letter of the right answer alone:"
+WORDS = ["amber", "bridge", "copper", "dune", "ember", "fjord", "garnet", "hollow", "inlet", "jasper", "kelp", "moss"]
+WORDS += ["nectar", "onyx", "plume"]
+
+
+def problems(folder: Path, *texts: str, name: str = "test.jsonl") -> Source:
+    path = folder / name
+    path.write_text("".join(json.dumps({"query": text}) + "\n" for text in texts))
+    return Source(path=str(path))
+
+
+def index(source: Source, **more: object) -> Problems:
+    return Problems(DecontaminateConfig(held_out=(source,), **more), list(problems_of(source)))
+
+
+def signs(index: Problems, *texts: str) -> list[str | None]:
+    return [hit and hit[1] for hit in index.hits(texts)]
+
+
+def test_each_sign_is_told(tmp_path):
+    long = " ".join(WORDS)
+    found = index(problems(tmp_path, "What is 2+3, exactly?", long))
+    assert signs(
+        found,
+        "WHAT is\n2 + 3 exactly",
+        "What is 2+4, exactly?",
+        "What is 2+3, really exactly?",
+        "What is 2+3?",
+        f"Tell me of {' '.join(WORDS[1:14])}",
+        "entirely another matter",
+        "",
+    ) == ["same text", *["one word differs"] * 3, "shared 13-gram", None, None]
+    mixed = " ".join([*WORDS[:5], "of", *WORDS[5:10], "to", *WORDS[10:]])  # two words put in: no 13 in a row
+    assert signs(found, mixed) == [None]
+    assert signs(index(problems(tmp_path, long), near_duplicates=0.4), mixed) == ["near-duplicate"]
+
+
+def test_a_problem_among_its_siblings_is_found(tmp_path):
+    """Problems that resemble one another share bands: the one that is near enough may stand behind others."""
+    draw = random.Random(0)
+    vocabulary = [f"word{n}" for n in range(300)]
+    missed = tried = 0
+    for number in range(40):
+        text = draw.sample(vocabulary, 40)
+        siblings = [[*text[:at], f"other{at}", *text[at + 1 :]] for at in draw.sample(range(40), 20)]
+        asked = " ".join(["new" if at in (9, 19, 29) else word for at, word in enumerate(text)])
+        name, everything = f"{number}.jsonl", [" ".join(each) for each in (*siblings, text)]
+        options = {"ngram": None, "near_duplicates": 0.6}
+        alone = signs(index(problems(tmp_path, everything[-1], name=f"alone-{name}"), **options), asked)
+        tried += alone == ["near-duplicate"]
+        missed += alone != signs(index(problems(tmp_path, *everything, name=name), **options), asked)
+    assert tried > 30
+    assert missed == 0
+
+
+def test_what_is_turned_off_tells_nothing(tmp_path):
+    found = index(problems(tmp_path, " ".join(WORDS), "Is 7 odd ?"), ngram=None, near_duplicates=None)
+    assert signs(found, "Is 8 odd ?", f"more {' '.join(WORDS)}", "is 7 ODD?") == [None, None, "same text"]
+
+
+def test_boilerplate_of_many_problems_is_no_sign(tmp_path):
+    texts = [f"{BOILERPLATE} is {word} older than {other}?" for word, other in pairwise(WORDS)]
+    query = f"{BOILERPLATE} who wrote the Iliad, and when did people first read it aloud?"
+    assert signs(index(problems(tmp_path, *texts)), query, texts[3].upper()) == [None, "same text"]
+    few = index(problems(tmp_path, *texts[:10]))
+    assert signs(few, query) == ["shared 13-gram"]
+    assert signs(index(problems(tmp_path, *texts[:10] * 9)), query) == ["shared 13-gram"]  # the same ten again
+
+
+def test_hits_are_kept_with_their_problem_and_counted(world, query, tmp_path, bars):
+    one = problems(tmp_path, "How tall is Mont Blanc?", name="one.jsonl")
+    two = problems(tmp_path, "Who was Ada?", "Name three rivers of Peru.", name="two.jsonl")
+    asked = ["how tall is mont blanc", "Name four rivers of Peru.", "Where do cats sleep at night?"]
+    queries = world.table(QUERIES, [query(str(n), text) for n, text in enumerate(asked)])
+    config = DecontaminateConfig(held_out=(one,)).without(two)
+    assert config.without(two) == config
+    found = world.do(find_contaminated, name="contaminated", config=config, queries=queries)
+    assert [(row["query_id"], row["problem_set"], row["problem_row"], row["sign"]) for row in world.rows(found)] == [
+        ("0", "one.jsonl", 0, "same text"),
+        ("1", "two.jsonl", 1, "one word differs"),
+    ]
+    assert world.rows(found)[1]["problem"] == "Name three rivers of Peru."
+    left = world.do(decontaminate, queries=queries, contaminated=found)
+    assert [row["query"] for row in world.rows(left)] == asked[2:]
+    assert world.counts(left) == {
+        "read": 3,
+        "dropped: held out for evaluation, same text": 1,
+        "dropped: held out for evaluation, one word differs": 1,
+        "kept": 1,
+    }
+    assert bars == {"contaminated": 1.0}
+
+
+def test_without_evaluation_sets_all_are_kept(world, query):
+    queries = world.table(QUERIES, [query("0", "anything at all")])
+    found = world.do(find_contaminated, name="contaminated", config=DecontaminateConfig(), queries=queries)
+    assert (found.rows, world.do(decontaminate, queries=queries, contaminated=found).rows) == (0, 1)
+
+
+def test_a_bad_row_of_an_evaluation_set_is_named(world, query, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"query": "good"}\n{"text": "bad"}\n')
+    config = DecontaminateConfig(held_out=(Source(path=str(tmp_path / "bad.jsonl")),))
+    with pytest.raises(BadInput, match=r"bad\.jsonl, row 1: expected a field query"):
+        world.do(find_contaminated, config=config, queries=world.table(QUERIES, [query("0")]))
+
+
+# ---- real problems, real queries
+
+
+@pytest.fixture(scope="module")
+def real() -> Problems:
+    sources = tuple(Source(path=str(BENCH / f"{name}.jsonl"), column=column) for name, column in REAL)
+    config = DecontaminateConfig(held_out=sources)
+    return Problems(config, [problem for source in sources for problem in problems_of(source)])
+
+
+def one_word_changed(text: str, rng: random.Random) -> str:
+    """One of the words between white space made another."""
+    parts = re.split(r"(\s+)", text.strip())
+    parts[2 * rng.randrange((len(parts) + 1) // 2)] = "banana"
+    return "".join(parts)
+
+
+@real_texts
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text, _: text,
+        lambda text, rng: rng.choice(["\n", " \t ", "   "]).join(["", *text.split(), ""]),
+        lambda text, rng: rng.choice([str.upper, str.lower, str.title, str.swapcase])(text),
+        one_word_changed,
+        lambda text, rng: one_word_changed(text, rng).swapcase().replace(" ", " \n"),
+    ],
+    ids=["verbatim", "re-spaced", "re-cased", "one word changed", "all at once"],
+)
+def test_planted_copies_of_all_problems_are_caught(real, change: Callable[[str, random.Random], str]):
+    rng = random.Random(7)
+    # of fewer than four words nothing is left to tell by once one is another
+    whole = [p["query"] for p in real.rows if len(p["query"].split()) > 3 and len(words(p["query"])) > 3]
+    some = rng.sample(whole, 1_000) + sorted(whole, key=len)[:300]
+    missed = [text for text, hit in zip(some, real.hits([change(text, rng) for text in some]), strict=True) if not hit]
+    assert not missed
+
+
+@real_texts
+def test_real_queries_are_left_alone(real):
+    asked = [row["query"] for row in problems_of(Source(path=str(BENCH / "queries/wildchat-if.jsonl")))][:2_000]
+    hits = Counter(hit[1] for hit in real.hits(asked) if hit)
+    assert hits.total() < 0.01 * len(asked), hits

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3_for_tests import KEY, SECRET, boto_client, s3_bucket, s3_url
+
+from infra.errors import BadInput
+from tasks.queries.collect import collect_queries
+from tasks.queries.sources import Source, digest_of_source, normalised, problems_of, queries_of, query_id
+
+__all__ = ["s3_bucket", "s3_url"]
+ASKED = {
+    "messages": {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "What is it?"}]},
+    "conversations": {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "That."}]},
+    "alpaca": {"instruction": "What is it?", "input": " ", "output": "That."},
+    "column": {"query": "What is it?"},
+}
+
+
+def written(path: Path, *rows: object) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def found(path: str, **more: Any) -> list[str]:
+    return [row["query"] for row in queries_of(Source(path=path, **more))]
+
+
+@pytest.mark.parametrize("layout", [None, *ASKED])
+def test_every_layout_is_told_by_its_fields_or_named(tmp_path, layout):
+    rows = ASKED.values() if layout is None else [ASKED[layout]]
+    path = written(tmp_path / "q.jsonl", *rows)
+    assert found(path, layout=layout) == ["What is it?"] * len(rows)
+
+
+def test_the_named_layout_wins_where_a_row_fits_two(tmp_path):
+    path = written(tmp_path / "q.jsonl", {**ASKED["column"], "instruction": "Do it", "input": "to this"})
+    assert found(path) == ["What is it?"]
+    assert found(path, layout="alpaca") == ["Do it\n\nto this"]
+
+
+def test_a_column_of_turns_gives_the_first(tmp_path):
+    assert found(written(tmp_path / "q.jsonl", {"turns": ["one", "two"]}), column="turns") == ["one"]
+
+
+def test_only_the_first_user_turn_counts(tmp_path):
+    turns = [{"role": role, "content": role + str(n)} for n, role in enumerate(("assistant", "user", "user"))]
+    assert found(written(tmp_path / "q.jsonl", {"messages": turns})) == ["user1"]
+
+
+def test_parquet_and_csv_say_the_same_as_json_lines(tmp_path):
+    rows = [
+        {"query": 'a "quoted"\nquery', "reference": "1", "difficulty": 3, "topic": "maths", "other": "x"},
+        {"query": "plain, with a comma", "reference": None, "difficulty": None, "topic": None, "other": "y"},
+    ]
+    lines = written(tmp_path / "q.jsonl", *rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    with (tmp_path / "q.csv").open("w", newline="") as file:
+        out = csv.DictWriter(file, list(rows[0]))
+        out.writeheader()
+        out.writerows(rows)
+    plain = [{**row, "source": ""} for row in queries_of(Source(path=lines))]
+    assert [(row["reference"], row["difficulty"], row["topic"]) for row in plain] == [("1", 3, "maths"), (None,) * 3]
+    for name in ("q.parquet", "q.csv"):
+        assert [{**row, "source": ""} for row in queries_of(Source(path=str(tmp_path / name)))] == plain
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "hello"}, "expected a field query or messages or conversations or instruction, found text; name the"),
+        ({}, "found no field"),
+        ({"query": 3}, "field query must be str or absent, found int"),
+        ({"query": []}, "field query must be str or absent, found list"),
+        ({"messages": "hello"}, "field messages must be list or absent, found str"),
+        ({"messages": []}, "field messages has no turn with role 'user'"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "field conversations has no turn with from 'human'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "first turn of the user has no string content",
+        ),
+        ({"instruction": "x", "input": 5}, "field input must be str or absent, found int"),
+        ({"query": "x", "difficulty": "5"}, "field difficulty must be int or absent, found str"),
+        ({"query": "x", "difficulty": True}, "field difficulty must be int or absent, found bool"),
+        ({"query": "x", "difficulty": 8}, "field difficulty must be from 0 to 7"),
+        ({"query": "x", "reference": 5}, "field reference must be str or absent, found int"),
+        ({"query": "x", "topic": ["y"]}, "field topic must be str or absent, found list"),
+        ('{"query": "half \\ud83d"}', "field query holds '\\ud83d', half of a character"),
+        ('{"messages": [{"role": "user", "content": "\\ude00"}]}', "field messages holds '\\ude00'"),
+        ('{"query": "cut', "no JSON"),
+        ("", "no JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("[" * 100_000, "no JSON"),
+    ],
+)
+def test_bad_rows_are_named_with_file_row_and_field(tmp_path, row, said):
+    path = written(tmp_path / "queries.jsonl", {"query": "good"}, row, {"query": "good too"})
+    with pytest.raises(BadInput, match=r"queries\.jsonl, row 1: ") as error:
+        found(path)
+    assert said in str(error.value)
+    if not (isinstance(row, dict) and {"difficulty", "reference", "topic"} & set(row)):  # a problem needs no more
+        with pytest.raises(BadInput, match=r"queries\.jsonl, row 1: "):
+            list(problems_of(Source(path=path)))
+
+
+def test_a_row_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(b'{"query": "good"}\n' + '{"query": "é"}\n'.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"latin\.jsonl, row 1: .*utf-8"):
+        found(str(path))
+
+
+def test_a_parquet_file_cut_short_without_the_column_or_of_another_type_is_named(tmp_path):
+    path = tmp_path / "q.parquet"
+    pq.write_table(pa.table({"text": ["one"] * 1_000}), path)
+    with pytest.raises(BadInput, match=r"q\.parquet, row 0: expected a field query or .*, found text; name the right"):
+        found(str(path))
+    assert len(found(str(path), column="text")) == 1_000
+    pq.write_table(pa.table({"query": [1, 2]}), path)
+    with pytest.raises(BadInput, match=r"q\.parquet, row 0: field query must be str or absent, found int"):
+        found(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match=r"q\.parquet: no whole Parquet file .*copy or write it again"):
+        found(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("query,topic\nx\n", r"row 0: expected 2 fields, as in the first line"),
+        ("query\nx,y\n", r"row 0: expected 1 fields"),
+        ("query,difficulty\nx,hard\n", r"row 0: field difficulty must be a whole number or empty, found 'hard'"),
+        ('query\n"open\n', r"no CSV in UTF-8"),
+        ("text\nx\n", r"row 0: expected a field query"),
+    ],
+)
+def test_a_bad_csv_file_is_named(tmp_path, text, said):
+    (tmp_path / "q.csv").write_text(text)
+    with pytest.raises(BadInput, match=rf"q\.csv(, |: ){said}"):
+        found(str(tmp_path / "q.csv"))
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.parquet"])
+def test_files_that_are_missing_or_hold_nothing_are_named(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(BadInput, match=rf"query file .*{name} does not exist"):
+        found(str(path))
+    with pytest.raises(FileNotFoundError, match=rf"input file .*{name} does not exist"):
+        digest_of_source(Source(path=str(path)))
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"query": pa.array([], pa.string())}), path)
+    else:
+        path.write_text("query\n" if name.endswith("csv") else "")
+    with pytest.raises(BadInput, match=rf"{name}: holds no rows"):
+        found(str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "either a path or a dataset"),
+        ({"path": "a.jsonl", "dataset": "a/b@c"}, "either a path or a dataset"),
+        ({"path": "a.txt"}, r"expected a file that ends in \.jsonl, \.parquet, \.csv"),
+        ({"dataset": "org/name"}, "a revision is required"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        Source(**given)
+
+
+def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
+    asked: list[Any] = []
+
+    def load(*given: Any, **more: Any) -> Any:
+        asked.append((given, more))
+        return iter([ASKED["conversations"], ASKED["alpaca"]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = Source(dataset="org/name@0123abc", subset="main", split="test")
+    rows = list(queries_of(source))
+    assert asked == [(("org/name", "main"), {"split": "test", "revision": "0123abc", "streaming": True})]
+    assert [(row["query"], row["source"], row["source_row"]) for row in rows] == [
+        ("What is it?", "org/name", 0),
+        ("What is it?", "org/name", 1),
+    ]
+    digests = {
+        digest_of_source(source.model_copy(update=change))
+        for change in ({}, {"dataset": "org/name@4567def"}, {"subset": "other"}, {"subset": None}, {"split": "train"})
+    }
+    assert len(digests) == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (datasets.exceptions.DatasetNotFoundError("'org/name' is gated"), "no access.*accept its terms.*HF_TOKEN"),
+        (ValueError("Unknown split"), "check subset and split .Unknown split"),
+        (ConnectionError("offline"), "the hub cannot be reached"),
+    ],
+)
+def test_a_data_set_that_cannot_be_had_is_told(monkeypatch, error, said):
+    def load(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    kind = ConnectionError if isinstance(error, ConnectionError) else BadInput  # an outage may heal
+    with pytest.raises(kind, match=rf"(?s)org/name@0123abc:train: .*{said}"):
+        list(queries_of(Source(dataset="org/name@0123abc")))
+
+
+def test_a_file_on_s3_is_read_with_the_projects_settings(s3_bucket, s3_url, monkeypatch):
+    settings = {"ENDPOINT_URL": s3_url, "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET, "REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"BOLT_{name}", value)
+    client = boto_client(s3_url)
+    client.put_object(Bucket=s3_bucket, Key="in/q.jsonl", Body=b'{"query": "one"}\n{"query": "two"}\n')
+    source = Source(path=f"s3://{s3_bucket}/in/q.jsonl")
+    before = digest_of_source(source)
+    assert [row["query"] for row in queries_of(source)] == ["one", "two"]
+    client.put_object(Bucket=s3_bucket, Key="in/q.jsonl", Body=b'{"query": "new"}\n{"query": "two"}\n')
+    assert digest_of_source(source) != before
+    with pytest.raises(BadInput, match=r"in/none\.jsonl does not exist"):
+        list(queries_of(Source(path=f"s3://{s3_bucket}/in/none.jsonl")))
+
+
+def test_collecting_counts_and_drops_empty_queries(world, tmp_path):
+    path = written(tmp_path / "q.jsonl", {"query": "one"}, {"query": " \n"}, {"query": " two "})
+    made = world.do(collect_queries, source=Source(path=path, licence="MIT"))
+    assert world.counts(made) == {"read": 3, "dropped: empty": 1, "kept": 2}
+    assert [(row["query"], row["source"], row["source_row"]) for row in world.rows(made)] == [
+        ("one", "q.jsonl", 0),
+        ("two", "q.jsonl", 2),
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_normalising_is_idempotent_and_blind_to_case_and_blanks(text):
+    once = normalised(text)
+    assert query_id(f"\t{text}\n ") == query_id(text)
+    assert query_id(once) == query_id(text) or normalised(once) != once  # NFKC after folding may fold once more
+    assert len(query_id(text)) == 16

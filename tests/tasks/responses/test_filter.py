@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+
+from infra.store.schemas import EXAMPLES, QUERIES, RESPONSES
+from tasks.responses.filter import FilterConfig, filter_responses, passages_of, reason_to_drop
+
+OFF = FilterConfig(
+    least_thought_tokens=None,
+    special_tokens=False,
+    repeated_limit=None,
+    foreign_limit=None,
+    copied_words=None,
+    mentions_of_thoughts=False,
+)
+SHOWN = {
+    "example_id": "e",
+    "query": "what is the sum of one and two",
+    "thoughts": "first we look at what is asked then we add one and two and see that three is what is left",
+    "solution": "three",
+    "topic": "sums",
+    "actions": [],
+}
+
+
+def reason(response, *, asked="which day is it ?", shown=(), **rules):
+    """Of a response with one rule on."""
+    config = OFF.model_copy(update=rules)
+    return reason_to_drop(response, asked, [passages_of(example, config) for example in shown], config, "rlmt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"finish_reason": "length"}, "truncated"),
+        ({"finish_reason": "length", "violations": ["unclosed_thoughts"]}, "truncated"),
+        ({"violations": ["text_after", "text_before"]}, "off format: text_after"),
+        ({"violations": ["empty_solution"], "solution": None}, "empty part: solution"),
+    ],
+)
+def test_the_format_counts_whatever_is_off(response, changes, expected):
+    assert reason(response(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "expected"),
+    [
+        ({"least_thought_tokens": 5}, {"thought_tokens": 4}, "too short"),
+        ({"special_tokens": True}, {"solution": "it is <|eot_id|> mon"}, "special token"),
+        ({"special_tokens": True}, {"thoughts": "hm [INST] more"}, "special token"),
+        ({"repeated_limit": 0.3}, {"thoughts": ("wait no it was seven " * 30).strip()}, "repetition loop"),
+        ({"repeated_limit": 0.3}, {"solution": ("so it was seven then " * 30).strip()}, "repetition loop"),
+        ({"foreign_limit": 0.0}, {"thoughts": "though 直觉 says no"}, "mixed language"),
+        ({"foreign_limit": 0.5}, {"thoughts": "though 直觉 says no"}, None),
+        (
+            {"mentions_of_thoughts": True},
+            {"solution": "As found in my thoughts, mon."},
+            "solution mentions the thoughts",
+        ),
+        ({"least_actions": 1}, {"thoughts": "seven"}, "too few actions"),
+        ({"least_actions": 1}, {"thoughts": "wait , no"}, None),
+    ],
+)
+def test_each_rule_has_its_reason_and_can_be_turned_off(response, rule, changes, expected):
+    row = response(**changes)
+    assert reason(row, **rule) == expected
+    assert reason(row) is None
+
+
+def test_a_long_passage_of_an_example_is_a_copy_and_its_query_is_not(response):
+    words = SHOWN["thoughts"].split()
+    row = response(thoughts=f"Hm. {' '.join(words[3:18]).upper()}!")
+    assert reason(row, shown=[SHOWN], copied_words=15) == "copied from an example"
+    assert reason(row, shown=[SHOWN], copied_words=16) is None
+    assert reason(row, shown=[], copied_words=15) is None
+    assert reason(response(thoughts=SHOWN["query"]), shown=[SHOWN], copied_words=5) is None
+
+
+def test_what_the_query_is_written_in_is_no_mixed_language(response):
+    row = response(solution="Это понедельник")
+    assert reason(row, foreign_limit=0.0) == "mixed language"
+    assert reason(row, asked="какой сегодня день?", foreign_limit=0.0) is None
+    assert reason(row, asked="Say 'it is Monday' in Russian.", foreign_limit=0.0) is None
+
+
+def given(world, query, rows):
+    examples = world.table(EXAMPLES, [SHOWN], "examples")
+    queries = world.table(QUERIES, [query("a"), query("b"), query("q")], "queries")
+    shards = [world.table(RESPONSES, each, key=f"k{n}") for n, each in enumerate(rows)]
+    return {"responses": shards, "queries": queries, "examples": examples}
+
+
+def test_what_cannot_be_written_in_the_format_that_is_trained_is_dropped(world, query, response):
+    """Nothing that is kept may stop the selection, after all of it was scored."""
+    xml = "Use <response>ok</response> as the body."
+    assert reason(response(solution=xml)) == "cannot be written as rlmt"
+    assert reason(response(thoughts=xml)) == "cannot be written as rlmt"
+    rows = [[response("a", 0, solution=xml), response("a", 1)]]
+    for target, kept in (("rlmt", [1]), ("bolt", [0, 1])):
+        made = world.do(filter_responses, key=target, config=OFF, target=target, **given(world, query, rows))
+        assert [row["sample"] for row in world.rows(made)] == kept
+
+
+def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, response):
+    first = [response("a", n, finish_reason="length" if n == 1 else "stop") for n in range(3)]
+    second = [response("b", n, violations=["missing_solution"] if n else []) for n in range(3)]
+    third = [response("q", 0, thoughts=SHOWN["thoughts"], example_ids=["e"]), response("q", 1, thoughts="直觉")]
+    config = OFF.model_copy(update={"copied_words": 15, "foreign_limit": 0.0})
+    made = world.do(filter_responses, config=config, target="bolt", **given(world, query, [first, second, [], third]))
+    assert world.rows(made) == [first[0], first[2], second[0]]
+    assert world.counts(made) == {
+        "read": 8,
+        "kept": 3,
+        "dropped: truncated": 1,
+        "dropped: off format: missing_solution": 2,
+        "dropped: copied from an example": 1,
+        "dropped: mixed language": 1,
+    }
+
+
+def test_nothing_kept_is_an_empty_table(world, query, response):
+    rows = [[response(violations=["text_after"])]]
+    made = world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
+    assert made.rows == 0
+    assert world.counts(made) == {"read": 1, "dropped: off format: text_after": 1}

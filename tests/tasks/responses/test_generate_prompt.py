@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from shown_examples import NANO_PROMPT, example
+
+from cot_formats import bolt
+from infra.errors import BadInput
+from infra.text.templates import text_of
+from nano.corpus import PROMPT_TEMPLATE
+from tasks.responses.generate import (
+    PromptConfig,
+    draw_examples,
+    in_context_prompt,
+    prompt_digest,
+    request_seed,
+)
+
+
+def template(folder: Path, text: str, shown: str = "{query} -> {response}") -> PromptConfig:
+    (folder / "in_context.md").write_text(text)
+    (folder / "example.md").write_text(shown)
+    return PromptConfig(template=folder / "in_context.md", example_template=folder / "example.md")
+
+
+# ---- the prompt
+
+
+def test_the_in_context_prompt_is_the_wording_that_the_nano_model_read():
+    shown = [example(1), example(2)]
+    given = "\n\n".join(f"query : {e['query']}\nresponse : {bolt.render(e['thoughts'], e['solution'])}" for e in shown)
+    expected = PROMPT_TEMPLATE.format(examples=given, query="what now ?")
+    assert in_context_prompt(NANO_PROMPT, shown, "what now ?", "bolt") == expected
+    assert expected.startswith(
+        "here are worked examples .\n\nquery : who is number 1 ?\nresponse : <internal_thoughts>\n"
+    )
+    assert expected.endswith("now answer this query in the same form .\nquery : what now ?")
+
+
+def test_a_template_that_is_edited_under_a_run_changes_nothing_of_it(tmp_path):
+    """The key is planned at the start, and shards ask hours later: both with the same text."""
+    prompt = template(tmp_path, "{examples}\n{query}")
+    digest = prompt_digest(prompt)
+    template(tmp_path, "edited: {examples}\n{query}")
+    assert prompt_digest(prompt) == digest
+    assert in_context_prompt(prompt, [example(1)], "what now ?", "bolt").endswith("\nwhat now ?")
+    assert "edited" not in in_context_prompt(prompt, [example(1)], "what now ?", "bolt")
+    text_of.cache_clear()  # as in a new process
+    assert prompt_digest(prompt) != digest
+
+
+def test_fields_spelled_in_what_is_put_in_stay_as_they_are(tmp_path):
+    prompt = template(tmp_path, "Q {query}\nE {examples}\nagain {query} {other}")
+    shown = [{**example(1), "query": "{response} {query}"}]
+    assert in_context_prompt(prompt, shown, "{examples}", "r1") == (
+        "Q {examples}\nE {response} {query} -> <think>\ngoal : find number 1 .\n</think>\n\nanswer : 1 .\n"
+        "again {examples} {other}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "said"),
+    [
+        ("{query}", "{query} {response}", "in_context.md: the prompt template lacks the field {examples}"),
+        ("{examples}", "{query} {response}", "in_context.md: the prompt template lacks the field {query}"),
+        ("{examples} {query}", "{query}", "example.md: the prompt template lacks the field {response}"),
+    ],
+)
+def test_a_template_without_a_field_is_refused(tmp_path, text, shown, said):
+    with pytest.raises(BadInput) as error:
+        in_context_prompt(template(tmp_path, text, shown), [example(1)], "x", "bolt")
+    assert said in str(error.value)
+
+
+def test_plain_answers_can_not_be_shown(tmp_path):
+    with pytest.raises(ValueError, match="not `plain`"):
+        in_context_prompt(NANO_PROMPT, [example(1)], "x", "plain")
+
+
+# ---- the seeded draw
+
+
+def test_every_set_of_examples_is_drawn_equally_often():
+    table = [example(n) for n in range(10)]
+    drawn = Counter(tuple(e["example_id"] for e in draw_examples(table, 3, 0, f"query-{n}")) for n in range(20_000))
+    assert set(drawn) == set(combinations([e["example_id"] for e in table], 3))  # 120, in table order, none twice
+    assert stats.chisquare(list(drawn.values())).pvalue > 0.001
+    shown = Counter(name for names, times in drawn.items() for name in names for _ in range(times))
+    assert all(abs(times - 6_000) < 250 for times in shown.values())  # four standard deviations
+
+
+def test_the_draw_depends_on_seed_query_and_examples_alone():
+    table = [example(n) for n in range(10)]
+    first = draw_examples(table, 3, 0, "q")
+    assert [draw_examples(table, 3, 0, "q") for _ in range(3)] == [first] * 3
+    assert len({str(draw_examples(table, 3, seed, "q")) for seed in range(20)}) > 10
+    assert len({str(draw_examples(table, 3, 0, f"q{n}")) for n in range(20)}) > 10
+    assert draw_examples(table[:3], 3, 7, "q") == table[:3]
+    with pytest.raises(ValueError, match="11 in-context examples a prompt, but the table `examples` holds 10"):
+        draw_examples(table, 11, 0, "q")
+
+
+def test_request_seeds_are_distinct_and_fit_an_int():
+    seeds = {request_seed(seed, f"q{n}") for seed in (0, 1) for n in range(1000)}
+    assert len(seeds) == 2000
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert request_seed(0, "q0") == request_seed(0, "q0")

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import tempfile
+import tracemalloc
+
+import numpy as np
+import pytest
+from fakes import TinyServers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cot_formats import bolt, r1
+from infra.store.manifest import Provenance
+from infra.store.schemas import QUERIES, RESPONSES, SCORES
+from infra.store.store import Store
+from infra.store.tables import write_table
+from nano.vocabulary import ASSISTANT, END, USER
+from tasks.rewards.select import (
+    SelectConfig,
+    best_of_each,
+    histogram,
+    order_statistics,
+    percentile_of,
+    select,
+    threshold,
+)
+
+rewards = st.floats(-100, 100) | st.sampled_from([0.0, 0.5, 1.0])
+
+
+def scored(query_id: str, sample: int, reward: float) -> dict:
+    plain = {"query_id": query_id, "sample": sample, "reward_model": "m", "reward": reward}
+    return {**plain, "format_reward": 1.0, "total": reward + 1}
+
+
+@settings(max_examples=30, deadline=None)
+@given(values=st.lists(rewards, min_size=1, max_size=60), percentile=st.floats(0, 100))
+def test_the_threshold_is_the_exact_percentile(values, percentile):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(root=folder, is_local=True)
+        rows = [[scored("q", n, value)] for n, value in enumerate(values)]
+        ref = write_table(store, "scores", "k", SCORES, rows, Provenance(), rows_per_part=25)
+        assert threshold(store, ref, percentile) == float(np.percentile(values, percentile))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    values=st.lists(st.floats(allow_nan=False, allow_infinity=False) | rewards, min_size=1, max_size=200),
+    percentile=st.floats(0, 100) | st.sampled_from([0.0, 30.0, 50.0, 100.0]),
+    cut=st.integers(1, 50),
+)
+def test_the_percentile_of_a_stream_is_numpys(values, percentile, cut):
+    held = np.array(values)
+    pieces = [held[start : start + cut] for start in range(0, len(held), cut)]
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near the largest there is
+        expected = np.percentile(held, percentile)
+        assert repr(percentile_of(lambda: pieces, len(held), percentile) + 0.0) == repr(float(expected) + 0.0)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60), st.data())
+def test_order_statistics_are_the_sorted_values(values, data):
+    ranks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=4))
+    ordered = sorted(values)
+    assert order_statistics(lambda: [np.array(values)], ranks) == [ordered[rank] for rank in ranks]
+
+
+def test_the_percentile_of_many_rewards_holds_few_of_them():
+    def stream():
+        rng = np.random.default_rng(1)
+        return (rng.normal(size=10_000) for _ in range(200))
+
+    whole = np.concatenate(list(stream()))
+    expected = float(np.percentile(whole, 30))
+    size = whole.nbytes
+    del whole
+    tracemalloc.start()
+    found = percentile_of(stream, 2_000_000, 30)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == expected
+    assert peak < size / 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(rewards, min_size=1, max_size=60))
+def test_the_histogram_is_numpys(values):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(root=folder, is_local=True)
+        rows = [[scored("q", n, value)] for n, value in enumerate(values)]
+        ref = write_table(store, "scores", "k", SCORES, rows, Provenance(), rows_per_part=25)
+        samples, edges = np.histogram(values, bins=60)
+        assert histogram(store, ref) == {"edges": edges.tolist(), "samples": samples.tolist()}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 7), rewards), unique_by=lambda r: r[:2]), rewards)
+def test_the_best_of_each_query_ties_to_the_lowest_sample(table, least):
+    rows = [scored(*row) for row in table]
+    best = best_of_each(rows, least)
+    for query_id in "abc":
+        left = sorted((-reward, sample) for name, sample, reward in table if name == query_id and reward >= least)
+        assert (query_id in best) == bool(left)
+        if left:
+            assert (-best[query_id]["reward"], best[query_id]["sample"]) == left[0]
+
+
+@pytest.fixture
+def chosen(world, model, query, response):
+    """Select from rewards given by query."""
+
+    def run(by_query: dict[str, list[float]], percentile: float, key: str = "k", format: str = "bolt"):
+        scores = [scored(q, n, value) for q, values in by_query.items() for n, value in enumerate(values)]
+        responses = [response(row["query_id"], row["sample"]) for row in scores]
+        config = SelectConfig(percentile=percentile, format=format)
+        inputs = {
+            "responses": world.table(RESPONSES, responses, "filtered", key),
+            "scores": world.table(SCORES, scores, "scores", key),
+            "queries": world.table(QUERIES, [query(q, f"who is {q} ?") for q in by_query], "queries", key),
+            "model": model,
+        }
+        return world.do(select, key=key, config=config, servers=TinyServers(world.work_dir), **inputs)
+
+    return run
+
+
+def test_the_step_writes_prompt_and_canonical_completion(world, chosen):
+    made = chosen({"a": [0.0, 3.0, 3.0], "b": [1.0, 2.0, -1.0], "c": [-5.0, -4.0, -6.0]}, 50)
+    assert world.rows(made) == [
+        {
+            "query_id": name,
+            "sample": 1,
+            "prompt": f"{USER} who is {name} ? {END}{ASSISTANT}",
+            "completion": bolt.render("plan : 1 .", "answer : 1 ."),
+            "reward": reward,
+        }
+        for name, reward in (("a", 3.0), ("b", 2.0))
+    ]
+    # nine rewards, the median is 0.0: four lie below it
+    counts = {"scored": 9, "below the percentile": 4, "not the best of its query": 3, "kept": 2, "threshold": 0.0}
+    found = world.counts(made)
+    assert {name: found[name] for name in counts} == counts
+    assert found["of those kept"]["reward"]["mean"] == 2.5
+    assert found["of those kept"]["thought_tokens"] == dict.fromkeys(["mean", "5 %", "median", "95 %", "most"], 4.0)
+    assert (found["topics"], found["sources"]) == ({"": 2}, {"f.jsonl": 2})
+    assert sum(found["rewards"]["samples"]) == 9
+    assert [found["rewards"]["edges"][at] for at in (0, -1)] == [-6.0, 3.0]
+
+
+def test_a_reward_on_the_threshold_is_kept(world, chosen):
+    assert [row["sample"] for row in world.rows(chosen({"a": [1.0, 1.0]}, 100))] == [0]
+
+
+def test_counts_add_up(world, chosen):
+    rng = np.random.default_rng(0)
+    for n in range(5):
+        table = {f"q{i}": [float(x) for x in rng.integers(0, 9, 4)] for i in range(6)}
+        counts = world.counts(chosen(table, float(rng.integers(0, 100)), f"k{n}"))
+        below = sum(value < counts["threshold"] for values in table.values() for value in values)
+        assert counts["below the percentile"] == below
+        assert counts["scored"] == 24 == below + counts["not the best of its query"] + counts["kept"]
+
+
+def test_another_format_can_be_trained(world, chosen):
+    (row,) = world.rows(chosen({"a": [1.0]}, 30, format="r1"))
+    assert row["completion"] == "<think>\nplan : 0 .\n</think>\n\nanswer : 0 ."
+
+
+def test_without_scores_the_step_says_so(chosen):
+    with pytest.raises(ValueError, match="scores/k holds no scores"):
+        chosen({"a": []}, 30)
+
+
+def test_memory_does_not_grow_with_the_texts(world, model, query, response):
+    thoughts, ids = "word " * 1_000, [f"q{n}" for n in range(4_000)]
+    given = {
+        "responses": world.table(RESPONSES, [response(q, thoughts=f"{q} {thoughts}".strip()) for q in ids], "filtered"),
+        "scores": world.table(SCORES, [scored(q, 0, 1.0) for q in ids], "scores"),
+        "queries": world.table(QUERIES, [query(q) for q in ids], "queries"),
+        "model": model,
+    }
+    tracemalloc.start()
+    made = world.do(select, config=SelectConfig(), servers=TinyServers(world.work_dir), **given)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < made.rows * len(thoughts) / 2
+    rows = world.rows(made)
+    assert [row["query_id"] for row in rows] == ids
+    assert all(bolt.parse(row["completion"]).thoughts == f"{row['query_id']} {thoughts}".strip() for row in rows)
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think> \n\n"])
+def test_what_the_chat_template_opens_is_not_written_twice(world, query, response, opening_model, opened):
+    given = {
+        "responses": world.table(RESPONSES, [response("a")], "filtered"),
+        "scores": world.table(SCORES, [scored("a", 0, 1.0)], "scores"),
+        "queries": world.table(QUERIES, [query("a")], "queries"),
+        "model": opening_model(opened),
+    }
+    made = world.do(select, config=SelectConfig(format="r1"), servers=TinyServers(world.work_dir), **given)
+    (row,) = world.rows(made)
+    assert row["prompt"].endswith(opened)
+    assert "<think>" not in row["completion"]
+    parsed = r1.parse(opened + row["completion"])
+    assert (parsed.thoughts, parsed.solution, parsed.ok) == ("plan : 0 .", "answer : 0 .", True)
