@@ -2,10 +2,10 @@
 
     python bench/prefix.py [--model nano/models/instruct] [--requests 2000] [--shards 4] [--kv-tokens 4096]
 
-The requests are those of the step `generate`: three of ten examples a prompt. Both orders go the way that the step's
-go (`infra.serving.pool.complete_on`, `--shards` of them at once on one server), each to a fresh server, whose KV cache
-has room for `--kv-tokens` tokens, less than the prefixes of all sets of examples take (`tokens_of_all_sets`). Computed are
-the prompt tokens that the server's own metrics count as looked up in the prefix cache, less those found there.
+The requests are those of the step `generate`: three of ten examples a prompt. Both orders are sent as the step sends
+them (`infra.serving.pool.complete_on`, `--shards` of them at once on one server), each to a fresh server. Its KV cache
+has room for `--kv-tokens` tokens, less than the prefixes of all sets of examples take (`tokens_of_all_sets`). Computed
+are the prompt tokens that the server's own metrics count as looked up in the prefix cache, less those found there.
 Every request samples one token sequence of at most `--max-tokens`: reading prompts is what is measured.
 """
 

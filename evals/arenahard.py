@@ -119,7 +119,9 @@ def judge_messages(problem: Problem, game: Literal[1, 2], answer: str, baseline_
     a, b = shown if game == 1 else reversed(shown)
     parts = {"QUESTION": problem.query, "ANSWER_A": a, "ANSWER_B": b}
     creative = problem.category == "creative_writing"
-    system, user = system_and_user("arenahard-creative" if creative else "arenahard-hard")
+    system, user = system_and_user(
+        "evals/prompts/arenahard-creative.md" if creative else "evals/prompts/arenahard-hard.md"
+    )
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": _PARTS.sub(lambda part: parts[part[1]], user)},

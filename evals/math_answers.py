@@ -1,8 +1,8 @@
 r"""Answers to mathematical problems: found in a solution and compared with a reference by the library math-verify.
 
 The answer is what stands in the last \boxed{}. Nothing here bounds time or memory, as 9^{9^{9^9}} would need: model
-output is graded through `infra.processes.limited`. math-verify's own time limits use SIGALRM, which only a main thread may
-set: they are off, so that any thread may grade. This module brings sympy, half a second: flows do not import it.
+output is graded through `infra.processes.limited`. math-verify's own time limits use SIGALRM, which only a main thread
+may set: they are off, so that any thread may grade. This module brings sympy, half a second: flows do not import it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,14 @@ from typing import Any, Literal, TypeGuard
 from evals.problem import Message, Problem
 from evals.templates import system_and_user
 
+PROMPTS = {
+    (1, False): "evals/prompts/mtbench-single.md",
+    (1, True): "evals/prompts/mtbench-single-math.md",
+    (2, False): "evals/prompts/mtbench-multi-turn.md",
+    (2, True): "evals/prompts/mtbench-multi-turn-math.md",
+}
+"""The judge's prompt, by turn and by whether there are reference answers."""
+
 WITH_REFERENCE = frozenset(("math", "reasoning", "coding"))
 """The categories whose answers the judge compares with a reference answer (FastChat's NEED_REF_CATS)."""
 
@@ -122,7 +130,6 @@ def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[
     if len(answers) < turn:
         raise ValueError(f"question {problem.problem_id}: turn {turn} needs {turn} answers, found {len(answers)}")
     shown = [_MARK.sub("(", answer) for answer in answers[:turn]]
-    name = "mtbench-single" if turn == 1 else "mtbench-multi-turn"
     parts = {"question": questions[0], "answer": shown[0]}
     if turn == 2:
         parts = {"question_1": questions[0], "question_2": questions[1], "answer_1": shown[0], "answer_2": shown[1]}
@@ -133,9 +140,8 @@ def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[
                 f"question {problem.problem_id} ({problem.category}) is judged against a reference: turn {turn} "
                 "has none, so join the file of reference answers"
             )
-        name += "-math"
         parts |= {f"ref_answer_{number}": text for number, text in enumerate(references[:turn], start=1)}
-    system, user = system_and_user(name)
+    system, user = system_and_user(PROMPTS[turn, problem.category in WITH_REFERENCE])
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": _PARTS.sub(lambda part: parts[part[1]], user)},

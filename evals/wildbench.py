@@ -209,7 +209,7 @@ def score_messages(problem: Problem, answer: str) -> list[Message]:
     An answer that spells a mark of the prompt has the mark's first character turned into "(".
     """
     parts = {"history": _history(problem), "user_query": problem.query, "model_output": _MARK.sub("(", answer)}
-    return _filled("wildbench-score", parts, problem)
+    return _filled("evals/prompts/wildbench-score.md", parts, problem)
 
 
 def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[Message]:
@@ -220,7 +220,7 @@ def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[
     shown = [_MARK.sub("(", _shortened(each)) if each.strip() else EMPTY for each in (answer, reference_answer)]
     a, b = shown if model_is_a(problem.problem_id) else reversed(shown)
     texts = {"history": _shortened(_history(problem)), "user_query": _shortened(problem.query)}
-    return _filled("wildbench-pairwise", {**texts, "candidate_A": a, "candidate_B": b}, problem)
+    return _filled("evals/prompts/wildbench-pairwise.md", {**texts, "candidate_A": a, "candidate_B": b}, problem)
 
 
 def model_is_a(problem_id: str) -> bool:
@@ -343,11 +343,11 @@ def _history(problem: Problem) -> str:
     return "".join(f"{turn['role'].upper()}: {turn['content']}\n\n" for turn in problem.history)
 
 
-def _filled(name: str, parts: Mapping[str, str], problem: Problem) -> list[Message]:
+def _filled(prompt: str, parts: Mapping[str, str], problem: Problem) -> list[Message]:
     """One of the authors' prompts with its parts put in, all at once, so that no part is taken for a place of one."""
     checklist = "".join(f"- {item}\n" for item in checklist_and_tasks(problem)[0])
     filled = {**parts, "checklist": checklist}
-    return [{"role": "user", "content": _PARTS.sub(lambda part: filled[part[1]], template(name))}]
+    return [{"role": "user", "content": _PARTS.sub(lambda part: filled[part[1]], template(prompt))}]
 
 
 def _value(text: str, key: str, form: str) -> str | None:

@@ -156,7 +156,7 @@ def _prompt(puzzle: str, grid: Grid) -> str:
     blank = {house: dict.fromkeys(cells, HIDDEN) for house, cells in grid.items()}
     skeleton = json.dumps({"reasoning": HIDDEN, "solution": blank}, indent=4, ensure_ascii=False)
     parts = {"puzzle": puzzle, "skeleton": skeleton}
-    return _PARTS.sub(lambda part: parts[part[1]], template("zebralogic"))
+    return _PARTS.sub(lambda part: parts[part[1]], template("evals/prompts/zebralogic.md"))
 
 
 def _last_object(text: str) -> dict[str, Any] | None:

@@ -8,14 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.publish import show_longcot
 from flows.stages.mining import MineStage, mine_stage, publish_mining
 from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.stages.sampling import reward_model_of, sample, scored, shards_as_inputs
-from infra.steps.inputs import digest_of_files
-from infra.steps.step import plan
+from flows.stages.sampling import reward_model_of, sample, scored
 from infra.store.manifest import Ref
 from tasks.curation.choose import Room, choose_examples
-from tasks.examples.read import ExamplesConfig, example_files
+from tasks.examples.read import ExamplesConfig
 from tasks.responses.filter import FilterConfig, filter_responses
-from tasks.responses.generate import GenerateConfig, PromptConfig, first_prompt, prompt_digest
+from tasks.responses.generate import GenerateConfig, PromptConfig, first_prompt
 from tasks.rewards.score import ScoreConfig
 from tasks.rewards.select import SelectConfig, select
 
@@ -54,20 +52,11 @@ def curated(
     reward_model: Ref | None = None,
 ) -> Ref:
     """The table of in-context examples: those that fit the model's `room` and, with a reward model, the best."""
-    ingredients = {"files": digest_of_files([*example_files(config), *config.held_out])}
-    inputs, rule = dict[str, Ref](), config.model_dump(mode="json")
-    if model and room:
-        inputs["model"], rule["room"] = model, room.model_dump(mode="json")
-        ingredients["prompts"] = prompt_digest(room.prompt)
-    if reward_model:
-        inputs["reward_model"], ingredients["engine"] = reward_model, run.servers.engine("reward")
-    what = plan("examples", "tasks.curation.choose", rule, inputs, **ingredients)
     return run.do(
         choose_examples,
-        what,
+        "examples",
         expected_rows=config.count,
         config=config,
-        servers=run.servers,
         model=model,
         room=room,
         reward_model=reward_model,
@@ -89,31 +78,25 @@ def bootstrap_stage(
     responses = sample(
         run, "responses", config.generate, queries, model, shards=config.shards, prompt=config.prompt, examples=examples
     )
-    inputs = {**shards_as_inputs(responses), "queries": queries, "examples": examples}
-    target = config.select.format
-    rule = {**config.filter.model_dump(mode="json"), "target": target}
     filtered = run.do(
         filter_responses,
-        plan("filtered", "tasks.responses.filter", rule, inputs),
+        "filtered",
         config=config.filter,
-        target=target,
+        target=config.select.format,
         responses=responses,
         queries=queries,
         examples=examples,
     )
     scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
-    inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}
-    what = plan("longcot", "tasks.rewards.select", config.select, inputs)
     return run.do(
         select,
-        what,
+        "longcot",
         expected_rows=queries.rows,
         config=config.select,
         responses=filtered,
         scores=scores,
         queries=queries,
         model=model,
-        servers=run.servers,
     )
 
 

@@ -71,7 +71,7 @@ def curate_examples(config: CurateConfig) -> Ref:
         room = Room(
             prompt=config.prompt, max_tokens=config.max_tokens, max_model_len=config.serving.policy.max_model_len
         )
-        examples = curated(run, config.examples, model, room, reward_model)
+        examples = curated(run, config.examples, model, room if model else None, reward_model)
         if not run.dry:
             told = report(read_manifest(run.store, examples)["counts"])
             create_markdown_artifact(told, key="bolt-examples", description="Which examples were taken, and why")

@@ -16,8 +16,7 @@ from flows.stages.judged_benchmarks import Answers, JudgedStage, answers_stage, 
 from flows.stages.mining import ProblemsConfig
 from flows.stages.problems import problems_for, refuse_draw
 from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.stages.sampling import sample, shards_as_inputs
-from infra.steps.step import plan
+from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from infra.store.tables import read_table
 from tasks.evaluation.grade import grade
@@ -110,14 +109,8 @@ def evaluate_stage(
         shards = config.shards if decoding == "sampled" else 1
         step = step_of("answers", config.benchmark, name, decoding)
         answers = sample(run, step, draw, problems, model, shards=shards, prompt=prompt, examples=examples)
-        inputs = {**shards_as_inputs(answers), "problems": problems}
-        what = plan(
-            step_of("grades", config.benchmark, name, decoding),
-            "tasks.evaluation.grade",
-            {"benchmark": config.benchmark},
-            inputs,
-        )
-        grades[decoding] = run.do(grade, what, responses=answers, problems=problems, benchmark=config.benchmark)
+        step = step_of("grades", config.benchmark, name, decoding)
+        grades[decoding] = run.do(grade, step, responses=answers, problems=problems, benchmark=config.benchmark)
     return grades
 
 

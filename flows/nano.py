@@ -10,8 +10,7 @@ from pydantic import Field
 
 from flows.bootstrap import curated
 from flows.stages.run import ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.stages.sampling import sample, shards_as_inputs
-from infra.steps.step import plan
+from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from nano.config import PretrainRecipe
@@ -48,23 +47,19 @@ def exported(run: Run, model: Ref, target: Path) -> None:
 def nano(config: NanoConfig) -> None:
     """Pretrain the instruct model, let it answer problems, and grow the reward model on right and wrong answers."""
     with begin(config) as run:
-        what = plan("nano-instruct", "nano.pretrain", config.instruct, {})
-        instruct = run.do(make_instruct, what, recipe=config.instruct, servers=run.servers)
-
-        what = plan("nano-reward-queries", "nano.make", {"count": config.reward_queries}, {})
-        queries = run.do(reward_queries, what, expected_rows=config.reward_queries, count=config.reward_queries)
+        instruct = run.do(make_instruct, "nano-instruct", recipe=config.instruct)
+        queries = run.do(
+            reward_queries, "nano-reward-queries", expected_rows=config.reward_queries, count=config.reward_queries
+        )
         examples = curated(run, config.examples)
         responses = sample(
             run, "nano-samples", config.samples, queries, instruct, shards=2, prompt=config.prompt, examples=examples
         )
-        inputs = {"instruct": instruct, "queries": queries, **shards_as_inputs(responses)}
-        what = plan("nano-reward", "nano.pretrain_reward", config.reward, inputs)
         reward = run.do(
             make_reward,
-            what,
+            "nano-reward",
             recipe=config.reward,
             instruct=instruct,
-            servers=run.servers,
             queries=queries,
             responses=responses,
         )

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
 from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.stages.sampling import reward_model_of, sample, scored, shards_as_inputs
-from infra.steps.step import plan
+from flows.stages.sampling import reward_model_of, sample, scored
 from infra.store.manifest import Ref
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
@@ -80,36 +79,25 @@ def online_iteration(
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
-    inputs = {**shards_as_inputs(responses), "scores": scores, "queries": queries, "model": policy}
-    what = plan(
-        f"pairs-{iteration}",
-        "tasks.rewards.pair",
-        {**config.pair.model_dump(mode="json"), "iteration": iteration},
-        inputs,
-    )
     pairs = run.do(
         pair,
-        what,
+        f"pairs-{iteration}",
         config=config.pair,
         iteration=iteration,
         responses=responses,
         scores=scores,
         queries=queries,
         model=policy,
-        servers=run.servers,
     )
-    trained = {"pairs": pairs, "policy": policy, "reference": reference}
     expected = int(4 * config.queries_per_iteration * run.estimates.tokens_per_response * config.dpo.epochs)
-    what = plan(f"dpo-{iteration}", "tasks.training.dpo", config.dpo, trained)
     return run.do(
         train_dpo,
-        what,
+        f"dpo-{iteration}",
         expected_tokens=expected,
         config=config.dpo,
         pairs=pairs,
         policy=policy,
         reference=reference,
-        servers=run.servers,
     )
 
 

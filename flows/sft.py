@@ -6,7 +6,6 @@ from prefect import flow
 from pydantic import Field
 
 from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from infra.steps.step import plan
 from infra.store.manifest import Ref
 from tasks.training.sft import SftStage, train_sft
 
@@ -21,11 +20,8 @@ class SftFlowConfig(Common):
 
 def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
     """The instruct model fine-tuned on LongCoT data: pi_0."""
-    what = plan("sft", "tasks.training.sft", config, {"longcot": longcot, "model": model})
     expected = int(longcot.rows * run.estimates.tokens_per_response * config.epochs)
-    return run.do(
-        train_sft, what, expected_tokens=expected, config=config, longcot=longcot, model=model, servers=run.servers
-    )
+    return run.do(train_sft, "sft", expected_tokens=expected, config=config, longcot=longcot, model=model)
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)

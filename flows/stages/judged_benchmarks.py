@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
-from prefect import Task
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cot_formats.responses import Format
-from evals.templates import template
 from flows.stages.mining import ProblemsConfig
 from flows.stages.problems import refuse_draw
 from flows.stages.run import Run
-from flows.stages.sampling import sample, shards_as_inputs
-from infra.steps.inputs import digest_of_texts
-from infra.steps.step import plan
+from flows.stages.sampling import sample
+from infra.steps.step import Step
 from infra.store.manifest import Ref
 from tasks.evaluation.arenahard import judge_arenahard
 from tasks.evaluation.baselines import read_baselines
@@ -26,21 +22,20 @@ from tasks.evaluation.mtbench import judge_mtbench
 from tasks.evaluation.problems import Judged
 from tasks.evaluation.second_turn import second_turn
 from tasks.evaluation.style_counts import styles
-from tasks.evaluation.verdicts import NOT_IN_KEY, Judge
+from tasks.evaluation.verdicts import Judge
 from tasks.evaluation.wildbench import judge_wildbench
-from tasks.queries.sources import Source, digest_of_source
+from tasks.queries.sources import Source
 from tasks.responses.generate import GenerateConfig, PromptConfig
 
-PROMPTS = Path(__file__).parents[1] / "evals" / "prompts"
 TOKENS_A_VERDICT = 300  # that a judge writes, for a dry run
 
-STEPS: Mapping[Judged, tuple[Task[..., Any], str, str]] = {
-    "mt-bench": (judge_mtbench, "tasks.evaluation.mtbench", "mtbench-*.md"),
-    "arena-hard-v0.1": (judge_arenahard, "tasks.evaluation.arenahard", "arenahard-*.md"),
-    "arena-hard-v2.0": (judge_arenahard, "tasks.evaluation.arenahard", "arenahard-*.md"),
-    "wildbench": (judge_wildbench, "tasks.evaluation.wildbench", "wildbench-*.md"),
+STEPS: Mapping[Judged, Step] = {
+    "mt-bench": judge_mtbench,
+    "arena-hard-v0.1": judge_arenahard,
+    "arena-hard-v2.0": judge_arenahard,
+    "wildbench": judge_wildbench,
 }
-"""What asks the judge: the step, its module, the prompts that it reads."""
+"""What asks the judge."""
 
 
 class JudgedStage(BaseModel):
@@ -103,11 +98,9 @@ def baselines_stage(run: Run, config: JudgedStage, problems: Ref) -> Ref | None:
     """The answers that the models' are compared with, one a problem."""
     if not config.baselines:
         return None
-    digests = {f"source/{number}": digest_of_source(source) for number, source in enumerate(config.baselines)}
-    rule = {"benchmark": config.benchmark}
     return run.do(
         read_baselines,
-        plan(f"baselines-{config.benchmark}", "tasks.evaluation.baselines", rule, {"problems": problems}, **digests),
+        f"baselines-{config.benchmark}",
         expected_rows=problems.rows,
         rehearse=all(source.is_local for source in config.baselines),
         sources=config.baselines,
@@ -133,28 +126,24 @@ def answers_stage(
     asked = partial(sample, run, model=model, shards=config.shards, prompt=prompt, examples=examples)
     turns = [asked(step, draw, problems)]
     if config.benchmark == "mt-bench":
-        rule = {"thoughts_in_history": config.thoughts_in_history}
-        inputs = {**shards_as_inputs(turns[0]), "problems": problems}
         later = run.do(
             second_turn,
-            plan(f"problems-{config.benchmark}-{name}", "tasks.evaluation.second_turn", rule, inputs),
+            f"problems-{config.benchmark}-{name}",
             expected_rows=problems.rows,
             problems=problems,
             responses=turns[0],
-            **rule,
+            thoughts_in_history=config.thoughts_in_history,
         )
         turns.append(asked(f"{step}-2", draw, later))
     counted = None
     if baselines and config.benchmark.startswith("arena-hard"):
-        inputs = {**shards_as_inputs(turns[0]), "baselines": baselines, "model": model}
         counted = run.do(
             styles,
-            plan(f"styles-{config.benchmark}-{name}", "tasks.evaluation.style_counts", {}, inputs),
+            f"styles-{config.benchmark}-{name}",
             expected_rows=problems.rows,
             responses=turns[0],
             baselines=baselines,
             model=model,
-            servers=run.servers,
         )
     return Answers(name, tuple(turns), counted)
 
@@ -163,26 +152,16 @@ def verdicts_stage(
     run: Run, config: JudgedStage, judge_model: Ref | None, problems: Ref, baselines: Ref | None, answers: Answers
 ) -> Ref:
     """The judge's verdicts on one model's answers; `judge_model`: a judge served here."""
-    task, module, prompts = STEPS[config.benchmark]
-    inputs = {"problems": problems} | ({"judge": judge_model} if judge_model else {})
-    inputs |= {"baselines": baselines} if baselines else {}
-    for number, responses in enumerate(answers.turns, 1):
-        inputs |= {f"turn {number}/{name}": ref for name, ref in shards_as_inputs(responses).items()}
-    rule = {"benchmark": config.benchmark, "judge": config.judge.model_dump(mode="json", exclude=NOT_IN_KEY)}
-    ingredients = {"prompts": digest_of_texts([template(path.stem) for path in sorted(PROMPTS.glob(prompts))])}
-    if judge_model:
-        ingredients["engine"] = run.servers.engine("policy")
     compared: dict[str, Any] = {} if config.benchmark == "mt-bench" else {"baselines": baselines}
     if config.benchmark.startswith("arena-hard"):
         compared["version"] = config.benchmark.removeprefix("arena-hard-")
     return run.do(
-        task,
-        plan(f"verdicts-{config.benchmark}-{answers.name}", module, rule, inputs, **ingredients),
+        STEPS[config.benchmark],
+        f"verdicts-{config.benchmark}-{answers.name}",
         expected_tokens=2 * problems.rows * TOKENS_A_VERDICT,
         expected_rows=2 * problems.rows,
         judge=config.judge,
         judge_model=judge_model,
-        servers=run.servers,
         problems=problems,
         turns=answers.turns,
         **compared,

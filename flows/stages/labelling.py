@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from prefect import Task
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
 from flows.stages.run import Run
 from infra.errors import BadInput
-from infra.steps.inputs import digest_of_files, digest_of_prompts
-from infra.steps.step import Plan, plan
 from infra.store.manifest import Ref
-from infra.store.parts import find
 from infra.store.tables import read_rows
 from infra.text.templates import filled
-from tasks.queries.ask import NOT_IN_KEY, JudgeConfig
 from tasks.queries.difficulty import RateConfig, judge_difficulty, rate_queries
 from tasks.queries.topics import (
     TopicsConfig,
     as_yaml,
     checked_topics,
     judge_topic,
+    keep_edited_topics,
     keep_topics,
     merge_proposals,
     propose_topics,
@@ -36,8 +30,6 @@ from tasks.queries.topics import (
 )
 
 TOKENS_A_JUDGEMENT = 30  # that a judge writes, for a dry run
-_EDITING = {"file", "wait_hours"}
-_PROPOSING = {"propose_template", "sample", "queries_a_proposal", "proposal_tokens", "names_a_proposal", "seed"}
 
 
 class EditedTopics(RunInput):
@@ -66,16 +58,13 @@ def _existing(template: Path) -> Path:
 
 def rated(run: Run, config: RateConfig, queries: Ref, judge: Ref) -> Ref:
     """The queries that meet enough of the seven criteria by the judgement of the model `judge`."""
-    what = config.model_dump(mode="json", exclude=NOT_IN_KEY | {"least_difficulty"})
-    inputs = {"queries": queries, "model": judge}
-    judgements = _judged(
-        run, "judged-difficulty", "tasks.queries.difficulty", judge_difficulty, config, config.template, what, inputs
+    asked = {"config": config, "queries": queries, "model": judge}
+    judgements = run.do_shards(
+        judge_difficulty, "judged-difficulty", config.shards, expected_tokens=queries.rows * TOKENS_A_JUDGEMENT, **asked
     )
-    rule = {"least_difficulty": config.least_difficulty}
-    inputs = {"queries": queries, **_as_inputs(judgements)}
     return run.do(
         rate_queries,
-        plan("queries-rated", "tasks.queries.difficulty", rule, inputs),
+        "queries-rated",
         expected_rows=queries.rows,
         queries=queries,
         judgements=judgements,
@@ -85,26 +74,16 @@ def rated(run: Run, config: RateConfig, queries: Ref, judge: Ref) -> Ref:
 
 def proposed_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
     """The topics that the model `judge` proposes for a sample of the queries, most named first."""
-    what = config.model_dump(mode="json", include=_PROPOSING)
-    inputs = {"queries": queries, "model": judge}
-    ingredients = {
-        "engine": run.servers.engine("policy"),
-        "prompts": digest_of_prompts(config.propose_template),
-    }
-    asking = plan("topic-proposals", "tasks.queries.topics", what, inputs, **ingredients)
     requests = -(-min(config.sample, queries.rows) // config.queries_a_proposal)
     proposals = run.do(
         propose_topics,
-        asking,
-        requests * TOKENS_A_JUDGEMENT,
+        "topic-proposals",
+        expected_tokens=requests * TOKENS_A_JUDGEMENT,
         config=config,
         queries=queries,
         model=judge,
-        servers=run.servers,
     )
-    rule = {"most_topics": config.most_topics}
-    merging = plan("topics-proposed", "tasks.queries.topics", rule, {"proposals": proposals})
-    return run.do(merge_proposals, merging, proposals=proposals, most_topics=config.most_topics)
+    return run.do(merge_proposals, "topics-proposed", proposals=proposals, most_topics=config.most_topics)
 
 
 def edited_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
@@ -117,15 +96,11 @@ def edited_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> R
         prefect.exceptions.FlowPauseTimeout: nobody came within `wait_hours`.
     """
     if config.file:
-        names = read_topics(config.file)
-        what = plan("topics", "tasks.queries.topics", {}, {}, file=digest_of_files([config.file]))
-        return run.do(keep_topics, what, names=names)
+        return run.do(keep_topics, "topics", names=read_topics(config.file))
     proposed = proposed_topics(run, config, queries, judge)
-    what = plan("topics", "tasks.queries.topics", {}, {"proposed": proposed})
-    names = []
-    if not run.dry and find(run.store, what.step, what.key) is None:
-        names = _ask_a_person(run, config, proposed)
-    return run.do(keep_topics, what, names=names)
+    ask = not run.dry and run.found(keep_edited_topics, "topics", proposed=proposed, names=()) is None
+    names = _ask_a_person(run, config, proposed) if ask else []
+    return run.do(keep_edited_topics, "topics", proposed=proposed, names=names)
 
 
 def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
@@ -157,39 +132,8 @@ def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
 def tagged(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
     """The queries, each with one of the edited topics or `other`."""
     topics = edited_topics(run, config, queries, judge)
-    what = config.model_dump(mode="json", exclude=NOT_IN_KEY | _EDITING | _PROPOSING | {"most_topics"})
-    inputs = {"queries": queries, "topics": topics, "model": judge}
-    judgements = _judged(
-        run, "judged-topic", "tasks.queries.topics", judge_topic, config, config.tag_template, what, inputs
+    asked = {"config": config, "queries": queries, "topics": topics, "model": judge}
+    judgements = run.do_shards(
+        judge_topic, "judged-topic", config.shards, expected_tokens=queries.rows * TOKENS_A_JUDGEMENT, **asked
     )
-    return run.do(
-        tag_queries,
-        plan("queries-tagged", "tasks.queries.topics", {}, {"queries": queries, **_as_inputs(judgements)}),
-        expected_rows=queries.rows,
-        queries=queries,
-        judgements=judgements,
-    )
-
-
-def _judged(
-    run: Run,
-    step: str,
-    module: str,
-    task: Task[..., Any],
-    config: JudgeConfig,
-    template: Path,
-    what: Mapping[str, Any],
-    inputs: Mapping[str, Ref],
-) -> list[Ref]:
-    """Judgements of all queries, a table a shard; the task takes the inputs by their names."""
-    ingredients = {"engine": run.servers.engine("policy"), "prompts": digest_of_prompts(template)}
-    jobs: list[tuple[Plan, dict[str, Any]]] = []
-    for shard in range(config.shards):
-        part = {"shard": shard, "shards": config.shards}
-        job = plan(step, module, {**what, **part}, inputs, **ingredients)
-        jobs.append((job, {**inputs, **part, "config": config, "servers": run.servers}))
-    return run.do_all(task, jobs, inputs["queries"].rows * TOKENS_A_JUDGEMENT)
-
-
-def _as_inputs(judgements: Sequence[Ref]) -> dict[str, Ref]:
-    return {f"judgements/{number}": ref for number, ref in enumerate(judgements)}
+    return run.do(tag_queries, "queries-tagged", expected_rows=queries.rows, queries=queries, judgements=judgements)

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.labelling import check_judging, rated, tagged
 from flows.stages.run import A_MODEL, Run
-from infra.steps.step import plan
 from infra.store.manifest import Manifest, Ref, expect
 from infra.store.store import Store
 from tasks.queries.clean import AS_THEY_ARE, CleanConfig, clean_queries
@@ -19,7 +18,7 @@ from tasks.queries.collect import collect_queries
 from tasks.queries.decontaminate import DecontaminateConfig, decontaminate, find_contaminated
 from tasks.queries.difficulty import RateConfig
 from tasks.queries.draw import DrawConfig, subsample
-from tasks.queries.sources import Source, digest_of_source
+from tasks.queries.sources import Source
 from tasks.queries.topics import TopicsConfig
 
 
@@ -64,38 +63,34 @@ class MineStage(BaseModel):
 def collected(run: Run, sources: Sequence[Source]) -> list[Ref]:
     """The queries of each source. Files elsewhere and data sets are not read in a dry run."""
     return [
-        run.do(
-            collect_queries,
-            plan(f"collected-{_slug(source)}", "tasks.queries.collect", source, {}, files=digest_of_source(source)),
-            rehearse=source.is_local,
-            source=source,
-        )
+        run.do(collect_queries, f"collected-{_slug(source)}", rehearse=source.is_local, source=source)
         for source in sources
     ]
 
 
 def cleaned(run: Run, step: str, config: CleanConfig, sources: Sequence[Ref]) -> Ref:
     """The queries of all sources in one table, cleaned, without duplicates."""
-    inputs = {f"source/{number}": ref for number, ref in enumerate(sources)}
-    what = plan(step, "tasks.queries.clean", config, inputs)
-    return run.do(clean_queries, what, rehearse=True, config=config, sources=tuple(sources))
+    return run.do(clean_queries, step, rehearse=True, config=config, sources=sources)
 
 
 def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref) -> Ref:
     """The queries that are no problem of an evaluation set; those that are have a table of their own."""
-    digests = {f"held_out/{number}": digest_of_source(source) for number, source in enumerate(config.held_out)}
-    what = plan("contaminated", "tasks.queries.decontaminate", config, {"queries": queries}, **digests)
     readable = all(source.is_local for source in config.held_out)
-    found = run.do(find_contaminated, what, rehearse=readable, config=config, queries=queries)
-    what = plan("decontaminated", "tasks.queries.decontaminate", {}, {"queries": queries, "contaminated": found})
-    return run.do(decontaminate, what, expected_rows=queries.rows, rehearse=True, queries=queries, contaminated=found)
+    found = run.do(find_contaminated, "contaminated", rehearse=readable, config=config, queries=queries)
+    return run.do(
+        decontaminate,
+        "decontaminated",
+        expected_rows=queries.rows,
+        rehearse=True,
+        queries=queries,
+        contaminated=found,
+    )
 
 
 def drawn(run: Run, step: str, config: DrawConfig, queries: Ref) -> Ref:
     """The queries that are used."""
-    what = plan(step, "tasks.queries.draw", config, {"queries": queries})
     most = queries.rows if config.limit is None else config.limit
-    return run.do(subsample, what, expected_rows=most, rehearse=True, config=config, queries=queries)
+    return run.do(subsample, step, expected_rows=most, rehearse=True, config=config, queries=queries)
 
 
 def mined(run: Run, config: MineStage) -> Ref:
@@ -134,7 +129,7 @@ def _slug(source: Source) -> str:
 def mining_steps(store: Store, queries: Ref) -> list[Manifest]:
     """The manifests of the steps that led to a table of queries, sources first. Raises `BadArtifact`."""
     manifest = expect(store, queries)
-    before = [ref for name, ref in manifest.inputs.items() if name == "queries" or name.startswith("source/")]
+    before = [ref for name, ref in manifest.inputs.items() if name == "queries" or name.startswith("sources/")]
     earlier = {each.step + each.key: each for ref in before for each in mining_steps(store, ref)}
     return [*earlier.values(), manifest]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from flows.stages.mining import ProblemsConfig, problems_stage
 from flows.stages.run import Run
-from infra.steps.step import plan
 from infra.store.manifest import Ref
 from tasks.evaluation.problems import SHORT_ANSWER, Benchmark, read_problems, step_of
 from tasks.queries.draw import DrawConfig
-from tasks.queries.sources import Source, digest_of_source
+from tasks.queries.sources import Source
 
 
 def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:
@@ -22,13 +21,9 @@ def problems_for(run: Run, benchmark: Benchmark, problems: ProblemsConfig, refer
     """The table `problems`; of a benchmark's own as `problems-BENCHMARK`."""
     if benchmark == SHORT_ANSWER:
         return problems_stage(run, problems)
-    digests = {f"source/{number}": digest_of_source(source) for number, source in enumerate(problems.sources)}
-    if references is not None:
-        digests["references"] = digest_of_source(references)
-    rule = {"benchmark": benchmark, "limit": problems.draw.limit}
     return run.do(
         read_problems,
-        plan(step_of("problems", benchmark), "tasks.evaluation.problems", rule, {}, **digests),
+        step_of("problems", benchmark),
         rehearse=all(source.is_local for source in (*problems.sources, references) if source),
         sources=problems.sources,
         references=references,

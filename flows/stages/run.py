@@ -10,18 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict
 
-from prefect import Task, get_run_logger
+from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
 from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
 from infra.serving.servers import Servers, ServingConfig
 from infra.settings import Settings
-from infra.steps.step import Plan
+from infra.steps.step import SERVERS, Plan, Step
 from infra.store.manifest import Ref
 from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
@@ -91,29 +92,33 @@ class Run:
         self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has in its scratch store
         self.steps: list[StepRecord] = []
         self.done: dict[tuple[str, str], Ref] = {}
+        self.task_runs: dict[tuple[str, str], PrefectFuture[Any]] = {}  # by the step and key that each made or found
         self.gpu_hours = 0.0
         self.log = get_run_logger()
 
     def do(
         self,
-        task: Task[..., Any],
-        plan: Plan,
+        step: Step,
+        name: str,
+        *,
         expected_tokens: int = 0,
         expected_rows: int = 0,
         rehearse: bool = False,
         **arguments: Any,
     ) -> Ref:
-        """Make one artifact, or find it; what this run has made already is not looked for again.
+        """Make the artifact `name` of a step's call, or find it; what this run has made already is not looked up again.
 
-        What is expected is only for a dry run. With `rehearse` a dry run does the step in a scratch store, if its
-        inputs were done there too, and so knows its rows and the keys of what follows.
+        The `expected_` figures are only for a dry run. With `rehearse`, a dry run does the step in a scratch store if
+        its inputs were made there too, and so knows its rows and the keys of what follows.
         """
+        arguments = self._supplied(step, arguments)
+        plan = step.plan(name, arguments)
         if (plan.step, plan.key) in self.done:
             return self.done[plan.step, plan.key]
         if not self.dry:
-            made = self.do_all(task, [(plan, arguments)])[0]
+            made = self._submitted(step, name, [(plan, arguments)])[0]
         elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
-            made = task.fn(plan, self.scratch, arguments)
+            made = step.task.fn(plan, self.scratch, arguments)
             self.rehearsed.add((plan.step, plan.key))
             self._looked_up(plan, expected_tokens, made.rows)
         else:
@@ -121,21 +126,48 @@ class Run:
         self.done[plan.step, plan.key] = made
         return made
 
-    def do_all(
-        self, task: Task[..., Any], jobs: Sequence[tuple[Plan, dict[str, Any]]], expected_tokens: int = 0
-    ) -> list[Ref]:
-        """Make the artifacts of a step's shards side by side. One that fails stops no other; at the end it raises."""
+    def do_shards(self, step: Step, name: str, shards: int, *, expected_tokens: int = 0, **arguments: Any) -> list[Ref]:
+        """Make a step's `shards` artifacts side by side; the step is told its `shard` and `shards`.
+
+        A shard that fails stops no other; when all have ended, the first failure is raised.
+        """
+        jobs = []
+        for shard in range(shards):
+            given = self._supplied(step, {**arguments, "shard": shard, "shards": shards})
+            jobs.append((step.plan(name, given), given))
         if self.dry:
-            return [self._looked_up(plan, expected_tokens // len(jobs), 0) for plan, _ in jobs]
+            return [self._looked_up(plan, expected_tokens // shards, 0) for plan, _ in jobs]
+        return self._submitted(step, name, jobs)
+
+    def found(self, step: Step, name: str, **arguments: Any) -> Ref | None:
+        """The artifact of a call, if it exists already."""
+        plan = step.plan(name, self._supplied(step, arguments))
+        return find(self.store, plan.step, plan.key)
+
+    def _supplied(self, step: Step, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {**arguments, SERVERS: self.servers} if step.takes_servers else arguments
+
+    def _submitted(self, step: Step, name: str, jobs: Sequence[tuple[Plan, dict[str, Any]]]) -> list[Ref]:
+        """Run the jobs as task runs and wait for all of them.
+
+        Prefect would guess what a task depends on by the identity of whatever is nested in its arguments, strings
+        included. So the arguments are quoted, and the task runs that made the inputs are named by `wait_for`.
+        """
         began = time.perf_counter()
-        futures = [task.submit(plan, self.settings, arguments) for plan, arguments in jobs]
+        futures = []
+        for plan, arguments in jobs:
+            made_by = {(ref.step, ref.key): None for ref in plan.provenance.inputs.values()}
+            parents = [self.task_runs[each] for each in made_by if each in self.task_runs]
+            futures.append(
+                step.task.submit(quote(plan), quote(self.settings), quote(arguments), wait_for=parents)  # type: ignore[arg-type]
+            )
         wait(futures)
+        self.task_runs.update(((plan.step, plan.key), future) for (plan, _), future in zip(jobs, futures, strict=True))
         cached = all(future.state.name == "Cached" for future in futures)
         refs: list[Ref] = [future.result() for future in futures]
-        plan = jobs[0][0]
         record = StepRecord(
-            name=plan.step,
-            key=plan.key,
+            name=name,
+            key=jobs[0][0].key,
             seconds=time.perf_counter() - began,
             cached=cached,
             rows=sum(ref.rows for ref in refs),

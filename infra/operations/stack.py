@@ -1,7 +1,8 @@
 """The local stack: a Prefect server, a worker for each work pool, the deployments of prefect.yaml, the automations.
 
 `make up` and `make down` call `python -m infra.operations.stack up|down`. All of it lives in one folder (`.bolt`):
-`stack.json` says which processes run, with their start times, so that nothing else is ever ended; `stack/` holds database and logs.
+`stack.json` says which processes run, with their start times, so that nothing else is ever ended. `stack/` holds the
+database and the logs.
 """
 
 from __future__ import annotations

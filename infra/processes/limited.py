@@ -25,6 +25,8 @@ from typing import Any, Literal, Self
 
 from infra.processes.watchdog import end_with_parent
 
+TIMEOUT_S = 20.0  # a call; math-verify's own limits add up to 10 s
+MEMORY_BYTES = 4 << 30
 _START_S = 120.0  # for the child's imports, on a busy machine
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
 
@@ -48,7 +50,7 @@ class Limited:
     Calls from several threads take turns. The child ends with `close()`, and with the thread that started it.
     """
 
-    def __init__(self, function: str, *, timeout_s: float, memory_bytes: int) -> None:
+    def __init__(self, function: str, *, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES) -> None:
         """`function` is `package.module:name`; `memory_bytes` limits the child's address space, modules included."""
         self.function, self.timeout_s, self.memory_bytes = function, timeout_s, memory_bytes
         self._lock = threading.Lock()

@@ -1,8 +1,8 @@
 """ArmoRM-Llama3-8B (RLHFlow, arXiv 2406.12845) as a scorer: a process of its own reads token ids and leaves rewards.
 
 vLLM does not know this architecture, and its own Python code is never run: `infra.serving.armorm_process` computes it.
-What is to be scored lies in a folder as `ids-00000.parquet` ...; a part is done when its `rewards-00000.npy` is there, so a
-scoring that was killed goes on with the next part.
+What is to be scored lies in a folder as `ids-00000.parquet` and so on. A part is done when its `rewards-00000.npy` is
+there, so a scoring that was killed goes on with the next part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast sampling goes: what a step's progress tells beside its share."""
+"""How fast sampling goes: what a step's progress shows beside the requests done."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ PROMPT = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
 
 class Rate:
-    """Requests and tokens since it was made, and the servers' prefix cache hits meanwhile."""
+    """Tokens sampled since it was made, and the servers' prefix cache hits meanwhile."""
 
-    def __init__(self, pool: Pool, requests: int) -> None:
-        self._pool, self._requests = pool, requests
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._began = time.monotonic()
-        self._done = self._tokens = 0
+        self._tokens = 0
         self._before: dict[Server, tuple[float, float]] = {}
 
     def add(self, tokens: int) -> None:
-        """One request more is finished, with `tokens` sampled tokens."""
-        self._done += 1
+        """One more request is finished, with `tokens` sampled tokens."""
         self._tokens += tokens
 
-    def told(self) -> str:
-        """Requests of those owed, tokens a second, share of prompt tokens from the prefix cache (since the first call;
-        of all that the servers do) and the time left, where they are known."""
+    def text(self) -> str:
+        """Tokens a second, and the share of prompt tokens that came from the prefix cache since the first call.
+
+        The share counts all that the servers do; it is left out where they show no metrics.
+        """
         seconds = time.monotonic() - self._began
-        parts = [f"{self._done:,} of {self._requests:,} requests", f"{self._tokens / seconds:,.0f} tok/s"]
+        parts = [f"{self._tokens / seconds:,.0f} tok/s"]
         if (share := self._cached()) is not None:
             parts.append(f"{share:.0%} of prompt tokens cached")
-        if self._done:
-            parts.append(f"about {_duration(seconds / self._done * (self._requests - self._done))} left")
         return ", ".join(parts)
 
     def _cached(self) -> float | None:
@@ -64,8 +63,3 @@ def prompt_tokens(server: Server) -> tuple[float, float]:
             if sample.name in figures:
                 figures[sample.name] += sample.value
     return figures[PROMPT[0]], figures[PROMPT[1]]
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "1 min"

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+from infra.errors import BadInput
 from infra.store.manifest import Ref, expect
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.text.templates import text_of
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A configuration whose files are more than the text files that its fields of type `Path` name."""
+
+    def contents(self) -> str:
+        """Digest of everything that the configuration's paths and addresses lead to."""
 
 
 def digest_of_files(paths: Sequence[Path]) -> str:
@@ -28,14 +37,20 @@ def digest_of_files(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def digest_of_prompts(*templates: Path) -> str:
-    """sha256 (hex) over prompt templates as this process asks with them, in the order given. Raises `OSError`."""
-    return digest_of_texts([text_of(path) for path in templates])
+def file_digest(path: Path, where: str) -> str:
+    """A text file's name and the sha256 (hex) of its text, which this process reads once (`text_of`).
 
+    `where` names the argument that holds the path.
 
-def digest_of_texts(texts: Sequence[str]) -> str:
-    """sha256 (hex) over texts, in the order given."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    Raises:
+        BadInput: there is no such file, or it is not UTF-8.
+    """
+    try:
+        return f"{path.name} {hashlib.sha256(text_of(path).encode()).hexdigest()}"
+    except (FileNotFoundError, IsADirectoryError):
+        raise BadInput(f"{where}: no file {path}; relative paths start at {Path.cwd()}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{where}: {path} is not UTF-8 text ({error}): save it as UTF-8") from None
 
 
 def artifact_parts(store: Store, table: Ref, work_dir: Path) -> tuple[Path, ...]:

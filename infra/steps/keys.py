@@ -18,7 +18,8 @@ from infra.store.manifest import Ref
 PACKAGES = ("flows", "tasks", "cot_formats", "evals", "infra", "nano")
 KEY_LENGTH = 20  # hex digits: 80 bits
 
-_SPELT = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+_MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+_TEXT_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[\w-]+)+\.md")
 
 
 class CodeChangedError(RuntimeError):
@@ -66,7 +67,8 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
     """sha256 (hex) over the source of a module and of all project modules that it imports, directly or not.
 
     Imports are found in the syntax tree, those inside functions too, and packages' `__init__` count. A string that
-    spells a project module ("infra.some_trainer", say for `python -m`) counts as an import of it.
+    spells a project module ("infra.training.sft", say for `python -m`) counts as an import of it, and one that spells a
+    text file of the project ("evals/prompts/zebralogic.md") counts with that file's text.
 
     Raises:
         ValueError: there is no such module under `root`.
@@ -79,26 +81,30 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
     waiting = [module_name]
     while waiting:
         for name in _with_packages(waiting.pop()):
-            path = _source_file(root, name)
-            if path is None or name in found:
+            path = root / name if name.endswith(".md") else _source_file(root, name)
+            if path is None or name in found or not path.is_file():
                 continue
             source = path.read_text(encoding="utf-8")
             if root == PROJECT_ROOT and _at_start().get(path) != source:
                 raise CodeChangedError(f"{path} was changed while this run was under way: start it again")
             found[name] = hashlib.sha256(source.encode()).hexdigest()
-            waiting += _imports(source, name, is_package=path.name == "__init__.py")
+            if path.suffix == ".py":
+                waiting += _imports(source, name, is_package=path.name == "__init__.py")
     return hashlib.sha256(json.dumps([module_name, sorted(found.items())]).encode()).hexdigest()
 
 
 @cache
 def _at_start() -> Mapping[Path, str]:
-    """The sources of the project's packages as this process began, when it imported them."""
-    found = (path for package in PACKAGES for path in PROJECT_ROOT.joinpath(package).rglob("*.py"))
+    """The sources and texts of the project's packages as this process began, when it imported them."""
+    packages = [PROJECT_ROOT / package for package in PACKAGES]
+    found = (path for package in packages for end in ("*.py", "*.md") for path in package.rglob(end))
     return {path: path.read_text(encoding="utf-8") for path in found}
 
 
 def _with_packages(name: str) -> list[str]:
-    """ "a.b.c" -> ["a", "a.b", "a.b.c"]: importing a module runs its packages' `__init__` first."""
+    """ "a.b.c" -> ["a", "a.b", "a.b.c"]: importing a module runs its packages' `__init__` first. Of a file, itself."""
+    if "/" in name:
+        return [name]
     names = name.split(".")
     return [".".join(names[:end]) for end in range(1, len(names) + 1)]
 
@@ -130,7 +136,11 @@ def _named_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
         start = ".".join([*(base if node.level else []), *([node.module] if node.module else [])])
         yield start
         yield from (f"{start}.{alias.name}" for alias in node.names)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _SPELT.fullmatch(node.value):
+    elif (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and (_MODULE.fullmatch(node.value) or _TEXT_FILE.fullmatch(node.value))
+    ):
         yield node.value
 
 

@@ -1,16 +1,19 @@
-"""What turns a plain function into a cached Prefect task.
+"""What turns a plain function into a cached Prefect task. The call is the plan: its arguments make the cache key.
 
-A step is planned in the flow's body (its cache key is known before it runs) and its artifact's manifest in the store is
-the one record that it is done: Prefect's own result cache is left out, so there are no two books that can disagree.
-A step whose artifact is whole ends in the state Cached; otherwise it runs, and not being able to write fails it.
+A step is planned in the flow's body, so its key is known before it runs. The manifest of its artifact in the store is
+the one record that it is done: Prefect's own result cache is switched off, so no two records can disagree. A step whose
+artifact is whole ends in the state Cached. Otherwise it runs, and it fails where its artifact cannot be written.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import httpx
 from prefect import Task, task
@@ -20,6 +23,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
 from infra.settings import Settings
+from infra.steps.inputs import ReadsFiles, file_digest
 from infra.steps.keys import cache_key, code_fingerprint
 from infra.store.claims import claimed
 from infra.store.manifest import Provenance, Ref
@@ -27,6 +31,10 @@ from infra.store.parts import find
 from infra.store.store import Store, StoreError
 
 log = logging.getLogger(__name__)
+
+Role = Literal["policy", "reward"]
+SERVERS = "servers"
+"""The argument that a run supplies to every step that takes it; it never enters a key."""
 
 
 class Plan(BaseModel, frozen=True):
@@ -37,22 +45,96 @@ class Plan(BaseModel, frozen=True):
     provenance: Provenance
 
 
-def plan(
-    step: str,
-    module: str,
-    config: BaseModel | Mapping[str, Any],
-    inputs: Mapping[str, Ref],
-    **ingredients: str,
-) -> Plan:
-    """Compute a step's cache key from its code, configuration, inputs' digests and other ingredients.
+@dataclass(frozen=True)
+class Step:
+    """A function `make(plan, store, *, ...)` as a cached task. It makes the artifact `plan` and returns its reference.
 
-    Raises:
-        TypeError, ValueError: as `infra.steps.keys.cache_key`; a key that can't be computed stops the flow.
+    Attributes:
+        make: the plain function.
+        task: the Prefect task around it, called with a plan, the settings and the function's arguments.
+        outside_key: arguments and fields of configurations that change no row, such as `config.in_flight`.
+        serves: arguments that are models served to the step, each with the role whose serving options then enter the
+            key, such as `{"reward_model": "reward"}`.
     """
-    plain = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
-    key = cache_key(step, module=module, config=plain, inputs=inputs, ingredients=ingredients)
-    provenance = Provenance(inputs=dict(inputs), config={**plain, **ingredients}, code=code_fingerprint(module))
-    return Plan(step=step, key=key, provenance=provenance)
+
+    make: Callable[..., Ref]
+    task: Task[..., Any]
+    outside_key: Collection[str]
+    serves: Mapping[str, Role]
+
+    @property
+    def takes_servers(self) -> bool:
+        """Whether the function has an argument `servers`."""
+        return SERVERS in inspect.signature(self.make).parameters
+
+    def plan(self, name: str, arguments: Mapping[str, Any]) -> Plan:
+        """The plan of one call: its cache key and provenance.
+
+        Every reference among the arguments, in lists too, is an input. Everything else is configuration: frozen
+        Pydantic models and plain JSON values. A path counts by the name and text of its file, not by its place.
+        A model that reads files in other ways has a method `contents()` that returns their digest.
+
+        Args:
+            name: the name of the step; its artifact lies in the folder of this name.
+            arguments: the function's arguments, without `plan` and `store`.
+
+        Raises:
+            TypeError: an argument is missing, unknown, or has no exact JSON form.
+            ValueError: as `infra.steps.keys.cache_key`.
+            BadInput, FileNotFoundError: a file that a configuration names cannot be read.
+        """
+        bound = inspect.signature(self.make).bind(None, None, **arguments)
+        bound.apply_defaults()
+        given, inputs = list(bound.arguments.items())[2:], dict[str, Ref]()
+        counted = {key: value for key, value in given if key not in {*self.outside_key, SERVERS}}
+        plain = {key: _plain(value, key, inputs, self.outside_key) for key, value in counted.items()}
+        config = {key: value for key, value in plain.items() if value is not _INPUT}
+        ingredients = {
+            f"engine of {key}": arguments[SERVERS].engine(role)
+            for key, role in self.serves.items()
+            if bound.arguments[key] is not None
+        }
+        module = self.make.__module__
+        key = cache_key(name, module=module, config=config, inputs=inputs, ingredients=ingredients)
+        provenance = Provenance(inputs=inputs, config={**config, **ingredients}, code=code_fingerprint(module))
+        return Plan(step=name, key=key, provenance=provenance)
+
+
+_INPUT = object()
+"""Stands for a reference, or a list of references, which is an input and no configuration."""
+
+
+def _plain(value: Any, where: str, inputs: dict[str, Ref], outside: Collection[str], *, covered: bool = False) -> Any:
+    """The JSON form of an argument; the references in it go to `inputs` under their places.
+
+    `covered`: the files behind its paths are in the digest of the configuration that holds it.
+    """
+    if isinstance(value, Ref):
+        inputs[where] = value
+        return _INPUT
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return value.name if covered else file_digest(value, where)
+    if isinstance(value, BaseModel):
+        if not value.model_config.get("frozen"):
+            raise TypeError(f"{where}: {type(value).__name__} is mutable: a step's configuration must be frozen")
+        files = {"contents": value.contents()} if isinstance(value, ReadsFiles) else {}
+        places = {name: f"{where}.{name}" for name in type(value).model_fields if f"{where}.{name}" not in outside}
+        fields = {
+            name: _plain(getattr(value, name), place, inputs, outside, covered=bool(files))
+            for name, place in places.items()
+        }
+        return {**fields, **files}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        items = [
+            _plain(item, f"{where}/{number}", inputs, outside, covered=covered) for number, item in enumerate(value)
+        ]
+        return _INPUT if _INPUT in items else items
+    raise TypeError(
+        f"{where}: {type(value).__name__} has no exact JSON form: declare it in the step's `outside_key` if it changes "
+        "no row"
+    )
 
 
 OUTAGES = (httpx.TransportError, ConnectionError, TimeoutError)
@@ -68,7 +150,7 @@ def heals(_task: object, _run: object, state: Any) -> bool:
 
 
 def cached(found: Ref) -> Any:
-    """The state of a step whose artifact is there."""
+    """The state of a step whose artifact exists."""
     return Completed(name="Cached", message=f"found {found.uri}", data=found)
 
 
@@ -78,8 +160,8 @@ def _opened(settings: Settings) -> Store:
     return Store.open(settings)
 
 
-def step(function: Callable[..., Ref]) -> Task[..., Any]:
-    """A Prefect task around `function(plan, store, ...)`, which makes the artifact `plan` and returns its reference."""
+def _task(function: Callable[..., Ref]) -> Task[..., Any]:
+    """The Prefect task that finds the artifact, or makes it while it holds the claim to it."""
 
     def run(plan: Plan, settings: Settings, arguments: dict[str, Any]) -> Any:
         store = _opened(settings)
@@ -103,3 +185,27 @@ def step(function: Callable[..., Ref]) -> Task[..., Any]:
         retry_condition_fn=heals,
         task_run_name="{plan.step}/{plan.key}",
     )(run)
+
+
+@overload
+def step(function: Callable[..., Ref], /) -> Step: ...
+@overload
+def step(
+    *, outside_key: Collection[str] = (), serves: Mapping[str, Role] = {}
+) -> Callable[[Callable[..., Ref]], Step]: ...
+def step(
+    function: Callable[..., Ref] | None = None,
+    /,
+    *,
+    outside_key: Collection[str] = (),
+    serves: Mapping[str, Role] = {},
+) -> Step | Callable[[Callable[..., Ref]], Step]:
+    """Make a `Step` of a function `(plan, store, *, ...)`: `@step`, or `@step(outside_key=..., serves=...)`.
+
+    What changes no row is declared here, once: see `Step`.
+    """
+
+    def made(function: Callable[..., Ref]) -> Step:
+        return Step(function, _task(function), frozenset(outside_key), dict(serves))
+
+    return made(function) if function is not None else made

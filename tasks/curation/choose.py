@@ -117,7 +117,7 @@ def leave_alike(ranked: Sequence[dict[str, Any]], config: ExamplesConfig) -> Non
             leave(ranked[later], "near-duplicate", why)
 
 
-@step
+@step(serves={"reward_model": "reward"})
 def choose_examples(
     plan: Plan,
     store: Store,

@@ -14,12 +14,12 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Asked, Judge, Verdict, ask_judge, harmless, solutions
 
 GAMES: tuple[Literal[1], Literal[2]] = (1, 2)
 
 
-@step
+@step(outside_key=OUTSIDE_KEY, serves={"judge_model": "policy"})
 def judge_arenahard(
     plan: Plan,
     store: Store,

@@ -20,8 +20,6 @@ from infra.store.store import Store
 from infra.store.tables import read_rows, scan, write_table
 from tasks.evaluation.problems import SHORT_ANSWER, Verifiable
 
-TIMEOUT_S = 20.0  # an answer; math-verify's own limits add up to 10 s
-MEMORY_BYTES = 4 << 30
 LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
     SHORT_ANSWER: graders.short_answer,
     "zebralogic": graders.zebralogic,
@@ -51,7 +49,7 @@ def grade(
     """Write the table `grades`, a row a response.
 
     A problem without responses, since its request was set aside, counts as answered by nothing, sample by sample. An
-    answer that its grader cannot finish in `TIMEOUT_S` and `MEMORY_BYTES` is wrong, without prediction, and counted.
+    answer that its grader cannot finish within the limits of `Limited` is wrong, without prediction, and counted.
 
     Raises:
         BadInput: a problem has no reference answer.
@@ -90,7 +88,7 @@ def grade(
 def _limited(stack: ExitStack, benchmark: Verifiable, tally: Counter[str]) -> Callable[[str | None, str], Grade]:
     """The benchmark's grader in a process of its own, which may not take too long or too much memory."""
     name = f"evals.graders:{benchmark.replace('-', '_')}"
-    child = stack.enter_context(Limited(name, timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES))
+    child = stack.enter_context(Limited(name))
 
     def give(solution: str | None, reference: str) -> Grade:
         found: Grade | NoResult = child(solution, reference)

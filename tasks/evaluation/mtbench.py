@@ -13,7 +13,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Asked, Judge, Verdict, ask_judge, harmless, solutions
 
 
 def read_verdict(text: str) -> Verdict | None:
@@ -21,7 +21,7 @@ def read_verdict(text: str) -> Verdict | None:
     return None if rating is None else (None, rating)
 
 
-@step
+@step(outside_key=OUTSIDE_KEY, serves={"judge_model": "policy"})
 def judge_mtbench(
     plan: Plan,
     store: Store,

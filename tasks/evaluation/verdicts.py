@@ -71,7 +71,9 @@ class Judge(BaseModel):
         return self
 
 
-NOT_IN_KEY = {"url", "in_flight", "unread_limit", "prompt_price", "completion_price"}
+OUTSIDE_KEY = tuple(
+    f"judge.{name}" for name in ("url", "in_flight", "unread_limit", "prompt_price", "completion_price")
+)
 """Settings that change no verdict: a model of one name is taken to be the same wherever it is served."""
 
 Verdict = tuple[str | None, float | None]
@@ -148,7 +150,7 @@ def ask_judge(
             if owed:
                 safe = harmless(judge_model, store, servers)  # what the judge said can repeat an answer
                 chats = (Chat(each + suffix, told(each, suffix)) for each in owed)
-                with progress(plan.step, lambda: len(ledger) / len(by_id)):
+                with progress(plan.step, lambda: len(ledger), len(by_id), "verdicts"):
                     _ask(judge, judge_model, servers, chats, ledger)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in by_id}
         unread = [each for each in by_id if verdict(last[each]) is None]

@@ -14,7 +14,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import Asked, Judge, Verdict, ask_judge, harmless, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Asked, Judge, Verdict, ask_judge, harmless, solutions
 
 SCORE, PAIR = "score", "pair"
 
@@ -29,7 +29,7 @@ def read_choice(text: str) -> Verdict | None:
     return None if choice is None else (choice, None)
 
 
-@step
+@step(outside_key=OUTSIDE_KEY, serves={"judge_model": "policy"})
 def judge_wildbench(
     plan: Plan,
     store: Store,

@@ -22,6 +22,7 @@ from cot_formats import FORMATS
 from cot_formats.actions import ACTIONS, find_actions
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
+from infra.steps.inputs import digest_of_files
 
 SECTIONS = ("Query", "Thoughts", "Solution")
 MATTER = ("topic", "author", "licence")
@@ -89,6 +90,10 @@ class ExamplesConfig(BaseModel):
         ge=1,
         description="Tokens of the context that the examples must leave for a query (this project's choice).",
     )
+
+    def contents(self) -> str:
+        """Digest of the candidates' files and of the files held out. Raises `BadInput`, `FileNotFoundError`."""
+        return digest_of_files([*example_files(self), *self.held_out])
 
 
 # ---- reading

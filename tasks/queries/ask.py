@@ -54,7 +54,7 @@ class JudgeConfig(BaseModel):
     shards: int = Field(16, ge=1, le=400, description="Pieces that the queries are judged in; each is a cached task.")
 
 
-NOT_IN_KEY = {"unread_limit", "in_flight", "shards"}
+OUTSIDE_KEY = ("config.unread_limit", "config.in_flight", "config.shards")
 """Settings that change no answer."""
 
 
@@ -135,7 +135,7 @@ def judge(
                     Request(each + suffix, tokenizer.encode(prompts[each], add_special_tokens=False), None)
                     for each in owed
                 )
-                with progress(plan.step, lambda: len(ledger) / len(prompts)):
+                with progress(plan.step, lambda: len(ledger), len(prompts), "requests"):
                     _ask(servers, model, question, requests, config.in_flight, ledger)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in prompts}
         unread = [each for each in prompts if labels(last[each]) is None]

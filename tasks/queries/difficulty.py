@@ -19,7 +19,7 @@ from infra.store.schemas import QUERIES
 from infra.store.store import Store
 from infra.store.tables import batched, write_table
 from infra.text.templates import filled
-from tasks.queries.ask import JudgeConfig, Question, judge, quoted, squeezed, unjudged, with_labels
+from tasks.queries.ask import OUTSIDE_KEY, JudgeConfig, Question, judge, quoted, squeezed, unjudged, with_labels
 
 CRITERIA = (
     "specificity",
@@ -59,7 +59,7 @@ DIFFICULTY = Question(
 )
 
 
-@step
+@step(outside_key=(*OUTSIDE_KEY, "config.least_difficulty"), serves={"model": "policy"})
 def judge_difficulty(
     plan: Plan,
     store: Store,

@@ -70,28 +70,26 @@ class Source(BaseModel):
         """What an error calls it."""
         return self.path or ":".join(part for part in (self.dataset, self.subset, self.split) if part)
 
+    def contents(self) -> str:
+        """What changes when the source does: of a local file its content, on S3 its ETag, of a data set its revision.
+
+        Raises:
+            FileNotFoundError: there is no such file; the text names it.
+            StoreError: S3 cannot be reached.
+        """
+        if self.dataset is not None:
+            return self.place
+        if self.is_local:
+            return digest_of_files([Path(str(self.path))])
+        folder, name = _on_s3(self)
+        found = folder.stat(name)
+        if found is None:
+            raise FileNotFoundError(f"input file {self.path} does not exist")
+        return f"{name}:{found.size}:{found.mark}"
+
     @property
     def is_local(self) -> bool:
         return self.path is not None and not self.path.startswith("s3://")
-
-
-def digest_of_source(source: Source) -> str:
-    """What changes when the source does: of a local file its content, on S3 its ETag, of a data set its
-    revision, subset and split.
-
-    Raises:
-        FileNotFoundError: there is no such file; the text names it.
-        StoreError: S3 cannot be reached.
-    """
-    if source.dataset is not None:
-        return source.place
-    if source.is_local:
-        return digest_of_files([Path(str(source.path))])
-    folder, name = _on_s3(source)
-    found = folder.stat(name)
-    if found is None:
-        raise FileNotFoundError(f"input file {source.path} does not exist")
-    return f"{name}:{found.size}:{found.mark}"
 
 
 def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,7 +25,7 @@ from infra.store.schemas import QUERIES, TOPICS
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.templates import filled
-from tasks.queries.ask import JudgeConfig, Question, judge, quoted, squeezed, unjudged, with_labels
+from tasks.queries.ask import OUTSIDE_KEY, JudgeConfig, Question, judge, quoted, squeezed, unjudged, with_labels
 
 OTHER = "other"
 LONGEST_NAME = 40  # characters of a proposed name
@@ -59,6 +59,15 @@ class TopicsConfig(JudgeConfig):
     seed: int = Field(0, description="Seed of the draw of the sample.")
 
 
+EDITING = ("config.file", "config.wait_hours", "config.most_topics")
+PROPOSING = tuple(
+    f"config.{name}"
+    for name in ("propose_template", "sample", "queries_a_proposal", "proposal_tokens", "names_a_proposal", "seed")
+)
+TAGGING = ("config.tag_template", "config.shown_tokens")
+"""Settings by what they are for: each step's key holds its own."""
+
+
 def normal_name(name: str) -> str:
     """What makes two names the same: letters, digits, + and # alone, case folded."""
     return re.sub(r"(?![+#])[\W_]", "", unicodedata.normalize("NFKC", name).casefold())
@@ -86,7 +95,7 @@ def proposal_question(names: int) -> Question:
     )
 
 
-@step
+@step(outside_key=(*OUTSIDE_KEY, *EDITING, *TAGGING), serves={"model": "policy"})
 def propose_topics(
     plan: Plan, store: Store, *, config: TopicsConfig, queries: Ref, model: Ref, servers: Servers
 ) -> Ref:
@@ -187,7 +196,17 @@ def read_topics(path: Path) -> list[str]:
 
 @step
 def keep_topics(plan: Plan, store: Store, *, names: Sequence[str]) -> Ref:
-    """Write the table of the edited topics."""
+    """Write the table of the topics that a file names."""
+    return _write_topics(plan, store, names)
+
+
+@step(outside_key=("names",))
+def keep_edited_topics(plan: Plan, store: Store, *, proposed: Ref, names: Sequence[str]) -> Ref:
+    """Write the table of the topics that a person made of the proposal, who is asked once for each proposal."""
+    return _write_topics(plan, store, names)
+
+
+def _write_topics(plan: Plan, store: Store, names: Sequence[str]) -> Ref:
     rows = [{"name": name, "proposals": None} for name in names]
     return write_table(store, plan.step, plan.key, TOPICS, [rows], plan.provenance)
 
@@ -209,7 +228,7 @@ def tag_question(names: Sequence[str]) -> Question:
     )
 
 
-@step
+@step(outside_key=(*OUTSIDE_KEY, *EDITING, *PROPOSING), serves={"model": "policy"})
 def judge_topic(
     plan: Plan,
     store: Store,

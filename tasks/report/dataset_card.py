@@ -20,7 +20,7 @@ from infra.text.markdown import as_text, markdown_table
 MOST_TOPICS = 50
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 SETTINGS = ("responses", "filtered", "scores", "longcot")
-UNTOLD = {"engine", "prompt", "prompts", "shard", "shards"}  # of a step's settings: paths, or of no interest
+LEFT_OUT = {"engine of model", "engine of reward_model", "prompt", "shard", "shards"}  # of no interest to a reader
 ABOUT = """\
 Long chains of thought made by the bootstrapping of BOLT (arXiv 2502.03860): an instruct model that does not think at
 length is shown in-context examples and sampled from; rules drop what is malformed; an outcome reward model scores the
@@ -104,10 +104,11 @@ def sources(made: Iterable[Manifest]) -> list[dict[str, Any]]:
     """Where the queries came from, with what each one's licence is said to be; a data set's name holds its revision."""
     rows = []
     for each in made:
-        place = each.config.get("dataset") or each.config.get("path")
+        source = each.config.get("source") or {}
+        place = source.get("dataset") or source.get("path")
         if each.kind == "table" and place:
-            name = place if each.config.get("dataset") else PurePosixPath(str(place)).name
-            licence = each.config.get("licence") or "not stated"
+            name = place if source.get("dataset") else PurePosixPath(str(place)).name
+            licence = source.get("licence") or "not stated"
             rows.append({"source": as_text(name), "licence": as_text(licence), "queries": f"{each.rows:,}"})
     return rows
 
@@ -154,7 +155,7 @@ def topics(table: Manifest) -> list[dict[str, str]]:
 def settings(made: Sequence[Manifest]) -> str:
     """How the steps of generation and selection were set, as JSON in a fence that no value can end."""
     told = {
-        each.step: {name: value for name, value in each.config.items() if name not in UNTOLD}
+        each.step: {name: value for name, value in each.config.items() if name not in LEFT_OUT}
         for each in made
         if each.step in SETTINGS
     }

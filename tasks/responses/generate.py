@@ -25,7 +25,6 @@ from infra.serving.pool import complete_on
 from infra.serving.rate import Rate
 from infra.serving.servers import Servers
 from infra.serving.shard_ledger import places, shard_ledger
-from infra.steps.inputs import digest_of_prompts
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -106,11 +105,6 @@ def in_context_prompt(prompt: PromptConfig, shown: list[dict[str, Any]], query: 
     return filled(prompt.template, examples="\n\n".join(examples), query=query)
 
 
-def prompt_digest(prompt: PromptConfig) -> str:
-    """Digest of the prompt files: an ingredient of the cache key."""
-    return digest_of_prompts(prompt.template, prompt.example_template)
-
-
 def first_prompt(
     prompt: PromptConfig, examples: ExamplesConfig, query: dict[str, Any] | None, config: GenerateConfig
 ) -> str:
@@ -153,7 +147,7 @@ def harmless_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> dict[
     return {**turn, "content": neutralise(turn["content"], tokenizer, keep)}
 
 
-@step
+@step(outside_key=("config.in_flight", "config.truncated_limit", "config.set_aside_limit"), serves={"model": "policy"})
 def generate(
     plan: Plan,
     store: Store,
@@ -208,7 +202,7 @@ def generate(
         if owed:
             groups = [list(group) for _, group in groupby(owed, key=lambda each: asked[each])]
             pool = servers.policies(model)
-            rate = Rate(pool, len(owed))
+            rate = Rate(pool)
 
             def keep(request: Request, completions: list[Completion]) -> None:
                 samples = [{"text": c.text, "finish_reason": c.finish_reason, "tokens": c.tokens} for c in completions]
@@ -219,9 +213,8 @@ def generate(
             def set_aside(request: Request, reason: str) -> None:
                 log.warning("%s: request %s is set aside: it %s", plan.step, request.request_id, reason)
                 ledger.append(request.request_id, {"set_aside": reason})
-                rate.add(0)
 
-            with progress(plan.step, lambda: len(ledger) / len(asked), told=rate.told):
+            with progress(plan.step, lambda: len(ledger), len(asked), "requests", detail=rate.text):
                 asking = complete_on(
                     pool,
                     groups,

@@ -11,10 +11,10 @@ import asyncio
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,9 +33,9 @@ from infra.store.schemas import SCORES
 from infra.store.store import Store
 from infra.store.tables import read_rows, scan, write_table
 from infra.text.chat import load_tokenizer, neutralise
-from tasks.evaluation.grade import MEMORY_BYTES, TIMEOUT_S
 
 Rows = list[dict[str, Any]]
+Answer = tuple[str, str]  # query id, solution
 COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
 
 
@@ -66,7 +66,27 @@ def judged_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@step
+class Batch(NamedTuple):
+    """Some responses: those that have a solution, and the number of those that have none."""
+
+    rows: Rows
+    without: int
+
+    @property
+    def answers(self) -> list[Answer]:
+        """What is scored, once each: samples of a query that end in the same solution get the same reward."""
+        return list(dict.fromkeys((row["query_id"], row["solution"]) for row in self.rows))
+
+
+def batches_of(store: Store, responses: Sequence[Ref]) -> Iterator[Batch]:
+    """The responses of all shards, streamed."""
+    for shard in responses:
+        for batch in scan(store, shard, COLUMNS):
+            rows = [row for row in batch.to_pylist() if row["solution"]]
+            yield Batch(rows, batch.num_rows - len(rows))
+
+
+@step(outside_key=("config.in_flight",), serves={"reward_model": "reward"})
 def score(
     plan: Plan,
     store: Store,
@@ -79,7 +99,7 @@ def score(
 ) -> Ref:
     """Write the table `scores`: a row for each response that has a solution; those without one are counted.
 
-    ArmoRM is scored with by a process of its own, every other reward model by the vLLM server.
+    ArmoRM scores in a process of its own, every other reward model on a vLLM server.
 
     Raises:
         infra.serving.completions.CompletionError: the server refused a request.
@@ -88,56 +108,70 @@ def score(
     """
     model = fetch_model(store, reward_model, servers.work_dir)
     tokenizer = load_tokenizer(model)
-    asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     references = references_of(store, queries) if config.verified_weight else {}
     counts = {"scored": 0, "without a solution": 0} | ({"verified": 0, "right": 0} if references else {})
-    total = max(1, sum(shard.rows for shard in responses))
+    total = sum(shard.rows for shard in responses)
     parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
-
-    def pieces() -> Iterator[tuple[int, Rows]]:
-        """The responses that have a solution, a batch at a time, each with the number of those that have none."""
-        for shard in responses:
-            for batch in scan(store, shard, COLUMNS):
-                rows = [row for row in batch.to_pylist() if row["solution"]]
-                yield batch.num_rows - len(rows), rows
-
-    def judged(rows: Rows) -> list[tuple[str, str]]:
-        """Samples of a query that end in the same solution get the same reward: asked once a batch."""
-        return list(dict.fromkeys((row["query_id"], row["solution"]) for row in rows))
-
-    def batches() -> Iterator[Rows]:
-        ids = (
-            [judged_ids(tokenizer, asked[each], solution) for each, solution in judged(rows)] for _, rows in pieces()
-        )
-        native = is_armorm(model)
-        rewards = (
-            computed(ids, tokenizer, model, parts, servers) if native else served(ids, reward_model, config, servers)
-        )
-        with verifier() as verify:
-            for (without, rows), found in zip(pieces(), rewards, strict=True):
-                reward_of = dict(zip(judged(rows), found, strict=True))
-                right = {each: verify(each[1], references[each[0]]) for each in judged(rows) if each[0] in references}
-                counts["without a solution"] += without
-                counts["scored"] += len(rows)
-                scored_rows = []
-                for row in rows:
-                    answer = row["query_id"], row["solution"]
-                    scored_rows.append(scored(row, reward_of[answer], right.get(answer), plan, config))
-                if references:
-                    counts["verified"] += sum(row["verified"] is not None for row in scored_rows)
-                    counts["right"] += sum(row["verified"] is True for row in scored_rows)
-                yield scored_rows
+    ids = (
+        [judged_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
+        for batch in batches_of(store, responses)
+    )
+    if is_armorm(model):
+        rewards = computed(ids, tokenizer, model, parts, servers)
+    else:
+        rewards = served(ids, reward_model, config, servers)
 
     def done() -> float:
-        in_parts = part_count(parts)
-        computed_share = sum(rewards_path(parts, n).exists() for n in range(in_parts)) / in_parts if in_parts else 0.0
-        return computed_share or sum(counts.values()) / total
+        return max(total * share_computed(parts), counts["scored"] + counts["without a solution"])
 
-    with progress(plan.step, done):
-        made = write_table(store, plan.step, plan.key, SCORES, batches(), plan.provenance, counts=lambda: counts)
-        if parts.exists():
-            shutil.rmtree(parts)  # the table holds it all now
+    with verifier() as verify, progress(plan.step, done, total, "responses"):
+        rows = scored_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
+        made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
+    if parts.exists():
+        shutil.rmtree(parts)  # the table holds it all now
     return made
+
+
+def scored_rows(
+    batches: Iterable[Batch],
+    rewards: Iterable[list[float]],
+    references: Mapping[str, str],
+    verify: Callable[[str, str], bool],
+    reward_model: Ref,
+    config: ScoreConfig,
+    counts: dict[str, int],
+) -> Iterator[Rows]:
+    """The rows of `scores`, batch by batch; adds to `counts`.
+
+    Args:
+        rewards: of each batch, the reward of each of its `answers`.
+        references: reference answers by query id; queries without one are not verified.
+        verify: whether a solution gives a reference answer.
+
+    Raises:
+        ValueError: a reward is not finite; or there are not as many lists of rewards as batches.
+    """
+    for batch, found in zip(batches, rewards, strict=True):
+        reward_of = dict(zip(batch.answers, found, strict=True))
+        right = {each: verify(each[1], references[each[0]]) for each in batch.answers if each[0] in references}
+        rows = [
+            scored(row, reward_of[answer], right.get(answer), reward_model, config)
+            for row in batch.rows
+            for answer in [(row["query_id"], row["solution"])]
+        ]
+        counts["without a solution"] += batch.without
+        counts["scored"] += len(rows)
+        if references:
+            counts["verified"] += sum(row["verified"] is not None for row in rows)
+            counts["right"] += sum(row["verified"] is True for row in rows)
+        yield rows
+
+
+def share_computed(parts: Path) -> float:
+    """The share of ArmoRM's parts that have their rewards, from 0 to 1; 0 where there are none."""
+    count = part_count(parts)
+    return sum(rewards_path(parts, number).exists() for number in range(count)) / count if count else 0.0
 
 
 def served(
@@ -204,7 +238,7 @@ def references_of(store: Store, queries: Ref) -> dict[str, str]:
 @contextmanager
 def verifier() -> Iterator[Callable[[str, str], bool]]:
     """Whether a solution gives a reference answer, told by a process that starts when it is first asked."""
-    with Limited("evals.graders:math500", timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES) as child:
+    with Limited("evals.graders:math500") as child:
 
         def verify(solution: str, reference: str) -> bool:
             found = child(solution, reference)
@@ -214,7 +248,7 @@ def verifier() -> Iterator[Callable[[str, str], bool]]:
 
 
 def scored(
-    row: dict[str, Any], reward: float, verified: bool | None, plan: Plan, config: ScoreConfig
+    row: dict[str, Any], reward: float, verified: bool | None, reward_model: Ref, config: ScoreConfig
 ) -> dict[str, Any]:
     """A row of `scores`; `verified` is None where the query has no reference answer, or they do not count.
 
@@ -222,14 +256,15 @@ def scored(
     """
     if not math.isfinite(reward):
         raise ValueError(
-            f"{plan.step}: the reward model gave {reward} for query {row['query_id']}, sample {row['sample']}"
+            f"reward model {reward_model.step}/{reward_model.key} gave {reward} for query {row['query_id']}, sample "
+            f"{row['sample']}: expected a finite number"
         )
     outcome = reward + (config.verified_weight if verified else 0.0)
     format_reward = config.format_weight if is_well_formed(row) else 0.0
     return {
         "query_id": row["query_id"],
         "sample": row["sample"],
-        "reward_model": plan.provenance.inputs["reward_model"].key,
+        "reward_model": reward_model.key,
         "reward": outcome,
         "format_reward": format_reward,
         "verified": verified,

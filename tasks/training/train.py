@@ -34,7 +34,7 @@ def trained(
         model, log_path = folder / "model", folder / "train.log"
         told = config(output=model)
         if not is_finished(folder):
-            with progress(plan.step, lambda: epochs_done(metrics_path(log_path)) / told.epochs):
+            with progress(plan.step, lambda: epochs_done(metrics_path(log_path)), told.epochs, "epochs"):
                 launch(module, told, ranks=ranks, log_path=log_path)
             finish_attempt(folder)
         return find(store, plan.step, plan.key) or publish_model(
