@@ -63,18 +63,18 @@ class Ours:
             max_tokens=given.max_tokens,
             in_flight=given.in_flight,
             request_seeds=not runs_on_cpu(),
-            truncated_limit=1,
+            max_truncated_share=1,
         )
         self.prompt = PromptConfig(template=given.template, example_template=given.example_template)
         self.servers, self.store, self.model = servers, store, model
         collected = self._made(collect_queries, "collected", source=Source(path=str(given.queries)))
-        clean = CleanConfig(least_characters=1, languages=(), near_duplicates=None)  # each query once
+        clean = CleanConfig(min_characters=1, languages=(), near_duplicates=None)  # each query once
         cleaned = self._made(clean_queries, "cleaned", config=clean, sources=[collected])
         draw = DrawConfig(limit=given.requests)
         self.queries = self._made(subsample, "queries", config=draw, queries=cleaned)
         count = len(example_files(ExamplesConfig(path=given.examples)))
         examples = ExamplesConfig(
-            path=given.examples, count=count, per_topic=count, least_actions=0, least_words=1, alike=1
+            path=given.examples, count=count, max_per_topic=count, min_actions=0, min_words=1, near_duplicates=1
         )
         self.examples = self._made(choose_examples, "examples", config=examples, servers=servers)
 

@@ -108,7 +108,7 @@ def ask(given: argparse.Namespace, pool: Pool, asked: Prompts, names: list[str],
         Sampling(n=1, max_tokens=given.max_tokens),
         max_in_flight=given.in_flight,
         on_result=lambda request, _: done.append(request.request_id),
-        on_set_aside=lambda request, reason: sys.exit(f"{request.request_id} {reason}"),
+        on_quarantine=lambda request, reason: sys.exit(f"{request.request_id} {reason}"),
     )
     asyncio.run(asking)
 

@@ -63,11 +63,11 @@ def configured(data: Path, models: dict[str, str], limit: int) -> EvaluateConfig
         make_judge(judge, longest=JUDGE_CONTEXT)
 
     def of(name: str, path: Path, **more: Any) -> dict[str, Any]:
-        samples = {"max_tokens": 64, "request_seeds": False, "truncated_limit": 1.0}
+        samples = {"max_tokens": 64, "request_seeds": False, "max_truncated_share": 1.0}
         asked = {"model": str(judge), "max_tokens": 32, "form": FORMS.get(name)}
         judged = {"judge": asked} if name in FORMS else {}
         how = {"samples": 1, "temperature": 0.0} if judged else {"samples": 2}
-        problems = {"sources": [{"path": str(path)}], "draw": {"least_difficulty": 0, "limit": limit}}
+        problems = {"sources": [{"path": str(path)}], "draw": {"min_difficulty": 0, "limit": limit}}
         return {"benchmark": name, "problems": problems, "generate": {**samples, **how}, "shards": 1, **judged, **more}
 
     mt, arena = data / "mtbench", data / "arenahard"

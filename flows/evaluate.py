@@ -42,7 +42,7 @@ class EvaluateStage(BaseModel):
         "`draw.limit` can be set: the first ones."
     )
     generate: GenerateConfig = Field(
-        GenerateConfig(samples=4, truncated_limit=0.2), description="Sampling at T=1; greedy is beside it."
+        GenerateConfig(samples=4, max_truncated_share=0.2), description="Sampling at T=1; greedy is beside it."
     )
     shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
 
@@ -128,7 +128,7 @@ def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
     return read_table(
-        run.store, grades, ["problem_id", "correct", "thought_tokens", "solution_tokens", "truncated", "off_format"]
+        run.store, grades, ["problem_id", "correct", "thought_tokens", "solution_tokens", "truncated", "malformed"]
     ).to_pandas()
 
 

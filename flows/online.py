@@ -46,7 +46,7 @@ class OnlineStage(BaseModel):
         """The part of the queries that an iteration draws, all of it."""
         each = self.queries_per_iteration
         skip = self.queries.draw.skip + (iteration - 1) * each
-        return self.queries.draw.model_copy(update={"skip": skip, "limit": each, "least_queries": each})
+        return self.queries.draw.model_copy(update={"skip": skip, "limit": each, "min_queries": each})
 
 
 class OnlineConfig(Common):

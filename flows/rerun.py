@@ -72,7 +72,7 @@ class RerunConfig(BaseModel):
         description="A run that is Pending for longer has lost its worker before it began, and counts as crashed. "
         "More where starting takes longer, e.g. for the pull of an image.",
     )
-    reruns: int = Field(2, ge=1, description="Most reruns of one flow run, over all runs of `rerun`.")
+    max_reruns: int = Field(2, ge=1, description="Most reruns of one flow run, over all runs of `rerun`.")
     wait_hours: float = Field(24, gt=0, description="Longest wait for the end of one rerun, in hours.")
     dry_run: bool = Field(False, description="Print what would be rerun and what not, and stop.")
 
@@ -180,7 +180,7 @@ def reruns_of(run: FlowRun) -> int:
 def left_alone(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> str | None:
     """Why a run is not rerun; None where it is."""
     assert run.state is not None
-    if reruns_of(run) >= config.reruns:
+    if reruns_of(run) >= config.max_reruns:
         return f"it was rerun {reruns_of(run)} times"
     if why := cannot_heal(run.state.type, run.state.message or ""):
         return why

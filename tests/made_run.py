@@ -105,7 +105,7 @@ class MadeRun:
                             "thought_tokens": 4,
                             "solution_tokens": 4,
                             "truncated": False,
-                            "off_format": bool(faults),
+                            "malformed": bool(faults),
                         }
                     )
             step, counts = step_of("answers", self.benchmark, stage, how), {"completion_tokens": 9}
@@ -159,5 +159,5 @@ class MadeRun:
     def stage(self, name: str, problems: int) -> dict[str, Any]:
         low_high = {"accuracy_low": 0.4, "accuracy_high": 0.6, "tokens_low": 7.0, "tokens_high": 9.0}
         figures = {"accuracy": 0.5, "greedy_accuracy": 0.5, "thought_tokens": 4.0, "solution_tokens": 4.0}
-        shares = {"truncated": 0.0, "off_format": 0.0}
+        shares = {"truncated": 0.0, "malformed": 0.0}
         return {"name": name, "problems": problems, "samples": SAMPLES * problems, **figures, **low_high, **shares}

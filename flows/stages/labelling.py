@@ -68,13 +68,13 @@ def rated(run: Run, config: RateConfig, queries: Ref, judge: Ref) -> Ref:
         expected_rows=queries.rows,
         queries=queries,
         judgements=judgements,
-        least_difficulty=config.least_difficulty,
+        min_difficulty=config.min_difficulty,
     )
 
 
 def proposed_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
     """The topics that the model `judge` proposes for a sample of the queries, most named first."""
-    requests = -(-min(config.sample, queries.rows) // config.queries_a_proposal)
+    requests = -(-min(config.sample, queries.rows) // config.queries_per_proposal)
     proposals = run.do(
         propose_topics,
         "topic-proposals",
@@ -83,7 +83,7 @@ def proposed_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) ->
         queries=queries,
         model=judge,
     )
-    return run.do(merge_proposals, "topics-proposed", proposals=proposals, most_topics=config.most_topics)
+    return run.do(merge_proposals, "topics-proposed", proposals=proposals, max_topics=config.max_topics)
 
 
 def edited_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:

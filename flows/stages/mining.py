@@ -28,7 +28,7 @@ class ProblemsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Files and data sets of problems with references.")
-    draw: DrawConfig = Field(DrawConfig(least_difficulty=0), description="Which of them are used.")
+    draw: DrawConfig = Field(DrawConfig(min_difficulty=0), description="Which of them are used.")
 
 
 class MineStage(BaseModel):

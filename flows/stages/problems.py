@@ -12,7 +12,7 @@ from tasks.queries.sources import Source
 
 def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:
     """Raise `ValueError` where settings of the draw would be passed over: a benchmark's problems keep their order."""
-    taken = DrawConfig(least_difficulty=problems.draw.least_difficulty, limit=problems.draw.limit)
+    taken = DrawConfig(min_difficulty=problems.draw.min_difficulty, limit=problems.draw.limit)
     if benchmark != SHORT_ANSWER and problems.draw != taken:
         raise ValueError(f"problems.draw: of {benchmark}'s problems only `limit` can be set (the first ones)")
 

@@ -110,7 +110,7 @@ class Pool:
             self._living = [new]
             self._lanes[new] = threading.Lock()
 
-    def set_aside(self) -> None:
+    def quarantined(self) -> None:
         """A request that kills servers was found: what it cost is not held against the others."""
         with self._lock:
             self._allowed += 2
@@ -159,20 +159,20 @@ async def complete_on(
     *,
     max_in_flight: int,
     on_result: Callable[[Request, list[Completion]], None],
-    on_set_aside: Callable[[Request, str], None],
+    on_quarantine: Callable[[Request, str], None],
 ) -> None:
     """Sample for every request of `groups`, `max_in_flight` at a time on each living server of the pool.
 
     `request` makes a request of its id when its turn has come. Each finished request is handed to `on_result`. A
     request that was under way when a server died is a suspect: it is asked again with no other suspect beside it, and
-    when the server dies then too, it goes to `on_set_aside` with the reason. One call of either at a time.
+    when the server dies then too, it goes to `on_quarantine` with the reason. One call of either at a time.
 
     Raises:
         infra.serving.vllm_server.ServerError: no server is left.
         infra.serving.completions.CompletionError: a request was refused, or kept failing on a server that lives.
-            Whatever `on_result` and `on_set_aside` raise ends the run as well.
+            Whatever `on_result` and `on_quarantine` raise ends the run as well.
     """
-    await _Dealing(pool, groups, request, sampling, max_in_flight, on_result, on_set_aside).run()
+    await _Dealing(pool, groups, request, sampling, max_in_flight, on_result, on_quarantine).run()
 
 
 class _Dealing:
@@ -186,11 +186,11 @@ class _Dealing:
         sampling: Sampling,
         max_in_flight: int,
         on_result: Callable[[Request, list[Completion]], None],
-        on_set_aside: Callable[[Request, str], None],
+        on_quarantine: Callable[[Request, str], None],
     ) -> None:
         found = [list(group) for group in groups]
         self.pool, self.request, self.sampling, self.max_in_flight = pool, request, sampling, max_in_flight
-        self.on_result, self.on_set_aside = on_result, on_set_aside
+        self.on_result, self.on_quarantine = on_result, on_quarantine
         self.queue = Queue(found)
         self.suspects: deque[str] = deque()
         self.under_way: Counter[Server] = Counter()
@@ -251,8 +251,8 @@ class _Dealing:
                 answer = await ask(client, asked)
             except (ServerError, UnreachableError) as error:
                 if suspected:
-                    self.on_set_aside(asked, f"killed a server twice: {str(error)[:500]}")
-                    self.pool.set_aside()
+                    self.on_quarantine(asked, f"killed a server twice: {str(error)[:500]}")
+                    self.pool.quarantined()
                     self.done()
                 else:
                     self.suspects.append(taken)

@@ -171,7 +171,7 @@ GRADES = pa.schema(
         _required("thought_tokens", INT32),
         _required("solution_tokens", INT32),
         _required("truncated", FLAG),
-        _required("off_format", FLAG),
+        _required("malformed", FLAG),
     ]
 )
 

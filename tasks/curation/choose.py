@@ -50,7 +50,9 @@ def leave_held_out(examples: Sequence[dict[str, Any]], config: ExamplesConfig) -
             where = f"{source.place}, row {row}"
             held[where] = first_turn(record, source, where)
     sources = list(held)
-    for earlier, later, share in near_duplicates([*held.values(), *(each["query"] for each in examples)], config.alike):
+    for earlier, later, share in near_duplicates(
+        [*held.values(), *(each["query"] for each in examples)], config.near_duplicates
+    ):
         if earlier < len(held) <= later:
             why = f"its query is a near-duplicate ({share:.0%}) of {sources[earlier]}"
             leave(examples[later - len(held)], "held out", why)
@@ -112,7 +114,7 @@ def leave_alike(ranked: Sequence[dict[str, Any]], config: ExamplesConfig) -> Non
         "answer": [f"{each['thoughts']}\n\n{each['solution']}" for each in ranked],
     }
     for what, compared in texts.items():
-        for earlier, later, share in near_duplicates(compared, config.alike):
+        for earlier, later, share in near_duplicates(compared, config.near_duplicates):
             why = f"its {what} is a near-duplicate ({share:.0%}) of {ranked[earlier]['example_id']}"
             leave(ranked[later], "near-duplicate", why)
 

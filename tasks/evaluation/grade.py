@@ -38,7 +38,7 @@ def graded(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
         "thought_tokens": response["thought_tokens"],
         "solution_tokens": response["solution_tokens"],
         "truncated": response["finish_reason"] != "stop",
-        "off_format": bool(response["violations"]),
+        "malformed": bool(response["violations"]),
     }
 
 

@@ -91,7 +91,7 @@ def of_verdicts(
         assert styles is not None
         told = _arenahard(benchmark, model, verdicts, categories, styles)
     shown = responses.assign(
-        truncated=responses["finish_reason"] != "stop", off_format=responses["violations"].map(len) > 0
+        truncated=responses["finish_reason"] != "stop", malformed=responses["violations"].map(len) > 0
     )
     row = {
         **_scored(benchmark, model, told.metric, told.per_problem, len(responses)),
@@ -254,7 +254,7 @@ def _lengths(rows: pd.DataFrame) -> Row:
         "thought tokens": float(rows["thought_tokens"].mean()),
         "solution tokens": float(rows["solution_tokens"].mean()),
         "truncated": float(rows["truncated"].mean()),
-        "off format": float(rows["off_format"].mean()),
+        "malformed": float(rows["malformed"].mean()),
     }
 
 

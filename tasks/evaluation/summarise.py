@@ -1,4 +1,4 @@
-"""A stage's figures from its grades: accuracy with its 95 % interval, lengths, truncated and off-format shares."""
+"""A stage's figures from its grades: accuracy with its 95 % interval, lengths, truncated and malformed shares."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def summarise(name: str, grades: pd.DataFrame, greedy: pd.DataFrame | None) -> d
         "tokens_low": tokens_low,
         "tokens_high": tokens_high,
         "truncated": float(grades["truncated"].mean()),
-        "off_format": float(grades["off_format"].mean()),
+        "malformed": float(grades["malformed"].mean()),
     }
 
 

@@ -48,13 +48,13 @@ class Judge(BaseModel):
     name: str | None = Field(None, description="The judge's name at `url`, with its version where it has one.")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature of the judge (all five benchmarks: 0).")
     max_tokens: int = Field(4096, ge=1, description="Longest verdict, in tokens (Arena-Hard: 4,096).")
-    form: str | None = Field(
+    verdict_regex: str | None = Field(
         None,
         description="A regular expression that the judge's server holds every verdict to (vLLM alone). The authors use "
         "none: it is for small judges that miss the form.",
     )
     in_flight: int = Field(32, ge=1, description="Requests under way at once.")
-    unread_limit: float = Field(
+    max_unread_share: float = Field(
         0.05,
         ge=0,
         le=1,
@@ -72,7 +72,7 @@ class Judge(BaseModel):
 
 
 OUTSIDE_KEY = tuple(
-    f"judge.{name}" for name in ("url", "in_flight", "unread_limit", "prompt_price", "completion_price")
+    f"judge.{name}" for name in ("url", "in_flight", "max_unread_share", "prompt_price", "completion_price")
 )
 """Settings that change no verdict: a model of one name is taken to be the same wherever it is served."""
 
@@ -127,7 +127,7 @@ def ask_judge(
     `counts` in the manifest: asked, asked again, unread, tokens, and the cost in dollars.
 
     Raises:
-        JudgeError: a larger share than `unread_limit` is unread; all verdicts stay in the ledger.
+        JudgeError: a larger share than `max_unread_share` is unread; all verdicts stay in the ledger.
         ValueError: a judgement is asked twice.
         infra.serving.completions.CompletionError: a request was refused.
         infra.serving.vllm_server.ServerError: the judge's server died.
@@ -154,12 +154,12 @@ def ask_judge(
                     _ask(judge, judge_model, servers, chats, ledger)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in by_id}
         unread = [each for each in by_id if verdict(last[each]) is None]
-        if len(unread) > judge.unread_limit * len(by_id):
+        if len(unread) > judge.max_unread_share * len(by_id):
             raise JudgeError(
                 f"{plan.step}: {len(unread)} of {len(by_id)} verdicts could not be read, asked twice, limit "
-                f"{judge.unread_limit:.1%}; to {unread[0]!r} the judge answered "
+                f"{judge.max_unread_share:.1%}; to {unread[0]!r} the judge answered "
                 f"{ledger[last[unread[0]]]['text'][-300:]!r}: raise max_tokens if it is cut, take another judge, "
-                "or raise unread_limit to count them as unread"
+                "or raise max_unread_share to count them as unread"
             )
         counts = _counts(judge, ledger, last, unread)
         rows = (_row(by_id[each], ledger[asked_last], verdict(asked_last)) for each, asked_last in last.items())
@@ -227,7 +227,7 @@ def _ask(judge: Judge, judge_model: Ref | None, servers: Servers, chats: Iterato
         on_reply=keep,
         alive=alive,
         headers=headers,
-        constraint={"regex": judge.form} if judge.form else None,
+        constraint={"regex": judge.verdict_regex} if judge.verdict_regex else None,
         max_in_flight=judge.in_flight,
     )
     asyncio.run(asking)

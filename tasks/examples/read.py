@@ -66,20 +66,20 @@ class ExamplesConfig(BaseModel):
     )
     format: LongFormat = Field("bolt", description="LongCoT format that the examples are shown in and answered in.")
     count: int = Field(10, ge=1, description="Examples taken (BOLT: 10); fewer that serve are an error.")
-    least_actions: int = Field(
+    min_actions: int = Field(
         4,
         ge=0,
         le=4,
         description="Fewest of the four reasoning actions that an example's thoughts must show (BOLT: 4).",
     )
-    least_words: int = Field(400, ge=1, description="Fewest words of the thoughts (this project's choice).")
-    most_words: int = Field(1_500, ge=1, description="Most words of the thoughts (this project's choice).")
-    per_topic: int = Field(2, ge=1, description="Most examples taken of one topic (this project's choice).")
+    min_words: int = Field(400, ge=1, description="Fewest words of the thoughts (this project's choice).")
+    max_words: int = Field(1_500, ge=1, description="Most words of the thoughts (this project's choice).")
+    max_per_topic: int = Field(2, ge=1, description="Most examples taken of one topic (this project's choice).")
     topics: tuple[str, ...] = Field((), description="Topics of each of which an example must be among those taken.")
     held_out: tuple[Path, ...] = Field(
         (), description="JSONL files (as `queries.path`) of evaluation sets whose queries no example may be near to."
     )
-    alike: float = Field(
+    near_duplicates: float = Field(
         0.6,
         gt=0,
         le=1,
@@ -211,7 +211,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 # ---- judging one by its text
 
 
-def off_format(example: dict[str, Any], config: ExamplesConfig) -> str | None:
+def malformed(example: dict[str, Any], config: ExamplesConfig) -> str | None:
     """Why thoughts and solution do not survive being written and read in the format; None where they do."""
     try:
         rendered = FORMATS[config.format].render(example["thoughts"], example["solution"])
@@ -243,20 +243,20 @@ def evidence(thoughts: str) -> dict[str, dict[str, Any]]:
 def too_few_actions(example: dict[str, Any], config: ExamplesConfig) -> str | None:
     """What is missing of the reasoning actions; None where enough are shown."""
     shown = list(evidence(example["thoughts"]))
-    if len(shown) >= config.least_actions:
+    if len(shown) >= config.min_actions:
         return None
     return (
         f"section Thoughts shows {len(shown)} of the four reasoning actions ({', '.join(shown) or 'none'}), expected "
-        f"at least {config.least_actions}: say out loud where it analyses, plans, branches and reflects"
+        f"at least {config.min_actions}: say out loud where it analyses, plans, branches and reflects"
     )
 
 
 def out_of_bounds(example: dict[str, Any], config: ExamplesConfig) -> str | None:
     """Whether the thoughts are too short or too long, in words between white space."""
     words = len(example["thoughts"].split())
-    if config.least_words <= words <= config.most_words:
+    if config.min_words <= words <= config.max_words:
         return None
-    return f"thoughts of {words} words, expected {config.least_words} to {config.most_words}"
+    return f"thoughts of {words} words, expected {config.min_words} to {config.max_words}"
 
 
 def leaning(example: dict[str, Any], config: ExamplesConfig) -> str | None:
@@ -266,7 +266,7 @@ def leaning(example: dict[str, Any], config: ExamplesConfig) -> str | None:
 
 
 RULES = {
-    "off format": off_format,
+    "malformed": malformed,
     "too few actions": too_few_actions,
     "length": out_of_bounds,
     "solution leans on the thoughts": leaning,
@@ -301,7 +301,7 @@ def remaining(examples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def select(ranked: Sequence[dict[str, Any]], config: ExamplesConfig) -> None:
-    """Leave all but the best `count`, at most `per_topic` of a topic; the best of each required topic goes first."""
+    """Leave all but the best `count`, at most `max_per_topic` of a topic; the best of each required topic goes first."""
     required = {topic.casefold() for topic in config.topics}
     first: dict[str, dict[str, Any]] = {}
     for each in ranked:
@@ -311,8 +311,8 @@ def select(ranked: Sequence[dict[str, Any]], config: ExamplesConfig) -> None:
     taken: Counter[str] = Counter()
     for each in sorted(ranked, key=lambda each: each["example_id"] not in ahead):
         topic = each["topic"].casefold()
-        if taken[topic] == config.per_topic:
-            leave(each, "topic", f"topic {each['topic']} has its {config.per_topic} examples already")
+        if taken[topic] == config.max_per_topic:
+            leave(each, "topic", f"topic {each['topic']} has its {config.max_per_topic} examples already")
         elif taken.total() == config.count:
             leave(each, "not needed", f"ranked behind the {config.count} taken")
         else:

@@ -44,7 +44,7 @@ class JudgeConfig(BaseModel):
     shown_tokens: int = Field(
         2048, ge=1, description="Tokens of a query that the judge reads, from its beginning (this project's choice)."
     )
-    unread_limit: float = Field(
+    max_unread_share: float = Field(
         0.02,
         ge=0,
         le=1,
@@ -54,7 +54,7 @@ class JudgeConfig(BaseModel):
     shards: int = Field(16, ge=1, le=400, description="Pieces that the queries are judged in; each is a cached task.")
 
 
-OUTSIDE_KEY = ("config.unread_limit", "config.in_flight", "config.shards")
+OUTSIDE_KEY = ("config.max_unread_share", "config.in_flight", "config.shards")
 """Settings that change no answer."""
 
 
@@ -111,7 +111,7 @@ def judge(
     that is off it again has null labels. `counts` in the manifest: asked, asked again, unread.
 
     Raises:
-        JudgeError: a larger share than `unread_limit` is unread; all answers stay in the ledger.
+        JudgeError: a larger share than `max_unread_share` is unread; all answers stay in the ledger.
         ValueError: a request's id comes twice.
         infra.serving.completions.CompletionError: a request was refused (say, too long for `max_model_len`).
         infra.serving.vllm_server.ServerError: the server died.
@@ -139,12 +139,12 @@ def judge(
                     _ask(servers, model, question, requests, config.in_flight, ledger)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in prompts}
         unread = [each for each in prompts if labels(last[each]) is None]
-        if prompts and len(unread) / len(prompts) > config.unread_limit:
+        if prompts and len(unread) / len(prompts) > config.max_unread_share:
             raise JudgeError(
                 f"{plan.step}: {len(unread)} of {len(prompts)} answers of the judge ({len(unread) / len(prompts):.1%}) "
-                f"could not be read, asked twice, limit {config.unread_limit:.1%}; to {unread[0]} it answered "
+                f"could not be read, asked twice, limit {config.max_unread_share:.1%}; to {unread[0]} it answered "
                 f"{ledger[last[unread[0]]]['text'][:200]!r}, expected {question.expected}: take a server that enforces "
-                "structured outputs, another judge, or raise unread_limit"
+                "structured outputs, another judge, or raise max_unread_share"
             )
         counts = {"asked": len(prompts), "asked again": sum(e != each for each, e in last.items())}
         counts["unread"] = len(unread)

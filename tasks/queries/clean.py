@@ -51,12 +51,12 @@ class CleanConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least_characters: int = Field(10, ge=1, description="Shorter queries are dropped.")
-    most_characters: int | None = Field(8_000, ge=1, description="Longer queries are dropped; none keeps any length.")
+    min_characters: int = Field(10, ge=1, description="Shorter queries are dropped.")
+    max_characters: int | None = Field(8_000, ge=1, description="Longer queries are dropped; none keeps any length.")
     languages: tuple[str, ...] = Field(
         ("en",), description="ISO 639-1 codes of the languages kept (text without language, as code, too); none: all."
     )
-    least_language: float = Field(
+    min_language: float = Field(
         0.01,
         ge=0,
         le=1,
@@ -79,9 +79,7 @@ class CleanConfig(BaseModel):
         return languages
 
 
-AS_THEY_ARE = CleanConfig(
-    least_characters=1, most_characters=None, languages=(), least_language=0, near_duplicates=None
-)
+AS_THEY_ARE = CleanConfig(min_characters=1, max_characters=None, languages=(), min_language=0, near_duplicates=None)
 """For problems to evaluate on: only exact duplicates go, for a problem is known by its text."""
 
 
@@ -121,11 +119,11 @@ def fate(text: str, config: CleanConfig) -> str:
     """What becomes of one cleaned text, duplicates aside: a word of FATES."""
     if not text:
         return "dropped: empty"
-    if len(text) < config.least_characters:
+    if len(text) < config.min_characters:
         return "dropped: too short"
-    if config.most_characters is not None and len(text) > config.most_characters:
+    if config.max_characters is not None and len(text) > config.max_characters:
         return "dropped: too long"
-    if config.languages and language_share(text, config.languages) < config.least_language:
+    if config.languages and language_share(text, config.languages) < config.min_language:
         return "dropped: language"
     return "kept"
 

@@ -41,7 +41,7 @@ class RateConfig(JudgeConfig):
         Path("prompts/judge_difficulty.md"),
         description="Question with {query} that lists the seven criteria in order and asks for lines like `1: yes`.",
     )
-    least_difficulty: int = Field(5, ge=0, le=7, description="Fewest of the 7 criteria that a query meets (BOLT: 5).")
+    min_difficulty: int = Field(5, ge=0, le=7, description="Fewest of the 7 criteria that a query meets (BOLT: 5).")
 
 
 def read_criteria(answer: str) -> list[str] | None:
@@ -59,7 +59,7 @@ DIFFICULTY = Question(
 )
 
 
-@step(outside_key=(*OUTSIDE_KEY, "config.least_difficulty"), serves={"model": "policy"})
+@step(outside_key=(*OUTSIDE_KEY, "config.min_difficulty"), serves={"model": "policy"})
 def judge_difficulty(
     plan: Plan,
     store: Store,
@@ -82,7 +82,7 @@ def judge_difficulty(
 
 
 @step
-def rate_queries(plan: Plan, store: Store, *, least_difficulty: int, queries: Ref, judgements: Sequence[Ref]) -> Ref:
+def rate_queries(plan: Plan, store: Store, *, min_difficulty: int, queries: Ref, judgements: Sequence[Ref]) -> Ref:
     """Write the queries with `criteria` (those met) and `difficulty` (their number) that are hard enough.
 
     A query that stated its difficulty keeps it. One whose judgement could not be read is dropped, never guessed.
@@ -97,7 +97,7 @@ def rate_queries(plan: Plan, store: Store, *, least_difficulty: int, queries: Re
                 rated = {**query, "criteria": met, "difficulty": len(met)}
             if met is None:
                 funnel["dropped: the judge's answer on difficulty could not be read"] += 1
-            elif rated["difficulty"] < least_difficulty:
+            elif rated["difficulty"] < min_difficulty:
                 funnel["dropped: too easy"] += 1
             else:
                 funnel["kept"] += 1

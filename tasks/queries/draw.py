@@ -39,7 +39,7 @@ class DrawConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least_difficulty: int = Field(
+    min_difficulty: int = Field(
         5, ge=0, le=7, description="Fewest of the 7 criteria that a query meets (BOLT: 5); one without a count is kept."
     )
     weights: dict[str, float] | None = Field(
@@ -53,7 +53,7 @@ class DrawConfig(BaseModel):
         description="Queries passed over in the drawn order: as many as another draw took, so that the two share none.",
     )
     seed: int = Field(0, description="Seed of the draw.")
-    least_queries: int = Field(1, ge=1, description="Queries that must be left after all this; fewer are an error.")
+    min_queries: int = Field(1, ge=1, description="Queries that must be left after all this; fewer are an error.")
 
     @model_validator(mode="after")
     def _whole_weights(self) -> Self:
@@ -102,7 +102,7 @@ def fates_of(batches: Iterator[pa.RecordBatch], config: DrawConfig) -> npt.NDArr
     names: dict[str, int] = {}
     for batch in batches:
         keys.append(np.array([order_key(config.seed, each.as_py()) for each in batch.column("query_id")], np.uint64))
-        hard = batch.column("difficulty").fill_null(7).to_numpy(zero_copy_only=False) >= config.least_difficulty
+        hard = batch.column("difficulty").fill_null(7).to_numpy(zero_copy_only=False) >= config.min_difficulty
         fates.append(np.where(hard, 0, FATES.index("dropped: too easy")).astype(np.int8))
         said = batch.column("topic").fill_null("").to_pylist()
         topics.append(np.array([names.setdefault(topic, len(names)) for topic in said], np.int32))
@@ -130,17 +130,17 @@ def subsample(plan: Plan, store: Store, *, config: DrawConfig, queries: Ref) -> 
     """Write the queries that are drawn.
 
     Raises:
-        BadInput: fewer than `least_queries` are left.
+        BadInput: fewer than `min_queries` are left.
     """
     fates = fates_of(scan(store, queries, ["query_id", "difficulty", "topic"]), config)
     count = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}
     told = {name: number for name, number in count.items() if number and name != "kept"}
     funnel = {"read": len(fates), **told, "kept": count["kept"]}
-    if count["kept"] < config.least_queries:
+    if count["kept"] < config.min_queries:
         found = count["kept"] + count["dropped: passed over"] + count["dropped: beyond the limit"]
         raise BadInput(
-            f"{config.skip + config.least_queries} queries are needed (skip {config.skip}, then "
-            f"{config.least_queries}), found {found} ({funnel}): add queries, ask for fewer, or lower least_difficulty "
+            f"{config.skip + config.min_queries} queries are needed (skip {config.skip}, then "
+            f"{config.min_queries}), found {found} ({funnel}): add queries, ask for fewer, or lower min_difficulty "
             "or skip"
         )
 

@@ -52,17 +52,17 @@ class TopicsConfig(JudgeConfig):
     sample: int = Field(
         1000, ge=1, description="Queries that topics are proposed from, drawn by a seeded hash (this project's choice)."
     )
-    queries_a_proposal: int = Field(20, ge=1, description="Queries shown in one request for topics.")
+    queries_per_proposal: int = Field(20, ge=1, description="Queries shown in one request for topics.")
     proposal_tokens: int = Field(150, ge=1, description="Tokens of each that are shown there, from its beginning.")
-    names_a_proposal: int = Field(10, ge=2, description="Topics that one request may name.")
-    most_topics: int = Field(30, ge=2, description="Topics shown to the person: those named by most requests.")
+    names_per_proposal: int = Field(10, ge=2, description="Topics that one request may name.")
+    max_topics: int = Field(30, ge=2, description="Topics shown to the person: those named by most requests.")
     seed: int = Field(0, description="Seed of the draw of the sample.")
 
 
-EDITING = ("config.file", "config.wait_hours", "config.most_topics")
+EDITING = ("config.file", "config.wait_hours", "config.max_topics")
 PROPOSING = tuple(
     f"config.{name}"
-    for name in ("propose_template", "sample", "queries_a_proposal", "proposal_tokens", "names_a_proposal", "seed")
+    for name in ("propose_template", "sample", "queries_per_proposal", "proposal_tokens", "names_per_proposal", "seed")
 )
 TAGGING = ("config.tag_template", "config.shown_tokens")
 """Settings by what they are for: each step's key holds its own."""
@@ -106,12 +106,12 @@ def propose_topics(
             return hashlib.sha256(f"{config.seed}:{query['query_id']}".encode()).digest()
 
         drawn = heapq.nsmallest(config.sample, unjudged(store, queries, "topic", 0, 1), key=rank)
-        for number, shown in enumerate(batched(drawn, config.queries_a_proposal)):
+        for number, shown in enumerate(batched(drawn, config.queries_per_proposal)):
             texts = "\n\n".join(quoted(query["query"], tokenizer, config.proposal_tokens) for query in shown)
-            turn = filled(config.propose_template, queries=texts, most=str(config.names_a_proposal))
+            turn = filled(config.propose_template, queries=texts, most=str(config.names_per_proposal))
             yield f"proposal-{number:05d}", turn
 
-    question = proposal_question(config.names_a_proposal)
+    question = proposal_question(config.names_per_proposal)
     return judge(plan, store, config=config, model=model, servers=servers, question=question, turns=turns)
 
 
@@ -130,7 +130,7 @@ def merged(proposals: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
 
 
 @step
-def merge_proposals(plan: Plan, store: Store, *, most_topics: int, proposals: Ref) -> Ref:
+def merge_proposals(plan: Plan, store: Store, *, max_topics: int, proposals: Ref) -> Ref:
     """Write the table of the topics that most proposals name. Raises `BadInput` where there are fewer than two."""
     answers = [row["labels"] for row in read_rows(store, proposals) if row["labels"]]
     topics = merged(answers)
@@ -139,8 +139,8 @@ def merge_proposals(plan: Plan, store: Store, *, most_topics: int, proposals: Re
             f"{plan.step}: {len(answers)} proposals name {len(topics)} topics, expected at least 2: "
             "write the list yourself and give it as topics.file"
         )
-    counts = {"proposals": len(answers), "topics": len(topics), "kept": min(len(topics), most_topics)}
-    return write_table(store, plan.step, plan.key, TOPICS, [topics[:most_topics]], plan.provenance, counts=counts)
+    counts = {"proposals": len(answers), "topics": len(topics), "kept": min(len(topics), max_topics)}
+    return write_table(store, plan.step, plan.key, TOPICS, [topics[:max_topics]], plan.provenance, counts=counts)
 
 
 def as_yaml(topics: Sequence[dict[str, Any]]) -> str:

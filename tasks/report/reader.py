@@ -45,7 +45,7 @@ def card(response: Row, marks: Sequence[tuple[str, str]]) -> Row:
 def faults(responses: Iterable[Row]) -> list[str]:
     """Which faults occur in any of the responses."""
     held = list(responses)
-    found = ["off format"] if any(row["violations"] for row in held) else []
+    found = ["malformed"] if any(row["violations"] for row in held) else []
     return found + (["cut"] if any(row["finish_reason"] != "stop" for row in held) else [])
 
 
@@ -57,16 +57,16 @@ def rows_of(store: Store, shards: Sequence[Ref], wanted: Mapping[str, Any]) -> I
 
 
 def held_out(
-    store: Store, made: Mapping[str, Sequence[Ref]], benchmark: Verifiable, stages: Sequence[str], most_answers: int
+    store: Store, made: Mapping[str, Sequence[Ref]], benchmark: Verifiable, stages: Sequence[str], max_answers: int
 ) -> Iterator[Row]:
-    """The first problems, each with the answers of all stages: as many as `most_answers` answers allow.
+    """The first problems, each with the answers of all stages: as many as `max_answers` answers allow.
 
     The answers shown are held in memory, no others.
     """
     (problems,) = made[step_of("problems", benchmark)]
     tables = {(stage, how): made[step_of("answers", benchmark, stage, how)] for stage in stages for how in DECODINGS}
     answers = sum(ref.rows for shards in tables.values() for ref in shards)
-    shown = problems.rows if answers <= most_answers else problems.rows * most_answers // answers
+    shown = problems.rows if answers <= max_answers else problems.rows * max_answers // answers
     asked = {row["query_id"]: row for row in islice(read_rows(store, problems), shown)}
     found: dict[str, dict[tuple[str, str], list[tuple[Row, Row]]]] = {each: defaultdict(list) for each in asked}
     for (stage, how), shards in tables.items():
@@ -124,12 +124,12 @@ def verdict(grade: Row) -> tuple[str, str]:
     return "bad", "wrong: no answer found" if grade["prediction"] is None else f"wrong: {grade['prediction']}"
 
 
-def training(store: Store, made: Mapping[str, Sequence[Ref]], step: str, most_queries: int) -> Iterator[Row]:
+def training(store: Store, made: Mapping[str, Sequence[Ref]], step: str, max_queries: int) -> Iterator[Row]:
     """The first queries that training data was sampled for in `step` ("responses", "responses-online-2"), each with its
     samples, highest reward first, and what became of them."""
     source = step.removeprefix("responses")
     (queries,), (scores,) = made[f"queries{source}"], made[f"scores{source}"]
-    asked = {row["query_id"]: row for row in islice(read_rows(store, queries), most_queries)}
+    asked = {row["query_id"]: row for row in islice(read_rows(store, queries), max_queries)}
     uses = used(store, made, source)
     columns = ["query_id", "sample", "reward", "format_reward"]
     scored = {

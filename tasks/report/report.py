@@ -90,7 +90,7 @@ def stage_rows(stages: Rows) -> Rows:
             "thought tokens": f"{stage['thought_tokens']:.1f}",
             "solution tokens": f"{stage['solution_tokens']:.1f}",
             "truncated": f"{stage['truncated']:.1%}",
-            "off format": f"{stage['off_format']:.1%}",
+            "malformed": f"{stage['malformed']:.1%}",
         }
         for stage in stages
     ]
@@ -245,13 +245,13 @@ def plots(
 
 
 def reader_sets(
-    store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str], most_answers: int, most_queries: int
+    store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str], max_answers: int, max_queries: int
 ) -> dict[str, Any]:
     """What the reader can show, by name: items that are made as they are asked for."""
-    sets = {"held-out problems": held_out(store, made, benchmark, stages, most_answers)}
+    sets = {"held-out problems": held_out(store, made, benchmark, stages, max_answers)}
     for step in ["responses", *numbered(made, "responses-online-")]:
         stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
-        sets[f"training samples, {stage}"] = training(store, made, step, most_queries)
+        sets[f"training samples, {stage}"] = training(store, made, step, max_queries)
     return sets
 
 
@@ -270,16 +270,16 @@ def write_page(
     write: Callable[[bytes], object],
     store: Store,
     summary: Mapping[str, Any],
-    most_answers: int = 20_000,
-    most_queries: int = 100,
+    max_answers: int = 20_000,
+    max_queries: int = 100,
 ) -> tuple[dict[str, Rows], dict[str, bytes]]:
     """Write the page of a run as a stream of UTF-8; returns its tables, and its plots as SVG, by name.
 
     Args:
         write: is handed the page, piece by piece.
         summary: a run's summary.json.
-        most_answers: held-out answers that the reader holds, all stages together; the first problems are shown.
-        most_queries: queries of each training table that the reader holds.
+        max_answers: held-out answers that the reader holds, all stages together; the first problems are shown.
+        max_queries: queries of each training table that the reader holds.
 
     Raises:
         BadArtifact: an artifact of the run is gone or damaged.
@@ -310,7 +310,7 @@ def write_page(
         style=Markup(style),  # noqa: S704
         script_hash=content_hash(script),
         style_hash=content_hash(style),
-        slices=indexed(reader_sets(store, made, benchmark, stages, most_answers, most_queries), index),
+        slices=indexed(reader_sets(store, made, benchmark, stages, max_answers, max_queries), index),
         index=index,
     )
     page.enable_buffering(50)

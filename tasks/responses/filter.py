@@ -22,25 +22,25 @@ Passages = Collection[tuple[str, ...]]
 
 class FilterConfig(BaseModel):
     """Which well-formed, whole responses are dropped; BOLT names no rule but the format, so all are this project's
-    choice. Truncated and off-format responses are always dropped."""
+    choice. Truncated and malformed responses are always dropped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least_thought_tokens: int | None = Field(
+    min_thought_tokens: int | None = Field(
         64, ge=1, description="Fewest tokens of thoughts; fewer are too short. Null: off."
     )
     special_tokens: bool = Field(
         True, description="Drop text that spells a control token of a known model family, such as `<|eot_id|>`."
     )
     repeated_words: int = Field(20, ge=2, description="Words of a passage that counts as repeated.")
-    repeated_limit: float | None = Field(
+    max_repeated_share: float | None = Field(
         0.3,
         ge=0,
         le=1,
         description="Largest share of passages of `repeated_words` words that stood before in the same part; more is a "
         "repetition loop. Null: off.",
     )
-    foreign_limit: float | None = Field(
+    max_foreign_share: float | None = Field(
         0.0,
         ge=0,
         le=1,
@@ -53,7 +53,7 @@ class FilterConfig(BaseModel):
     mentions_of_thoughts: bool = Field(
         True, description="Drop solutions that refer to the thoughts, which their reader does not see."
     )
-    least_actions: int | None = Field(
+    min_actions: int | None = Field(
         None, ge=1, le=4, description="Fewest of the four reasoning actions that the thoughts show. Null: off."
     )
 
@@ -71,19 +71,19 @@ def reason_to_drop(
         return "truncated"
     if response["violations"]:
         name: str = response["violations"][0]
-        return f"empty part: {name.removeprefix('empty_')}" if name.startswith("empty_") else f"off format: {name}"
+        return f"empty part: {name.removeprefix('empty_')}" if name.startswith("empty_") else f"malformed: {name}"
     thoughts, solution = response["thoughts"], response["solution"]
-    if config.least_thought_tokens is not None and response["thought_tokens"] < config.least_thought_tokens:
+    if config.min_thought_tokens is not None and response["thought_tokens"] < config.min_thought_tokens:
         return "too short"
     if config.special_tokens and any(map(filter_rules.special_token, (thoughts, solution))):
         return "special token"
     parts = [filter_rules.words(part) for part in (thoughts, solution)]
-    limit, length = config.repeated_limit, config.repeated_words
+    limit, length = config.max_repeated_share, config.repeated_words
     if limit is not None and any(filter_rules.repeated_share(part, length) > limit for part in parts):
         return "repetition loop"
-    if config.foreign_limit is not None:
+    if config.max_foreign_share is not None:
         share = filter_rules.foreign_share(query, f"{thoughts}\n{solution}")
-        if share > config.foreign_limit:
+        if share > config.max_foreign_share:
             return "mixed language"
     if config.copied_words is not None:
         copied = config.copied_words
@@ -91,9 +91,9 @@ def reason_to_drop(
             return "copied from an example"
     if config.mentions_of_thoughts and filter_rules.mention_of_thoughts(solution):
         return "solution mentions the thoughts"
-    if config.least_actions is not None:
+    if config.min_actions is not None:
         missing = filter_rules.missing_actions(thoughts)
-        if len(filter_rules.ACTIONS) - len(missing) < config.least_actions:
+        if len(filter_rules.ACTIONS) - len(missing) < config.min_actions:
             return "too few actions"
     try:
         FORMATS[target].render(thoughts, solution)

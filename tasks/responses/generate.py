@@ -43,7 +43,7 @@ class TruncationError(RuntimeError):
     """Too many samples were cut at max_tokens."""
 
 
-class SetAsideError(RuntimeError):
+class QuarantineError(RuntimeError):
     """Too many requests killed a server twice."""
 
 
@@ -58,7 +58,7 @@ class GenerateConfig(BaseModel):
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling (BOLT: 1.0 online).")
     max_tokens: int = Field(8192, ge=1, description="Longest response, in tokens (this project's choice).")
-    truncated_limit: float = Field(
+    max_truncated_share: float = Field(
         0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens; more fail the step."
     )
     format: Format = Field(
@@ -73,7 +73,7 @@ class GenerateConfig(BaseModel):
         ge=1,
         description="Requests (n samples each) under way at once on each server, per shard; 4 shards run at once.",
     )
-    set_aside_limit: float = Field(
+    max_quarantined_share: float = Field(
         0.01,
         ge=0,
         le=1,
@@ -147,7 +147,10 @@ def harmless_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> dict[
     return {**turn, "content": neutralise(turn["content"], tokenizer, keep)}
 
 
-@step(outside_key=("config.in_flight", "config.truncated_limit", "config.set_aside_limit"), serves={"model": "policy"})
+@step(
+    outside_key=("config.in_flight", "config.max_truncated_share", "config.max_quarantined_share"),
+    serves={"model": "policy"},
+)
 def generate(
     plan: Plan,
     store: Store,
@@ -166,8 +169,8 @@ def generate(
     A query of a benchmark may have turns before it (`history`); in-context examples go before the last turn.
 
     Raises:
-        TruncationError: more samples were cut than `truncated_limit`; the finished ones stay in the ledger.
-        SetAsideError: more requests were set aside than `set_aside_limit`; the ledger keeps them and the finished ones.
+        TruncationError: more samples were cut than `max_truncated_share`; the finished ones stay in the ledger.
+        QuarantineError: more requests were set aside than `max_quarantined_share`; the ledger keeps them and the finished ones.
         infra.serving.vllm_server.ServerError: no server is left.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
@@ -210,9 +213,9 @@ def generate(
                 ledger.append(request.request_id, record)
                 rate.add(sum(c.tokens for c in completions))
 
-            def set_aside(request: Request, reason: str) -> None:
+            def quarantined(request: Request, reason: str) -> None:
                 log.warning("%s: request %s is set aside: it %s", plan.step, request.request_id, reason)
-                ledger.append(request.request_id, {"set_aside": reason})
+                ledger.append(request.request_id, {"quarantined": reason})
 
             with progress(plan.step, lambda: len(ledger), len(asked), "requests", detail=rate.text):
                 asking = complete_on(
@@ -222,27 +225,27 @@ def generate(
                     sampling,
                     max_in_flight=config.in_flight,
                     on_result=keep,
-                    on_set_aside=set_aside,
+                    on_quarantine=quarantined,
                 )
                 asyncio.run(asking)
-        aside = {query_id: ledger[query_id]["set_aside"] for query_id in asked if "set_aside" in ledger[query_id]}
-        if len(aside) > config.set_aside_limit * len(asked):
-            raise SetAsideError(
+        aside = {query_id: ledger[query_id]["quarantined"] for query_id in asked if "quarantined" in ledger[query_id]}
+        if len(aside) > config.max_quarantined_share * len(asked):
+            raise QuarantineError(
                 f"{plan.step}: {len(aside)} of {len(asked)} requests were set aside, limit "
-                f"{config.set_aside_limit:.1%}; the first is query {next(iter(aside))}: {next(iter(aside.values()))}; "
-                "raise set_aside_limit to go on without them, or, to ask all of the shard again, delete "
+                f"{config.max_quarantined_share:.1%}; the first is query {next(iter(aside))}: {next(iter(aside.values()))}; "
+                "raise max_quarantined_share to go on without them, or, to ask all of the shard again, delete "
                 f"{places(store, ledger)}"
             )
         answered = {query_id: example_ids for query_id, example_ids in asked.items() if query_id not in aside}
         ends = [sample["finish_reason"] for query_id in answered for sample in ledger[query_id]["samples"]]
         cut = ends.count("length")
-        if ends and cut / len(ends) > config.truncated_limit:
+        if ends and cut / len(ends) > config.max_truncated_share:
             raise TruncationError(
                 f"{plan.step}: {cut} of {len(ends)} samples ({cut / len(ends):.1%}) were cut at "
-                f"max_tokens={config.max_tokens}, limit {config.truncated_limit:.1%}: "
-                "raise max_tokens (or truncated_limit, if cut samples are no harm)"
+                f"max_tokens={config.max_tokens}, limit {config.max_truncated_share:.1%}: "
+                "raise max_tokens (or max_truncated_share, if cut samples are no harm)"
             )
-        counts = {"truncated": cut, "off_format": 0, "completion_tokens": 0, "set_aside": len(aside)}
+        counts = {"truncated": cut, "malformed": 0, "completion_tokens": 0, "quarantined": len(aside)}
         opened = bool(opened_part(generation_prefix(tokenizer), config.format))
         rows = response_rows(tokenizer, answered, ledger, config.format, opened, counts)
         made = write_table(store, plan.step, plan.key, RESPONSES, batched(rows), plan.provenance, counts=lambda: counts)
@@ -267,7 +270,7 @@ def response_rows(
         record = done[query_id]
         for number, sample in enumerate(record["samples"]):
             parsed = parse_response(sample["text"], format, opened)
-            counts["off_format"] += bool(parsed["violations"])
+            counts["malformed"] += bool(parsed["violations"])
             counts["completion_tokens"] += sample["tokens"]
             yield {
                 "query_id": query_id,

@@ -26,8 +26,8 @@ class PairConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least_samples: int = Field(4, ge=2, description="Scored samples that a query must have (this project's choice).")
-    least_margin: float = Field(
+    min_samples: int = Field(4, ge=2, description="Scored samples that a query must have (this project's choice).")
+    min_margin: float = Field(
         0.0, ge=0, description="Score differences up to this carry no signal: the pair is dropped."
     )
     boundary: float | None = Field(
@@ -50,12 +50,12 @@ def choose(
     ended = [row for row in scored if row["finish_reason"] == "stop"]
     funnel["queries"] += 1
     funnel["samples cut at max_tokens"] += len(scored) - len(ended)
-    if len(ended) < config.least_samples:
+    if len(ended) < config.min_samples:
         funnel["dropped: too few scored samples"] += 1
         return None
     chosen = min(ended, key=lambda row: (-row["total"], row["sample"]))
     rejected = min(ended, key=lambda row: (row["total"], row["sample"]))
-    if chosen["total"] - rejected["total"] <= config.least_margin:
+    if chosen["total"] - rejected["total"] <= config.min_margin:
         funnel["dropped: equal scores"] += 1
     elif config.boundary is not None and not chosen["reward"] > config.boundary > rejected["reward"]:
         funnel["dropped: same side of the boundary"] += 1
@@ -105,7 +105,7 @@ def pair(
     if not paired:
         raise BadInput(
             f"{plan.step}: no query gives a preference pair ({dict(funnel)}); draw more samples or queries, or loosen "
-            "pair.boundary, pair.least_margin or pair.least_samples"
+            "pair.boundary, pair.min_margin or pair.min_samples"
         )
 
     def rows() -> Iterator[dict[str, Any]]:

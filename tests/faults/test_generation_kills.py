@@ -40,7 +40,7 @@ class Generation:
         parameters = {name: given[name] for name in ("model", "examples", "queries", "prompt")} | {
             "queries": given["queries"] | {"draw": {"limit": REQUESTS}},
             "serving": given["serving"] | {"policy": policy, "policy_servers": servers},
-            "generate": given["generate"] | {"samples": SAMPLES, "max_tokens": 48, "truncated_limit": 1},
+            "generate": given["generate"] | {"samples": SAMPLES, "max_tokens": 48, "max_truncated_share": 1},
             "shards": 4,
         }
         self.parameters = place / "parameters.json"

@@ -66,7 +66,7 @@ def test_an_unknown_parameter_is_refused_by_name(each):
     [
         ("config.online.dpo.betta=1", "betta"),
         ("config.online.iterations=0", "iterations"),
-        ("config.bootstrap.generate.truncated_limit=2", "truncated_limit"),
+        ("config.bootstrap.generate.max_truncated_share=2", "max_truncated_share"),
         ("config.bootstrap.examples.format=plain", "format"),
         ("config.sft.ranks=many", "ranks"),
         ("config.serving.policy.gpus=1", "gpus"),
@@ -129,7 +129,7 @@ def test_a_made_artifact_is_told_and_an_evaluation_shown():
     made = Ref(kind="model", step="sft", key="k", uri="", digest="", rows=1)
     assert told(made) == "sft/k"
     stage = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "greedy_accuracy"), 0.5)
-    stage |= dict.fromkeys(("thought_tokens", "solution_tokens", "truncated", "off_format"), 0.25)
+    stage |= dict.fromkeys(("thought_tokens", "solution_tokens", "truncated", "malformed"), 0.25)
     assert told([{"name": "sft", **stage}]).splitlines()[-1].startswith("| sft | 0.500 | 0.500 to 0.500 |")
 
 

@@ -121,7 +121,7 @@ def test_texts_of_candidates_are_plain_in_the_report():
         "tokens": None,
         "reward": 0.5,
         "evidence": {"planning": quote},
-        "left": "off format",
+        "left": "malformed",
         "why": "bad <b>",
     }
     told = report({"taken": 0, "read": 1, "candidates": [each]})

@@ -83,7 +83,7 @@ class Stage:
             problems = {"sources": [source.model_dump() for source in places]}
             generate = {"samples": 1, "temperature": 0.0, "max_tokens": 64} if name in JUDGED else {"samples": 2}
             self.benchmarks[name] = {"benchmark": name, "problems": problems, "generate": generate, "shards": 2}
-        judge = {"url": f"{self.judge.url}/v1", "name": "judge", "unread_limit": 1, "prompt_price": 1.0}
+        judge = {"url": f"{self.judge.url}/v1", "name": "judge", "max_unread_share": 1, "prompt_price": 1.0}
         for name in JUDGED:
             self.benchmarks[name]["judge"] = judge
         self.benchmarks["mt-bench"]["references"] = references.model_dump()
@@ -233,7 +233,7 @@ def test_a_judge_served_here_takes_the_models_place_and_is_sent_no_key(stage):
     judge = stage.model("judge", bad, "plain")
     stage.policies["judge"].close()
     stage.serve("judge", chats(verdict))
-    stage.benchmarks["mt-bench"]["judge"] = {"model": judge["model"], "unread_limit": 1, "form": "[a-z]*"}
+    stage.benchmarks["mt-bench"]["judge"] = {"model": judge["model"], "max_unread_share": 1, "form": "[a-z]*"}
     found = stage.run("mt-bench")
     assert [row["score"] for row in found["results"]] == [2.0, 9.0]
     bodies = stage.policies["judge"].asked
@@ -305,7 +305,7 @@ def test_settings_that_a_judged_benchmark_has_not_are_refused(stage, name, chang
 
 
 @pytest.mark.parametrize("name", ["math500", "zebralogic", *JUDGED])
-@pytest.mark.parametrize("draw", [{"skip": 2}, {"seed": 1}, {"caps": {"a": 1}}, {"least_queries": 3}])
+@pytest.mark.parametrize("draw", [{"skip": 2}, {"seed": 1}, {"caps": {"a": 1}}, {"min_queries": 3}])
 def test_a_benchmark_is_not_drawn_from(stage, name, draw):
     problems = {**stage.benchmarks[name]["problems"], "draw": draw}
     with pytest.raises(ValidationError, match=f"of {name}'s problems only `limit` can be set"):

@@ -25,7 +25,7 @@ def run(place: Path) -> str:
         "instruct.tokens": 40_000,
         "reward.tokens": 30_000,
         "reward_queries": 12,
-        "samples.truncated_limit": 1,  # it has learned nothing, so it never ends
+        "samples.max_truncated_share": 1,  # it has learned nothing, so it never ends
         "samples.max_tokens": 60,
         "export": str(place / "models"),
     }

@@ -108,6 +108,6 @@ def test_iterations_share_no_query_and_take_no_limit(tmp_path):
     sources = [{"path": str(tmp_path / "q.jsonl")}]
     stage = OnlineStage(queries={"sources": sources, "draw": {"skip": 3}}, queries_per_iteration=7)
     drawn = [stage.draw_of(number) for number in (1, 2, 3)]
-    assert [(each.skip, each.limit, each.least_queries) for each in drawn] == [(3, 7, 7), (10, 7, 7), (17, 7, 7)]
+    assert [(each.skip, each.limit, each.min_queries) for each in drawn] == [(3, 7, 7), (10, 7, 7), (17, 7, 7)]
     with pytest.raises(ValueError, match="set queries_per_iteration"):
         OnlineStage(queries={"sources": sources, "draw": {"limit": 3}})

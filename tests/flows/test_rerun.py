@@ -209,7 +209,7 @@ def test_a_run_is_rerun_a_bounded_number_of_times_whatever_process_counts(pool):
     assert [len(pool.rerun(again)) for _ in range(4)] == [1, 1, 0, 0]
     assert pool.read(run).labels[LABEL] == 2
     assert "left alone: it was rerun 2 times" in pool.told()
-    assert len(pool.rerun(again, reruns=3)) == 1
+    assert len(pool.rerun(again, max_reruns=3)) == 1
 
 
 def test_runs_of_other_pools_and_of_long_ago_are_left_alone(pool, client):

@@ -23,7 +23,7 @@ class Endpoint:
         self.asked: list[Any] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
-        self.most_open = 0
+        self.max_open = 0
         lock, outer, open_now = threading.Lock(), self, [0]
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class Endpoint:
                     outer.keys.append(self.headers["Authorization"])
                     number = len(outer.asked)
                     open_now[0] += 1
-                    outer.most_open = max(open_now[0], outer.most_open)
+                    outer.max_open = max(open_now[0], outer.max_open)
                 status, told = outer.reply(number)
                 with lock:
                     open_now[0] -= 1

@@ -87,7 +87,7 @@ def test_shipped_examples_lie_in_their_own_split_and_are_right():
 
 
 def test_shipped_examples_show_at_least_three_of_the_four_reasoning_actions():
-    """prefect.yaml asks for that many (least_actions), and some must show a mistake that is noticed."""
+    """prefect.yaml asks for that many (min_actions), and some must show a mistake that is noticed."""
     thoughts = [read_example(file)["thoughts"] for file in (NANO / "examples").glob("*.md")]
     found = [{action.name for action in find_actions(each)} for each in thoughts]
     assert all(len(names & set(ACTIONS)) >= 3 for names in found)

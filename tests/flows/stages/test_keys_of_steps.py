@@ -85,7 +85,7 @@ class World:
         self.config: dict[str, Any] = {
             "serving": {"policy": {"max_model_len": 64}, "reward": {"max_model_len": 64}},
             "bootstrap": {
-                "examples": {"path": folder / "examples", "least_actions": 3, "least_words": 10},
+                "examples": {"path": folder / "examples", "min_actions": 3, "min_words": 10},
                 "queries": queries,
                 "prompt": prompt,
                 "generate": {},
@@ -224,7 +224,7 @@ def test_an_added_or_renamed_example_counts(world):
         ("sft.epochs", 3, {"sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
         ("online.generate.top_p", 0.9, STAGE_3 - {"queries-online-1"}),
         ("online.queries_per_iteration", 7, STAGE_3),
-        ("online.pair.least_margin", 0.5, {"pairs-1", "dpo-1"}),
+        ("online.pair.min_margin", 0.5, {"pairs-1", "dpo-1"}),
         ("online.pair.boundary", 0.0, {"pairs-1", "dpo-1"}),
         ("online.dpo.beta", 0.2, {"dpo-1"}),
         ("evaluate.generate.samples", 2, {"answers-sft-sampled", "grades-sft-sampled"}),

@@ -40,7 +40,7 @@ RATE = RateConfig(template=PROMPTS / "judge_difficulty.md", shards=2)
 TOPICS = TopicsConfig(
     propose_template=PROMPTS / "propose_topics.md",
     tag_template=PROMPTS / "tag_topic.md",
-    queries_a_proposal=5,
+    queries_per_proposal=5,
     shards=2,
     wait_hours=0.02,
 )
@@ -147,7 +147,7 @@ def test_queries_are_rated_once(world):
     made = world.run(lambda run: rated(run, RATE, world.queries, world.model))
     assert [(row["query_id"], row["difficulty"]) for row in world.rows(made)] == [(f"q{n}", 7) for n in range(0, 10, 2)]
     assert len(world.server.asked) == 10
-    lower = RATE.model_copy(update={"least_difficulty": 4, "in_flight": 1, "unread_limit": 0})
+    lower = RATE.model_copy(update={"min_difficulty": 4, "in_flight": 1, "max_unread_share": 0})
     assert world.run(lambda run: rated(run, lower, world.queries, world.model)).rows == 10
     assert len(world.server.asked) == 10  # neither changes an answer
 

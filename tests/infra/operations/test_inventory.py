@@ -147,7 +147,7 @@ def test_a_grade_is_followed_to_its_problem(store):
     rows = [{"query_id": name, "difficulty": None, "topic": None, **query} for name in ("a", "b")]
     problems_ = write_table(store, "problems", "k", QUERIES, [rows], Provenance())
     grade = {"sample": 0, "prediction": None, "correct": False, "thought_tokens": 1, "solution_tokens": 1}
-    grade |= {"problem_id": "b", "truncated": False, "off_format": False}
+    grade |= {"problem_id": "b", "truncated": False, "malformed": False}
     write_table(store, "grades", "k", GRADES, [[grade]], Provenance(inputs={"problems": problems_}))
     lines = list(history(store, "grades", "k", 0))
     assert [line for line in lines if not line.startswith(" ")] == ["grades/k  row 0", "problems/k  row 1"]

@@ -34,7 +34,7 @@ from infra.operations.stack import POOLS, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
-SMALL = ["queries.draw.limit=24", "shards=1", "generate.samples=4", "generate.truncated_limit=1"]
+SMALL = ["queries.draw.limit=24", "shards=1", "generate.samples=4", "generate.max_truncated_share=1"]
 
 
 class Local:
@@ -185,7 +185,7 @@ def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
     assert (before["responses"], before["filtered"], before["scores"]) == ("Completed", "Completed", "Failed")
 
     (reward / "model.safetensors").write_bytes(whole)
-    rerun_id = local.run("rerun/scheduled", {"config": {"reruns": 1}})
+    rerun_id = local.run("rerun/scheduled", {"config": {"max_reruns": 1}})
     assert local.ended(rerun_id, 900).state_name == "Completed"
     again = local.ended(run_id)
     assert (again.state_name, again.run_count, again.labels[LABEL]) == ("Completed", 2, 1)

@@ -82,7 +82,7 @@ def test_chats_in_flight_are_bounded_and_each_is_asked_once(endpoint):
     found = ask(endpoint.url, 40)
     assert sorted(found) == sorted(f"c{number}" for number in range(40))
     assert len(endpoint.asked) == 40
-    assert 1 <= endpoint.most_open <= 4
+    assert 1 <= endpoint.max_open <= 4
 
 
 # ---- answers

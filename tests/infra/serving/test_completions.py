@@ -64,7 +64,7 @@ def test_a_constraint_is_sent_when_given(server: Endpoint) -> None:
 
 def test_requests_in_flight_are_bounded(server: Endpoint) -> None:
     assert len(sample(server.url, count=20)) == 20
-    assert server.most_open <= 3
+    assert server.max_open <= 3
 
 
 def test_a_passing_failure_is_retried(server: Endpoint) -> None:

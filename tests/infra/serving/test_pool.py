@@ -29,7 +29,7 @@ class Stub:
     def __init__(self, *killers: str, dies_after: int | None = None, gate: threading.Event | None = None) -> None:
         self.asked: list[str] = []
         self.dead, self.stopped = False, False
-        self.open = self.most_open = 0
+        self.open = self.max_open = 0
         lock = threading.Lock()
         outer = self
 
@@ -43,7 +43,7 @@ class Stub:
                     assert self.headers["Authorization"] == "Bearer word"
                     outer.asked.append(name)
                     outer.open += 1
-                    outer.most_open = max(outer.open, outer.most_open)
+                    outer.max_open = max(outer.open, outer.max_open)
                     if name in killers or (dies_after is not None and len(outer.asked) > dies_after):
                         outer.dead = True
                 if gate is not None:
@@ -106,7 +106,7 @@ def ask(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[s
         Sampling(n=1, max_tokens=3),
         max_in_flight=in_flight,
         on_result=lambda request, _: answered.append(request.request_id),
-        on_set_aside=lambda request, reason: aside.update({request.request_id: reason}),
+        on_quarantine=lambda request, reason: aside.update({request.request_id: reason}),
     )
     asyncio.run(asking)
     return answered, aside
@@ -160,7 +160,7 @@ def test_all_is_answered_once_and_no_server_has_more_under_way_than_allowed(stub
     assert sorted(answered) == sorted(each for group in names(10, 7) for each in group)
     assert aside == {}
     assert sorted(servers[0].asked + servers[1].asked) == sorted(answered)
-    assert all(server.most_open <= 3 and len(server.asked) > 7 for server in servers)
+    assert all(server.max_open <= 3 and len(server.asked) > 7 for server in servers)
 
 
 def test_one_server_gets_the_groups_in_their_order(stub):
@@ -252,7 +252,7 @@ def test_a_refusal_and_an_error_of_the_receiver_end_the_run(stub):
         Sampling(n=2, max_tokens=3),
         max_in_flight=2,
         on_result=full,
-        on_set_aside=full,
+        on_quarantine=full,
     )
     with pytest.raises(CompletionError, match="asked for 2 samples, got 1"):
         asyncio.run(asking)

@@ -53,7 +53,7 @@ def choose(world, model, tmp_path):
     """The step over candidates with changes; keywords are the configuration's, or the step's own."""
 
     def run(*changes: dict[str, Any], server=None, room=None, reward=False, **config):
-        given = ExamplesConfig(**{"path": written(tmp_path, *changes), "least_words": 1, "count": 2, **config})
+        given = ExamplesConfig(**{"path": written(tmp_path, *changes), "min_words": 1, "count": 2, **config})
         ref = world.do(
             choose_examples,
             key=str(len(list(tmp_path.glob("world/store/made/*")))),
@@ -205,13 +205,13 @@ def test_no_candidates_are_too_few(choose):
 
 
 def test_the_nano_worlds_examples_serve(world):
-    config = ExamplesConfig(path=PROJECT_ROOT / "nano" / "examples", least_actions=3, least_words=10)
+    config = ExamplesConfig(path=PROJECT_ROOT / "nano" / "examples", min_actions=3, min_words=10)
     made = world.do(choose_examples, config=config, servers=TinyServers(world.work_dir))
     assert made.rows == 10
 
 
 def test_the_shipped_examples_pass_every_check(world, model):
-    config = ExamplesConfig(path=SHIPPED, per_topic=1, alike=0.1)
+    config = ExamplesConfig(path=SHIPPED, max_per_topic=1, near_duplicates=0.1)
     room = Room(prompt=PROMPT, max_tokens=8192, max_model_len=16_384)
     made = world.do(choose_examples, config=config, servers=TinyServers(world.work_dir), model=model, room=room)
     assert world.counts(made)["read"] == made.rows == len(list(SHIPPED.glob("*.md"))) == 10
@@ -245,7 +245,7 @@ def test_the_shipped_examples_are_near_to_no_real_benchmark(tmp_path):
             with (BENCH / name).open() as lines:
                 texts = [json.loads(line)[field] for line in lines]
             out.writelines(json.dumps({"query": each[0] if isinstance(each, list) else each}) + "\n" for each in texts)
-    config = ExamplesConfig(path=SHIPPED, held_out=(held_out,), alike=0.3)
+    config = ExamplesConfig(path=SHIPPED, held_out=(held_out,), near_duplicates=0.3)
     found = [judged(each, config) for each in candidates(config)]
     leave_held_out(found, config)
     assert [each["why"] for each in remaining(found)] == [None] * 10

@@ -18,11 +18,11 @@ from tasks.evaluation.problems import READ, as_row
 def test_a_row_has_the_grade_and_how_the_response_ended(response):
     found = {"prediction": "p", "correct": True, "parts": 6, "correct_parts": 6}
     row = graded(response("a", 3, thought_tokens=7, solution_tokens=8), found)
-    ended = {"thought_tokens": 7, "solution_tokens": 8, "truncated": False, "off_format": False}
+    ended = {"thought_tokens": 7, "solution_tokens": 8, "truncated": False, "malformed": False}
     assert row == {"problem_id": "a", "sample": 3, **found, **ended}
     assert list(row) == GRADES.names
     cut = graded(response(finish_reason="length", violations=["no_solution"]), found)
-    assert (cut["truncated"], cut["off_format"]) == (True, True)
+    assert (cut["truncated"], cut["malformed"]) == (True, True)
 
 
 def test_only_the_solution_is_graded(world, query, response):
@@ -48,7 +48,7 @@ def test_the_step_grades_every_shard_and_tallies(world, query, response, bars):
         problems=problems,
     )
     found = [
-        (r["problem_id"], r["sample"], r["prediction"], r["correct"], r["truncated"], r["off_format"])
+        (r["problem_id"], r["sample"], r["prediction"], r["correct"], r["truncated"], r["malformed"])
         for r in world.rows(made)
     ]
     assert found == [

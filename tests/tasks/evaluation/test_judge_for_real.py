@@ -82,7 +82,7 @@ def test_every_answer_is_read_and_a_killed_server_costs_none(world, query, judgi
         query(f"q{n}", f"today is mon . go {n % 30} days on . which day is it ?", difficulty=None) for n in range(60)
     ]
     queries = world.table(QUERIES, rows, "queries")
-    rate = RateConfig(template=templates["rate"], in_flight=4, unread_limit=0)
+    rate = RateConfig(template=templates["rate"], in_flight=4, max_unread_share=0)
     append, died = Ledger.append, []
 
     def killing(ledger: Ledger, request_id: str, record: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def test_every_answer_is_read_and_a_killed_server_costs_none(world, query, judgi
     assert asked(second.generation(judge)) - before == 60 - finished
     assert world.counts(judged) == {"asked": 60, "asked again": 0, "unread": 0}
     assert not ledger.exists()
-    rated = world.do(rate_queries, "rated", least_difficulty=0, queries=queries, judgements=[judged])
+    rated = world.do(rate_queries, "rated", min_difficulty=0, queries=queries, judgements=[judged])
     assert rated.rows == 60
     assert all(set(row["criteria"]) <= set(CRITERIA) for row in world.rows(rated))
     assert all(row["difficulty"] == len(row["criteria"]) for row in world.rows(rated))
@@ -115,9 +115,9 @@ def test_every_answer_is_read_and_a_killed_server_costs_none(world, query, judgi
     config = TopicsConfig(
         tag_template=templates["tag"],
         propose_template=templates["propose"],
-        queries_a_proposal=3,
-        names_a_proposal=4,
-        unread_limit=0,
+        queries_per_proposal=3,
+        names_per_proposal=4,
+        max_unread_share=0,
     )
     table = world.table(TOPICS, [{"name": name, "proposals": None} for name in topics], "topics")
     more = {"config": config, "queries": queries, "model": judge, "servers": second}

@@ -54,7 +54,7 @@ def judged(world, serve):
     def run(step: Any, said: Any, judge_model: Any = None, **more: Any) -> tuple[list[dict[str, Any]], list[Any]]:
         server: FakeVllm = serve(completions=chats(said))
         settings = {"model": "nano"} if judge_model else {"url": f"{server.url}/v1", "name": "judge"}
-        judge = Judge(**settings, in_flight=1, unread_limit=1)
+        judge = Judge(**settings, in_flight=1, max_unread_share=1)
         servers = TinyServers(world.work_dir, server if judge_model else None)
         key = f"k{judge_model is None}"
         made = world.do(step, "verdicts", key, judge=judge, judge_model=judge_model, servers=servers, **more)

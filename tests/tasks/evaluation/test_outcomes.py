@@ -33,7 +33,7 @@ def frame(world):
 def grade(problem_id: str, sample: int, correct: bool, **changes: Any) -> dict[str, Any]:
     row = {"problem_id": problem_id, "sample": sample, "prediction": "x", "correct": correct}
     row |= {"parts": None, "correct_parts": None, "thought_tokens": 10, "solution_tokens": 2}
-    return {**row, "truncated": False, "off_format": False, **changes}
+    return {**row, "truncated": False, "malformed": False, **changes}
 
 
 def verdict(query_id: str, part: str, value: str | float | None, **changes: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_pass_at_1_is_the_mean_over_problems_of_the_right_share(frame):
     rights = {"a": (True, True, True, True), "b": (True, False, False, False), "c": (False,) * 4}
     rows = [grade(name, n, right) for name, all_of in rights.items() for n, right in enumerate(all_of)]
     rows[0] |= {"thought_tokens": 22, "solution_tokens": 14, "truncated": True}
-    rows[5] |= {"prediction": None, "off_format": True}
+    rows[5] |= {"prediction": None, "malformed": True}
     greedy = [grade("a", 0, True), grade("b", 0, True), grade("c", 0, False)]
     categories = {"a": "Algebra", "b": "Geometry", "c": "Geometry"}
     outcome = of_grades("math500", "m", frame(GRADES, rows), frame(GRADES, greedy), categories)
@@ -69,7 +69,7 @@ def test_pass_at_1_is_the_mean_over_problems_of_the_right_share(frame):
     assert 0 <= row["low"] < row["score"] < row["high"] <= 1
     assert (row["greedy"], row["problems"], row["samples"]) == (pytest.approx(2 / 3), 3, 12)
     assert (row["thought tokens"], row["solution tokens"]) == (11.0, 3.0)
-    assert [row[name] for name in ("no answer", "truncated", "off format")] == [pytest.approx(1 / 12)] * 3
+    assert [row[name] for name in ("no answer", "truncated", "malformed")] == [pytest.approx(1 / 12)] * 3
     assert row["unread"] is None
     assert outcome.figures == {"pass@1 Algebra": 1.0, "pass@1 Geometry": 0.125}
     assert is_plain_json(outcome)
@@ -154,7 +154,7 @@ def test_mtbench_is_the_mean_of_all_ratings_that_could_be_read(judged, response)
     assert {n: v for n, v in outcome.per_problem.items() if not math.isnan(v)} == {"1": 6.0, "2": 6.0}
     row = outcome.row
     assert (row["metric"], row["score"], row["unread"], row["samples"]) == ("rating", 6.0, 0.5, 6)
-    assert [row[name] for name in ("no answer", "truncated", "off format")] == [pytest.approx(1 / 6)] * 3
+    assert [row[name] for name in ("no answer", "truncated", "malformed")] == [pytest.approx(1 / 6)] * 3
     assert row["greedy"] is None
     assert outcome.figures == {
         "turn 1": 7.0,

@@ -8,7 +8,7 @@ from tasks.evaluation.summarise import gain, interval, summarise
 
 
 def grades(by_problem: dict[str, list[int]], **columns: float) -> pd.DataFrame:
-    plain = {"thought_tokens": 10, "solution_tokens": 5, "truncated": False, "off_format": False, **columns}
+    plain = {"thought_tokens": 10, "solution_tokens": 5, "truncated": False, "malformed": False, **columns}
     rows = [{"problem_id": p, "correct": bool(c), **plain} for p, marks in by_problem.items() for c in marks]
     return pd.DataFrame(rows)
 
@@ -42,7 +42,7 @@ def test_samples_of_a_problem_stay_together():
 
 def test_the_summary_holds_means_over_problems():
     sampled = grades({"a": [1, 1, 1, 1], "b": [1, 0, 0, 0], "c": [0, 0, 0, 1]})
-    sampled.loc[0, ["thought_tokens", "truncated", "off_format"]] = [130, True, True]
+    sampled.loc[0, ["thought_tokens", "truncated", "malformed"]] = [130, True, True]
     found = summarise("sft", sampled, grades({"a": [1], "b": [0], "c": [1]}))
     assert found["accuracy"] == 0.5
     assert found["accuracy_low"] == 0.25
@@ -50,7 +50,7 @@ def test_the_summary_holds_means_over_problems():
     assert found["greedy_accuracy"] == pytest.approx(2 / 3)
     assert (found["thought_tokens"], found["solution_tokens"]) == (20.0, 5.0)
     assert found["tokens_low"] <= 25.0 <= found["tokens_high"]
-    assert found["truncated"] == found["off_format"] == pytest.approx(1 / 12)
+    assert found["truncated"] == found["malformed"] == pytest.approx(1 / 12)
     assert found["name"] == "sft"
 
 

@@ -59,7 +59,7 @@ def elsewhere(world, serve):
     """Ask a judge behind a URL; no server is started for it."""
 
     def ask(server: Any, questions: list[Asked], **settings: Any) -> Any:
-        judge = Judge(url=server.url, name="judge-2026", **{"in_flight": 1, "unread_limit": 1, **settings})
+        judge = Judge(url=server.url, name="judge-2026", **{"in_flight": 1, "max_unread_share": 1, **settings})
         servers = TinyServers(world.work_dir)
         return world.do(asking, judge=judge, judge_model=None, servers=servers, asked=questions)
 
@@ -75,7 +75,7 @@ def ledgers(world: Any) -> list[Any]:
 
 def test_a_row_holds_the_whole_verdict(world, elsewhere, serve, bars):
     server = serve(completions=saying({0: ["7"], 1: ["A"]}))
-    made = elsewhere(server, asked(2), temperature=0.25, max_tokens=77, form="[0-9AB]")
+    made = elsewhere(server, asked(2), temperature=0.25, max_tokens=77, verdict_regex="[0-9AB]")
     body = server.asked[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-2026", 0.25, 77)
     assert body["messages"] == [{"role": "user", "content": "rate 0"}]
@@ -109,7 +109,7 @@ def test_each_verdict_is_on_disk_before_the_next_is_asked_for(world, elsewhere, 
 
 def test_no_question_makes_an_empty_table_and_asks_nobody(world, elsewhere, serve):
     server = serve(completions=saying({}))
-    made = elsewhere(server, [], unread_limit=0)
+    made = elsewhere(server, [], max_unread_share=0)
     assert (world.rows(made), server.asked) == ([], [])
     assert world.counts(made)["asked"] == 0
 
@@ -144,12 +144,12 @@ def test_the_second_question_comes_after_what_the_judge_said(elsewhere, serve):
 def test_too_many_unread_fail_the_step_and_asking_again_costs_nothing(world, elsewhere, serve):
     server = serve(completions=saying({}, otherwise="As an AI model, I rate nothing."))
     with pytest.raises(JudgeError) as error:
-        elsewhere(server, asked(10), unread_limit=0.99)
-    for part in ("made: 10 of 10", "asked twice", "limit 99.0%", "'q0 0 turn-1'", "As an AI model", "unread_limit"):
+        elsewhere(server, asked(10), max_unread_share=0.99)
+    for part in ("made: 10 of 10", "asked twice", "limit 99.0%", "'q0 0 turn-1'", "As an AI model", "max_unread_share"):
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
     assert len(server.asked) == 20
-    made = elsewhere(server, asked(10), unread_limit=1)
+    made = elsewhere(server, asked(10), max_unread_share=1)
     assert len(server.asked) == 20
     assert world.counts(made)["unread"] == 10
     assert {(row["label"], row["score"]) for row in world.rows(made)} == {(None, None)}
@@ -160,9 +160,9 @@ def test_the_limit_is_the_largest_share_that_is_allowed(world, elsewhere, serve,
     server = serve(completions=saying({1: ["?"], 3: ["?"]}))
     if fails:
         with pytest.raises(JudgeError, match="2 of 10"):
-            elsewhere(server, asked(10), unread_limit=limit)
+            elsewhere(server, asked(10), max_unread_share=limit)
     else:
-        assert world.counts(elsewhere(server, asked(10), unread_limit=limit))["unread"] == 2
+        assert world.counts(elsewhere(server, asked(10), max_unread_share=limit))["unread"] == 2
 
 
 def test_a_judgement_asked_for_twice_is_refused_before_anybody_is_asked(elsewhere, serve):
@@ -182,7 +182,7 @@ def test_a_second_run_asks_only_for_what_is_owed(make_world, tokenizer_folder, s
     def run(world, server):
         judge_model = import_model(world.store, tokenizer_folder, "nano")
         servers = TinyServers(world.work_dir, server)
-        judge = Judge(model="nano", in_flight=1, unread_limit=1)
+        judge = Judge(model="nano", in_flight=1, max_unread_share=1)
         return world.do(asking, judge=judge, judge_model=judge_model, servers=servers, asked=asked(10))
 
     undisturbed = run(make_world("a"), serve(completions=saying(texts)))
@@ -202,7 +202,7 @@ def test_a_second_run_asks_only_for_what_is_owed(make_world, tokenizer_folder, s
 def test_a_torn_last_line_is_owed_again(world, elsewhere, serve):
     server = serve(completions=saying({}, otherwise="?"))
     with pytest.raises(JudgeError):
-        elsewhere(server, asked(3), unread_limit=0)
+        elsewhere(server, asked(3), max_unread_share=0)
     (path,) = ledgers(world)
     path.write_bytes(path.read_bytes()[:-9])
     second = serve(completions=saying({}))
@@ -235,7 +235,7 @@ def everything_in(world: Any) -> bytes:
 def test_the_key_is_sent_and_found_nowhere(world, elsewhere, serve, caplog):
     server = serve(completions=saying({1: ["?"]}))
     with caplog.at_level(logging.DEBUG), pytest.raises(JudgeError) as error:
-        elsewhere(server, asked(3), unread_limit=0)
+        elsewhere(server, asked(3), max_unread_share=0)
     assert b"turn-1" in everything_in(world)  # the ledger
     assert KEY.encode() not in everything_in(world)
     elsewhere(server, asked(3))

@@ -191,7 +191,7 @@ THOUGHTS = "I need to find a way. My plan is this. Alternatively, take two. Wait
 
 
 def verdict(solution: str = "Take one bag.", thoughts: str = THOUGHTS, **changes: object) -> tuple[object, str]:
-    config = ExamplesConfig(**{"least_words": 1, **changes})
+    config = ExamplesConfig(**{"min_words": 1, **changes})
     found = judged({**row(), "example_id": "e", "thoughts": thoughts, "solution": solution}, config)
     return found["left"], found["why"] or ""
 
@@ -203,11 +203,11 @@ def test_a_good_one_is_not_left():
 @pytest.mark.parametrize(
     ("changes", "left", "why"),
     [
-        ({"solution": "Write </internal_thoughts> here."}, "off format", "solution contains the delimiter </internal_"),
+        ({"solution": "Write </internal_thoughts> here."}, "malformed", "solution contains the delimiter </internal_"),
         ({"thoughts": THOUGHTS.replace("Wait, t", "T")}, "too few actions", "shows 3 of the four reasoning actions "),
         ({"thoughts": "It is 7."}, "too few actions", "actions (none), expected at least 4: say out loud"),
-        ({"least_words": 400}, "length", "thoughts of 18 words, expected 400 to 1500"),
-        ({"most_words": 17}, "length", "thoughts of 18 words, expected 1 to 17"),
+        ({"min_words": 400}, "length", "thoughts of 18 words, expected 400 to 1500"),
+        ({"max_words": 17}, "length", "thoughts of 18 words, expected 1 to 17"),
         (
             {"solution": "As computed above, 7."},
             "solution leans on the thoughts",
@@ -222,14 +222,14 @@ def test_each_rule_has_a_name_and_a_reason(changes, left, why):
 
 
 def test_all_reasons_are_told():
-    left, why = verdict("As I worked out earlier, 7.", "It is 7.", least_words=5)
+    left, why = verdict("As I worked out earlier, 7.", "It is 7.", min_words=5)
     assert left == "too few actions"
     assert [part in why for part in ("shows 0 of", "thoughts of 3 words", "'As I worked out earlier'")] == [True] * 3
 
 
 def test_a_delimiter_of_another_format_is_text():
     assert verdict("Write </think> here.") == (None, "")
-    assert verdict("Write </think> here.", format="r1")[0] == "off format"
+    assert verdict("Write </think> here.", format="r1")[0] == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def taken(examples: list[dict[str, object]]) -> list[object]:
 
 def test_the_best_are_taken_with_a_limit_per_topic():
     examples = ranked("a", "A", "a", "b", "c", "d")
-    select(examples, ExamplesConfig(count=4, per_topic=2))
+    select(examples, ExamplesConfig(count=4, max_per_topic=2))
     assert taken(examples) == ["e0", "e1", "e3", "e4"]
     assert examples[2]["why"] == "topic a has its 2 examples already"
     assert (examples[5]["left"], examples[5]["why"]) == ("not needed", "ranked behind the 4 taken")

@@ -101,7 +101,7 @@ def test_an_answer_off_the_form_is_asked_for_once_more_and_never_guessed(world, 
     texts = {2: ["maybe", "no"], 4: ["yes..."], 7: ["yes, I think", "y"]}
     server = serve(completions=answering(texts))
     servers = TinyServers(world.work_dir, server)
-    made = world.do(asking, config=JudgeConfig(unread_limit=0.2), queries=queries, model=model, servers=servers)
+    made = world.do(asking, config=JudgeConfig(max_unread_share=0.2), queries=queries, model=model, servers=servers)
     assert world.counts(made) == {"asked": 10, "asked again": 3, "unread": 2}
     found = {row["request_id"]: (row["answer"], row["labels"]) for row in world.rows(made)}
     assert found["q2"] == ("no", ["no"])
@@ -119,7 +119,7 @@ def test_a_judge_that_answers_nonsense_fails_the_step_and_is_not_asked_again(wor
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
     assert len(server.asked) == 20
-    made = world.do(asking, config=JudgeConfig(unread_limit=1), servers=TinyServers(world.work_dir), **common)
+    made = world.do(asking, config=JudgeConfig(max_unread_share=1), servers=TinyServers(world.work_dir), **common)
     assert {row["labels"] for row in world.rows(made)} == {None}
 
 
@@ -133,7 +133,7 @@ def test_a_second_run_asks_only_for_what_is_owed(make_world, query, tokenizer_fo
     def run(world, server):
         return world.do(
             asking,
-            config=JudgeConfig(in_flight=1, unread_limit=1),
+            config=JudgeConfig(in_flight=1, max_unread_share=1),
             queries=world.table(QUERIES, rows, "queries"),
             model=import_model(world.store, tokenizer_folder, "nano"),
             servers=TinyServers(world.work_dir, server),

@@ -28,7 +28,7 @@ def test_the_funnel_counts_every_row_once(world, query, bars):
     ]
     first = world.table(QUERIES, rows(query, *texts), key="one")
     second = world.table(QUERIES, rows(query, "Why is the sky blue at noon?", source="g.jsonl"), key="two")
-    config = CleanConfig(most_characters=200, near_duplicates=0.6)
+    config = CleanConfig(max_characters=200, near_duplicates=0.6)
     made = world.do(clean_queries, config=config, sources=(first, second))
     assert world.counts(made) == {
         "read": 9,
@@ -82,7 +82,7 @@ def test_more_rows_than_a_batch_keep_their_fates_apart(world, query, monkeypatch
     ],
 )
 def test_short_queries_are_kept_by_language(text, kept):
-    assert (language_share(text, ("en",)) >= CleanConfig().least_language) == kept
+    assert (language_share(text, ("en",)) >= CleanConfig().min_language) == kept
 
 
 def test_a_language_that_cannot_be_told_is_named():

@@ -84,11 +84,11 @@ def test_ratings_fill_in_criteria_and_difficulty_and_the_funnel_adds_up(world, q
         return completions(lambda _: (answers[f"q{number}"], "stop"))(body)
 
     server = serve(completions=answer)
-    config = CONFIG.model_copy(update={"unread_limit": 0.25, "template": CONFIG.template})
+    config = CONFIG.model_copy(update={"max_unread_share": 0.25, "template": CONFIG.template})
     common = {"config": config, "queries": table, "model": model, "servers": TinyServers(world.work_dir, server)}
     judged = [world.do(judge_difficulty, "judged", f"k{n}", shard=n, shards=2, **common) for n in range(2)]
     assert len(server.asked) == 10  # one for each that states none, and the one off the form again
-    made = world.do(rate_queries, least_difficulty=5, queries=table, judgements=judged)
+    made = world.do(rate_queries, min_difficulty=5, queries=table, judgements=judged)
     found = {row["query_id"]: (row["criteria"], row["difficulty"]) for row in world.rows(made)}
     assert found == {
         "q5": (list(CRITERIA[:5]), 5),
@@ -103,7 +103,7 @@ def test_ratings_fill_in_criteria_and_difficulty_and_the_funnel_adds_up(world, q
         "dropped: too easy": 6,
         "dropped: the judge's answer on difficulty could not be read": 1,
     }
-    kept = world.do(rate_queries, key="lower", least_difficulty=0, queries=table, judgements=judged)
+    kept = world.do(rate_queries, key="lower", min_difficulty=0, queries=table, judgements=judged)
     assert kept.rows == 10  # another limit asks nobody again
 
 
@@ -111,7 +111,7 @@ def test_no_query_at_all(world, model):
     table = world.table(QUERIES, [], "queries")
     servers = TinyServers(world.work_dir)
     judged = world.do(judge_difficulty, "judged", config=CONFIG, queries=table, model=model, servers=servers)
-    made = world.do(rate_queries, least_difficulty=5, queries=table, judgements=[judged])
+    made = world.do(rate_queries, min_difficulty=5, queries=table, judgements=[judged])
     assert (made.rows, world.counts(made)) == (0, {})
 
 
@@ -127,4 +127,4 @@ def test_judgements_of_other_queries_are_refused(world, query):
     table = world.table(QUERIES, [query("q", difficulty=None)], "queries")
     other = world.table(JUDGEMENTS, [{"request_id": "p", "answer": "", "labels": None}], "judged")
     with pytest.raises(ValueError, match="expected query q, found p"):
-        world.do(rate_queries, least_difficulty=5, queries=table, judgements=[other])
+        world.do(rate_queries, min_difficulty=5, queries=table, judgements=[other])

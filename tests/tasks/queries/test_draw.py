@@ -56,7 +56,7 @@ def test_weights_share_out_the_limit(world, thirty):
 
 def test_too_few_are_an_error_that_says_how_many(world, thirty):
     with pytest.raises(BadInput, match=r"31 queries are needed \(skip 26, then 5\), found 30 .*passed over.*lower"):
-        drawn(world, thirty, skip=26, limit=5, least_queries=5)
+        drawn(world, thirty, skip=26, limit=5, min_queries=5)
     with pytest.raises(BadInput, match="1 queries are needed"):
         drawn(world, [])
 

@@ -86,7 +86,7 @@ def test_topics_are_proposed_from_a_seeded_sample(world, query, model, serve):
     table = world.table(QUERIES, rows, "queries")
     names = iter(["days , month", "days", "Days , older"])
     server = serve(completions=completions(lambda _: (next(names), "stop")))
-    config = CONFIG.model_copy(update={"sample": 8, "queries_a_proposal": 3, "names_a_proposal": 4, "in_flight": 1})
+    config = CONFIG.model_copy(update={"sample": 8, "queries_per_proposal": 3, "names_per_proposal": 4, "in_flight": 1})
     common = {"queries": table, "model": model, "servers": TinyServers(world.work_dir, server)}
     proposals = world.do(propose_topics, "proposals", config=config, **common)
     shown = [re.findall(r"which day is (\d+) \?", tokenizer().decode(body["prompt"])) for body in server.asked]
@@ -95,7 +95,7 @@ def test_topics_are_proposed_from_a_seeded_sample(world, query, model, serve):
     assert len(set(drawn)) == 8
     assert "3" not in drawn
     assert [row["labels"] for row in world.rows(proposals)] == [["days", "month"], ["days"], ["Days", "older"]]
-    topics = world.do(merge_proposals, "topics", most_topics=2, proposals=proposals)
+    topics = world.do(merge_proposals, "topics", max_topics=2, proposals=proposals)
     assert world.rows(topics) == [{"name": "days", "proposals": 3}, {"name": "month", "proposals": 1}]
     assert world.counts(topics) == {"proposals": 3, "topics": 3, "kept": 2}
 
@@ -111,7 +111,7 @@ def test_one_topic_is_no_list(world):
     rows = [{"request_id": "proposal-00000", "answer": "", "labels": ["days"]}]
     proposals = world.table(JUDGEMENTS, [*rows, {"request_id": "p", "answer": "", "labels": None}])
     with pytest.raises(BadInput, match=r"1 proposals name 1 topics, expected at least 2: .* topics\.file"):
-        world.do(merge_proposals, most_topics=30, proposals=proposals)
+        world.do(merge_proposals, max_topics=30, proposals=proposals)
 
 
 # ---- edited by a person
@@ -196,7 +196,7 @@ def test_queries_are_tagged_with_one_of_the_list_or_other(world, query, model, s
 
     server = serve(completions=answer)
     common = {"queries": table, "topics": topics, "model": model, "servers": TinyServers(world.work_dir, server)}
-    config = CONFIG.model_copy(update={"unread_limit": 0.5})
+    config = CONFIG.model_copy(update={"max_unread_share": 0.5})
     judged = [world.do(judge_topic, "tags", f"k{n}", config=config, shard=n, shards=3, **common) for n in range(3)]
     assert {tuple(body["structured_outputs"]["choice"]) for body in server.asked} == {
         ("days of the week", "coding", "other")

@@ -98,8 +98,8 @@ def test_the_reader_holds_all_answers_side_by_side(store):
         ["bad", "wrong: no answer found"],
     ]
     assert first["shares"] == [0.5] * 4
-    assert ["sft", "off format"] in second["outcomes"]
-    assert ["sft", "off format"] not in first["outcomes"]
+    assert ["sft", "malformed"] in second["outcomes"]
+    assert ["sft", "malformed"] not in first["outcomes"]
     assert second["rows"][1]["answers"][2]["marks"][-1] == ["warn", "unclosed_thoughts"]
     assert second["rows"][1]["answers"][2]["raw"] is not None
     assert first["rows"][1]["answers"][2]["raw"] is None
@@ -147,7 +147,7 @@ def test_what_was_set_aside_is_shown_as_such(store):
 
 def test_the_reader_is_bounded(store):
     run = MadeRun(store, problems=6)
-    page = page_of(store, run, most_answers=6 * len(STAGES) * (SAMPLES + 1) // 2, most_queries=2)
+    page = page_of(store, run, max_answers=6 * len(STAGES) * (SAMPLES + 1) // 2, max_queries=2)
     assert len(items_of(page, "held-out problems")) == 3
     assert len(items_of(page, "training samples, stage 1")) == 2
 
@@ -221,7 +221,7 @@ def test_twenty_thousand_answers(store, tmp_path, capsys):
     path = tmp_path / "report.html"
     began = time.perf_counter()
     with path.open("wb") as out:
-        report.write_page(out.write, store, run.summary, most_answers=30_000)
+        report.write_page(out.write, store, run.summary, max_answers=30_000)
     with capsys.disabled():
         size = path.stat().st_size / 1e6
         print(f"\n20,004 answers: {size:.1f} MB in {time.perf_counter() - began:.1f} s")

@@ -136,7 +136,7 @@ def test_problems_are_filtered_by_topic_and_outcome(page):
     page.select_option("#topic", "months")
     expect(page.locator("#found")).to_contain_text(f"{PROBLEMS // 3} of {PROBLEMS}")
     assert query(page) == "which day is 1 ?"
-    page.select_option("#outcome", label="sft: off format (1)")
+    page.select_option("#outcome", label="sft: malformed (1)")
     expect(page.locator("#found")).to_contain_text(f"1 of {PROBLEMS}")
     assert page.locator(".mark.warn").all_inner_texts() == ["unclosed_thoughts"] * 3
     page.select_option("#topic", "days")
@@ -201,7 +201,7 @@ def test_twenty_thousand_long_answers_open(browser: Browser, tmp_path: Path):
     run = LongRun(store, problems)
     path = tmp_path / "report.html"
     with path.open("wb") as out:
-        write_page(out.write, store, run.summary, most_answers=30_000)
+        write_page(out.write, store, run.summary, max_answers=30_000)
     troubles: list[Any] = []
     shown = browser.new_page()
     shown.on("console", lambda message: troubles.append(message.text))

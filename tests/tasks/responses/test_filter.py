@@ -6,10 +6,10 @@ from infra.store.schemas import EXAMPLES, QUERIES, RESPONSES
 from tasks.responses.filter import FilterConfig, filter_responses, passages_of, reason_to_drop
 
 OFF = FilterConfig(
-    least_thought_tokens=None,
+    min_thought_tokens=None,
     special_tokens=False,
-    repeated_limit=None,
-    foreign_limit=None,
+    max_repeated_share=None,
+    max_foreign_share=None,
     copied_words=None,
     mentions_of_thoughts=False,
 )
@@ -35,7 +35,7 @@ def reason(response, *, asked="which day is it ?", shown=(), **rules):
         ({}, None),
         ({"finish_reason": "length"}, "truncated"),
         ({"finish_reason": "length", "violations": ["unclosed_thoughts"]}, "truncated"),
-        ({"violations": ["text_after", "text_before"]}, "off format: text_after"),
+        ({"violations": ["text_after", "text_before"]}, "malformed: text_after"),
         ({"violations": ["empty_solution"], "solution": None}, "empty part: solution"),
     ],
 )
@@ -46,20 +46,20 @@ def test_the_format_counts_whatever_is_off(response, changes, expected):
 @pytest.mark.parametrize(
     ("rule", "changes", "expected"),
     [
-        ({"least_thought_tokens": 5}, {"thought_tokens": 4}, "too short"),
+        ({"min_thought_tokens": 5}, {"thought_tokens": 4}, "too short"),
         ({"special_tokens": True}, {"solution": "it is <|eot_id|> mon"}, "special token"),
         ({"special_tokens": True}, {"thoughts": "hm [INST] more"}, "special token"),
-        ({"repeated_limit": 0.3}, {"thoughts": ("wait no it was seven " * 30).strip()}, "repetition loop"),
-        ({"repeated_limit": 0.3}, {"solution": ("so it was seven then " * 30).strip()}, "repetition loop"),
-        ({"foreign_limit": 0.0}, {"thoughts": "though 直觉 says no"}, "mixed language"),
-        ({"foreign_limit": 0.5}, {"thoughts": "though 直觉 says no"}, None),
+        ({"max_repeated_share": 0.3}, {"thoughts": ("wait no it was seven " * 30).strip()}, "repetition loop"),
+        ({"max_repeated_share": 0.3}, {"solution": ("so it was seven then " * 30).strip()}, "repetition loop"),
+        ({"max_foreign_share": 0.0}, {"thoughts": "though 直觉 says no"}, "mixed language"),
+        ({"max_foreign_share": 0.5}, {"thoughts": "though 直觉 says no"}, None),
         (
             {"mentions_of_thoughts": True},
             {"solution": "As found in my thoughts, mon."},
             "solution mentions the thoughts",
         ),
-        ({"least_actions": 1}, {"thoughts": "seven"}, "too few actions"),
-        ({"least_actions": 1}, {"thoughts": "wait , no"}, None),
+        ({"min_actions": 1}, {"thoughts": "seven"}, "too few actions"),
+        ({"min_actions": 1}, {"thoughts": "wait , no"}, None),
     ],
 )
 def test_each_rule_has_its_reason_and_can_be_turned_off(response, rule, changes, expected):
@@ -79,9 +79,9 @@ def test_a_long_passage_of_an_example_is_a_copy_and_its_query_is_not(response):
 
 def test_what_the_query_is_written_in_is_no_mixed_language(response):
     row = response(solution="Это понедельник")
-    assert reason(row, foreign_limit=0.0) == "mixed language"
-    assert reason(row, asked="какой сегодня день?", foreign_limit=0.0) is None
-    assert reason(row, asked="Say 'it is Monday' in Russian.", foreign_limit=0.0) is None
+    assert reason(row, max_foreign_share=0.0) == "mixed language"
+    assert reason(row, asked="какой сегодня день?", max_foreign_share=0.0) is None
+    assert reason(row, asked="Say 'it is Monday' in Russian.", max_foreign_share=0.0) is None
 
 
 def given(world, query, rows):
@@ -106,14 +106,14 @@ def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, res
     first = [response("a", n, finish_reason="length" if n == 1 else "stop") for n in range(3)]
     second = [response("b", n, violations=["missing_solution"] if n else []) for n in range(3)]
     third = [response("q", 0, thoughts=SHOWN["thoughts"], example_ids=["e"]), response("q", 1, thoughts="直觉")]
-    config = OFF.model_copy(update={"copied_words": 15, "foreign_limit": 0.0})
+    config = OFF.model_copy(update={"copied_words": 15, "max_foreign_share": 0.0})
     made = world.do(filter_responses, config=config, target="bolt", **given(world, query, [first, second, [], third]))
     assert world.rows(made) == [first[0], first[2], second[0]]
     assert world.counts(made) == {
         "read": 8,
         "kept": 3,
         "dropped: truncated": 1,
-        "dropped: off format: missing_solution": 2,
+        "dropped: malformed: missing_solution": 2,
         "dropped: copied from an example": 1,
         "dropped: mixed language": 1,
     }
@@ -123,4 +123,4 @@ def test_nothing_kept_is_an_empty_table(world, query, response):
     rows = [[response(violations=["text_after"])]]
     made = world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
     assert made.rows == 0
-    assert world.counts(made) == {"read": 1, "dropped: off format: text_after": 1}
+    assert world.counts(made) == {"read": 1, "dropped: malformed: text_after": 1}

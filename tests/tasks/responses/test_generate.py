@@ -21,7 +21,7 @@ from infra.text.chat import load_tokenizer
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
 from tasks.responses.generate import (
     GenerateConfig,
-    SetAsideError,
+    QuarantineError,
     TruncationError,
     generate,
     request_seed,
@@ -63,7 +63,7 @@ def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, mod
     body = server.asked[0]
     assert (body["n"], body["temperature"], body["top_p"], body["max_tokens"]) == (3, 0.5, 0.9, 50)
     assert tokenizer().decode(body["prompt"]) == f"{USER} which day is 0 ? {END} {ASSISTANT}"
-    assert world.counts(made[1]) == {"truncated": 0, "off_format": 0, "completion_tokens": 9 * 14, "set_aside": 0}
+    assert world.counts(made[1]) == {"truncated": 0, "malformed": 0, "completion_tokens": 9 * 14, "quarantined": 0}
     assert bars == {"made": 1.0}
 
 
@@ -141,7 +141,7 @@ def test_thoughts_that_the_chat_template_opens_are_read(world, queries, opening_
     server = serve(completions=completions(lambda i: (texts[i], "stop")))
     made = world.do(
         generate,
-        config=GenerateConfig(samples=3, format="r1", truncated_limit=0),
+        config=GenerateConfig(samples=3, format="r1", max_truncated_share=0),
         queries=queries,
         model=opening_model(),
         servers=TinyServers(world.work_dir, server),
@@ -154,18 +154,18 @@ def test_thoughts_that_the_chat_template_opens_are_read(world, queries, opening_
 
 
 def test_a_set_aside_request_is_counted_and_in_no_row_and_not_asked_again(world, queries, model, serve, monkeypatch):
-    async def one_kills(_pool, groups, request, _sampling, *, on_result, on_set_aside, **_):
+    async def one_kills(_pool, groups, request, _sampling, *, on_result, on_quarantine, **_):
         first, *others = [each for group in groups for each in group]
-        on_set_aside(request(first), "killed a server twice: ended with status 137")
+        on_quarantine(request(first), "killed a server twice: ended with status 137")
         for each in others:
             on_result(request(each), [Completion("plan", "stop", (1, 2), 3)])
 
     server = serve(completions=completions(sample_text))
     common = {"queries": queries, "model": model, "servers": TinyServers(world.work_dir, server)}
-    config = GenerateConfig(samples=1, set_aside_limit=0.05)
+    config = GenerateConfig(samples=1, max_quarantined_share=0.05)
     with monkeypatch.context() as patch:
         patch.setattr(tasks.responses.generate, "complete_on", one_kills)
-        with pytest.raises(SetAsideError) as error:
+        with pytest.raises(QuarantineError) as error:
             world.do(generate, config=config, **common)
     for part in (
         "made: 1 of 10 requests were set aside, limit 5.0%",
@@ -174,10 +174,10 @@ def test_a_set_aside_request_is_counted_and_in_no_row_and_not_asked_again(world,
     ):
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
-    made = world.do(generate, config=config.model_copy(update={"set_aside_limit": 0.1}), **common)
+    made = world.do(generate, config=config.model_copy(update={"max_quarantined_share": 0.1}), **common)
     assert server.asked == []  # the ledger has it all
     assert [row["query_id"] for row in world.rows(made)] == [f"q{n}" for n in range(1, 10)]
-    assert world.counts(made) == {"truncated": 0, "off_format": 9, "completion_tokens": 18, "set_aside": 1}
+    assert world.counts(made) == {"truncated": 0, "malformed": 9, "completion_tokens": 18, "quarantined": 1}
 
 
 def test_several_servers_share_a_shard_and_groups_stay_together(world, query, model, serve):
@@ -284,15 +284,15 @@ def test_a_ledger_of_another_shard_is_refused(world, queries, model):
 def test_too_many_cut_samples_fail_the_step_and_name_the_limit(world, queries, model, serve):
     cut = serve(completions=completions(lambda i: ("<internal_thoughts> plan", "length") if i == 0 else sample_text(i)))
     common = {"queries": queries, "model": model, "servers": TinyServers(world.work_dir, cut)}
-    config = GenerateConfig(samples=4, max_tokens=77, truncated_limit=0.2)
+    config = GenerateConfig(samples=4, max_tokens=77, max_truncated_share=0.2)
     with pytest.raises(TruncationError) as error:
         world.do(generate, config=config, **common)
-    for part in ("made: 10 of 40 samples (25.0%)", "max_tokens=77", "limit 20.0%", "truncated_limit"):
+    for part in ("made: 10 of 40 samples (25.0%)", "max_tokens=77", "limit 20.0%", "max_truncated_share"):
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
-    allowed = config.model_copy(update={"truncated_limit": 0.25})
+    allowed = config.model_copy(update={"max_truncated_share": 0.25})
     made = world.do(generate, key="other", config=allowed, **common)
-    assert world.counts(made)["truncated"] == world.counts(made)["off_format"] == 10
+    assert world.counts(made)["truncated"] == world.counts(made)["malformed"] == 10
     first = world.rows(made)[0]
     assert (first["finish_reason"], first["solution"]) == ("length", None)
     assert "unclosed_thoughts" in first["violations"]

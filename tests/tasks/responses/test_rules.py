@@ -49,7 +49,7 @@ def test_no_rule_raises_and_shares_are_shares(query, text, length):
 def test_every_response_is_kept_or_dropped_for_a_reason(thoughts, solution, stopped):
     row = {"finish_reason": "stop" if stopped else "length", "violations": [], "thoughts": thoughts}
     row |= {"solution": solution, "thought_tokens": len(thoughts)}
-    reason = reason_to_drop(row, "why ?", [{("a",) * 15}], FilterConfig(least_actions=2), "bolt")
+    reason = reason_to_drop(row, "why ?", [{("a",) * 15}], FilterConfig(min_actions=2), "bolt")
     assert reason is None or reason.strip()
     assert stopped or reason == "truncated"
 
@@ -139,7 +139,7 @@ def test_few_well_formed_real_texts_are_dropped_and_all_malformed_ones_are(name)
         {},
         {"mixed language": 3},  # QwQ-32B: Chinese words in English thoughts, in 3 of 69: no false alarm
     )
-    assert all(reason and reason.startswith(("off format: ", "empty part: ")) for reason in bad)
+    assert all(reason and reason.startswith(("malformed: ", "empty part: ")) for reason in bad)
 
 
 @real

@@ -30,8 +30,8 @@ samples = st.lists(
 )
 configs = st.builds(
     PairConfig,
-    least_samples=st.integers(2, 6),
-    least_margin=st.sampled_from([0.0, 0.5]),
+    min_samples=st.integers(2, 6),
+    min_margin=st.sampled_from([0.0, 0.5]),
     boundary=st.sampled_from([None, 0.0, -2.0]),
     max_tokens=st.integers(50, 100),
 )
@@ -53,8 +53,8 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
                 for extreme in (partial(max, default=0), partial(min, default=0))
             )
             assert (
-                len(scored) < config.least_samples
-                or max(totals) - min(totals) <= config.least_margin
+                len(scored) < config.min_samples
+                or max(totals) - min(totals) <= config.min_margin
                 or (config.boundary is not None and (min(best) <= config.boundary or max(worst) >= config.boundary))
                 or max(row["completion_tokens"] for row in scored) > config.max_tokens
             )
@@ -63,9 +63,9 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
         chosen, rejected = found
         assert chosen["total"] == max(totals)
         assert rejected["total"] == min(totals)
-        assert chosen["total"] - rejected["total"] > config.least_margin
+        assert chosen["total"] - rejected["total"] > config.min_margin
         assert config.boundary is None or chosen["reward"] > config.boundary > rejected["reward"]
-        assert len(scored) >= config.least_samples
+        assert len(scored) >= config.min_samples
         assert max(chosen["completion_tokens"], rejected["completion_tokens"]) <= config.max_tokens
         assert chosen["sample"] == min(row["sample"] for row in scored if row["total"] == max(totals))
         assert rejected["sample"] == min(row["sample"] for row in scored if row["total"] == min(totals))
@@ -140,7 +140,7 @@ def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_t
     ]
     shards = [[row for row in drawn if ids.index(row["query_id"]) % 3 == n] for n in range(3)]
     given = {
-        "config": PairConfig(least_samples=3),
+        "config": PairConfig(min_samples=3),
         "iteration": 1,
         "responses": [world.table(RESPONSES, rows, key=f"k{n}") for n, rows in enumerate(shards)],
         "scores": world.table(SCORES, scores, "scores"),
@@ -164,8 +164,8 @@ def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_t
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        (PairConfig(least_samples=2), "'dropped: equal scores': 1"),
-        (PairConfig(least_samples=3), "'dropped: too few scored samples': 1"),
+        (PairConfig(min_samples=2), "'dropped: equal scores': 1"),
+        (PairConfig(min_samples=3), "'dropped: too few scored samples': 1"),
     ],
 )
 def test_no_pair_at_all_is_said_before_anything_is_trained(world, model, query, response, config, why):
@@ -192,10 +192,10 @@ def test_a_pair_stands_on_either_side_of_the_boundary():
         {"sample": n, "reward": reward, "total": reward, "completion_tokens": 9, "finish_reason": "stop"}
         for n, reward in enumerate([3.0, 1.0, -2.0])
     ]
-    found = choose(rows, PairConfig(least_samples=2, boundary=0.0), Counter())
+    found = choose(rows, PairConfig(min_samples=2, boundary=0.0), Counter())
     assert found
     assert [row["sample"] for row in found] == [0, 2]
     for boundary in (-2.0, 3.0, 5.0):
         funnel: Counter[str] = Counter()
-        assert choose(rows, PairConfig(least_samples=2, boundary=boundary), funnel) is None
+        assert choose(rows, PairConfig(min_samples=2, boundary=boundary), funnel) is None
         assert funnel["dropped: same side of the boundary"] == 1
