@@ -35,7 +35,8 @@ class World:
         self, step: Any, name: str = "made", key: str = "k", inputs: dict[str, Ref] | None = None, **more: Any
     ) -> Ref:
         """What a Prefect worker calls for this step, without Prefect."""
-        made = step.fn(Plan(step=name, key=key, provenance=Provenance(inputs=inputs or {})), self.settings, more)
+        planned = Plan(step=name, key=key, provenance=Provenance(inputs=inputs or {}))
+        made = step.task.fn(planned, self.settings, more)
         assert isinstance(made, Ref)
         return made
 
@@ -62,13 +63,17 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     drawn: dict[str, float] = {}
 
     @contextmanager
-    def drawing(step: str, done: Callable[[], float], **_: Any) -> Iterator[None]:
+    def drawing(step: str, done: Callable[[], float], total: float, *_: Any, **__: Any) -> Iterator[None]:
         yield
-        drawn[step] = done()
+        drawn[step] = done() / total
 
     for module in (
         "infra.steps.progress",
-        *(f"tasks.{each}" for each in ("generate", "score", "judge", "verdicts", "trained")),
+        "tasks.responses.generate",
+        "tasks.rewards.score",
+        "tasks.queries.ask",
+        "tasks.evaluation.verdicts",
+        "tasks.training.train",
     ):
         monkeypatch.setattr(f"{module}.progress", drawing)
     return drawn

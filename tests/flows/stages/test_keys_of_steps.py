@@ -54,11 +54,12 @@ class Recorder:
         self.made: set[str] = set()
         self.found: set[str] = set()
 
-    def do(self, task: Any, plan: Any, *_: Any, **__: Any) -> Ref:
-        return self.do_all(task, [(plan, {})])[0]
+    def do(self, step: Any, name: str, *, expected_tokens: int = 0, expected_rows: int = 0, **given: Any) -> Ref:
+        given.pop("rehearse", None)
+        return self._one(step.plan(name, given | ({"servers": self.servers} if step.takes_servers else {})))
 
-    def do_all(self, _task: Any, jobs: Any, *_: Any, **__: Any) -> list[Ref]:
-        return [self._one(plan) for plan, _ in jobs]
+    def do_shards(self, step: Any, name: str, shards: int, *, expected_tokens: int = 0, **given: Any) -> list[Ref]:
+        return [self.do(step, name, **given, shard=shard, shards=shards) for shard in range(shards)]
 
     def _one(self, plan: Any) -> Ref:
         known = find(self.store, plan.step, plan.key)
@@ -240,7 +241,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project's source."""
     root = tmp_path_factory.mktemp("source")
     for name in PACKAGES:
-        for path in (PROJECT_ROOT / name).rglob("*.py"):
+        for path in (path for end in ("*.py", "*.md") for path in (PROJECT_ROOT / name).rglob(end)):
             target = root / path.relative_to(PROJECT_ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)

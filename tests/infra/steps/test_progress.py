@@ -26,5 +26,5 @@ def test_outside_of_a_task_run_nothing_is_drawn():
         raise AssertionError("asked for a share that nobody sees")
 
     before = threading.active_count()
-    with progress("responses", asked, every_s=0):
+    with progress("responses", asked, 10, "requests", bar_s=0):
         assert threading.active_count() == before

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @task
 def working(step: str, shares: list[float], fails: bool = False) -> str:
     given = iter([*shares, *[shares[-1]] * 1000])
-    with progress(step, lambda: next(given), every_s=0.05):
+    with progress(step, lambda: next(given), 1, "shares", bar_s=0.05):
         time.sleep(0.6)
         if fails:
             raise ValueError("the step's own")
@@ -30,7 +30,7 @@ def working(step: str, shares: list[float], fails: bool = False) -> str:
 @task
 def telling(step: str, texts: list[str]) -> str:
     given = iter([*texts, *[texts[-1]] * 1000])
-    with progress(step, lambda: 0.5, told=lambda: next(given), every_s=0.05):
+    with progress(step, lambda: 20, 40, "requests", detail=lambda: next(given), bar_s=0.05):
         time.sleep(0.6)
     return "done"
 
@@ -76,7 +76,7 @@ def test_what_is_told_stands_beside_the_steps_name():
     with get_client(sync_client=True) as client:
         asked = {"artifacts": {"key": {"any_": ["progress-step-e"]}}}
         assert [each["description"] for each in client.request("POST", "/artifacts/filter", json=asked).json()] == [
-            "step-e: 2 of 2"
+            "step-e: 20 of 40 requests, 2 of 2"
         ]
 
 
@@ -87,7 +87,7 @@ def test_an_api_that_is_gone_does_not_disturb_the_step(caplog, monkeypatch):
     monkeypatch.setattr("prefect.artifacts.create_progress_artifact", gone)
     with caplog.at_level(logging.WARNING, "infra.steps.progress"):
         assert works("step-f", [0.5]) == "done"
-    assert "no more progress of step-f is shown: ConnectionError: the API is gone" in caplog.text
+    assert "progress of step-f is no longer shown: ConnectionError: the API is gone" in caplog.text
     assert drawn("progress-step-f") == []
 
 

@@ -11,10 +11,9 @@ import httpx
 import pyarrow as pa
 import pytest
 from prefect.states import Failed
-from pydantic import BaseModel
 
 from infra.settings import Settings
-from infra.steps.step import Plan, heals, plan, step
+from infra.steps.step import Plan, heals, step
 from infra.store.manifest import BadArtifact, Provenance, Ref, read_manifest
 from infra.store.store import Store, StoreError
 from infra.store.tables import read_rows, write_table
@@ -40,19 +39,19 @@ PLAN = Plan(step="numbers", key="k", provenance=Provenance(config={"count": 3}))
 
 
 def test_the_task_keeps_name_and_text_and_takes_plan_settings_arguments():
-    assert numbers.name == "numbers"
-    assert numbers.description == "Count."
-    assert list(inspect.signature(numbers.fn).parameters) == ["plan", "settings", "arguments"]
-    assert numbers.persist_result is False
+    assert numbers.task.name == "numbers"
+    assert numbers.task.description == "Count."
+    assert list(inspect.signature(numbers.task.fn).parameters) == ["plan", "settings", "arguments"]
+    assert numbers.task.persist_result is False
 
 
 def test_first_makes_then_finds(settings):
-    made = numbers.fn(PLAN, settings, {"count": 3})
+    made = numbers.task.fn(PLAN, settings, {"count": 3})
     assert isinstance(made, Ref)
-    found = numbers.fn(PLAN, settings, {"count": 3})
+    found = numbers.task.fn(PLAN, settings, {"count": 3})
     assert (found.name, found.type.name, found.data) == ("Cached", "COMPLETED", made)
     assert calls == [3]
-    numbers.fn(PLAN.model_copy(update={"key": "other"}), settings, {"count": 3})
+    numbers.task.fn(PLAN.model_copy(update={"key": "other"}), settings, {"count": 3})
     assert calls == [3, 3]
     store = Store.open(settings)
     assert [row["n"] for row in read_rows(store, made)] == [0, 1, 2]
@@ -61,7 +60,7 @@ def test_first_makes_then_finds(settings):
 
 @pytest.mark.parametrize("harm", ["flipped byte", "cut short", "part gone", "manifest gone", "manifest torn"])
 def test_what_is_not_whole_is_made_again(settings, harm, caplog):
-    made = numbers.fn(PLAN, settings, {"count": 3})
+    made = numbers.task.fn(PLAN, settings, {"count": 3})
     store = Store.open(settings)
     part, manifest = "numbers/k/part-00000.parquet", "numbers/k/manifest.json"
     data = store.read_bytes(part)
@@ -74,18 +73,18 @@ def test_what_is_not_whole_is_made_again(settings, harm, caplog):
     else:
         store.delete(part if harm == "part gone" else manifest)
     with caplog.at_level(logging.WARNING):
-        again = numbers.fn(PLAN, settings, {"count": 3})
+        again = numbers.task.fn(PLAN, settings, {"count": 3})
     assert again == made
     assert calls == [3, 3]
     assert [row["n"] for row in read_rows(store, again)] == [0, 1, 2]
     assert ("will be made again" in caplog.text) == (harm != "manifest gone")
-    assert numbers.fn(PLAN, settings, {"count": 3}).name == "Cached"
+    assert numbers.task.fn(PLAN, settings, {"count": 3}).name == "Cached"
 
 
 def test_a_write_that_fails_fails_the_step(settings):
     Store.open(settings).write_bytes("numbers", b"a file where the step's folder should be")
     with pytest.raises(StoreError, match="a file stands where a folder should be"):
-        numbers.fn(PLAN, settings, {"count": 3})
+        numbers.task.fn(PLAN, settings, {"count": 3})
 
 
 # ---- which failures are tried again
@@ -145,43 +144,3 @@ def test_an_endpoint_that_is_down_is_an_outage(tmp_path):
     with pytest.raises(StoreError, match="the endpoint cannot be reached") as error:
         Store.open(settings)
     assert error.value.transient
-
-
-# ---- plans
-
-
-class Config(BaseModel):
-    size: int = 3
-    rate: float = 0.5
-
-
-def ref(digest: str) -> Ref:
-    return Ref(kind="table", step="in", key="k", uri="/somewhere", digest=digest, rows=1)
-
-
-def test_a_plan_records_what_it_was_made_from():
-    made = plan("thing", "tasks.responses.filter", Config(), {"given": ref("d")}, prompts="p")
-    assert made.step == "thing"
-    assert made.provenance.inputs == {"given": ref("d")}
-    assert made.provenance.config == {"size": 3, "rate": 0.5, "prompts": "p"}
-    assert len(made.provenance.code) == 64
-    assert (
-        made.key
-        == plan("thing", "tasks.responses.filter", {"size": 3, "rate": 0.5}, {"given": ref("d")}, prompts="p").key
-    )
-
-
-def test_each_ingredient_of_a_plan_counts():
-    keys = {
-        plan("thing", "tasks.responses.filter", Config(), {"given": ref("d")}, prompts="p").key,
-        plan("other", "tasks.responses.filter", Config(), {"given": ref("d")}, prompts="p").key,
-        plan("thing", "tasks.evaluation.grade", Config(), {"given": ref("d")}, prompts="p").key,
-        plan("thing", "tasks.responses.filter", Config(size=4), {"given": ref("d")}, prompts="p").key,
-        plan("thing", "tasks.responses.filter", Config(), {"given": ref("e")}, prompts="p").key,
-        plan("thing", "tasks.responses.filter", Config(), {"taken": ref("d")}, prompts="p").key,
-        plan("thing", "tasks.responses.filter", Config(), {"given": ref("d")}, prompts="q").key,
-        plan("thing", "tasks.responses.filter", Config(), {"given": ref("d")}).key,
-    }
-    assert len(keys) == 8
-    moved = ref("d").model_copy(update={"uri": "/elsewhere"})
-    assert plan("thing", "tasks.responses.filter", Config(), {"given": moved}, prompts="p").key in keys

@@ -31,7 +31,7 @@ def numbers(plan: Plan, store: Store, *, count: int) -> Ref:
     return write_table(store, plan.step, plan.key, SCHEMA, [[{"n": n} for n in range(count)]], plan.provenance)
 
 
-at_once = numbers.with_options(retry_delay_seconds=0)
+at_once = numbers.task.with_options(retry_delay_seconds=0)
 
 
 @flow

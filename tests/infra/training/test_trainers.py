@@ -58,19 +58,20 @@ def test_a_rank_waits_for_rank_0_which_tokenises_alone() -> None:
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_the_losses_cover_exactly_thoughts_solution_and_end(family: str) -> None:
-    from infra import train_dpo, train_sft, training
+    from infra.training import dpo, sft
+    from infra.training import trainer as training
 
     template, special, completion, end = TEMPLATES[family]
     tokenizer = make_tokenizer(template, special)
     tokenizer.eos_token = end
     prompt = chat.prompt_text(tokenizer, [{"role": "user", "content": "w1 w2"}])
-    row = train_sft.converter(tokenizer)({"prompt": prompt, "completion": completion})
+    row = sft.converter(tokenizer)({"prompt": prompt, "completion": completion})
     covered = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != training.IGNORED]
     assert tokenizer.convert_ids_to_tokens(covered) == [*completion.split(), end]
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == [*prompt.split(), *completion.split(), end]
     assert row["labels"][: -len(covered)] == [training.IGNORED] * (len(row["labels"]) - len(covered))
     assert row["input_ids"].count(tokenizer.convert_tokens_to_ids("<think>")) == 1
-    pair = train_dpo.converter(tokenizer)({"prompt": prompt, "chosen": completion, "rejected": "w3"})
+    pair = dpo.converter(tokenizer)({"prompt": prompt, "chosen": completion, "rejected": "w3"})
     assert pair["prompt_ids"] + pair["chosen_ids"] == row["input_ids"]
     assert pair["chosen_ids"] == covered
     assert tokenizer.convert_ids_to_tokens(pair["rejected_ids"]) == ["w3", end]
@@ -87,13 +88,13 @@ def test_the_collators_keep_the_mask() -> None:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from infra import train_dpo, train_sft
+    from infra.training import dpo, sft
 
     tokenizer = make_tokenizer()
-    rows = [train_sft.converter(tokenizer)({"prompt": PROMPT, "completion": text}) for text in ("w1 w2", "w1")]
+    rows = [sft.converter(tokenizer)({"prompt": PROMPT, "completion": text}) for text in ("w1 w2", "w1")]
     batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
     assert (batch["labels"] != -100).sum(1).tolist() == [3, 2]
-    pair = train_dpo.converter(tokenizer)({"prompt": PROMPT, "chosen": "w1 w2", "rejected": "w1"})
+    pair = dpo.converter(tokenizer)({"prompt": PROMPT, "chosen": "w1 w2", "rejected": "w1"})
     assert DataCollatorForPreference(pad_token_id=0)([pair])["completion_mask"].sum(1).tolist() == [3, 2]
 
 

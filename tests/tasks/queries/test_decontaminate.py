@@ -16,7 +16,7 @@ from tasks.queries.decontaminate import DecontaminateConfig, Problems, decontami
 from tasks.queries.overlap import words
 from tasks.queries.sources import Source, problems_of
 
-BENCH = Path(__file__).parents[2].parent / "shared" / "bench"
+BENCH = Path(__file__).parents[3].parent / "shared" / "bench"
 REAL = (
     ("math500/math500", "problem"),
     ("math_l5/problems", "problem"),

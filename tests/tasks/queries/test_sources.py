@@ -15,7 +15,7 @@ from s3_for_tests import KEY, SECRET, boto_client, s3_bucket, s3_url
 
 from infra.errors import BadInput
 from tasks.queries.collect import collect_queries
-from tasks.queries.sources import Source, digest_of_source, normalised, problems_of, queries_of, query_id
+from tasks.queries.sources import Source, normalised, problems_of, queries_of, query_id
 
 __all__ = ["s3_bucket", "s3_url"]
 ASKED = {
@@ -157,7 +157,7 @@ def test_files_that_are_missing_or_hold_nothing_are_named(tmp_path, name):
     with pytest.raises(BadInput, match=rf"query file .*{name} does not exist"):
         found(str(path))
     with pytest.raises(FileNotFoundError, match=rf"input file .*{name} does not exist"):
-        digest_of_source(Source(path=str(path)))
+        Source(path=str(path)).contents()
     if name.endswith("parquet"):
         pq.write_table(pa.table({"query": pa.array([], pa.string())}), path)
     else:
@@ -196,7 +196,7 @@ def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
         ("What is it?", "org/name", 1),
     ]
     digests = {
-        digest_of_source(source.model_copy(update=change))
+        source.model_copy(update=change).contents()
         for change in ({}, {"dataset": "org/name@4567def"}, {"subset": "other"}, {"subset": None}, {"split": "train"})
     }
     assert len(digests) == 5
@@ -227,10 +227,10 @@ def test_a_file_on_s3_is_read_with_the_projects_settings(s3_bucket, s3_url, monk
     client = boto_client(s3_url)
     client.put_object(Bucket=s3_bucket, Key="in/q.jsonl", Body=b'{"query": "one"}\n{"query": "two"}\n')
     source = Source(path=f"s3://{s3_bucket}/in/q.jsonl")
-    before = digest_of_source(source)
+    before = source.contents()
     assert [row["query"] for row in queries_of(source)] == ["one", "two"]
     client.put_object(Bucket=s3_bucket, Key="in/q.jsonl", Body=b'{"query": "new"}\n{"query": "two"}\n')
-    assert digest_of_source(source) != before
+    assert source.contents() != before
     with pytest.raises(BadInput, match=r"in/none\.jsonl does not exist"):
         list(queries_of(Source(path=f"s3://{s3_bucket}/in/none.jsonl")))
 

@@ -24,7 +24,7 @@ def longcot(world, model, query, response):
         return write_table(world.store, step, key, schema, [rows], provenance, counts=counts)
 
     asked = [query(name, topic=HOSTILE if name == "a" else None, source=HOSTILE) for name in "abc"]
-    mined = {"path": "/home/someone/secret/set.jsonl", "licence": HOSTILE}
+    mined = {"source": {"path": "/home/someone/secret/set.jsonl", "licence": HOSTILE}}
     queries = table("queries", QUERIES, asked, {"read": 5, "kept": 3, "dropped: empty": 2}, config=mined)
     rows = [response(name, n) for name in "abc" for n in range(2)]
     shards = {

@@ -269,7 +269,7 @@ def test_a_ledger_that_a_kill_left_beside_the_table_is_harmless(world, queries, 
     common = {"config": GenerateConfig(samples=2), "queries": queries, "model": model}
     made = world.do(generate, **common, servers=TinyServers(world.work_dir, server))
     (world.work_dir / "ledgers" / "made-k.jsonl").write_text('{"ledger":1,"key":"k"}\n{"torn')
-    found = generate.fn(Plan(step="made", key="k", provenance=Provenance()), world.settings, {})
+    found = generate.task.fn(Plan(step="made", key="k", provenance=Provenance()), world.settings, {})
     assert (found.name, found.data.digest) == ("Cached", made.digest)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scipy import stats
@@ -10,15 +11,25 @@ from shown_examples import NANO_PROMPT, example
 
 from cot_formats import bolt
 from infra.errors import BadInput
+from infra.store.manifest import Ref
 from infra.text.templates import text_of
 from nano.corpus import PROMPT_TEMPLATE
 from tasks.responses.generate import (
+    GenerateConfig,
     PromptConfig,
     draw_examples,
+    generate,
     in_context_prompt,
-    prompt_digest,
     request_seed,
 )
+
+
+def key(prompt: PromptConfig) -> str:
+    """The cache key of sampling with a prompt."""
+    given = Ref(kind="table", step="queries", key="k", uri="", digest="d", rows=1)
+    servers = SimpleNamespace(engine=str)
+    asked = {"config": GenerateConfig(), "queries": given, "model": given, "servers": servers, "prompt": prompt}
+    return generate.plan("responses", asked).key
 
 
 def template(folder: Path, text: str, shown: str = "{query} -> {response}") -> PromptConfig:
@@ -44,13 +55,13 @@ def test_the_in_context_prompt_is_the_wording_that_the_nano_model_read():
 def test_a_template_that_is_edited_under_a_run_changes_nothing_of_it(tmp_path):
     """The key is planned at the start, and shards ask hours later: both with the same text."""
     prompt = template(tmp_path, "{examples}\n{query}")
-    digest = prompt_digest(prompt)
+    digest = key(prompt)
     template(tmp_path, "edited: {examples}\n{query}")
-    assert prompt_digest(prompt) == digest
+    assert key(prompt) == digest
     assert in_context_prompt(prompt, [example(1)], "what now ?", "bolt").endswith("\nwhat now ?")
     assert "edited" not in in_context_prompt(prompt, [example(1)], "what now ?", "bolt")
     text_of.cache_clear()  # as in a new process
-    assert prompt_digest(prompt) != digest
+    assert key(prompt) != digest
 
 
 def test_fields_spelled_in_what_is_put_in_stay_as_they_are(tmp_path):

@@ -15,7 +15,7 @@ from cot_formats import FORMATS
 from tasks.responses import rules
 from tasks.responses.filter import FilterConfig, reason_to_drop
 
-TEXTS = Path(__file__).parents[2].parent / "shared" / "bench" / "longcot"
+TEXTS = Path(__file__).parents[3].parent / "shared" / "bench" / "longcot"
 real = pytest.mark.skipif(not TEXTS.is_dir(), reason="the real texts (../shared/bench/longcot) are not here")
 
 FILES = {

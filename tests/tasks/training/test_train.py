@@ -72,7 +72,7 @@ def test_both_stages_train_on_what_they_are_given_and_leave_no_folder(
     given = {"pairs": pairs, "policy": sft, "reference": sft}
     dpo = world.do(train_dpo, "dpo-1", config=DpoStage(ranks=3), **given, servers=servers)
     assert world.counts(sft) == world.counts(dpo) == {"steps": 1, "curve": [{"step": 1, "loss": 0.5}]}
-    assert [seen[f"infra.train_{stage}"][1] for stage in ("sft", "dpo")] == [2, 3]
+    assert [seen[f"infra.training.{stage}"][1] for stage in ("sft", "dpo")] == [2, 3]
     told = seen["infra.training.dpo"][0]
     assert (told.model, told.reference) == (world.store.local_path("sft/k"),) * 2
     assert [path.name for path in told.data] == ["part-00000.parquet"]
