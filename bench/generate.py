@@ -41,14 +41,8 @@ from tasks.queries.clean import CleanConfig, clean_queries
 from tasks.queries.collect import collect_queries
 from tasks.queries.draw import DrawConfig, subsample
 from tasks.queries.sources import Source
-from tasks.responses.generate import (
-    GenerateConfig,
-    PromptConfig,
-    draw_examples,
-    generate,
-    in_context_prompt,
-    request_seed,
-)
+from tasks.responses.generate import GenerateConfig, generate, request_seed
+from tasks.responses.prompt import PromptConfig, draw_examples, in_context_prompt
 
 Asked = list[tuple[list[int], int | None]]  # token ids and seed
 

@@ -36,7 +36,7 @@ from infra.store.store import Store
 from infra.text.chat import load_tokenizer, render_prompt
 from tasks.examples.read import ExamplesConfig, example_files, read_example
 from tasks.queries.sources import Source, queries_of
-from tasks.responses.generate import PromptConfig, draw_examples, in_context_prompt
+from tasks.responses.prompt import PromptConfig, draw_examples, in_context_prompt
 
 Prompts = dict[str, tuple[tuple[str, ...], list[int]]]  # by query: the examples shown, token ids
 

@@ -36,7 +36,7 @@ from infra.store.schemas import QUERIES, RESPONSES
 from infra.store.store import Store
 from infra.store.tables import read_rows, write_table
 from infra.text.chat import load_tokenizer
-from tasks.rewards.score import ScoreConfig, judged_ids, score
+from tasks.rewards.score import ScoreConfig, reward_input_ids, score
 
 SAMPLES = 8  # responses a query
 LENGTHS = (10, 40)  # words of a query and of a solution, as in the nano world
@@ -89,7 +89,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     queries, responses = made_up(store, words, given.responses)
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     rows = list(read_rows(store, responses, ["query_id", "solution"]))
-    ids = [judged_ids(tokenizer, asked[row["query_id"]], row["solution"]) for row in rows]
+    ids = [reward_input_ids(tokenizer, asked[row["query_id"]], row["solution"]) for row in rows]
     options = ServerOptions(
         max_model_len=given.max_model_len, kv_cache_gib=given.kv_cache_gib, gpu_memory_utilization=0.8
     )

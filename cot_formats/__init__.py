@@ -23,14 +23,15 @@ _ANY_TAG = re.compile("|".join(map(re.escape, _OWNERS)))
 
 
 def convert(text: str, source: str, target: str) -> str:
-    """The response `text`, written in format `source`, in format `target`.
+    """Convert the response `text` from format `source` to format `target`.
 
-    Raises `ValueError` for an unknown format, where the text violates `source` (every violation is listed), and where
-    its parts can't be written in `target`.
+    Raises:
+        ValueError: a format is unknown, the text violates `source` (the message lists every violation), or its parts
+            cannot be rendered in `target`.
     """
     for name in (source, target):
         if name not in FORMATS:
-            raise ValueError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+            raise ValueError(f"unknown format {name!r}: expected one of {', '.join(FORMATS)}")
     parsed = FORMATS[source].parse(text)
     if parsed.violations or parsed.thoughts is None or parsed.solution is None:
         raise ValueError(f"not a well-formed {source} response: {'; '.join(map(str, parsed.violations))}")
@@ -38,10 +39,11 @@ def convert(text: str, source: str, target: str) -> str:
 
 
 def detect(text: str) -> str | None:
-    """The name of the format a text seems to be in, well-formed or not, or None.
+    """The name of the format that a text seems to be in, well-formed or not; None if no format is recognised.
 
-    The earliest delimiter decides; R1 and RLMT share theirs for thoughts, so a `<response>` or `</response>` anywhere
-    tells RLMT. Text without delimiters is `qwq` if it shows a final answer (heading or \\boxed{}) after its thoughts.
+    The earliest delimiter decides. R1 and RLMT share the delimiters of thoughts; a `<response>` or `</response>`
+    anywhere means RLMT. Text without delimiters is `qwq` if it has a final answer (heading or \\boxed{}) after its
+    thoughts.
     """
     found = _ANY_TAG.search(text)
     if found is None:

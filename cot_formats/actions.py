@@ -1,7 +1,7 @@
-"""Where thoughts show the four reasoning actions of the paper: problem analysis, planning, branching, reflection.
+"""Finds the paper's four reasoning actions in thoughts: problem analysis, planning, branching, reflection.
 
-A heuristic over English phrasing as QwQ, R1, Qwen3 and prompted instruct models use it, and over a small world's plain
-words ("goal :", "plan :", "try 8", "check ..."). It finds the words that announce an action, not whether they mean it.
+A heuristic on English phrases that QwQ, R1, Qwen3 and prompted instruct models use, and on the nano world's plain words
+("goal :", "plan :", "try 8", "check ..."). It finds phrases that announce an action, whether or not an action follows.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ CUES = {
 ACTIONS = tuple(CUES)
 _GROUPS = "|".join(f"(?P<{name}>{'|'.join(cues)})" for name, cues in CUES.items())
 _PATTERN = re.compile(rf"\b(?:{_GROUPS})(?:(?!\w)|(?<!\w))".replace("'", "['\u2019]"))  # whole words
-_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)  # keeps offsets, which str.lower doesn't always
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)  # unlike str.lower, always keeps offsets
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A cue found at `text[start:end]`; `name` is one of `ACTIONS`."""
+    """A cue phrase at `text[start:end]` for the action `name`, one of `ACTIONS`."""
 
     name: str
     start: int
@@ -77,7 +77,7 @@ class Action:
 
 
 def find_actions(thoughts: str) -> tuple[Action, ...]:
-    """Every cue in the thoughts, in order, none overlapping another. Raises nothing; linear in the length."""
+    """All cue phrases in the thoughts, in order, without overlaps. Raises nothing; takes time linear in the length."""
     return tuple(
         Action(match.lastgroup, match.start(), match.end())
         for match in _PATTERN.finditer(thoughts.translate(_LOWER))

@@ -1,4 +1,4 @@
-"""This project's own format: BOLT's internal thoughts and external solution (the paper shows its own in figures)."""
+"""This project's own format for BOLT's internal thoughts and external solution (the paper states no format)."""
 
 from cot_formats.tagged import tagged
 from cot_formats.types import Parsed
@@ -10,10 +10,10 @@ FORMAT = tagged(
 
 
 def parse(text: str, opened: bool = False) -> Parsed:
-    """Split a response; `opened` where the prompt already ended with `<internal_thoughts>`. Raises nothing."""
+    """Split a response. `opened`: the prompt ended with `<internal_thoughts>`. Raises nothing."""
     return FORMAT.parse(text, opened)
 
 
 def render(thoughts: str, solution: str) -> str:
-    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    """Render a response. Raises `ValueError` if a part is blank, unstripped or contains a delimiter."""
     return FORMAT.render(thoughts, solution)

@@ -1,4 +1,4 @@
-"""Marco-o1's format (AIDC-AI/Marco-o1), line breaks as in its CoT_demo.json."""
+"""Marco-o1's format (AIDC-AI/Marco-o1), with line breaks as in its CoT_demo.json."""
 
 from cot_formats.tagged import tagged
 from cot_formats.types import Parsed
@@ -8,10 +8,10 @@ FORMAT = tagged("<Thought>\n{thoughts}\n</Thought>\n<Output>\n{solution}\n</Outp
 
 
 def parse(text: str, opened: bool = False) -> Parsed:
-    """Split a response; `opened` where the prompt already ended with `<Thought>`. Raises nothing."""
+    """Split a response. `opened`: the prompt ended with `<Thought>`. Raises nothing."""
     return FORMAT.parse(text, opened)
 
 
 def render(thoughts: str, solution: str) -> str:
-    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    """Render a response. Raises `ValueError` if a part is blank, unstripped or contains a delimiter."""
     return FORMAT.render(thoughts, solution)

@@ -1,8 +1,8 @@
-"""QwQ-32B-Preview's free text: no delimiters, the thoughts run on until the answer.
+"""QwQ-32B-Preview's free text: it has no delimiters, and the thoughts run on until the answer.
 
-The solution is what follows the last "Final Answer" heading; without one, all from the paragraph with the last
-\\boxed{} on; without that, the last paragraph. Paragraphs are parted by empty lines. Free text that was cut off
-can't be told from free text that ended: see the finish reason for that.
+The solution is what follows the last "Final Answer" heading; without a heading, everything from the paragraph with the
+last \\boxed{} on; without a box, the last paragraph. Paragraphs are separated by empty lines. Truncated free text
+cannot be distinguished from complete text: use the finish reason for that.
 """
 
 from cot_formats.types import Parsed, Violation, check_part, trimmed
@@ -31,21 +31,21 @@ def parse(text: str) -> Parsed:
 
 
 def render(thoughts: str, solution: str) -> str:
-    """Write a response, the solution under a heading.
+    """Render a response, with the solution under a heading.
 
-    Raises `ValueError` if a part is blank or unstripped, or if the solution holds a heading of its own.
+    Raises `ValueError` if a part is blank or unstripped, or if the solution contains such a heading itself.
     """
     check_part("thoughts", thoughts)
     check_part("solution", solution)
     text = f"{thoughts}{HEADINGS[0]}{BREAK}{solution}"
     parsed = parse(text)
     if (parsed.thoughts, parsed.solution) != (thoughts, solution):
-        raise ValueError("the solution contains a Final Answer heading, where it would be split")
+        raise ValueError("the solution contains a Final Answer heading, at which parsing would split it")
     return text
 
 
 def is_recognisable(text: str) -> bool:
-    """Whether free text shows where its answer is: a heading or a box, with thoughts before it."""
+    """Whether free text marks its answer with a heading or a box and has thoughts before it."""
     return (BOXED in text or any(heading in text for heading in HEADINGS)) and parse(text).ok
 
 

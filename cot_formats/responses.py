@@ -1,4 +1,4 @@
-"""What several steps share about responses: parsing a sample's text into thoughts and solution."""
+"""What several steps need of response formats: parsing samples, delimiters, thoughts opened by the prompt."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cot_formats.tagged import Tagged
 
 LongFormat = Literal["bolt", "r1", "still2", "rlmt", "marco", "qwq"]
 Format = LongFormat | Literal["plain"]
-PLAIN = "plain"  # a ShortCoT model's answer: all of it is the solution
+PLAIN = "plain"  # a ShortCoT model's answer, all of which is the solution
 
 
 def parse_response(text: str, format: Format, opened: bool = False) -> dict[str, Any]:
-    """The columns thoughts, solution and violations of a response in `format`.
+    """The columns `thoughts`, `solution` and `violations` of a response in `format`.
 
-    `opened`: the prompt ended inside the thoughts (see `opened_part`).
+    `opened`: the prompt has already opened the thoughts (see `opened_part`).
     """
     if format == PLAIN:
         solution = text.strip()
@@ -27,18 +27,18 @@ def parse_response(text: str, format: Format, opened: bool = False) -> dict[str,
 
 
 def tagged_form(format: Format) -> Tagged | None:
-    """The delimited format; None for free text and `plain`."""
+    """The `Tagged` form of a format with delimiters; None for free text and `plain`."""
     return getattr(FORMATS.get(format), "FORMAT", None)
 
 
 def delimiters(format: Format) -> tuple[str, ...]:
-    """The strings that part thoughts from solution in `format`; free text and `plain` have none."""
+    """The delimiters of thoughts and solution in `format`; free text and `plain` have none."""
     tagged = tagged_form(format)
     return tagged.tags if tagged else ()
 
 
 def opened_part(prefix: str, format: Format) -> str:
-    """What of a response in `format` the prompt has written already: "<think>\\n", say, or nothing.
+    """The part of a response in `format` that the prompt already contains, such as "<think>\\n"; "" if none.
 
     `prefix`: what the chat template puts before every answer (`infra.text.chat.generation_prefix`).
     """
@@ -47,10 +47,10 @@ def opened_part(prefix: str, format: Format) -> str:
 
 
 def continuation(response: str, opened: str) -> str:
-    """The rest of a rendered response of which the prompt has written `opened`."""
+    """The rest of a rendered response, of which the prompt already contains `opened`."""
     return response.removeprefix(opened) if response.startswith(opened) else response[len(opened.rstrip()) :].lstrip()
 
 
 def is_well_formed(response: dict[str, Any]) -> bool:
-    """Whether the response ended by itself and kept to its format."""
+    """Whether the response ended by itself and has no violations."""
     return not response["violations"] and response["finish_reason"] == "stop"

@@ -8,10 +8,10 @@ FORMAT = tagged("<think>\n{thoughts}\n</think>\n\n<response>\n{solution}\n</resp
 
 
 def parse(text: str, opened: bool = False) -> Parsed:
-    """Split a response; `opened` where the prompt already ended with `<think>`. Raises nothing."""
+    """Split a response. `opened`: the prompt ended with `<think>`. Raises nothing."""
     return FORMAT.parse(text, opened)
 
 
 def render(thoughts: str, solution: str) -> str:
-    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    """Render a response. Raises `ValueError` if a part is blank, unstripped or contains a delimiter."""
     return FORMAT.render(thoughts, solution)

@@ -1,4 +1,4 @@
-"""The format of STILL-2 (arXiv 2412.09413), Sky-T1 and OpenThoughts-114k; blank lines as Sky-T1 writes them."""
+"""The format of STILL-2 (arXiv 2412.09413), Sky-T1 and OpenThoughts-114k, with blank lines as in Sky-T1."""
 
 from cot_formats.tagged import tagged
 from cot_formats.types import Parsed
@@ -11,10 +11,10 @@ FORMAT = tagged(
 
 
 def parse(text: str, opened: bool = False) -> Parsed:
-    """Split a response; `opened` where the prompt already ended with `<|begin_of_thought|>`. Raises nothing."""
+    """Split a response. `opened`: the prompt ended with `<|begin_of_thought|>`. Raises nothing."""
     return FORMAT.parse(text, opened)
 
 
 def render(thoughts: str, solution: str) -> str:
-    """Write a response. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+    """Render a response. Raises `ValueError` if a part is blank, unstripped or contains a delimiter."""
     return FORMAT.render(thoughts, solution)

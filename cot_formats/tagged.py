@@ -1,4 +1,4 @@
-"""The one parser of all delimited formats: they differ in nothing but their delimiters and the whitespace between."""
+"""The parser of all delimited formats, which differ only in their delimiters and the whitespace between them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from itertools import pairwise
 from cot_formats.types import Parsed, Violation, check_part, trimmed
 
 DELIMITERS = ("open_thoughts", "close_thoughts", "open_solution", "close_solution")
-EXCERPT = 40
+EXCERPT = 40  # characters of stray text in a violation's detail
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Where a section lies: its content `inner`, and `outer` with its delimiters."""
+    """Where a section is in the text: `inner` spans its content, `outer` also its delimiters."""
 
     name: str
     outer: tuple[int, int]
@@ -23,21 +23,21 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A delimited format: how it is written, and its delimiters in order, four or (a solution without any) two."""
+    """A delimited format: its layout, and its delimiters in order; four, or two if the solution has none."""
 
     layout: str
     tags: tuple[str, ...]
 
     def parse(self, text: str, opened: bool = False) -> Parsed:
-        """Split a response; whitespace around delimiters is free, and none is needed.
+        """Split a response. Any whitespace around delimiters is allowed, and none is required.
 
-        `opened`: the prompt ended with the first delimiter, as chat templates of R1's kin do, so that the text starts
-        inside the thoughts; one more in the text is a repeat.
+        `opened`: the prompt ended with the first delimiter, as with chat templates of R1-like models, so that the text
+        starts inside the thoughts; another first delimiter in the text is a repeat.
         """
         at = [text.find(tag) for tag in self.tags]
-        tangled = [*self._repeats(text, at, opened), *_disorder(at[1:] if opened else at)]
-        faults = [*tangled, *self._gaps(text, at, opened)]
-        sections = [] if tangled else self._sections(text, at, opened)
+        ambiguous = [*self._repeats(text, at, opened), *_disorder(at[1:] if opened else at)]
+        faults = [*ambiguous, *self._missing(text, at, opened)]
+        sections = [] if ambiguous else self._sections(text, at, opened)
         faults += _strays(text, sections)
         parts: dict[str, tuple[str, tuple[int, int]]] = {}
         for section in sections:
@@ -52,7 +52,7 @@ class Tagged:
         return Parsed(thoughts, solution, tuple(faults), thoughts_span, solution_span)
 
     def render(self, thoughts: str, solution: str) -> str:
-        """Write a response in the layout. Raises `ValueError` if a part is blank, unstripped or holds a delimiter."""
+        """Render a response. Raises `ValueError` if a part is blank, unstripped or contains a delimiter."""
         for what, part in (("thoughts", thoughts), ("solution", solution)):
             check_part(what, part)
             for tag in self.tags:
@@ -68,8 +68,8 @@ class Tagged:
                 number = text.count(tag) + inherited
                 yield Violation(f"repeated_{name}", second, f"{tag} {number} times")
 
-    def _gaps(self, text: str, at: list[int], opened: bool) -> Iterator[Violation]:
-        """The delimiters that are not there."""
+    def _missing(self, text: str, at: list[int], opened: bool) -> Iterator[Violation]:
+        """Violations for the delimiters that are missing."""
         begun, ended = 0 if opened else at[0], at[1]
         if begun < 0 and ended < 0:
             yield Violation("missing_thoughts", 0, f"no {self.tags[0]}")
@@ -90,7 +90,7 @@ class Tagged:
             yield Violation("unclosed_solution", begun, f"no {self.tags[3]}")
 
     def _sections(self, text: str, at: list[int], opened: bool) -> list[Section]:
-        """The sections whose bounds are certain, given that no delimiter is repeated or misplaced."""
+        """The sections whose bounds are certain; no delimiter may be repeated or out of order."""
         ends = [offset + len(tag) for offset, tag in zip(at, self.tags, strict=True)]
         size = len(text)
         has_open, has_close = opened or at[0] >= 0, at[1] >= 0
@@ -102,7 +102,7 @@ class Tagged:
             close, after = (at[3], ends[3]) if at[3] >= 0 else (size, size)
             solution = Section("solution", (at[2], after), (ends[2], close))
             next_at = at[2]
-        elif at[3] >= 0:  # never opened: it follows the thoughts if these are closed, and is lost in them if not
+        elif at[3] >= 0:  # never opened: it starts where the thoughts are closed, else its start is unknown
             solution = Section("solution", (ends[1], ends[3]), (ends[1], at[3])) if has_close else None
             next_at = -1
         else:
@@ -116,7 +116,7 @@ class Tagged:
 
 
 def tagged(layout: str) -> Tagged:
-    """The format written as `layout`: delimiters, whitespace, and the fields {thoughts} and {solution}."""
+    """The format with this `layout`: delimiters, whitespace, and the fields {thoughts} and {solution}."""
     tags = layout.replace("{thoughts}", " ").replace("{solution}", " ").split()
     return Tagged(layout, tuple(tags))
 
@@ -130,7 +130,7 @@ def _disorder(at: list[int]) -> Iterator[Violation]:
 
 
 def _strays(text: str, sections: list[Section]) -> Iterator[Violation]:
-    """Visible text outside of the sections."""
+    """Violations for visible text outside the sections."""
     if not sections:
         return
     outside = [("text_before", 0, sections[0].outer[0]), ("text_after", sections[-1].outer[1], len(text))]

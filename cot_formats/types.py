@@ -1,4 +1,4 @@
-"""What parsing gives back, and every violation's name."""
+"""The result of parsing, and the names of all violations."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Protocol
 
 Span = tuple[int, int]
 
-# The one list of violations. "thoughts" and "solution" are a response's two sections.
-# In free text (qwq) only missing_* and empty_* can occur.
+# All violations. "Thoughts" and "solution" are the two sections of a response.
+# In free text (qwq), only missing_* and empty_* can occur.
 VIOLATIONS = {
-    "missing_thoughts": "neither delimiter of the thoughts is there (qwq: a single paragraph); offset 0",
+    "missing_thoughts": "both delimiters of the thoughts are missing (qwq: a single paragraph); offset 0",
     "missing_open_thoughts": "the thoughts are closed but never opened; offset of the closing delimiter",
     "unclosed_thoughts": "the thoughts are opened but never closed; offset of the opening delimiter",
     "empty_thoughts": "nothing but whitespace inside; offset where the content should begin",
-    "missing_solution": "neither delimiter of it is there (r1: the thoughts are never closed); offset: the text's end",
+    "missing_solution": "both delimiters of the solution are missing (r1: unclosed thoughts); offset of the text's end",
     "missing_open_solution": "the solution is closed but never opened; offset of the closing delimiter",
-    "unclosed_solution": "the solution is opened but never closed, as when cut off; offset of the opening delimiter",
+    "unclosed_solution": "the solution is opened but never closed, as if truncated; offset of the opening delimiter",
     "empty_solution": "nothing but whitespace inside; offset where the content should begin",
-    "repeated_open_thoughts": "a second such delimiter; offset of the second, their number in the detail",
+    "repeated_open_thoughts": "the delimiter occurs more than once; offset of the second, their number in the detail",
     "repeated_close_thoughts": "likewise",
     "repeated_open_solution": "likewise",
     "repeated_close_solution": "likewise",
-    "out_of_order": "a delimiter stands before one that it should follow; offset of the early one",
-    "text_before": "stray text before the first section; offset of its first visible character, so below",
+    "out_of_order": "a delimiter comes before one that it should follow; offset of the early one",
+    "text_before": "stray text before the first section; offset of its first visible character, here and below",
     "text_between": "stray text between the sections",
     "text_after": "stray text after the last section",
 }
@@ -31,7 +31,7 @@ VIOLATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One fault of a text: a key of `VIOLATIONS`, where it is (0 <= offset <= len(text)), and a short detail."""
+    """A fault of a text: a key of `VIOLATIONS`, its character offset (0 <= offset <= len(text)) and a short detail."""
 
     name: str
     offset: int
@@ -45,8 +45,8 @@ class Violation:
 class Parsed:
     """A response split in two, each part stripped; the spans are character offsets of the stripped parts in the text.
 
-    A part can be there despite violations where it can be in one place only (a solution cut off by the length limit).
-    A repeated or misplaced delimiter leaves both parts None. Violations come in order of offset, one of a name.
+    Despite violations, a part is present if only one place is possible for it (such as a truncated solution). If a
+    delimiter is repeated or out of order, both parts are None. Violations are in order of offset, at most one per name.
     """
 
     thoughts: str | None
@@ -57,24 +57,24 @@ class Parsed:
 
     @property
     def ok(self) -> bool:
-        """Both parts are there and nothing is amiss."""
+        """Whether both parts are present and there is no violation."""
         return not self.violations and self.thoughts is not None and self.solution is not None
 
 
 class Format(Protocol):
-    """What each format's module offers."""
+    """The interface of each format's module."""
 
     NAME: str
 
     def parse(self, text: str) -> Parsed:
-        """Split a response. Raises nothing: faults come back as violations."""
+        """Split a response. Raises nothing: faults are returned as violations."""
 
     def render(self, thoughts: str, solution: str) -> str:
-        """Write a response that parses back to just these parts. Raises `ValueError` where none does."""
+        """Render a response that parses back to exactly these parts. Raises `ValueError` if that is impossible."""
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[str | None, Span | None]:
-    """`text[start:end]` stripped, and where that lies; (None, None) where it is blank."""
+    """`text[start:end]` stripped, and its span in the text; (None, None) if it is blank."""
     part = text[start:end]
     body = part.lstrip()
     if not body:
@@ -85,7 +85,7 @@ def trimmed(text: str, start: int, end: int) -> tuple[str | None, Span | None]:
 
 
 def check_part(what: str, part: str) -> None:
-    """Raises `ValueError` if a part to render is blank or would lose whitespace at its ends."""
+    """Raise `ValueError` if a part to render is blank or would lose whitespace at its ends."""
     if not part.strip():
         raise ValueError(f"the {what} is empty")
     if part != part.strip():

@@ -1,4 +1,4 @@
-"""Benchmarks as their authors define them: prompts and graders, one benchmark a file.
+"""Benchmarks as their authors define them: prompts and graders, one file per benchmark.
 
-Pure functions; imports nothing of the project.
+Pure functions; nothing else of the project is imported.
 """

@@ -1,10 +1,10 @@
 """Arena-Hard v0.1 (500 prompts) and v2.0 (500 hard prompts, 250 of creative writing), judged as their authors do.
 
-Each answer meets the baseline's twice: it is assistant B in game 1 and assistant A in game 2. The judge ends on one of
-five labels, which `tally` turns into battles; `evals.style_control` has the figures. Source of the rules and of the
-judge's prompts: lmarena/arena-hard-auto (Apache-2.0): gen_judgment.py, show_result.py, utils/judge_utils.py, config.
-Two things differ, both on purpose: a label that is not in the authors' table is unread (v0.1 gives it no weight, v2.0
-stops with an error), and an answer cannot close the marks that it is shown between.
+Each answer is compared with the baseline's twice: it is assistant B in game 1 and assistant A in game 2. The judge ends
+with one of five labels, which `tally` turns into battles; `evals.style_control` computes the figures. Source of the
+rules and of the judge's prompts: lmarena/arena-hard-auto (Apache-2.0): gen_judgment.py, show_result.py,
+utils/judge_utils.py, config. Two things differ on purpose: a label that is not in the authors' table is unreadable
+(their v0.1 gives it no weight, their v2.0 stops with an error), and an answer cannot close the marks around it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BASELINES: dict[str, str] = {
     "math": "o3-mini-2025-01-31",
     "creative_writing": "gemini-2.0-flash-001",
 }
-"""The model that the answers to each category of prompts meet. Published: hard_prompt and creative_writing, apart."""
+"""The baseline model for each category. The authors publish hard_prompt and creative_writing on separate boards."""
 
 _A_MUCH, _A, _TIE, _B, _B_MUCH = (3, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 3)  # battles of A won, tied, lost
 _FIVE = {"A>>B": _A_MUCH, "A>B": _A, "A=B": _TIE, "B>A": _B, "B>>A": _B_MUCH}
@@ -37,7 +37,7 @@ _DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
 _SINGLE = re.compile(r"\[([AB<>=]+)\]")
 
 _PARTS = re.compile(r"\{(QUESTION|ANSWER_A|ANSWER_B)\}")
-_GAP = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"  # white space, and what is not seen at all
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"  # white space and invisible characters
 _MARK = re.compile(
     rf"[<＜](?={_GAP}*+[|｜]{_GAP}*+(?:user{_GAP}++prompt|the{_GAP}++(?:start|end){_GAP}++of{_GAP}++assistant))",
     re.IGNORECASE,
@@ -46,23 +46,23 @@ _MARK = re.compile(
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to a prompt, from a file of the authors' layout."""
+    """A model's answer to a prompt, from a file in the authors' layout."""
 
     problem_id: str
     model: str
     text: str
-    """What the judge sees: never the thoughts, which some files have beside it."""
+    """What the judge sees; never the thoughts, which some files also have."""
     style: Style | None
-    """As the file counts it; None where it does not."""
+    """As counted in the file; None if it has no counts."""
 
 
 def read(record: Mapping[str, Any], row: int) -> Problem:
-    """A prompt in the authors' layout: uid, category, prompt; or, as it was once: question_id, category, turns.
+    """Read a prompt in the authors' layout: uid, category, prompt; or in their older one: question_id, category, turns.
 
-    The category, a key of `BASELINES`, tells the version. v0.1's cluster and v2.0's subcategory are not taken up.
+    The category, a key of `BASELINES`, determines the version. v0.1's cluster and v2.0's subcategory are not kept.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     category = record.get("category")
     if not isinstance(category, str) or category not in BASELINES:
@@ -72,18 +72,18 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
     else:
         query, field = _first(record, "turns", row).get("content"), "turns[0].content"
     if not isinstance(query, str) or not query.strip():
-        raise _bad(row, field, "a text", query)
+        raise _bad(row, field, "a non-empty string", query)
     return Problem(problem_id=_id(record, row), query=query, category=category)
 
 
 def read_answer(record: Mapping[str, Any], row: int) -> Answer:
-    """An answer in the authors' layout: uid, model, messages and, where style was counted, metadata.
+    """Read an answer in the authors' layout: uid, model, messages and, if style was counted, metadata.
 
-    The answer is the last message's content.answer. The layout that they once had is read too: question_id, model_id,
+    The answer is the last message's content.answer. Their older layout is read too: question_id, model_id,
     choices[0].turns[0].content, conv_metadata.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     if "messages" in record:
         model_field, field, style_field = "model", "messages[-1].content.answer", "metadata"
@@ -97,24 +97,24 @@ def read_answer(record: Mapping[str, Any], row: int) -> Answer:
         model_field, field, style_field = "model_id", "choices[0].turns[0].content", "conv_metadata"
         text = _first(_first(record, "choices", row), "turns", row).get("content")
     if not isinstance(text, str):
-        raise _bad(row, field, "a text", text)
+        raise _bad(row, field, "a string", text)
     model = record.get(model_field)
     if not isinstance(model, str) or not model:
-        raise _bad(row, model_field, "a text", model)
+        raise _bad(row, model_field, "a non-empty string", model)
     counted = record.get(style_field)
     return Answer(_id(record, row), model, text, None if counted is None else _style(counted, style_field, row))
 
 
 def judge_messages(problem: Problem, game: Literal[1, 2], answer: str, baseline_answer: str) -> list[Message]:
-    """What the judge is asked in a game: in the first the baseline is assistant A, in the second the model is.
+    """The judge's prompt for a game: in game 1 the baseline is assistant A, in game 2 the model is.
 
-    An answer that spells a mark of the prompt has the mark's first character turned into "(".
+    If an answer spells one of the prompt's marks, the mark's first character is replaced by "(".
 
     Raises:
-        ValueError: the problem is none of Arena-Hard's.
+        ValueError: the problem is not one of Arena-Hard's.
     """
     if problem.category not in BASELINES:
-        raise ValueError(f"problem {problem.problem_id}: category {problem.category!r} is none of Arena-Hard's")
+        raise ValueError(f"problem {problem.problem_id}: category {problem.category!r} is not one of Arena-Hard's")
     shown = [_MARK.sub("(", each) for each in (baseline_answer, answer)]
     a, b = shown if game == 1 else reversed(shown)
     parts = {"QUESTION": problem.query, "ANSWER_A": a, "ANSWER_B": b}
@@ -129,15 +129,15 @@ def judge_messages(problem: Problem, game: Literal[1, 2], answer: str, baseline_
 
 
 def version_of(category: str | None) -> Version:
-    """Which version's rules go for a category of prompts."""
+    """The version whose rules apply to a category of prompts."""
     return "v0.1" if category == "arena-hard-v0.1" else "v2.0"
 
 
 def read_verdict(text: str, version: Version) -> str | None:
-    """The label of a verdict, such as A>>B, or None where it has none. Raises nothing; linear in the length.
+    """The label of a verdict, such as A>>B; None if it has none. Raises nothing; takes time linear in the length.
 
-    v0.1: the label in double brackets, if all of them are the same; contradictory ones are unread. v2.0: the last in
-    double brackets, or else the last in single ones, in any case of letters; A<B is B>A and so on.
+    v0.1: the label in double brackets, if all of those are the same; contradictory ones are unreadable. v2.0: the last
+    label in double brackets, or else the last in single ones, in upper or lower case; A<B means B>A and so on.
     """
     if version == "v0.1":
         labels = _DOUBLE.findall(text)
@@ -149,12 +149,15 @@ def read_verdict(text: str, version: Version) -> str | None:
 
 
 def tally(verdicts: Sequence[str | None], version: Version) -> tuple[int, int, int]:
-    """The battles that a model lost, tied and won on one question: `verdicts` of game 1 and game 2, None where unread.
+    """The battles that a model lost, tied and won on one question.
 
-    A label with >> counts as three battles. Of two games with one unread, v0.1 counts the other one and v2.0 neither.
+    A label with >> counts as three battles. If one of the two games is unreadable, v0.1 counts the other, v2.0 neither.
+
+    Args:
+        verdicts: the labels of game 1 and game 2, None if unreadable.
 
     Raises:
-        ValueError: there are not two verdicts, or one is no label.
+        ValueError: there are not exactly two verdicts, or one is no label.
     """
     if len(verdicts) != 2:
         raise ValueError(f"expected the verdicts of two games, found {len(verdicts)}")
@@ -168,7 +171,7 @@ def tally(verdicts: Sequence[str | None], version: Version) -> tuple[int, int, i
 
 
 def _style(counted: Any, field: str, row: int) -> Style:
-    """Style from a file's metadata: token_len, and dictionaries of counts for headers, lists and bold."""
+    """The style in a file's metadata: token_len, and counts (or objects of counts) of headers, lists and bold."""
     if not isinstance(counted, dict):
         raise _bad(row, field, "an object", counted)
     sums = []
@@ -182,7 +185,7 @@ def _style(counted: Any, field: str, row: int) -> Style:
 
 
 def _first(record: Mapping[str, Any], field: str, row: int) -> dict[str, Any]:
-    """The one object in a list of the older layouts."""
+    """The single object in a list of the older layouts."""
     value = record.get(field)
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
         raise _bad(row, field, "a list of one object", value)
@@ -193,7 +196,7 @@ def _id(record: Mapping[str, Any], row: int) -> str:
     field = "uid" if "uid" in record else "question_id"
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise _bad(row, field, "a text", value)
+        raise _bad(row, field, "a non-empty string", value)
     return value
 
 

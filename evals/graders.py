@@ -1,7 +1,7 @@
-"""The verifiable benchmarks' graders behind one form, as a grading process calls them by name.
+"""The graders of the verifiable benchmarks with one signature, so that a grading process can call them by name.
 
-Each takes a solution (None: the response has none) and the problem's reference, and gives JSON values: what was read as
-the answer, whether it is right, and, for an answer of several parts, how many there are and how many are right.
+Each takes a solution (None if the response has none) and the problem's reference. It returns JSON values: the answer
+that was read, whether it is correct, and for an answer of several parts their number and how many are correct.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-r"""Answers to mathematical problems: found in a solution and compared with a reference by the library math-verify.
+r"""Answers to mathematical problems: extracted from a solution and compared with a reference by math-verify.
 
-The answer is what stands in the last \boxed{}. Nothing here bounds time or memory, as 9^{9^{9^9}} would need: model
-output is graded through `infra.processes.limited`. math-verify's own time limits use SIGALRM, which only a main thread
-may set: they are off, so that any thread may grade. This module brings sympy, half a second: flows do not import it.
+The answer is the content of the last \boxed{}. Nothing here limits time or memory, as an answer like 9^{9^{9^9}} needs:
+model output is graded through `infra.processes.limited`. math-verify's own time limits use SIGALRM, which only the main
+thread may set; they are off, so that any thread can grade. Importing this module loads sympy, which takes half a
+second, so flows do not import it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[imp
 from math_verify.grader import get_pct_val  # type: ignore[import-untyped]
 
 LONGEST = 1_000
-"""Characters of the longest text that is taken for an answer; the longest of MATH500's own has 53."""
-_TAIL = 2_000  # characters at the end of a solution without a box, where its answer is looked for
+"""Maximum length of an answer, in characters; the longest reference answer of MATH500 has 53."""
+_TAIL = 2_000  # characters at the end of a solution without a box that are searched for its answer
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _SPACING = re.compile(r"\\(?:q?quad\b|[,;:! ()\[\]])|[\s$~]")
 _JOINED = re.compile(r"(?:[A-Za-z]{0,20}?(?:[,;]|,?(?:and|or))(?:[A-Za-z](?:_\{?\w\}?)?=)?)?")
 _ANSWER = re.compile(r"\banswer", re.IGNORECASE)
-_SAID = re.compile(r"\banswer\s*(?:is\b|:)[\s:]*([^\s:.][^\n]{0,40}?)\.?[^\S\n]*$", re.IGNORECASE | re.MULTILINE)
-# Bold type, and a plus sign before a number: math-verify reads neither.
+_ANSWER_IS = re.compile(r"\banswer\s*(?:is\b|:)[\s:]*([^\s:.][^\n]{0,40}?)\.?[^\S\n]*$", re.IGNORECASE | re.MULTILINE)
+# Bold type, and a plus sign before a number; math-verify reads neither.
 _MARKS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|(?<=\s)\+(?=\d)")
 _STATED = re.compile(r"final answer is:?\s*(?=[$*\d+-]|\\[(\[])", re.IGNORECASE)
 _DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
@@ -66,22 +67,23 @@ _REWRITES = [
     )
 ]
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its time limits are off
 
 
 def grade(solution: str | None, reference: str) -> tuple[str | None, bool]:
-    """The answer that a solution gives, None where it gives none, and whether it is the reference answer."""
+    """The answer that a solution gives (None if it gives none), and whether it equals the reference answer."""
     prediction = extract(solution)
     return prediction, prediction is not None and equivalent(prediction, reference)
 
 
 def extract(solution: str | None) -> str | None:
-    r"""The answer that a solution gives: LaTeX or plain text of at most `LONGEST` characters.
+    r"""The answer that a solution gives: LaTeX or plain text of at most `LONGEST` characters; None if it gives none.
 
-    It is what stands in the last closed \boxed{} that is not empty, or in several with "and", "or", a comma or nothing
-    between them. Where a solution has no box, or says "final answer is" and a number or formula after its last one,
-    math-verify looks for the answer: after "answer", or else the last formula or number. It reads no words: the few
-    after "answer is" are read here. A text that is nothing but a formula or a word is an answer itself.
+    It is the content of the last closed, non-empty \boxed{}, or of the last several boxes with only "and", "or", a
+    comma or nothing between them. If a solution has no box, or states "final answer is" and a number or formula after
+    its last box, math-verify searches for the answer: after "answer", or else the last formula or number. math-verify
+    reads no words, so a few words after "answer is" are read here. A text that is only a formula or a word is itself
+    the answer.
     """
     text = solution or ""
     answer, end = _boxed(text)
@@ -94,9 +96,9 @@ def extract(solution: str | None) -> str | None:
 
 
 def equivalent(prediction: str, reference: str) -> bool:
-    """Whether an answer is the reference answer; of a text with boxes, what they hold is the answer.
+    """Whether an answer equals the reference answer; if either has boxes, their content is compared.
 
-    A verifiable reward where a query has a reference. False where either is empty or longer than `LONGEST`.
+    Also serves as a verifiable reward for queries with a reference. False if either is empty or longer than `LONGEST`.
     """
     prediction, reference = (_boxed(text)[0] or text for text in (prediction, reference))
     if not prediction.strip() or not reference.strip() or max(len(prediction), len(reference)) > LONGEST:
@@ -116,8 +118,8 @@ def equivalent(prediction: str, reference: str) -> bool:
 
 
 def _boxed(text: str) -> tuple[str | None, int]:
-    """What the last boxes hold, and where the last one ends (0 where there is none). Linear in the length."""
-    opened: list[tuple[int, int]] = []  # where each open group starts, -1 if it is no box, and where its content does
+    """The content of the last boxes, and where the last one ends (0 if there is none). Linear in the length."""
+    opened: list[tuple[int, int]] = []  # of each open group: its start, or -1 if it is no box, and its content's start
     boxes: list[tuple[int, int, int]] = []
     for brace in _BRACES.finditer(text):
         found = brace.group()
@@ -143,7 +145,7 @@ def _boxed(text: str) -> tuple[str | None, int]:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether there are words around what may be an answer: "answer", two, or one beside a formula in delimiters."""
+    """Whether a text is prose: it has the word "answer", two words, or one word beside a formula in delimiters."""
     if _ANSWER.search(text):
         return True
     words = _WORD.findall(_COMMAND.sub(" ", text))
@@ -155,20 +157,20 @@ def _found(text: str) -> str | None:
     text = _MARKS.sub("", text)
     found = parse(text, parsing_timeout=None)
     if not found:
-        said = _SAID.findall(text)
-        return said[-1].strip() if said else None
+        stated = _ANSWER_IS.findall(text)
+        return stated[-1].strip() if stated else None
     answer = next((each.strip() for each in found if isinstance(each, str)), "")
-    percent = get_pct_val(found[0])  # of what is read in "23 percent", the text has only the 23
+    percent = get_pct_val(found[0])  # for "23 percent", the answer's text has only the 23
     return (answer if percent is None or "%" in answer else f"{answer}\\%") or None
 
 
 def _plain(text: str) -> str:
-    r"""An answer without \text{} and dollar signs, each run of blanks one space."""
+    r"""An answer without \text{} and dollar signs, with runs of white space collapsed."""
     return " ".join(_WRAPPED.sub(r"\1", _DELIMITER.sub(" ", text)).split())
 
 
 def _rewritten(text: str) -> str:
-    """An answer's LaTeX in the form that math-verify reads."""
+    """An answer's LaTeX, rewritten into a form that math-verify reads."""
     text = " ".join(_DELIMITER.sub(" ", text).translate(_SYMBOLS).split())
     if _GROUPED.fullmatch(text):  # 10 080
         text = text.replace(" ", "")
@@ -178,7 +180,7 @@ def _rewritten(text: str) -> str:
 
 
 def _parsed(latex: str) -> list[Any]:
-    """What math-verify makes of an answer: an expression where it can, and the normalised text."""
+    """An answer as parsed by math-verify: an expression if possible, and the normalised text."""
     boxed = LatexExtractionConfig(boxed_match_priority=0)
     found: list[Any] = parse(f"\\boxed{{{latex}}}", [boxed], parsing_timeout=None)
     return found

@@ -1,9 +1,10 @@
-"""MATH level 5: 721 problems with a number for an answer, graded as leniently as ZeroEval publishes (its math-l5).
+"""MATH level 5: 721 problems with numeric answers, graded as leniently as in ZeroEval's published math-l5 results.
 
 Source of the rules: WildEval/ZeroEval (Apache-2.0), src/evaluation/math_eval.py and eval_utils.py, and its published
 score board, whose figures the tests reproduce. Only the first number of an answer counts: "-221_3" is -221, "5 or 7"
-is 5. Where that program would stop with an error (JSON nested too deep, a number of 5,000 digits), the grading goes on
-here, and it evaluates an answer with a "/" by Python's `eval`; here only arithmetic is. The prompt is in our own words.
+is 5. Two things differ: where that program would stop with an error (JSON nested too deep, a number of 5,000 digits),
+grading continues here; and it evaluates an answer with a "/" by Python's `eval`, here only arithmetic is evaluated. The
+prompt is in our own words.
 """
 
 from __future__ import annotations
@@ -47,26 +48,26 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 def read(record: Mapping[str, Any], row: int) -> Problem:
-    """A problem in ZeroEval's layout: id, problem, answer.
+    """Read a problem in ZeroEval's layout: id, problem, answer.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     problem_id, problem, answer = record.get("id"), record.get("problem"), record.get("answer")
     if isinstance(problem_id, bool) or not isinstance(problem_id, int | str) or not str(problem_id).strip():
-        raise ValueError(f"row {row}, field id: expected a whole number or a text, found {problem_id!r:.80}")
+        raise ValueError(f"row {row}, field id: expected an integer or a non-empty string, found {problem_id!r:.80}")
     if not isinstance(problem, str) or not problem.strip():
-        raise ValueError(f"row {row}, field problem: expected a text, found {problem!r:.80}")
+        raise ValueError(f"row {row}, field problem: expected a non-empty string, found {problem!r:.80}")
     if not isinstance(answer, str) or _number(answer) is None:
-        raise ValueError(f"row {row}, field answer: expected a text with a number in it, found {answer!r:.80}")
+        raise ValueError(f"row {row}, field answer: expected a string that contains a number, found {answer!r:.80}")
     return Problem(problem_id=str(problem_id), query=f"{problem}\n\n{INSTRUCTION}", reference=answer)
 
 
 def grade(solution: str | None, reference: str, *, boxed: bool = True) -> tuple[str | None, bool]:
-    """The answer that a solution gives, None where it gives none, and whether its first number is the reference's.
+    """The answer that a solution gives (None if it gives none), and whether its first number is the reference's.
 
-    An answer in a box counts where there is no other. ZeroEval reads boxes only for models with "Llama-3.1" in their
-    name: False gives its figures for the others.
+    `boxed`: whether an answer in a box counts if there is no other. ZeroEval reads boxes only for models with
+    "Llama-3.1" in their name; False reproduces its figures for the others.
     """
     prediction = extract(solution, boxed=boxed)
     number = None if prediction is None else _number(prediction)
@@ -74,7 +75,7 @@ def grade(solution: str | None, reference: str, *, boxed: bool = True) -> tuple[
 
 
 def extract(solution: str | None, *, boxed: bool = True) -> str | None:
-    """The `answer` of the first JSON object, or else what stands after "answer": as ZeroEval finds it, not stripped."""
+    """The `answer` in the first JSON object, or else the text after "answer", found as in ZeroEval and not stripped."""
     text = solution or ""
     if (answer := _json_answer(text)) is not None:
         return answer
@@ -85,7 +86,7 @@ def extract(solution: str | None, *, boxed: bool = True) -> str | None:
 
 
 def _json_answer(text: str) -> str | None:
-    """The `answer` of what stands in the first pair of braces, None where that is no JSON object or has none."""
+    """The `answer` in the first pair of braces; None if they hold no JSON object, or one without an answer."""
     depth = start = 0
     for brace in _BRACES.finditer(text):
         if brace.group() == "{":
@@ -102,7 +103,7 @@ def _json_answer(text: str) -> str | None:
 
 
 def _number(answer: str) -> float | None:
-    """The first number in an answer, after "$" and "," are taken out and arithmetic with a "/" is done."""
+    """The first number in an answer, after "$" and "," are removed and arithmetic with a "/" is evaluated."""
     text = answer.replace("$", "").strip().replace(",", "")
     if "/" in text and (value := _arithmetic(text)) is not None:
         text = str(value)
@@ -111,7 +112,7 @@ def _number(answer: str) -> float | None:
 
 
 def _arithmetic(text: str) -> float | None:
-    """The value of what is nothing but arithmetic, None for all else. Floats throughout: no huge whole numbers."""
+    """The value of an arithmetic expression; None for any other text. Uses floats only, as integers could get huge."""
     if not _ARITHMETIC.fullmatch(text):
         return None
     try:
@@ -121,7 +122,7 @@ def _arithmetic(text: str) -> float | None:
 
 
 def _value(node: ast.expr) -> Any:
-    """Raises TypeError for what is no number, KeyError for an operator of another kind."""
+    """Evaluate an expression. Raises `TypeError` if a node is no arithmetic, `KeyError` for an unknown operator."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return float(value)

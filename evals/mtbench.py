@@ -1,9 +1,9 @@
-"""MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge, as FastChat does.
+"""MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge, as in FastChat.
 
 Source of the rules and of the judge's prompts: lm-sys/FastChat (Apache-2.0), fastchat/llm_judge: common.py,
 gen_judgment.py, show_result.py and data/judge_prompts.jsonl. This is its single-answer grading, the mode of its leader
-board. Two things differ, both on purpose: a rating outside 1 to 10 is not read, and an answer cannot close the marks
-that it is shown between. The judge sees solutions alone, also in the first turn of a two-turn prompt.
+board. Two things differ on purpose: a rating outside 1 to 10 is unreadable, and an answer cannot close the marks around
+it. The judge sees only solutions, also for the first turn of a two-turn prompt.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PROMPTS = {
     (2, False): "evals/prompts/mtbench-multi-turn.md",
     (2, True): "evals/prompts/mtbench-multi-turn-math.md",
 }
-"""The judge's prompt, by turn and by whether there are reference answers."""
+"""The judge's prompts, by turn and by whether there are reference answers."""
 
 WITH_REFERENCE = frozenset(("math", "reasoning", "coding"))
 """The categories whose answers the judge compares with a reference answer (FastChat's NEED_REF_CATS)."""
 
 _PARTS = re.compile(r"\{(question|question_1|question_2|answer|answer_1|answer_2|ref_answer_1|ref_answer_2)\}")
-# Possessive (++, *+, ?+): FastChat's own patterns find the same, but take quadratic time on a long run of digits.
+# Possessive quantifiers (++, *+, ?+): FastChat's patterns find the same, but in quadratic time on long runs of digits.
 _RATING = re.compile(r"\[\[([0-9]++(?:\.[0-9]*+)?+)\]\]")
 _SINGLE = re.compile(r"\[([0-9]++(?:\.[0-9]*+)?+)\]")
-_GAP = r"[\s\u200b-\u200f\u2060\ufeff]"  # white space, and what is not seen at all
+_GAP = r"[\s\u200b-\u200f\u2060\ufeff]"  # white space and invisible characters
 _WHOSE = rf"the{_GAP}++(?:start|end){_GAP}++of{_GAP}++(?:the{_GAP}++)?+(?:reference|assistant)"
 _MARK = re.compile(
     rf"[\[［](?={_GAP}*+{_WHOSE})"
@@ -45,37 +45,38 @@ _MARK = re.compile(
 
 @dataclass(frozen=True)
 class Figures:
-    """FastChat's figures: means of the ratings (1 to 10) that could be read; None where there are none."""
+    """FastChat's figures: means of the readable ratings (1 to 10); None if there are none."""
 
     turn_1: float | None
     turn_2: float | None
     overall: float | None
-    """Mean of all ratings of both turns: not the mean of the two means, where some are unread."""
+    """Mean of all ratings of both turns; not the mean of the two means if some are unreadable."""
     by_category: dict[str, float | None]
     """Mean of both turns' ratings."""
     rated: int
     unread: int
-    """Verdicts without a rating, as answers are that were never judged: in no mean."""
+    """Verdicts without a readable rating; they are in no mean."""
 
 
 def read(record: Mapping[str, Any], row: int) -> Problem:
-    """A question of one or two turns; `reference` is a JSON list, one text a turn, None where no turn has one.
+    """Read a question of one or two turns. Its `reference` is a JSON list of one string per turn; None without any.
 
-    Layouts: FastChat's question.jsonl (question_id, category, turns, reference where there is one) and the data set
-    HuggingFaceH4/mt_bench_prompts (prompt_id, category, prompt, reference, empty where there is none). Their references
-    are not those that FastChat shows the judge: `with_references` takes these from its reference_answer/gpt-4.jsonl.
+    Two layouts are read: FastChat's question.jsonl (question_id, category, turns, and reference if there is one) and
+    the data set HuggingFaceH4/mt_bench_prompts (prompt_id, category, prompt, and reference, which may be empty). Their
+    references are not those that FastChat shows to the judge: `with_references` takes these from its
+    reference_answer/gpt-4.jsonl.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     turns_name = "prompt" if "prompt" in record else "turns"
     turns, category, reference = record.get(turns_name), record.get("category"), record.get("reference")
     if not _texts(turns) or not 1 <= len(turns) <= 2 or not all(turn.strip() for turn in turns):
-        raise _bad(row, turns_name, "a list of one or two texts", turns)
+        raise _bad(row, turns_name, "a list of one or two non-empty strings", turns)
     if not isinstance(category, str) or not category.strip():
-        raise _bad(row, "category", "a text", category)
+        raise _bad(row, "category", "a non-empty string", category)
     if reference is not None and (not _texts(reference) or len(reference) > len(turns)):
-        raise _bad(row, "reference", "a list of texts, at most one a turn", reference)
+        raise _bad(row, "reference", "a list of strings, at most one per turn", reference)
     return Problem(
         problem_id=_id(record, "prompt_id" if "prompt_id" in record else "question_id", row),
         query=turns[0],
@@ -86,12 +87,12 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
 
 
 def with_references(problems: Iterable[Problem], records: Iterable[Mapping[str, Any]]) -> list[Problem]:
-    """The problems with the reference answers of FastChat's files (question_id, choices[0].turns), joined by the id.
+    """The problems with the reference answers of FastChat's file (question_id, choices[0].turns), joined by the id.
 
-    Answers to other questions are passed over, since FastChat's file is read for a part of the questions too.
+    Answers to other questions are ignored, since the problems may be only some of the questions.
 
     Raises:
-        ValueError: a record has another form or comes twice, or a problem that needs a reference has none.
+        ValueError: a record is malformed or duplicated, or a problem that needs a reference answer has none.
     """
     answers: dict[str, list[str]] = {}
     for row, record in enumerate(records):
@@ -100,9 +101,9 @@ def with_references(problems: Iterable[Problem], records: Iterable[Mapping[str, 
         first = choices[0] if isinstance(choices, list) and choices else None
         turns = first.get("turns") if isinstance(first, dict) else None
         if not _texts(turns) or not turns:
-            raise _bad(row, "choices[0].turns", "a list of texts", turns)
+            raise _bad(row, "choices[0].turns", "a non-empty list of strings", turns)
         if question_id in answers:
-            raise ValueError(f"row {row}: the reference answer to question {question_id} comes twice")
+            raise ValueError(f"row {row}: the reference answer to question {question_id} is a duplicate")
         answers[question_id] = turns
     joined = []
     for problem in problems:
@@ -116,13 +117,14 @@ def with_references(problems: Iterable[Problem], records: Iterable[Mapping[str, 
 
 
 def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[Message]:
-    """What the judge is asked about the answer to a turn, 1 or 2. `answers`: the solutions, up to that turn at least.
+    """The judge's prompt about the answer to a turn, 1 or 2. `answers`: the solutions, at least up to that turn.
 
-    FastChat's prompt: the plain one, or the one with reference answers for the categories that need them; the second
-    turn shows both. An answer that spells a mark of the prompt has the mark's first character turned into "(".
+    It is FastChat's plain prompt, or the one with reference answers for the categories that need them; the prompt for
+    the second turn shows both turns. If an answer spells one of the prompt's marks, the mark's first character is
+    replaced by "(".
 
     Raises:
-        ValueError: no such turn, too few answers, or no reference answer where one is needed.
+        ValueError: there is no such turn, there are too few answers, or a required reference answer is missing.
     """
     questions = (problem.query, *problem.follow_ups)
     if not 1 <= turn <= min(2, len(questions)):
@@ -137,8 +139,8 @@ def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[
         references = json.loads(problem.reference) if problem.reference is not None else []
         if len(references) < turn:
             raise ValueError(
-                f"question {problem.problem_id} ({problem.category}) is judged against a reference: turn {turn} "
-                "has none, so join the file of reference answers"
+                f"question {problem.problem_id} ({problem.category}) is judged against a reference, but turn {turn} "
+                "has none: add the file of reference answers"
             )
         parts |= {f"ref_answer_{number}": text for number, text in enumerate(references[:turn], start=1)}
     system, user = system_and_user(PROMPTS[turn, problem.category in WITH_REFERENCE])
@@ -149,10 +151,10 @@ def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[
 
 
 def read_rating(text: str) -> float | None:
-    """The rating of a verdict, 1 to 10, or None where it has none. Raises nothing; linear in the length.
+    """The rating of a verdict, 1 to 10; None if it has none. Raises nothing; takes time linear in the length.
 
-    As FastChat: the first number in double brackets, or else the first in single ones; nothing else is looked for.
-    FastChat takes any number, such as [[0]] or [[11]]; outside 1 to 10 it is None here, and no further one is tried.
+    As in FastChat, it is the first number in double brackets, or else the first in single ones. FastChat accepts any
+    number, such as [[0]] or [[11]]; here a number outside 1 to 10 gives None, and no other number is tried.
     """
     found = _RATING.search(text) or _SINGLE.search(text)
     rating = float(found[1]) if found else 0.0
@@ -160,9 +162,9 @@ def read_rating(text: str) -> float | None:
 
 
 def read_winner(text: str) -> Literal["A", "B", "tie"] | None:
-    """The winner of a pairwise verdict, or None where it names none.
+    """The winner in a pairwise verdict; None if it names none.
 
-    As FastChat: [[A]] anywhere wins over [[B]] anywhere, and that over [[C]], a tie.
+    As in FastChat, [[A]] anywhere has precedence over [[B]] anywhere, and that over [[C]], a tie.
     """
     if "[[A]]" in text:
         return "A"
@@ -172,7 +174,7 @@ def read_winner(text: str) -> Literal["A", "B", "tie"] | None:
 
 
 def figures(verdicts: Iterable[tuple[str, int, float | None]]) -> Figures:
-    """The figures of verdicts: category, turn, and the rating or None where it could not be read."""
+    """The figures of verdicts, given as category, turn, and rating (None if unreadable)."""
     ratings: dict[int, list[float]] = {1: [], 2: []}
     by_category: defaultdict[str, list[float]] = defaultdict(list)
     unread = 0
@@ -203,10 +205,10 @@ def _texts(value: Any) -> TypeGuard[list[str]]:
 
 
 def _id(record: Mapping[str, Any], name: str, row: int) -> str:
-    """An id, which FastChat's files give as a number or as a text."""
+    """An id, which is a number or a string in FastChat's files."""
     value = record.get(name)
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise _bad(row, name, "a number or a text", value)
+        raise _bad(row, name, "an integer or a non-empty string", value)
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""The plain types that the benchmarks share: a problem as a model is asked it, and a message."""
+"""The plain types that the benchmarks share: a problem as posed to a model, and a message."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a benchmark, as a model is asked it."""
+    """One problem of a benchmark, as posed to a model."""
 
     problem_id: str
-    """The authors' own id; unique in the benchmark."""
+    """The authors' own id, unique in the benchmark."""
     query: str
-    """The user turn that the model answers, the benchmark's own instructions included."""
+    """The user turn that the model answers, including the benchmark's own instructions."""
     history: tuple[Message, ...] = ()
-    """Turns before it, oldest first."""
+    """Turns before the query, oldest first."""
     follow_ups: tuple[str, ...] = ()
-    """User turns that come after the model's answer, one answer each."""
+    """User turns after the model's answer, each with an answer of its own."""
     reference: str | None = None
-    """What the answer is graded against; JSON text where it has parts."""
+    """What the answer is graded against; JSON text if it has several parts."""
     category: str | None = None
-    """The group that figures are also told by: subject, grid size, ..."""
+    """The group by which figures are also given: subject, grid size, ..."""

@@ -1,12 +1,13 @@
-"""Arena-Hard's figures from battles: win rates against the baseline, and the same with the answers' style controlled.
+"""Arena-Hard's figures from battles: win rates against the baseline, plain and style-controlled.
 
 Source of the rules: lmarena/arena-hard-auto (Apache-2.0). v0.1: show_result.py, utils_math.py and the Bradley-Terry
-model of Chatbot Arena; v2.0: show_result.py, utils/math_utils.py, utils/add_markdown_info.py. With a single baseline
-the Bradley-Terry fit of v0.1 gives every model just its weighted win rate, so that nothing is fitted without style.
+model of Chatbot Arena; v2.0: show_result.py, utils/math_utils.py, utils/add_markdown_info.py. With a single baseline,
+the Bradley-Terry fit of v0.1 gives every model exactly its weighted win rate, so plain win rates need no fit.
 
-Style control fits all models' strengths and one coefficient a covariate together. The covariates are centred on their
-mean over all battles, so a score is the win rate at that mean difference of style, not at equal style. A single model
-has its own style for the mean, so that none of it is taken away: control means something among models that differ.
+Style control fits the strengths of all models and one coefficient per covariate together. The covariates are centred on
+their mean over all battles, so a score is the win rate at that mean difference in style, not at equal style. For a
+single model the mean is its own style, so nothing is controlled for: style control only makes sense with several models
+of different style.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ QUANTILES: dict[Version, tuple[float, float]] = {"v0.1": (0.025, 0.975), "v2.0":
 
 _CODE = re.compile(r"```([^`]*)```")
 _HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
-# The authors' `^\s*` spans lines, which finds the same but takes quadratic time on blank lines.
+# The authors' `^\s*` also spans line breaks: it finds the same, but in quadratic time on blank lines.
 _ORDERED = re.compile(r"^[^\S\n]*\d+\.\s", re.MULTILINE)
 _UNORDERED = re.compile(r"^[^\S\n]*[-*+]\s", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*")
@@ -39,10 +40,10 @@ _BOLD_TOO = re.compile(r"__[^_\n]+__")
 
 @dataclass(frozen=True)
 class Style:
-    """What style control knows of an answer."""
+    """The style of an answer, as far as it is controlled for."""
 
     tokens: int
-    """The authors count with tiktoken's encoding of gpt-4o."""
+    """The authors count them with tiktoken's encoding for gpt-4o."""
     headers: int
     lists: int
     """List items, ordered and unordered."""
@@ -51,19 +52,19 @@ class Style:
 
 @dataclass(frozen=True)
 class Battles:
-    """A model's battles against the baseline on one question: how many it lost, tied and won."""
+    """A model's battles against the baseline on one question: the numbers it lost, tied and won."""
 
     model: str
     lost: int
     tied: int
     won: int
     differences: tuple[float, ...] = ()
-    """The covariates that are controlled for: all or some of `differences`."""
+    """The covariates to control for: all or some of those that the function `differences` returns."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A model's win rate against the baseline with its bootstrap interval, in 0..1 (published in percent)."""
+    """A model's win rate against the baseline with its bootstrap interval, from 0 to 1 (published in percent)."""
 
     model: str
     score: float
@@ -73,33 +74,33 @@ class Score:
 
 @dataclass(frozen=True)
 class StyleControl:
-    """Scores at the mean difference of style, and what the judge's favour for style is."""
+    """Scores at the mean difference in style, and the judge's preference for style."""
 
     scores: list[Score]
     """Best first."""
     coefficients: tuple[float, ...]
-    """Log odds of winning for one standard deviation more of each covariate."""
+    """For each covariate, the change in log odds of winning per standard deviation."""
 
 
-_UNIT: dict[Version, float] = {"v0.1": log(10), "v2.0": 1.0}  # of the strengths that are fitted, in log odds
-_PENALTY: dict[Version, float] = {"v0.1": 0.5, "v2.0": 0.0}  # L2: scikit-learn's C = 1 on every battle twice; none
-# As scikit-learn's LogisticRegression is set by default: it ends as soon as no mean gradient is over 1e-4. That is a
-# little early (by up to 0.24 points of a score in the tests' data), and the published scores of v0.1 have it so.
+_UNIT: dict[Version, float] = {"v0.1": log(10), "v2.0": 1.0}  # unit of the fitted strengths, in log odds
+_PENALTY: dict[Version, float] = {"v0.1": 0.5, "v2.0": 0.0}  # L2; v0.1: scikit-learn's C = 1 with every battle twice
+# The defaults of scikit-learn's LogisticRegression, which stops as soon as no mean gradient exceeds 1e-4. That is a
+# little early (by up to 0.24 points of a score in the tests' data), but the published scores of v0.1 were fitted so.
 _PUBLISHED: dict[str, Any] = {
     "method": "L-BFGS-B",
     "options": {"gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxiter": 100, "maxls": 50},
 }
-# For v2.0 and for all resamples, to 0.001 points of a score. L-BFGS-B calls LAPACK, whose threads cost it most of its
-# time where cores are busy.
+# For v2.0 and for all resamples; converges to 0.001 points of a score. L-BFGS-B would call LAPACK, whose threads take
+# most of its time on busy cores.
 _CONVERGED: dict[str, Any] = {"method": "TNC", "options": {"gtol": 1e-6, "ftol": 1e-10, "maxfun": 3000}}
 
 
 def style_of(answer: str, tokens: int) -> Style:
-    """The style of an answer of so many tokens, its markdown counted as the authors do. Raises nothing.
+    """The style of an answer of `tokens` tokens, with its markdown counted as the authors count it. Raises nothing.
 
-    Their rule for code, kept since published counts have it: what stands in a block of three backquotes is deleted, and
-    so is the same text anywhere else in the answer. That takes time in proportion to the answer's length times the
-    number of different blocks: about a second for 150,000 characters that are nothing but short blocks.
+    Their rule for code is kept, since published counts are based on it: the content of a block in three backquotes is
+    deleted, and so is the same text anywhere else in the answer. This takes time in proportion to the answer's length
+    times the number of different blocks: about a second for 150,000 characters of short blocks.
     """
     text = _without_code(answer)
     return Style(
@@ -111,10 +112,10 @@ def style_of(answer: str, tokens: int) -> Style:
 
 
 def differences(model: Style, baseline: Style, version: Version) -> tuple[float, float, float, float]:
-    """The covariates of one question: relative differences in tokens, headers, list items and bold, model - baseline.
+    """The covariates of one question: relative differences, model - baseline, in tokens, headers, list items and bold.
 
-    v0.1: (a - b) / (a + b + 1) of all counts. v2.0: (a - b) / (a + b) of the tokens, 0 where both are empty, and
-    (a - b) / (a + b + 1) of the counts per token + 1.
+    v0.1: (a - b) / (a + b + 1) for all counts. v2.0: (a - b) / (a + b) for the tokens, 0 if both are 0; and
+    (a - b) / (a + b + 1) for the other counts, each divided by its answer's tokens + 1.
     """
     counts = [(model.headers, baseline.headers), (model.lists, baseline.lists), (model.bold, baseline.bold)]
     a, b = model.tokens, baseline.tokens
@@ -128,10 +129,10 @@ def differences(model: Style, baseline: Style, version: Version) -> tuple[float,
 
 
 def win_rates(battles: Sequence[Battles], version: Version) -> list[Score]:
-    """Every model's share of battles won, a tie half, best first; a model without battles has no score.
+    """Every model's share of battles won, with a tie as half, best first; a model without battles has no score.
 
-    The interval is over battles, as the authors have it, though those of one question hang together; v0.1 draws them
-    from all models', v2.0 from each model's own.
+    As in the authors' programs, the bootstrap resamples battles, although those of one question are not independent.
+    v0.1 draws from the battles of all models, v2.0 from each model's own.
     """
     names, index, counts = _table(battles)
     if not names:
@@ -146,26 +147,28 @@ def win_rates(battles: Sequence[Battles], version: Version) -> list[Score]:
     else:
         own = [rng.multinomial(int(total), row / total, RESAMPLES) for total, row in zip(totals, cells, strict=True)]
         drawn = np.stack(own, axis=1)
-    with np.errstate(invalid="ignore"):  # none of a model's battles among those drawn: nan
+    with np.errstate(invalid="ignore"):  # nan if no battle of a model was drawn
         resampled = (drawn[..., 2] + drawn[..., 1] / 2) / drawn.sum(axis=2)
     return _scores(names, (cells[:, 2] + cells[:, 1] / 2) / totals, resampled, version)
 
 
 def style_controlled(battles: Sequence[Battles], version: Version, baseline: str | None = None) -> StyleControl:
-    """Every model's win rate against the baseline at the mean difference of style, with what was fitted for style.
+    """Every model's win rate against the baseline at the mean difference in style, with the fitted coefficients.
 
-    A model without battles has no score, and a covariate that never varies has the coefficient 0. The standard scores
-    of the covariates are taken over all battles once, and the resamples use them, as the authors' do.
-    `baseline` names the baseline where it is among the models, as some files have it: its battles against itself take
-    part as in the authors' program and give no score.
+    A model without battles has no score, and a covariate that never varies has the coefficient 0. The covariates are
+    standardised once over all battles, and the resamples use these values, as in the authors' programs.
+    `baseline` names the baseline if it is among the models, as in some files: as in the authors' program, its battles
+    against itself are part of the fit but give no score.
 
     Raises:
-        ValueError: the battles have no covariates, or not all the same number of them.
+        ValueError: the battles have no covariates, or different numbers of them.
     """
     fought = [each for each in battles if each.lost + each.tied + each.won]
     widths = {len(each.differences) for each in fought}
     if fought and (len(widths) != 1 or widths == {0}):
-        raise ValueError(f"expected as many differences in style for all battles, at least one, found {sorted(widths)}")
+        raise ValueError(
+            f"expected the same number (> 0) of differences in style for all battles, found {sorted(widths)}"
+        )
     names, index, counts = _table(fought, last=baseline or "")
     if len(names) == 1:
         return StyleControl([], ())
@@ -178,7 +181,7 @@ def style_controlled(battles: Sequence[Battles], version: Version, baseline: str
 
 
 def interval(resampled: Array, version: Version) -> Array:
-    """The low and the high end for every column; resamples where it is nan do not count."""
+    """The low and the high end of the interval of every column; nan values are ignored."""
     ends: Array = np.nanquantile(resampled, QUANTILES[version], axis=0)
     return ends
 
@@ -195,14 +198,14 @@ def _without_code(answer: str) -> str:
             if len(shorter) == len(answer):
                 absent.add(content)
             else:
-                answer, absent = shorter, set()  # what is left may spell any content anew
+                answer, absent = shorter, set()  # what remains may contain any of them again
     return answer
 
 
 def _table(battles: Sequence[Battles], last: str | None = None) -> tuple[list[str], NDArray[np.intp], Array]:
-    """The models that have battles, by name, and of every row with some: its model's number, and its three counts.
+    """The names of the models that have battles; and for every row with battles, its model's index and its counts.
 
-    `last` comes last among the models, with battles or not.
+    `last` is put last among the models, whether it has battles or not.
     """
     fought = [each for each in battles if each.lost + each.tied + each.won]
     names = sorted({each.model for each in fought} - {last}) + ([] if last is None else [last])
@@ -213,7 +216,7 @@ def _table(battles: Sequence[Battles], last: str | None = None) -> tuple[list[st
 
 
 def _standardised(raw: Array, weights: Array, version: Version) -> Array:
-    """Standard scores of the columns over all battles; 0 in a column that does not vary."""
+    """The standard scores of the columns over all battles; 0 in a column that does not vary."""
     total = weights.sum()
     centred = raw - weights @ raw / total
     degrees = total if version == "v0.1" else max(total - 1, 1)
@@ -226,11 +229,11 @@ def _standardised(raw: Array, weights: Array, version: Version) -> Array:
 def _fit(
     counts: Array, index: NDArray[np.intp], covariates: Array, models: int, version: Version, how: Mapping[str, Any]
 ) -> tuple[Array, Array]:
-    """Maximum likelihood: log odds of every model but the last, the baseline, against it, and the coefficients.
+    """Maximum likelihood fit: log odds of every model against the baseline, which is the last one; and coefficients.
 
-    The log odds are those at covariates of 0, nan where the model has no battles. The odds of the baseline's battles
-    against itself are its own strength and nothing less, as in the authors' matrix, where -1 takes the place of 1.
-    (Sums and einsum in place of @: BLAS would start threads, which cost more than they help.)
+    The log odds are those at covariates of 0, nan if a model has no battles. For the baseline's battles against itself,
+    the odds are its own strength rather than 0, as in the authors' matrix, where -1 overwrites 1.
+    (Sums and einsum are used instead of @: BLAS would start threads, which cost more than they gain.)
     """
     unit, penalty = _UNIT[version], _PENALTY[version]
     total = counts.sum()
@@ -257,7 +260,7 @@ def _fit(
 
 
 def _resamples(counts: Array) -> Iterator[Array]:
-    """Counts as `counts` of as many battles, drawn from all with replacement."""
+    """Bootstrap resamples of `counts`: the same number of battles, drawn from all with replacement."""
     rng = np.random.default_rng(0)
     cell = np.repeat(np.arange(counts.size), counts.astype(np.intp).ravel())
     for _ in range(RESAMPLES):

@@ -1,10 +1,10 @@
-"""WildBench v2: 1,024 real conversations, each with a checklist that the judge is shown, graded as its authors do.
+"""WildBench v2: 1,024 real conversations, each with a checklist that is shown to the judge, graded as by its authors.
 
-WB-Score rates one answer from 1 to 10. WB-Reward compares it with a reference model's, once, on a side that a coin
-chooses. Source of the rules and of the judge's prompts: allenai/WildBench (Apache-2.0): src/eval.py,
+WB-Score rates one answer from 1 to 10. WB-Reward compares it once with a reference model's answer, on a side chosen by
+a coin. Source of the rules and of the judge's prompts: allenai/WildBench (Apache-2.0): src/eval.py,
 src/openai_batch_eval/batch_results_format.py, leaderboard/data_dir/_create_tables.py and _merge_results.py. Three
-things differ, all on purpose: broken JSON is read if it ends on the value (the authors drop it); an answer cannot close
-the marks that it is shown between; and the coin is the problem's id.
+things differ on purpose: broken JSON is read if it ends with the value (the authors drop it); an answer cannot close
+the marks around it; and the coin is derived from the problem's id.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TASKS: dict[str, str] = {
     "Data Analysis": "Math & Data Analysis",
     "Others": "Creative Tasks",
 }
-"""The data set's tags, and the five groups of tasks that figures are told by."""
+"""The data set's tags, each with its group of tasks. Figures are also given for each of the five groups."""
 
 WEIGHTS: dict[str, float] = {
     "Creative Tasks": 0.5,
@@ -46,10 +46,10 @@ WEIGHTS: dict[str, float] = {
     "Information/Advice seeking": 0.75,
     "Coding & Debugging": 1.25,
 }
-"""What each group of tasks counts in the macro figures."""
+"""The weight of each group of tasks in the macro figures."""
 
 PAIR_WORDS = 1000
-"""Of each text of a pair the judge sees so many words; a pair with a longer answer counts for nobody."""
+"""How many words of each text in a pair the judge sees. A pair with a longer answer counts for neither model."""
 EMPTY = "[This model response is empty.]"
 
 _OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
@@ -62,7 +62,7 @@ _OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
 _REWARDS: dict[Outcome, float] = {"win_much": 1.0, "win": 0.5, "tie": 0.0, "lose": -0.5, "lose_much": -1.0}
 
 _PARTS = re.compile(r"\{\$(history|user_query|model_output|candidate_A|candidate_B|checklist)\}")
-_GAP = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"  # white space, and what is not seen at all
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"  # white space and invisible characters
 _MARK = re.compile(
     rf"[<＜](?={_GAP}*+[|｜]{_GAP}*+(?:begin|end)_of_(?:history|query|response|checklist))", re.IGNORECASE
 )
@@ -72,7 +72,7 @@ _CHOICE = r"\s*+\[?\s*+(A\+\+|A\+|A=B|B\+\+|B\+)\s*+\]?\s*+"
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer, from a file of the authors' layout."""
+    """A model's answer, from a file in the authors' layout."""
 
     problem_id: str
     model: str
@@ -81,89 +81,92 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rated:
-    """An answer that the judge was asked to score."""
+    """An answer, and the judge's score of it."""
 
     tasks: Sequence[str]
     """The problem's groups of tasks: `checklist_and_tasks`."""
     answer: str
     score: float | None
-    """1 to 10; None where the verdict is unread."""
+    """1 to 10; None if the verdict is unreadable."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A pair that the judge was asked to compare."""
+    """A pair of answers, and the judge's choice between them."""
 
     tasks: Sequence[str]
     answer: str
     reference_answer: str
     model_is_a: bool
     choice: str | None
-    """A++, A+, A=B, B+ or B++; None where the verdict is unread."""
+    """A++, A+, A=B, B+ or B++; None if the verdict is unreadable."""
 
 
 @dataclass(frozen=True)
 class ScoreFigures:
-    """WB-Score, -80 to 100 as the leader board shows it, ten times what score.json has; None without scores."""
+    """WB-Score, from -80 to 100 as on the leader board (ten times the value in score.json); None without scores."""
 
     mean: float | None
-    """Of the scores as the judge gives them, 1 to 10."""
+    """Mean of the judge's scores, 1 to 10."""
     score: float | None
     """(mean - 5) x 2, times 10."""
     task_macro: float | None
-    """Weighted mean over the groups of tasks; None where one has no scores."""
+    """Weighted mean over the groups of tasks; None if one has no scores."""
     by_task: dict[str, float]
-    """As `score`, of each group, but without empty answers, which `mean` has in it."""
+    """As `score`, for each group, but without empty answers, which `mean` includes."""
     mean_length: float | None
-    """Characters of the answers with a score, without empty ones."""
+    """Mean number of characters of the answers with a score, without empty ones."""
     scored: int
     unread: int
 
 
 @dataclass(frozen=True)
 class RewardFigures:
-    """WB-Reward against one reference model, -100 to 100, as the leader board shows it; None without verdicts.
+    """WB-Reward against one reference model, from -100 to 100 as on the leader board; None without verdicts.
 
-    The authors' own files have a hundredth of it.
+    The values in the authors' files are a hundredth of these.
     """
 
     reward: float | None
     """100 x (win_much + win / 2 - lose / 2 - lose_much) / (judged + left_out)."""
     task_macro: float | None
-    """Weighted mean over the groups of tasks; None where one has no pairs."""
+    """Weighted mean over the groups of tasks; None if one has no pairs."""
     by_task: dict[str, float]
-    """Of the pairs that count, without `left_out`."""
+    """As `reward`, for each group, without the pairs in `left_out`."""
     outcomes: dict[Outcome, int]
     mean_length: float | None
-    """Characters of the model's answers in the pairs that count."""
+    """Mean number of characters of the model's answers in the pairs that count."""
     judged: int
     """Pairs that count: the sum of `outcomes`."""
     left_out: int
-    """Pairs with a verdict but with an empty answer or one of more than `PAIR_WORDS` words: as good as ties."""
+    """Pairs with a verdict, but with an empty answer or one of more than `PAIR_WORDS` words; they count as ties."""
     unread: int
 
 
 def read(record: Mapping[str, Any], row: int) -> Problem:
-    """A conversation in the authors' layout: session_id, conversation_input, checklist, primary_tag, secondary_tags.
+    """Read a conversation in the authors' layout.
 
-    `reference` is JSON text with the checklist and the groups of tasks: `checklist_and_tasks` reads it. `category` is
-    the group of the primary tag. The data set's `references`, GPT-4's answers, are shown to no judge and not taken up.
+    Its fields are session_id, conversation_input, checklist, primary_tag and secondary_tags.
+
+    The problem's `reference` is JSON text with the checklist and the groups of tasks: see `checklist_and_tasks`. Its
+    `category` is the group of the primary tag. The data set's `references`, GPT-4's answers, are not shown to the judge
+    and are not kept.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     session_id = record.get("session_id")
     if not isinstance(session_id, str) or not session_id.strip():
-        raise _bad(row, "session_id", "a text", session_id)
+        raise _bad(row, "session_id", "a non-empty string", session_id)
     turns = record.get("conversation_input")
     if not isinstance(turns, list) or not turns:
         raise _bad(row, "conversation_input", "a list of messages", turns)
     messages = [_message(turn, f"conversation_input[{number}]", row) for number, turn in enumerate(turns)]
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise _bad(row, "conversation_input", "a last message of the user", turns[-1])
+        raise _bad(row, "conversation_input", "a non-empty message of the user at the end", turns[-1])
     checklist = record.get("checklist")
     if not _texts(checklist) or not checklist:
-        raise _bad(row, "checklist", "a list of texts", checklist)
+        raise _bad(row, "checklist", "a non-empty list of strings", checklist)
     primary, secondary = record.get("primary_tag"), record.get("secondary_tags")
     if not isinstance(primary, str) or primary not in TASKS:
         raise _bad(row, "primary_tag", f"one of {', '.join(TASKS)}", primary)
@@ -180,23 +183,23 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
 
 
 def read_answer(record: Mapping[str, Any], row: int) -> Answer:
-    """An answer in the authors' layout: session_id, generator, and output, a text or a list of one.
+    """Read an answer in the authors' layout: session_id, generator, and output, a string or a list of one.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     output = record.get("output")
     text = output[0] if isinstance(output, list) and len(output) == 1 else output
     if not isinstance(text, str):
-        raise _bad(row, "output", "a text or a list of one", output)
+        raise _bad(row, "output", "a string or a list of one", output)
     for field in ("session_id", "generator"):
         if not isinstance(record.get(field), str) or not record[field].strip():
-            raise _bad(row, field, "a text", record.get(field))
+            raise _bad(row, field, "a non-empty string", record.get(field))
     return Answer(record["session_id"], record["generator"], text)
 
 
 def checklist_and_tasks(problem: Problem) -> tuple[list[str], list[str]]:
-    """The checklist of a problem and its groups of tasks. Raises `ValueError` where the problem has none."""
+    """The checklist of a problem and its groups of tasks. Raises `ValueError` if the problem has none."""
     if problem.reference is None:
         raise ValueError(f"problem {problem.problem_id} has no checklist")
     parts = json.loads(problem.reference)
@@ -204,18 +207,18 @@ def checklist_and_tasks(problem: Problem) -> tuple[list[str], list[str]]:
 
 
 def score_messages(problem: Problem, answer: str) -> list[Message]:
-    """What the judge is asked for WB-Score: one user turn, and the answer whole.
+    """The judge's prompt for WB-Score: one user turn, with the whole answer.
 
-    An answer that spells a mark of the prompt has the mark's first character turned into "(".
+    If the answer spells one of the prompt's marks, the mark's first character is replaced by "(".
     """
     parts = {"history": _history(problem), "user_query": problem.query, "model_output": _MARK.sub("(", answer)}
     return _filled("evals/prompts/wildbench-score.md", parts, problem)
 
 
 def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[Message]:
-    """What the judge is asked for WB-Reward: one user turn. `model_is_a` tells the side of `answer`.
+    """The judge's prompt for WB-Reward: one user turn. `model_is_a` determines the side of `answer`.
 
-    Long texts are cut to `PAIR_WORDS` words, an empty answer is named so, and marks are made harmless as above.
+    Long texts are cut to `PAIR_WORDS` words, an empty answer becomes `EMPTY`, and marks are broken as for WB-Score.
     """
     shown = [_MARK.sub("(", _shortened(each)) if each.strip() else EMPTY for each in (answer, reference_answer)]
     a, b = shown if model_is_a(problem.problem_id) else reversed(shown)
@@ -224,30 +227,30 @@ def pair_messages(problem: Problem, answer: str, reference_answer: str) -> list[
 
 
 def model_is_a(problem_id: str) -> bool:
-    """Whether the model's answer is shown as response A: a fair coin of the problem's id, the same for all models."""
+    """Whether the model's answer is shown as response A: a fair coin from the problem's id, the same for all models."""
     return sha256(problem_id.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 0
 
 
 def read_score(text: str) -> float | None:
-    """The score of a verdict, 1 to 10, or None where it has none. Raises nothing; linear in the length."""
+    """The score in a verdict, 1 to 10; None if it has none. Raises nothing; takes time linear in the length."""
     found = _value(text, "score", _SCORE)
     score = float(found) if found else 0.0
     return score if 1 <= score <= 10 else None
 
 
 def read_choice(text: str) -> str | None:
-    """The choice of a verdict, A++, A+, A=B, B+ or B++, or None where it has none. As `read_score` otherwise."""
+    """The choice in a verdict, A++, A+, A=B, B+ or B++; None if it has none. Otherwise as `read_score`."""
     return _value(text, "choice", _CHOICE)
 
 
 def outcome(pair: Compared, margin: int | None) -> Outcome | None:
-    """How a pair ended for the model, None where unread.
+    """The outcome of a pair for the model; None if the verdict is unreadable.
 
-    `margin`: a slight win is a tie when the winner's answer is longer by more than so many characters; None for no such
-    rule. (The authors measure what stands in their prompt, which adds some line feeds, and to B a mark.)
+    `margin`: a slight win is a tie if the winner's answer is longer by more than this many characters; None for no such
+    rule. (The authors measure the texts in their prompt, which adds some line feeds and, to B, a mark.)
 
     Raises:
-        KeyError: the choice is none of the five.
+        KeyError: the choice is not one of the five.
     """
     if pair.choice is None:
         return None
@@ -259,7 +262,7 @@ def outcome(pair: Compared, margin: int | None) -> Outcome | None:
 
 
 def score_figures(verdicts: Iterable[Rated]) -> ScoreFigures:
-    """The figures of WB-Score, unread verdicts left out."""
+    """The figures of WB-Score, without unreadable verdicts."""
     scores: list[float] = []
     lengths: list[int] = []
     by_task: defaultdict[str, list[float]] = defaultdict(list)
@@ -287,7 +290,7 @@ def score_figures(verdicts: Iterable[Rated]) -> ScoreFigures:
 
 
 def reward_figures(verdicts: Iterable[Compared], margin: int | None) -> RewardFigures:
-    """The figures of WB-Reward with the length rule of `outcome`, unread verdicts left out."""
+    """The figures of WB-Reward with the length rule of `outcome`, without unreadable verdicts."""
     outcomes: Counter[Outcome] = Counter()
     by_task: defaultdict[str, Counter[Outcome]] = defaultdict(Counter)
     lengths: list[int] = []
@@ -318,12 +321,12 @@ def reward_figures(verdicts: Iterable[Compared], margin: int | None) -> RewardFi
 
 
 def reward(outcomes: Mapping[Outcome, int], pairs: int) -> float:
-    """WB-Reward, -100 to 100, of so many pairs with these outcomes; a pair without an outcome is as good as a tie."""
+    """WB-Reward, from -100 to 100, of `pairs` pairs with these outcomes; pairs without an outcome count as ties."""
     return 100 * sum(_REWARDS[name] * number for name, number in outcomes.items()) / pairs
 
 
 def task_macro(by_task: Mapping[str, float]) -> float | None:
-    """The weighted mean over the five groups of tasks; None where one is missing."""
+    """The weighted mean over the five groups of tasks; None if one is missing."""
     if not WEIGHTS.keys() <= by_task.keys():
         return None
     return sum(weight * by_task[task] for task, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
@@ -334,7 +337,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _shortened(text: str) -> str:
-    """As the authors cut a text; words are what blanks part, line feeds do not."""
+    """A text cut as by the authors: words are separated by spaces only, not by line feeds."""
     words = text.split(" ", PAIR_WORDS)
     return text if len(words) <= PAIR_WORDS else " ".join(words[:PAIR_WORDS]) + "... (truncated)"
 
@@ -344,17 +347,17 @@ def _history(problem: Problem) -> str:
 
 
 def _filled(prompt: str, parts: Mapping[str, str], problem: Problem) -> list[Message]:
-    """One of the authors' prompts with its parts put in, all at once, so that no part is taken for a place of one."""
+    """One of the authors' prompts, filled in at once, so that no part is searched for placeholders of the others."""
     checklist = "".join(f"- {item}\n" for item in checklist_and_tasks(problem)[0])
     filled = {**parts, "checklist": checklist}
     return [{"role": "user", "content": _PARTS.sub(lambda part: filled[part[1]], template(prompt))}]
 
 
 def _value(text: str, key: str, form: str) -> str | None:
-    """The value of a key in the judge's JSON object, the whole text or from its first brace to its last.
+    """The value of a key in the judge's JSON object, which is the whole text or spans its first to its last brace.
 
-    Without such an object, or such a key in it, the text must end on the entry, as the prompt asks: one that stands
-    before may be a quotation from an answer.
+    Without such an object, or without the key in it, the text must end with the entry, as the prompt asks: an earlier
+    one may be a quotation from an answer.
     """
     for part in (text, text[max(text.find("{"), 0) : text.rfind("}") + 1]):
         try:
@@ -372,7 +375,7 @@ def _value(text: str, key: str, form: str) -> str | None:
 
 @cache
 def _last_entry(key: str, form: str) -> re.Pattern[str]:
-    """A key with a value in quotation marks, or a bare one that something follows, since its last digit may be cut."""
+    """A key with a quoted value, or with a bare one that something follows: else its last digits may be cut off."""
     quote = "[\"'“”]"
     value = rf"(?:{quote}{form}{quote}|{form}(?=[,}}]))"
     return re.compile(rf"(?<!\\){quote}(?i:{key}){quote}\s*+:\s*+{value}[\s,`}}]*+\Z")

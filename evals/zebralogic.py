@@ -1,8 +1,8 @@
-"""ZebraLogic: 1,000 logic grid puzzles of 25 sizes, asked and graded as ZeroEval does.
+"""ZebraLogic: 1,000 logic grid puzzles of 25 sizes, prompted and graded as in ZeroEval.
 
 Source of the rules: WildEval/ZeroEval (Apache-2.0), src/evaluation/zebra_grid_eval.py and eval_utils.py, and its
 published score boards, whose figures the tests reproduce. Where that program would stop with an error (a cell that is a
-number, a house that is a text, JSON nested too deep), the answer counts as wrong here and the grading goes on.
+number, a house that is a string, JSON nested too deep), the answer counts as wrong here and grading continues.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ GROUPS: dict[str, frozenset[str]] = {
         "xl": "5*5 5*6 6*4 6*5 6*6",
     }.items()
 }
-"""ZeroEval's groups of grid sizes (houses * attributes): easy and hard share all sizes, and so do small to xl."""
+"""ZeroEval's groups of grid sizes (houses * attributes): easy and hard partition all sizes, and so do small to xl."""
 
-HIDDEN = "___"  # the public data set allenai/ZebraLogicBench has this in place of every cell
+HIDDEN = "___"  # stands for every cell in the public data set allenai/ZebraLogicBench
 _PARTS = re.compile(r"\{(puzzle|skeleton)\}")
 _BRACES = re.compile(r"\{+|\}+")
 
@@ -39,12 +39,12 @@ Grid = dict[str, dict[str, str]]  # house -> column -> cell
 
 @dataclass(frozen=True)
 class Grade:
-    """How one puzzle was answered."""
+    """The grade of one answer to a puzzle."""
 
     parsed: bool
-    """Whether there is an answer at all: its JSON can be read and has a `solution`. The rest is the no-answer share."""
+    """Whether there is an answer, that is, readable JSON with a `solution`; if not, the puzzle counts as unanswered."""
     prediction: str | None
-    """JSON text of the grid as it was compared: lower case, null for a cell without a text; None if not parsed."""
+    """JSON text of the grid as compared: in lower case, with null for a cell without text; None if not parsed."""
     correct_cells: int
     total_cells: int
     solved: bool
@@ -56,35 +56,37 @@ class Figures:
     """ZeroEval's figures, in percent, not rounded."""
 
     puzzles: int
-    """How many were graded; every share but the cells' is of these, unanswered ones included."""
+    """Number of graded puzzles, unanswered ones included; all shares but the cells' are shares of these."""
     puzzle_accuracy: float
     cell_accuracy: float
-    """Right cells of all cells, those of unanswered puzzles included, so that large grids weigh more."""
+    """Share of correct cells among all cells, those of unanswered puzzles included; so larger grids weigh more."""
     no_answer: float
     puzzle_accuracy_by: dict[str, float]
-    """By the groups of `GROUPS` and then by grid size, as far as there are puzzles of them."""
+    """By the groups in `GROUPS`, then by grid size; only those that have puzzles."""
 
 
 def read(record: Mapping[str, Any], row: int) -> Problem:
-    """A puzzle in the authors' layout: id, size, puzzle, solution {header, rows}; `reference` is the solution's JSON.
+    """Read a puzzle in the authors' layout: id, size, puzzle, solution {header, rows}.
+
+    The problem's `reference` is the solution as JSON text.
 
     Raises:
-        ValueError: a field is missing or has another form; row and field are named.
+        ValueError: a field is missing or malformed; the message names row and field.
     """
     for name in ("id", "puzzle", "size"):
         if not isinstance(record.get(name), str) or not record[name].strip():
-            raise _bad(row, name, "a text", record.get(name))
+            raise _bad(row, name, "a non-empty string", record.get(name))
     solution = record.get("solution")
     header = solution.get("header") if isinstance(solution, dict) else None
     if not _texts(header) or header[:1] != ["House"] or not 2 <= len(header) == len(set(header)):
-        raise _bad(row, "solution.header", "House and the names of the columns, each once", header)
+        raise _bad(row, "solution.header", "House and the names of the columns, without duplicates", header)
     rows = solution["rows"] if isinstance(solution, dict) and isinstance(solution.get("rows"), list) else []
     if not rows or not all(_texts(cells) and len(cells) == len(header) for cells in rows):
-        raise _bad(row, "solution.rows", f"a list of houses with {len(header)} texts each", rows)
+        raise _bad(row, "solution.rows", f"a list of houses with {len(header)} non-empty strings each", rows)
     if any(HIDDEN in cells for cells in rows):
-        raise _bad(row, "solution.rows", "the cells, which the public data set hides: take one with solutions", rows)
+        raise _bad(row, "solution.rows", "the cells, which the public data set hides: use a copy with solutions", rows)
     if record["size"] != f"{len(rows)}*{len(header) - 1}":
-        raise _bad(row, "size", f"{len(rows)}*{len(header) - 1}, as the solution has", record["size"])
+        raise _bad(row, "size", f"{len(rows)}*{len(header) - 1}, as in the solution", record["size"])
     reference = {"header": header, "rows": rows}
     return Problem(
         problem_id=record["id"],
@@ -95,7 +97,7 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
 
 
 def grade(solution: str | None, reference: str) -> Grade:
-    """Compare a model's solution with `reference`, a puzzle's. Any text can be graded, in time linear in its length."""
+    """Compare a model's solution with the puzzle's `reference`. Grades any text, in time linear in its length."""
     gold = _grid(json.loads(reference))
     table = (_last_object(solution or "") or {}).get("solution")
     total = sum(len(cells) for cells in gold.values())
@@ -107,7 +109,7 @@ def grade(solution: str | None, reference: str) -> Grade:
 
 
 def figures(graded: Iterable[tuple[str, Grade]]) -> Figures:
-    """The figures of graded puzzles, each with its grid size. Raises `ValueError` where there are none."""
+    """The figures of graded puzzles, each given with its grid size. Raises `ValueError` if there are none."""
     by_size: defaultdict[str, list[Grade]] = defaultdict(list)
     for size, each in graded:
         by_size[size].append(each)
@@ -130,11 +132,13 @@ def figures(graded: Iterable[tuple[str, Grade]]) -> Figures:
 
 
 def _percent(part: int, whole: int) -> float:
-    return part / whole * 100  # in ZeroEval's order: 174 of 320 are 54.37 or 54.38, as the last bit falls
+    return (
+        part / whole * 100
+    )  # in ZeroEval's order of operations: 174 of 320 is 54.37 or 54.38, depending on the last bit
 
 
 def _texts(value: Any) -> TypeGuard[list[str]]:
-    """Whether it is a list of texts, none of them blank."""
+    """Whether it is a list of strings, none of them blank."""
     return isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value)
 
 
@@ -143,7 +147,7 @@ def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
 
 
 def _grid(solution: Mapping[str, Any]) -> Grid:
-    """The authors' {header, rows} by house and column. Houses are numbered by their place, as ZeroEval does."""
+    """The authors' {header, rows} by house and column. Houses are numbered by position, as in ZeroEval."""
     columns = solution["header"][1:]
     return {
         f"House {number}": dict(zip(columns, cells[1:], strict=True))
@@ -152,7 +156,7 @@ def _grid(solution: Mapping[str, Any]) -> Grid:
 
 
 def _prompt(puzzle: str, grid: Grid) -> str:
-    """The official prompt: an example, the puzzle, the JSON form of the answer with the puzzle's houses and columns."""
+    """The official prompt: an example, the puzzle, and a JSON skeleton of the answer with its houses and columns."""
     blank = {house: dict.fromkeys(cells, HIDDEN) for house, cells in grid.items()}
     skeleton = json.dumps({"reasoning": HIDDEN, "solution": blank}, indent=4, ensure_ascii=False)
     parts = {"puzzle": puzzle, "skeleton": skeleton}
@@ -160,10 +164,10 @@ def _prompt(puzzle: str, grid: Grid) -> str:
 
 
 def _last_object(text: str) -> dict[str, Any] | None:
-    """The last outermost {...} of a text as JSON, its line feeds taken out; None if it is none.
+    """The last outermost {...} of a text, parsed as JSON without its line feeds; None if it is no JSON.
 
-    As in ZeroEval, braces are counted wherever they stand, also inside JSON's strings, and nothing before the last
-    pair is looked at. So an opening brace that is never closed hides all that follows it.
+    As in ZeroEval, braces are counted wherever they are, also inside JSON strings, and only the last pair is tried. So
+    an opening brace that is never closed hides everything after it.
     """
     depth = start = end = begun = 0
     for run in _BRACES.finditer(text):
@@ -183,7 +187,7 @@ def _last_object(text: str) -> dict[str, Any] | None:
 
 
 def _cell(table: Any, house: str, column: str) -> str | None:
-    """A cell of the answer's table as it is compared; of a list the first value; None if there is no text."""
+    """A cell of the answer's table as compared; the first value of a list; None if there is no text."""
     row = table.get(house) if isinstance(table, dict) else None
     value = row.get(column) if isinstance(row, dict) else None
     if isinstance(value, list):

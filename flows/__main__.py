@@ -1,48 +1,130 @@
-"""Run a deployment of prefect.yaml here: `python -m flows bolt/nano [--dry-run] [--set config.online.iterations=3]`.
+"""Run a preset here: `python -m flows bolt/nano [--set config.online.iterations=3] [--dry-run]`.
+
+Without arguments, all flows and presets are listed; `python -m flows FLOW --help` lists a flow's parameters. A preset is
+a deployment of prefect.yaml: `prefect deployment run` starts the same flow with the same parameters on a worker.
 
 The last line printed is what the flow made: the path of its summary, or the artifact STEP/KEY; `evaluate` prints its
-table. `prefect deployment run` starts the same flow with the same parameters on a worker.
+table. The exit status is 0 if all went well, 1 if the run failed, and 2 if the input was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import json
+import logging
+import os
 import signal
 import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
+from flows.stages.parameters import bounds_text, default_text, leaves, nearest, problems, type_text
+from infra.errors import BadInput
 from infra.settings import PROJECT_ROOT
 from infra.store.manifest import Ref
 
+USAGE = "python -m flows FLOW/PRESET [--set config.a.b=VALUE ...] [--dry-run] [--debug]"
+OK, FAILED, WRONG_INPUT = 0, 1, 2
 
-def deployment(name: str, path: Path = PROJECT_ROOT / "prefect.yaml") -> dict[str, Any]:
-    """The deployment FLOW/NAME of prefect.yaml. Raises `ValueError` listing what there is."""
-    found = {f"{flow_name(each)}/{each['name']}": each for each in yaml.safe_load(path.read_text())["deployments"]}
+Deployment = dict[str, Any]
+
+
+def deployments(path: Path = PROJECT_ROOT / "prefect.yaml") -> dict[str, Deployment]:
+    """All deployments of prefect.yaml, by FLOW/PRESET."""
+    return {f"{flow_name(each)}/{each['name']}": each for each in yaml.safe_load(path.read_text())["deployments"]}
+
+
+def deployment(name: str, path: Path = PROJECT_ROOT / "prefect.yaml") -> Deployment:
+    """The deployment FLOW/PRESET.
+
+    Raises:
+        BadInput: there is none of that name; the text has the nearest one and all there are.
+    """
+    found = deployments(path)
     if name not in found:
-        raise ValueError(f"no deployment {name!r} in {path.name}; there are {', '.join(sorted(found))}")
-    return dict(found[name])
+        near = nearest(name, found)
+        hint = f"did you mean {near}? " if near else ""
+        raise BadInput(f"no preset {name!r} in {path.name}: {hint}There are {', '.join(found)}")
+    return found[name]
 
 
-def flow_name(each: dict[str, Any]) -> str:
+def flow_name(each: Deployment) -> str:
+    """The name of a deployment's flow, as Prefect shows it."""
     return str(each["entrypoint"]).rpartition(":")[2].replace("_", "-")
 
 
-def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """The parameters with each `a.b.c=VALUE` set; VALUE is JSON, or else a plain string. A list's places are numbers.
+def flow_of(each: Deployment) -> Any:
+    """The flow of a deployment, imported."""
+    module, _, function = each["entrypoint"].rpartition(":")
+    return getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
+
+
+def listing() -> str:
+    """All flows with their first line, and below each its presets with theirs."""
+    lines = [f"usage: {USAGE}", "       python -m flows FLOW --help    the parameters of a flow", ""]
+    seen: set[str] = set()
+    for name, each in deployments().items():
+        if flow_name(each) not in seen:
+            seen.add(flow_name(each))
+            lines.append(f"{flow_name(each):24}{_first_line(each)}")
+        lines.append(f"  {name:22}{each['description']}")
+    return "\n".join(lines)
+
+
+def _first_line(each: Deployment) -> str:
+    """The first line of a flow's docstring, read without importing the flow."""
+    file, _, function = each["entrypoint"].rpartition(":")
+    tree = ast.parse((PROJECT_ROOT / file).read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return (ast.get_docstring(found) or "").partition("\n")[0]
+
+
+def help_text(name: str) -> str:
+    """The parameters of a flow, or of a preset with its values.
 
     Raises:
-        ValueError: no such place.
+        BadInput: there is no such flow or preset.
+    """
+    flows = {flow_name(each): each for each in reversed(deployments().values())}
+    each = flows[name] if name in flows else deployment(name)
+    given = {} if name in flows else each.get("parameters", {}).get("config", {})
+    run = flow_of(each)
+    lines = [f"usage: {USAGE}", "", f"{name}: {run.description or ''}".rstrip(), ""]
+    for path, field, value in leaves(_config_of(run), given, "config"):
+        required = value is None and field.is_required()
+        shown = "required" if required else json.dumps(value) if isinstance(value, list | dict) else default_text(value)
+        lines.append(f"{path}  ({type_text(field.annotation)}{bounds_text(field)}; {shown})")
+        lines.append(textwrap.fill(field.description or "", 110, initial_indent="    ", subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+def _config_of(run: Any) -> type[BaseModel]:
+    """The model of a flow's one parameter."""
+    model: type[BaseModel] = get_type_hints(run.fn)["config"]
+    return model
+
+
+def changed(parameters: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """The parameters with each `a.b.c=VALUE` set; VALUE is JSON, or else plain text. Items of a list go by number.
+
+    Raises:
+        BadInput: there is no such place.
     """
     result: dict[str, Any] = json.loads(json.dumps(parameters))
     for assignment in assignments:
         path, sign, text = assignment.partition("=")
         if not sign:
-            raise ValueError(f"--set {assignment}: expected a.b.c=VALUE")
+            raise BadInput(f"--set {assignment}: expected a.b.c=VALUE")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
@@ -52,7 +134,7 @@ def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any
         for name in parents:
             place = place.setdefault(name, {}) if isinstance(place, dict) else place[_number(place, name, assignment)]
             if not isinstance(place, dict | list):
-                raise ValueError(f"--set {assignment}: {name} holds a plain value, so nothing can be set inside it")  # noqa: TRY004
+                raise BadInput(f"--set {assignment}: {name} holds a plain value, so nothing can be set inside it")
         place[last if isinstance(place, dict) else _number(place, last, assignment)] = value
     return result
 
@@ -60,11 +142,25 @@ def changed(parameters: dict[str, Any], assignments: list[str]) -> dict[str, Any
 def _number(place: list[Any], name: str, assignment: str) -> int:
     """The place in a list that part of a path names, from 0."""
     if not name.isdecimal() or int(name) >= len(place):
-        raise ValueError(f"--set {assignment}: {name}: expected a number from 0 to {len(place) - 1}, a place in a list")
+        raise BadInput(f"--set {assignment}: {name}: expected a number from 0 to {len(place) - 1}, a place in a list")
     return int(name)
 
 
-def told(result: Any) -> str:
+def check(parameters: Mapping[str, Any], run: Any) -> None:
+    """Validate the parameters before anything starts.
+
+    Raises:
+        BadInput: every parameter that is unknown, missing or wrong, a line each.
+    """
+    if odd := [name for name in parameters if name != "config"]:
+        raise BadInput(f"{odd[0]}: there is no such parameter: every path begins with `config.`, say config.{odd[0]}")
+    try:
+        _config_of(run).model_validate(parameters.get("config", {}))
+    except ValidationError as error:
+        raise BadInput("\n".join(problems(error, _config_of(run)))) from None
+
+
+def shown(result: Any) -> str:
     """What to print of a flow's result."""
     from infra.text.markdown import markdown_table
     from tasks.report.report import stage_rows
@@ -78,23 +174,73 @@ def told(result: Any) -> str:
     return markdown_table(stage_rows(result)) if result else ""
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a deployment of prefect.yaml here.")
-    parser.add_argument("deployment", help="FLOW/NAME, e.g. bolt/nano")
-    parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="a.b.c=VALUE")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    given = parser.parse_args(argv)
-    extra = ["config.dry_run=true"] if given.dry_run else []
+@contextmanager
+def logged(debug: bool) -> Iterator[Path]:
+    """Keep all log lines, with the traces of errors, in a file. The screen gets no traces unless `debug`."""
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "infra,tasks,flows")
+    from prefect.logging.configuration import setup_logging
+
+    setup_logging()
+    folder = Path(os.environ.get("BOLT_WORK_DIR") or ".bolt") / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"flows-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if handler.formatter and not debug:
+            handler.formatter.formatException = lambda _: ""  # type: ignore[method-assign]
+    root.addHandler(file)
     try:
+        yield path
+    finally:
+        root.removeHandler(file)
+        file.close()
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows", usage=USAGE, add_help=False)
+    parser.add_argument("deployment", nargs="?")
+    parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="config.a.b=VALUE")
+    for flag in ("--dry-run", "--debug", "--version", "--help", "-h"):
+        parser.add_argument(flag, action="store_true")
+    given = parser.parse_args(argv)
+    if given.version:
+        print(version("bolt-longcot"))
+        return OK
+    if given.deployment is None:
+        print(listing())
+        return OK
+    try:
+        if given.help or given.h:
+            print(help_text(given.deployment))
+            return OK
         each = deployment(given.deployment)
+        extra = ["config.dry_run=true"] if given.dry_run else []
         parameters = changed(each.get("parameters", {}), [*given.assignments, *extra])
-    except ValueError as error:
-        parser.error(str(error))
-    module, _, function = each["entrypoint"].rpartition(":")
-    run = getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
-    result = run(**parameters)
+        run = flow_of(each)
+        check(parameters, run)
+    except BadInput as error:
+        print(f"wrong input: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    return run_flow(run, parameters, debug=given.debug)
+
+
+def run_flow(run: Any, parameters: Mapping[str, Any], *, debug: bool = False) -> int:
+    """Run a flow and print what it made; an error is one paragraph and the log's path. Returns the exit status."""
+    with logged(debug) as log:
+        try:
+            result = run(**parameters)
+        except BadInput as error:
+            print(f"\nwrong input: {error}\nlog: {log}", file=sys.stderr)
+            return WRONG_INPUT
+        except Exception as error:  # noqa: BLE001  # the end of the program: the log has the trace
+            print(f"\nfailed: {type(error).__name__}: {error}\nlog, with the trace: {log}", file=sys.stderr)
+            return FAILED
     if result and not parameters["config"].get("dry_run"):
-        print(told(result))
+        print(shown(result))
+    return OK
 
 
 def _end(signum: int, _frame: object) -> NoReturn:
@@ -104,4 +250,4 @@ def _end(signum: int, _frame: object) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end)
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

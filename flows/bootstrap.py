@@ -13,7 +13,8 @@ from infra.store.manifest import Ref
 from tasks.curation.choose import Room, choose_examples
 from tasks.examples.read import ExamplesConfig
 from tasks.responses.filter import FilterConfig, filter_responses
-from tasks.responses.generate import GenerateConfig, PromptConfig, first_prompt
+from tasks.responses.generate import GenerateConfig
+from tasks.responses.prompt import PromptConfig, first_prompt
 from tasks.rewards.score import ScoreConfig
 from tasks.rewards.select import SelectConfig, select
 
@@ -74,7 +75,11 @@ def bootstrap_stage(
 ) -> Ref:
     """LongCoT data from a ShortCoT model: the table `longcot`."""
     if run.dry:
-        print(first_prompt(config.prompt, config.examples, run.first_row(queries), config.generate))
+        print(
+            first_prompt(
+                config.prompt, config.examples, run.first_row(queries), config.generate.seed, config.generate.format
+            )
+        )
     responses = sample(
         run, "responses", config.generate, queries, model, shards=config.shards, prompt=config.prompt, examples=examples
     )

@@ -1,4 +1,4 @@
-"""Choose in-context examples among candidates and tell why each was taken or left (BOLT section 3.1.1)."""
+"""Choose in-context examples among candidates, and report why each was taken or rejected (BOLT section 3.1.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from infra.store.tables import read_manifest
 from infra.text.markdown import plain
 from tasks.curation.choose import Room
 from tasks.examples.read import ExamplesConfig
-from tasks.responses.generate import GenerateConfig, PromptConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.responses.prompt import PromptConfig
 
 
 class CurateConfig(Common):
@@ -39,13 +40,13 @@ class CurateConfig(Common):
 
 
 def report(counts: dict[str, Any]) -> str:
-    """What was taken and left and why, as Markdown; texts of the candidates are escaped."""
+    """Which candidates were taken or rejected, and why, as Markdown; their texts are escaped."""
     found = counts["candidates"]
     head = ("example", "topic", "words", "tokens", "reward", "verdict")
     lines = [f"{counts['taken']} of {counts['read']} candidates taken.", "", _row(head), _row(["---"] * len(head))]
     for each in found:
         reward = "" if each["reward"] is None else f"{each['reward']:.3f}"
-        verdict = f"left: {each['why']}" if each["left"] else "taken"
+        verdict = f"rejected: {each['why']}" if each["rejected"] else "taken"
         cells = (each["example_id"], each["topic"], each["words"], each["tokens"] or "", reward, verdict)
         lines.append(_row([plain(str(cell)) for cell in cells]))
     lines += ["", "## Where the thoughts show the four actions"]

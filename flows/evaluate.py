@@ -23,7 +23,8 @@ from tasks.evaluation.grade import grade
 from tasks.evaluation.problems import SHORT_ANSWER, Judged, Verifiable, step_of
 from tasks.evaluation.summarise import gain, summarise
 from tasks.examples.read import ExamplesConfig
-from tasks.responses.generate import GenerateConfig, PromptConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.responses.prompt import PromptConfig
 
 DECODINGS = ("sampled", "greedy")
 

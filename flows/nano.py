@@ -16,7 +16,8 @@ from infra.store.models import fetch_model
 from nano.config import PretrainRecipe
 from nano.make import make_instruct, make_reward, reward_queries
 from tasks.examples.read import ExamplesConfig
-from tasks.responses.generate import GenerateConfig, PromptConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.responses.prompt import PromptConfig
 
 
 class NanoConfig(Common):

@@ -1,6 +1,6 @@
-"""Look after an artifact store: `python -m infra list | verify | trace STEP/KEY | prune`.
+"""Inspect and clean up the artifact store: `python -m infra list | verify | trace STEP/KEY | prune`.
 
-The store is the one that the settings name (`BOLT_STORE`, ...), as for the flows.
+The store is that of the settings (`BOLT_STORE`, ...), as for the flows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from infra.store.store import Store, StoreError
 
 
 def show(store: Store, step: str | None) -> int:
-    """One artifact a line: name, rows or files, bytes, age, digest."""
+    """Print one line per artifact: name, rows or files, bytes, time, digest."""
     for found in artifacts(store):
         if step and not found.folder.startswith(f"{step}/"):
             continue
@@ -34,7 +34,7 @@ def show(store: Store, step: str | None) -> int:
 
 
 def verify(store: Store, folder: str | None) -> int:
-    """Read every part and check its sha256. Returns 1 where something is wrong."""
+    """Read every part and check its sha256. Returns the exit status: 1 if anything is wrong."""
     checked = wrong = 0
     for found in artifacts(store):
         if folder and found.folder != folder:
@@ -51,7 +51,7 @@ def verify(store: Store, folder: str | None) -> int:
 
 
 def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> int:
-    """Where an artifact, or one row of a table, came from."""
+    """Print what an artifact, or one row of a table, was made from."""
     step, _, key = folder.partition("/")
     print(lineage(store, (step, key)))
     if row is not None:
@@ -65,33 +65,33 @@ def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> i
 
 
 def prune(store: Store, kept: list[str], days: float | None, really: bool) -> int:
-    """Delete what nothing kept needs; without `really`, only say what would go."""
+    """Delete what no kept artifact needs; without `really`, only print what would be deleted."""
     if not kept and days is None:
-        raise ValueError("say what to keep: --keep STEP/KEY (any number) or --days N, or both")
+        raise ValueError("nothing to keep: give --keep STEP/KEY (any number of times), --days N, or both")
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     going = unneeded(store, kept, since)
     for found in going:
         files = remove(store, found) if really else len(store.list(found.folder))
         print(f"{'deleted' if really else 'would delete'} {found.folder}  {files} files")
-    print(f"{len(going)} artifacts" + ("" if really else "; nothing was deleted: add --yes to do it"))
+    print(f"{len(going)} artifacts" + ("" if really else "; nothing was deleted: add --yes to delete"))
     return 0
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra", description="Look after the artifact store.")
+    parser = argparse.ArgumentParser(prog="python -m infra", description="Inspect and clean up the artifact store.")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="every artifact, a line each")
-    listing.add_argument("step", nargs="?", help="only those of this step")
+    listing = commands.add_parser("list", help="one line per artifact")
+    listing.add_argument("step", nargs="?", help="only the artifacts of this step")
     verifying = commands.add_parser("verify", help="read every part and check its sha256; status 1 if any is wrong")
     verifying.add_argument("artifact", nargs="?", metavar="STEP/KEY")
-    tracing = commands.add_parser("trace", help="where an artifact, or a row of it, came from")
+    tracing = commands.add_parser("trace", help="what an artifact, or a row of it, was made from")
     tracing.add_argument("artifact", metavar="STEP/KEY")
     tracing.add_argument("--row", type=int, help="a row of the table, counted from 0")
     tracing.add_argument("--picture", type=Path, metavar="FILE.svg", help="the lineage as a graph")
-    pruning = commands.add_parser("prune", help="delete what nothing kept needs (dry run unless --yes)")
+    pruning = commands.add_parser("prune", help="delete what no kept artifact needs (dry run unless --yes)")
     pruning.add_argument("--keep", action="append", default=[], metavar="STEP/KEY")
-    pruning.add_argument("--days", type=float, help="keep what was made in the last DAYS days")
-    pruning.add_argument("--yes", action="store_true", help="really delete")
+    pruning.add_argument("--days", type=float, help="keep the artifacts of the last DAYS days")
+    pruning.add_argument("--yes", action="store_true", help="delete; without it, only list")
     given = parser.parse_args(argv)
     try:
         store = Store.open(Settings.load())

@@ -1,1 +1,1 @@
-"""What the steps do: plain functions over tables, and a thin step around each. Nothing here imports flows."""
+"""The steps: plain functions over tables, each wrapped as a cached task. Nothing here imports flows."""

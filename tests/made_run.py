@@ -1,4 +1,4 @@
-"""A finished run of `bolt` in a store, without its cost: real tables and manifests, made-up texts."""
+"""A finished run of `bolt` in a store at no cost: real tables and manifests with made-up texts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ Rows = list[dict[str, Any]]
 class MadeRun:
     """Writes the artifacts of one run.
 
-    `texts` are the solutions of chosen answers, by (stage, problem, sample). `aside` names queries whose requests were
-    set aside: (stage, problem) of held-out ones, (source, query) of those that training data were sampled for.
+    Args:
+        texts: solutions of some answers, by (stage, problem, sample).
+        quarantined: queries whose requests are quarantined, as (stage, problem) for held-out problems and as (source,
+            query) for training queries.
     """
 
     def __init__(
@@ -32,15 +34,15 @@ class MadeRun:
         problems: int = 6,
         texts: Mapping[tuple[str, int, int], str] | None = None,
         benchmark: Verifiable = "short-answer",
-        aside: Collection[tuple[str, int]] = (),
+        quarantined: Collection[tuple[str, int]] = (),
     ) -> None:
-        self.store, self.texts, self.benchmark, self.aside = store, texts or {}, benchmark, aside
+        self.store, self.texts, self.benchmark, self.quarantined = store, texts or {}, benchmark, quarantined
         self.steps: Rows = []
-        asked = [self.query(f"p{n}", f"which day is {n} ?", TOPICS[n % 3]) for n in range(problems)]
+        queries = [self.query(f"p{n}", f"which day is {n} ?", TOPICS[n % 3]) for n in range(problems)]
         if benchmark == "short-answer":
-            held = self.table("problems", QUERIES, asked)
+            held = self.table("problems", QUERIES, queries)
         else:
-            read = [Problem(row["query_id"], row["query"], reference="sun", category=row["topic"]) for row in asked]
+            read = [Problem(row["query_id"], row["query"], reference="sun", category=row["topic"]) for row in queries]
             held = self.table(step_of("problems", benchmark), PROBLEMS, [as_row(problem) for problem in read])
         for stage in STAGES:
             self.answer(stage, held, problems)
@@ -88,7 +90,7 @@ class MadeRun:
             samples = range(SAMPLES if how == "sampled" else 1)
             shards: list[Rows] = [[], []] if how == "sampled" else [[]]
             grades: Rows = []
-            for n in (n for n in range(problems) if (stage, n) not in self.aside):
+            for n in (n for n in range(problems) if (stage, n) not in self.quarantined):
                 for sample in samples:
                     right = (n + sample + STAGES.index(stage)) % 2 == 0
                     chosen = self.texts.get((stage, n, sample)) if how == "sampled" else None
@@ -117,14 +119,14 @@ class MadeRun:
             inputs = {f"responses__{n}": ref for n, ref in enumerate(refs)}
             self.table(step_of("grades", self.benchmark, stage, how), GRADES, grades, **inputs, problems=held)
 
-    def train(self, source: str, told: str, queries: int) -> None:
-        """Queries, samples, scores, and what they gave: LongCoT data and SFT, or pairs and DPO."""
+    def train(self, source: str, name: str, queries: int) -> None:
+        """Queries, samples, scores, and what was made from them: LongCoT data and SFT, or pairs and DPO."""
         self.table(
-            f"queries{source}", QUERIES, [self.query(f"q{n}", f"{told} query {n}", "days") for n in range(queries)]
+            f"queries{source}", QUERIES, [self.query(f"q{n}", f"{name} query {n}", "days") for n in range(queries)]
         )
         both = [(f"q{n}", sample) for n in range(queries) for sample in range(SAMPLES)]
-        left = {f"q{n}" for where, n in self.aside if where == source}
-        rows = [self.response(q, sample, f"answer : {sample} .", "plan .") for q, sample in both if q not in left]
+        missing = {f"q{n}" for where, n in self.quarantined if where == source}
+        rows = [self.response(q, sample, f"answer : {sample} .", "plan .") for q, sample in both if q not in missing]
         drawn = self.table(f"responses{source}", RESPONSES, rows, {"completion_tokens": 90})
         if not source:
             drawn = self.table("filtered", RESPONSES, rows, {"read": len(rows), "kept": len(rows)}, responses__0=drawn)
@@ -132,7 +134,7 @@ class MadeRun:
         scores = [
             {"query_id": q, "sample": s, "reward": s - 0.5, "total": s + 0.5, **values}
             for q, s in both
-            if q not in left
+            if q not in missing
         ]
         self.table(
             f"scores{source}", SCORES, scores, {"scored": len(both), "without a solution": 0}, responses__0=drawn
@@ -141,7 +143,7 @@ class MadeRun:
             self.pairs(queries, drawn)
         else:
             texts = {"prompt": "p", "completion": "c"}
-            ids = [f"q{n}" for n in range(queries) if f"q{n}" not in left]
+            ids = [f"q{n}" for n in range(queries) if f"q{n}" not in missing]
             kept = [{"query_id": query_id, "sample": 1, **texts, "reward": 0.5} for query_id in ids]
             counts = {"scored": len(both), "below the percentile": queries, "not the best of its query": 0}
             self.table("longcot", LONGCOT, kept, {**counts, "kept": queries, "threshold": 0.0}, responses__0=drawn)

@@ -17,7 +17,13 @@ from flows.stages.summary import run_folder
 from infra.store.manifest import Ref, expect
 from infra.store.tables import read_rows, read_table
 from infra.text.markdown import as_text, markdown_table
-from tasks.evaluation.outcomes import Outcome, differences, of_grades, of_verdicts, style_figures
+from tasks.evaluation.outcomes import (
+    Outcome,
+    outcome_of_grades,
+    outcome_of_verdicts,
+    paired_differences,
+    style_controlled_rows,
+)
 from tasks.evaluation.problems import Benchmark, Judged, Verifiable, as_problem, topic_of
 
 TABLES = {
@@ -54,8 +60,8 @@ def publish_evaluation(
     of_benchmark = [list(found) for _, found in groupby(outcomes, key=lambda each: each.row["benchmark"])]
     tables = {
         "results": [each.row for each in outcomes],
-        "differences": [row for found in of_benchmark for row in differences(found)],
-        "style control": [row for found in of_benchmark for row in style_figures(found)],
+        "differences": [row for found in of_benchmark for row in paired_differences(found)],
+        "style control": [row for found in of_benchmark for row in style_controlled_rows(found)],
         "judging": [
             {"benchmark": key[0], "model": key[1], **expect(run.store, each.verdicts).counts}
             for key, each in judged.items()
@@ -89,12 +95,12 @@ def publish_evaluation(
 def graded_outcome(run: Run, key: tuple[Verifiable, str], grades: Mapping[str, Ref], problems: Ref) -> Outcome:
     sampled, greedy = (frame(run, [grades[decoding]]) for decoding in ("sampled", "greedy"))
     categories = {row["query_id"]: topic_of(row) for row in read_rows(run.store, problems)}
-    return of_grades(*key, sampled, greedy, categories)
+    return outcome_of_grades(*key, sampled, greedy, categories)
 
 
 def judged_outcome(run: Run, key: tuple[Judged, str], judged: JudgedAnswers, problems: Ref) -> Outcome:
     answers, met = judged.answers, judged.baselines
-    return of_verdicts(
+    return outcome_of_verdicts(
         *key,
         frame(run, [judged.verdicts]),
         frame(run, [shard for turn in answers.turns for shard in turn]),

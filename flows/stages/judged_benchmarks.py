@@ -21,11 +21,12 @@ from tasks.evaluation.baselines import read_baselines
 from tasks.evaluation.mtbench import judge_mtbench
 from tasks.evaluation.problems import Judged
 from tasks.evaluation.second_turn import second_turn
-from tasks.evaluation.style_counts import styles
+from tasks.evaluation.style_counts import count_styles
 from tasks.evaluation.verdicts import Judge
 from tasks.evaluation.wildbench import judge_wildbench
 from tasks.queries.sources import Source
-from tasks.responses.generate import GenerateConfig, PromptConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.responses.prompt import PromptConfig
 
 TOKENS_A_VERDICT = 300  # that a judge writes, for a dry run
 
@@ -138,7 +139,7 @@ def answers_stage(
     counted = None
     if baselines and config.benchmark.startswith("arena-hard"):
         counted = run.do(
-            styles,
+            count_styles,
             f"styles-{config.benchmark}-{name}",
             expected_rows=problems.rows,
             responses=turns[0],

@@ -16,17 +16,15 @@ from infra.store.manifest import Ref
 from infra.store.tables import read_rows
 from infra.text.templates import filled
 from tasks.queries.difficulty import RateConfig, judge_difficulty, rate_queries
+from tasks.queries.topic_proposals import merge_proposals, propose_topics
+from tasks.queries.topic_tags import judge_topic, tag_queries
 from tasks.queries.topics import (
     TopicsConfig,
     as_yaml,
     checked_topics,
-    judge_topic,
     keep_edited_topics,
     keep_topics,
-    merge_proposals,
-    propose_topics,
     read_topics,
-    tag_queries,
 )
 
 TOKENS_A_JUDGEMENT = 30  # that a judge writes, for a dry run

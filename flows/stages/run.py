@@ -15,14 +15,13 @@ from prefect.exceptions import TerminationSignal
 from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
 from infra.serving.servers import Servers, ServingConfig
 from infra.settings import Settings
-from infra.steps.step import SERVERS, Plan, Step
+from infra.steps.step import SERVERS, Job, Plan, Step
 from infra.store.manifest import Ref
 from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
@@ -116,9 +115,9 @@ class Run:
         if (plan.step, plan.key) in self.done:
             return self.done[plan.step, plan.key]
         if not self.dry:
-            made = self._submitted(step, name, [(plan, arguments)])[0]
+            made = self._submitted(step, name, [Job(plan, self.settings, arguments)])[0]
         elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
-            made = step.task.fn(plan, self.scratch, arguments)
+            made = step.task.fn(Job(plan, self.scratch, arguments))
             self.rehearsed.add((plan.step, plan.key))
             self._looked_up(plan, expected_tokens, made.rows)
         else:
@@ -134,9 +133,9 @@ class Run:
         jobs = []
         for shard in range(shards):
             given = self._supplied(step, {**arguments, "shard": shard, "shards": shards})
-            jobs.append((step.plan(name, given), given))
+            jobs.append(Job(step.plan(name, given), self.settings, given))
         if self.dry:
-            return [self._looked_up(plan, expected_tokens // shards, 0) for plan, _ in jobs]
+            return [self._looked_up(plan, expected_tokens // shards, 0) for plan in (job.plan for job in jobs)]
         return self._submitted(step, name, jobs)
 
     def found(self, step: Step, name: str, **arguments: Any) -> Ref | None:
@@ -144,30 +143,25 @@ class Run:
         plan = step.plan(name, self._supplied(step, arguments))
         return find(self.store, plan.step, plan.key)
 
+    def _made_by(self, plan: Plan) -> list[PrefectFuture[Any]]:
+        """The task runs of this run that made or found the inputs of a plan, each once."""
+        places = dict.fromkeys((ref.step, ref.key) for ref in plan.provenance.inputs.values())
+        return [self.task_runs[place] for place in places if place in self.task_runs]
+
     def _supplied(self, step: Step, arguments: dict[str, Any]) -> dict[str, Any]:
         return {**arguments, SERVERS: self.servers} if step.takes_servers else arguments
 
-    def _submitted(self, step: Step, name: str, jobs: Sequence[tuple[Plan, dict[str, Any]]]) -> list[Ref]:
-        """Run the jobs as task runs and wait for all of them.
-
-        Prefect would guess what a task depends on by the identity of whatever is nested in its arguments, strings
-        included. So the arguments are quoted, and the task runs that made the inputs are named by `wait_for`.
-        """
+    def _submitted(self, step: Step, name: str, jobs: Sequence[Job]) -> list[Ref]:
+        """Run the jobs as task runs, each after the task runs that made or found its inputs, and wait for all."""
         began = time.perf_counter()
-        futures = []
-        for plan, arguments in jobs:
-            made_by = {(ref.step, ref.key): None for ref in plan.provenance.inputs.values()}
-            parents = [self.task_runs[each] for each in made_by if each in self.task_runs]
-            futures.append(
-                step.task.submit(quote(plan), quote(self.settings), quote(arguments), wait_for=parents)  # type: ignore[arg-type]
-            )
+        futures = [job.submit(step.task, self._made_by(job.plan)) for job in jobs]
         wait(futures)
-        self.task_runs.update(((plan.step, plan.key), future) for (plan, _), future in zip(jobs, futures, strict=True))
+        self.task_runs.update(((job.plan.step, job.plan.key), each) for job, each in zip(jobs, futures, strict=True))
         cached = all(future.state.name == "Cached" for future in futures)
         refs: list[Ref] = [future.result() for future in futures]
         record = StepRecord(
             name=name,
-            key=jobs[0][0].key,
+            key=jobs[0].plan.key,
             seconds=time.perf_counter() - began,
             cached=cached,
             rows=sum(ref.rows for ref in refs),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from flows.stages.run import Run
 from infra.store.manifest import Ref
-from tasks.responses.generate import GenerateConfig, PromptConfig, generate
+from tasks.responses.generate import GenerateConfig, generate
+from tasks.responses.prompt import PromptConfig
 from tasks.rewards.score import ScoreConfig, check_reward_model, score
 
 

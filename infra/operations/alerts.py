@@ -1,7 +1,7 @@
-"""Alerts: how a flow run ended, posted as JSON to the webhook that `BOLT_WEBHOOK_URL` names.
+"""Alerts: post the end of each flow run as JSON to the webhook at `BOLT_WEBHOOK_URL`.
 
-The URL is a secret: it reaches no log, not even httpx's own lines. An alert that can't be posted is told in the log and
-changes nothing of the run.
+The URL is a secret: it reaches no log, not even httpx's own lines. A failure to post is logged and does not affect the
+run.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ LONGEST_WAIT_S = 8.0  # between two attempts
 
 
 class PostError(RuntimeError):
-    """The webhook did not take an alert; the text never holds its URL."""
+    """The webhook did not accept an alert; the text never contains its URL."""
 
 
-class _AgainError(PostError):
-    """Another attempt may do: an outage, or the receiver is busy."""
+class _TransientError(PostError):
+    """Worth another attempt: an outage, or the receiver is busy."""
 
 
 def alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A state-change hook of every flow: post how the run ended. Without a webhook, nothing is done."""
+    """State-change hook of every flow: post how the run ended. Does nothing if no webhook is set."""
     try:
         url = Settings.load().webhook_url
         if url is not None:
             post(url.get_secret_value(), content(flow, flow_run, state))
-    except (PostError, ValueError) as error:  # ValueError: bad settings, whose values are never shown
+    except (PostError, ValueError) as error:  # ValueError: invalid settings, whose values are never shown
         log.warning("no alert on the end of %s: %s", flow_run.name, error)
 
 
 def content(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, Any]:
-    """What is posted. `text` is the whole in one line, which chat services show."""
+    """The JSON to post. `text` has everything in one line, which chat services display."""
     return {
         "text": f"{flow.name} {flow_run.name}: {state.name}" + (f": {state.message}" if state.message else ""),
         "flow": flow.name,
@@ -61,13 +61,13 @@ def content(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[
 
 
 def post(url: str, body: dict[str, Any]) -> None:
-    """Post JSON, at most `ATTEMPTS` times, `TIMEOUT_S` seconds each; only outages are tried again.
+    """Post JSON, with at most `ATTEMPTS` attempts of `TIMEOUT_S` seconds each. Only outages are retried.
 
     Raises:
-        PostError: it was refused, or the outage lasted.
+        PostError: the webhook refused the alert, or the outage lasted.
     """
     attempts = Retrying(
-        retry=retry_if_exception_type(_AgainError),
+        retry=retry_if_exception_type(_TransientError),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(max=LONGEST_WAIT_S),
         reraise=True,
@@ -80,18 +80,18 @@ def _post_once(url: str, body: dict[str, Any]) -> None:
         with _unlogged(str(httpx.URL(url))):
             status = httpx.post(url, json=body, timeout=TIMEOUT_S).status_code
     except httpx.TransportError as error:
-        raise _AgainError(f"the webhook cannot be reached ({type(error).__name__})") from None
+        raise _TransientError(f"the webhook cannot be reached ({type(error).__name__})") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise PostError(f"the webhook cannot be used ({type(error).__name__})") from None
     if status == 429 or status >= 500:
-        raise _AgainError(f"the webhook answered {status}")
+        raise _TransientError(f"the webhook answered {status}")
     if status >= 300:
         raise PostError(f"the webhook answered {status}")
 
 
 @contextmanager
 def _unlogged(url: str) -> Iterator[None]:
-    """Drop the lines in which httpx tells the URL that it asks."""
+    """Drop the log lines in which httpx shows the URL of a request."""
 
     def keep(record: logging.LogRecord) -> bool:
         return url not in record.getMessage()

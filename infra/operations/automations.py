@@ -1,6 +1,6 @@
-"""What the Prefect server itself does about our runs: one whose process or worker is gone is marked as crashed.
+"""Automations of the Prefect server: a run whose process or worker has vanished is marked as crashed.
 
-It gives up its place in its work pool then, and `rerun/scheduled` finds it.
+This frees its place in the work pool, and `rerun/scheduled` finds it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-VANISHED_S = 120  # a run without a heartbeat (they come every 30 s) for so long has lost its process
-PENDING_S = 900  # a run that a worker took so long ago and never started has lost its worker
-DEFINITION = {"description", "trigger", "actions"}  # of an automation; whether it is enabled is yours to say
+VANISHED_S = 120  # a run without a heartbeat for this long (normally one every 30 s) has lost its process
+PENDING_S = 900  # a run that a worker took this long ago and has not started has lost its worker
+DEFINITION = {"description", "trigger", "actions"}  # fields that we set; the user may disable an automation
 
 BEAT, PENDING = "prefect.flow-run.heartbeat", "prefect.flow-run.Pending"
 ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Paused")}
@@ -23,7 +23,7 @@ OURS = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.
 
 
 def _crashed(name: str, after: str, expect: set[str], seconds: float, message: str) -> AutomationCore:
-    """A run of ours that is not followed by one of the events `expect` within `seconds` is marked as crashed."""
+    """Marks a run of ours as crashed if none of the events `expect` follows the event `after` within `seconds`."""
     return AutomationCore(
         name=name,
         description=f"A run is marked as crashed, so that rerun/scheduled finds it: {message}.",
@@ -42,23 +42,23 @@ def _crashed(name: str, after: str, expect: set[str], seconds: float, message: s
 
 
 def automations() -> list[AutomationCore]:
-    """Both of them."""
-    beats = f"its process vanished: no heartbeat for {VANISHED_S:g} s"
-    began = f"its worker vanished before it began: pending for {PENDING_S:g} s"
+    """The automations: one for runs whose process vanished, one for runs that their worker never started."""
+    vanished = f"its process vanished: no heartbeat for {VANISHED_S:g} s"
+    pending = f"its worker vanished before it began: pending for {PENDING_S:g} s"
     started = {"prefect.flow-run.Running", BEAT, *ENDED}
     return [
-        _crashed("bolt: a run's process vanished", BEAT, {BEAT, *ENDED}, VANISHED_S, beats),
-        _crashed("bolt: a run never began", PENDING, started, PENDING_S, began),
+        _crashed("bolt: a run's process vanished", BEAT, {BEAT, *ENDED}, VANISHED_S, vanished),
+        _crashed("bolt: a run never began", PENDING, started, PENDING_S, pending),
     ]
 
 
 def make_automations(url: str) -> None:
-    """Make what is missing, and make what is there what it should be."""
+    """Create the automations that do not exist, and update those whose definition differs."""
     with SyncPrefectClient(url) as client:
         for each in automations():
-            there = client.read_automations_by_name(each.name)
-            if not there:
+            existing = client.read_automations_by_name(each.name)
+            if not existing:
                 client.create_automation(each)
-            # Only where it differs: with each update Prefect forgets which events it waits for.
-            elif there[0].model_dump(include=DEFINITION) != each.model_dump(include=DEFINITION):
-                client.update_automation(there[0].id, each)
+            # Only if it differs: on each update, Prefect forgets which events it is waiting for.
+            elif existing[0].model_dump(include=DEFINITION) != each.model_dump(include=DEFINITION):
+                client.update_automation(existing[0].id, each)

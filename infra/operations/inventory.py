@@ -1,4 +1,4 @@
-"""What is in an artifact store: its artifacts, whether they are whole, and which of them nothing needs any more."""
+"""The contents of an artifact store: its artifacts, whether they are whole, and which are no longer needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.store.store import Store
 
 @dataclass(frozen=True)
 class Found:
-    """An artifact's folder `step/key`: its manifest, or what is wrong with it."""
+    """An artifact's folder `step/key`, with its manifest or the reason why it has none."""
 
     folder: str
     manifest: Manifest | None
@@ -24,10 +24,10 @@ class Found:
 
 
 def artifacts(store: Store) -> Iterator[Found]:
-    """Everything at `step/key` in the store, sorted: whole artifacts, torn ones, and those that were never finished.
+    """All artifacts in the store, sorted by folder: whole ones, torn ones, and those that were never finished.
 
-    A folder without a whole manifest counts only where its name is one that this project gives: the store's root may
-    hold more than the store, and a `manifest.json` of others (a web application's, say).
+    A folder without a whole manifest counts only if its name is one that this project assigns: the bucket may contain
+    other folders, even some with a `manifest.json` (such as a web application's).
     """
     paths = [path.split("/") for path in store.list()]
     begun = {(names[0], names[1]) for names in paths if len(names) > 2 and _is_ours(names[0], names[1])}
@@ -48,7 +48,7 @@ def _is_ours(step: str, key: str) -> bool:
 
 
 def problems(store: Store, found: Found) -> list[str]:
-    """What is wrong with an artifact, a line each: every part's size and sha256 is checked against its manifest."""
+    """The problems of an artifact, one line each. Checks the size and sha256 of every part against the manifest."""
     if found.manifest is None:
         return [found.problem]
     wrong = []
@@ -61,7 +61,7 @@ def problems(store: Store, found: Found) -> list[str]:
 
 
 def needed(manifests: Iterable[Manifest], kept: Collection[str]) -> set[str]:
-    """The folders `step/key` in `kept` and all that they were made from, back to the sources."""
+    """The folders `step/key` in `kept` and all folders that they were made from, back to the sources."""
     inputs = {each.folder: [f"{ref.step}/{ref.key}" for ref in each.inputs.values()] for each in manifests}
     reached: set[str] = set()
     waiting = list(kept)
@@ -74,12 +74,12 @@ def needed(manifests: Iterable[Manifest], kept: Collection[str]) -> set[str]:
 
 
 def unneeded(store: Store, kept: Collection[str], since: datetime | None = None) -> list[Found]:
-    """What may go: every artifact that is not in `kept`, is older than `since`, and that nothing kept was made from.
+    """The artifacts that may be deleted. Kept are those in `kept`, those made since `since`, and all their inputs.
 
-    What has no manifest has no age: it goes only where `since` is None, for a run may be writing it.
+    An artifact without a manifest has no age. It is included only if `since` is None, since a run may be writing it.
 
     Raises:
-        ValueError: an artifact to keep is not there, or what it was made from cannot be told.
+        ValueError: an artifact to keep does not exist, or the inputs of a kept artifact are unknown.
     """
     everything = list(artifacts(store))
     whole = [found.manifest for found in everything if found.manifest]
@@ -89,14 +89,14 @@ def unneeded(store: Store, kept: Collection[str], since: datetime | None = None)
     stay = needed(whole, {*kept, *young})
     if torn := sorted(each.folder for each in everything if each.folder in stay and not each.manifest):
         raise ValueError(
-            f"{', '.join(torn)}: needed by what is kept, but without a whole manifest, so that what it was made from "
-            "cannot be told: run the flow that made it again, or keep its inputs by name and delete it"
+            f"{', '.join(torn)}: needed by a kept artifact, but without a whole manifest, so its inputs are unknown: "
+            "run the flow that made it again, or keep its inputs by name and delete it"
         )
     return [each for each in everything if each.folder not in stay and (each.manifest or since is None)]
 
 
 def remove(store: Store, found: Found) -> int:
-    """Delete an artifact, its manifest first: from then on it does not exist. Returns the number of files."""
+    """Delete an artifact, its manifest first, so that it no longer exists from then on. Returns the number of files."""
     paths = store.list(found.folder)
     manifest = f"{found.folder}/{MANIFEST}"
     for path in sorted(paths, key=lambda path: path != manifest):

@@ -1,8 +1,8 @@
-"""The local stack: a Prefect server, a worker for each work pool, the deployments of prefect.yaml, the automations.
+"""The local stack: a Prefect server, one worker per work pool, the deployments of prefect.yaml, the automations.
 
-`make up` and `make down` call `python -m infra.operations.stack up|down`. All of it lives in one folder (`.bolt`):
-`stack.json` says which processes run, with their start times, so that nothing else is ever ended. `stack/` holds the
-database and the logs.
+`make up` and `make down` call `python -m infra.operations.stack up|down`. Its files are in one folder (`.bolt`):
+`stack.json` lists the running processes with their start times, so that no other process is ever ended. `stack/` has
+the database and the logs.
 """
 
 from __future__ import annotations
@@ -30,37 +30,40 @@ from infra.settings import PROJECT_ROOT
 HOST = "127.0.0.1"
 PORT = 4200
 POOLS = ("bolt", "bolt-rerun")
-"""Work pools, one run at a time each: runs of `bolt` would compete for the devices; `bolt-rerun` waits for them."""
+"""Work pools, one run at a time in each: runs of `bolt` would compete for the devices, `bolt-rerun` waits for them."""
 SERVER = "server"
-HEALTHY_S = 180.0  # longest wait for a server that starts
-END_S = 45.0  # longest wait for processes that were asked to end: a flow ends its own servers first
-DATABASE = ("PREFECT_API_DATABASE_", "PREFECT_SERVER_DATABASE_")  # the server's alone: it may hold a password
+HEALTHY_S = 180.0  # maximum time for the server to become healthy
+END_S = 45.0  # maximum time for processes to end after SIGTERM: a flow ends its own servers first
+DATABASE = (
+    "PREFECT_API_DATABASE_",
+    "PREFECT_SERVER_DATABASE_",
+)  # for the server only: the address may contain a password
 
 
 class StackError(RuntimeError):
-    """The stack cannot be started; the text says why and how to mend it."""
+    """The stack cannot be started; the text says why and how to fix it."""
 
 
 class Process(BaseModel, frozen=True):
-    """One process of the stack, leader of a session of its own: its id, and when it began."""
+    """One process of the stack, the leader of its own session, identified by its id and start time."""
 
     pid: int
     began: int
     boot: str
 
     def alive(self) -> bool:
-        """Whether that very process runs, not a later one with the same id."""
+        """Whether this very process runs, and not a later one with the same id."""
         return boot() == self.boot and began(self.pid) == self.began and _lives(self.pid)
 
     def members(self) -> list[psutil.Process]:
-        """What lives of the process and its session; nothing where its id belongs to a later process by now."""
+        """The living processes of its session, itself included; none if its id now belongs to a later process."""
         if boot() != self.boot or began(self.pid) not in (None, self.began):
             return []
         found = (each for each in psutil.process_iter() if _session(each.pid) == self.pid)
         return [each for each in found if _since(each.pid, self.began) and _lives(each.pid)]
 
     def end(self) -> None:
-        """Ask the process and its session to end, wait at most `END_S`, kill what is left."""
+        """Send SIGTERM to its session, wait at most `END_S` seconds, then kill the processes that remain."""
         members = self.members()
         for each in members:
             with suppress(psutil.NoSuchProcess):
@@ -72,7 +75,7 @@ class Process(BaseModel, frozen=True):
 
 
 class Stack(BaseModel):
-    """What runs: the content of `stack.json`."""
+    """The running processes and the URL of the server's API: the content of `stack.json`."""
 
     url: str
     processes: dict[str, Process] = {}
@@ -85,7 +88,7 @@ def _session(pid: int) -> int | None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process is there and no zombie: where the first process of a container reaps none, they stay."""
+    """Whether a process exists and is not a zombie. In a container whose init reaps no children, zombies stay."""
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
@@ -97,14 +100,14 @@ def _since(pid: int, earliest: int) -> bool:
 
 
 def up(home: Path, port: int | None = None) -> Stack:
-    """Start what does not run yet, deploy everything, and return what runs. Called again, it finds all of it running.
+    """Start the processes that are not running, deploy everything, and return the running stack. May be called again.
 
     Args:
         home: folder for the state, the database and the logs.
-        port: of the server; none takes the last one, at first 4200; 0 takes a free one.
+        port: the server's port; if omitted, the last one, or 4200 the first time; 0 picks a free one.
 
     Raises:
-        StackError: the port is taken, the server does not get healthy, or the deployments are refused.
+        StackError: the port is taken, the server does not become healthy, or the deployments are refused.
     """
     with _locked(home):
         stack = _read(home)
@@ -122,7 +125,7 @@ def up(home: Path, port: int | None = None) -> Stack:
 
 
 def down(home: Path) -> list[str]:
-    """End what `up` started, workers first so that their runs can tell how they ended; the names of what ran."""
+    """End what `up` started and return its names. Workers go first, so that their runs can report how they ended."""
     with _locked(home):
         stack = _read(home)
         if stack is None:
@@ -135,7 +138,7 @@ def down(home: Path) -> list[str]:
 
 
 def _with_server(home: Path, last: Stack | None, port: int | None) -> Stack:
-    """Start the server. Workers of a last one that is gone stay where its address does, else they are ended."""
+    """Start the server. Workers of the previous server are kept if the address is the same, and ended otherwise."""
     if port is None:
         port = int(last.url.split(":")[2].split("/")[0]) if last else PORT
     port = _free_port(port)
@@ -160,9 +163,9 @@ def _started(home: Path, stack: Stack, name: str, command: list[str]) -> Stack:
             start_new_session=True,
         )
     since = began(process.pid)
-    assert since is not None  # it is our child: should it have ended, it is a zombie
+    assert since is not None  # it is our child: if it has ended, it is a zombie
     processes = {**stack.processes, name: Process(pid=process.pid, began=since, boot=boot())}
-    if (last := stack.processes.get(name)) and last.members():  # a killed worker's run goes on: `down` ends it too
+    if (last := stack.processes.get(name)) and last.members():  # a killed worker's run continues: `down` ends it too
         processes[f"{name} before, process {last.pid}"] = last
     stack = stack.model_copy(update={"processes": processes})
     temporary = _state(home).with_suffix(".tmp")
@@ -172,7 +175,8 @@ def _started(home: Path, stack: Stack, name: str, command: list[str]) -> Stack:
 
 
 def environment(home: Path, url: str, *, server: bool) -> dict[str, str]:
-    """The environment of the stack's processes: yours, with a Prefect of its own. Only the server gets the database."""
+    """Environment variables of the stack's processes: ours, with their own Prefect settings. Only the server gets the
+    database's."""
     own = {
         "PREFECT_HOME": str(home.resolve() / "stack"),
         "PREFECT_API_URL": url,
@@ -191,23 +195,23 @@ def _wait_until_healthy(home: Path, stack: Stack) -> None:
             if httpx.get(f"{stack.url}/health", timeout=5).status_code == 200:
                 return
         if not _running(stack, SERVER):
-            raise StackError(f"the Prefect server ended; {_last_words(home, SERVER)}")
+            raise StackError(f"the Prefect server ended; {_log_tail(home, SERVER)}")
         if time.monotonic() > end:
-            raise StackError(f"the Prefect server is not healthy after {HEALTHY_S:g} s; {_last_words(home, SERVER)}")
+            raise StackError(f"the Prefect server is not healthy after {HEALTHY_S:g} s; {_log_tail(home, SERVER)}")
         time.sleep(0.2)
 
 
 def _make_pools(url: str) -> None:
-    """The work pools. Those that exist are left alone."""
+    """Create the work pools that do not exist."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
     with SyncPrefectClient(url) as client:
-        there = {pool.name for pool in client.read_work_pools()}
+        existing = {pool.name for pool in client.read_work_pools()}
         for name in POOLS:
-            if name not in there:
+            if name not in existing:
                 pool = WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=1)
                 client.create_work_pool(pool)
 
@@ -226,7 +230,7 @@ def _deploy(home: Path, url: str) -> None:
             check=False,
         )
     if done.returncode:
-        raise StackError(f"prefect deploy --all ended with status {done.returncode}; {_last_words(home, 'deploy')}")
+        raise StackError(f"prefect deploy --all ended with status {done.returncode}; {_log_tail(home, 'deploy')}")
 
 
 def _running(stack: Stack, name: str) -> bool:
@@ -239,7 +243,9 @@ def _free_port(port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise StackError(f"port {port} on {HOST} is taken: end what holds it, or make up PORT=0") from error
+            raise StackError(
+                f"port {port} on {HOST} is taken: end the process that uses it, or make up PORT=0"
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -251,7 +257,7 @@ def _log(home: Path, name: str) -> Path:
     return home / "stack" / f"{name.replace(' ', '-')}.log"
 
 
-def _last_words(home: Path, name: str) -> str:
+def _log_tail(home: Path, name: str) -> str:
     lines = _log(home, name).read_text(errors="replace").splitlines()
     return f"log: {_log(home, name)}; its last lines:\n" + "\n".join(lines[-20:])
 
@@ -262,7 +268,7 @@ def _read(home: Path) -> Stack | None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """One `up` or `down` at a time."""
+    """Allow one `up` or `down` at a time."""
     (home / "stack").mkdir(parents=True, exist_ok=True)
     with (home / "stack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -275,7 +281,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("what", choices=["up", "down"])
     parser.add_argument("--home", type=Path, default=Path(".bolt"), help="folder for state, database and logs")
-    parser.add_argument("--port", type=int, help="of the server (default: the last one, at first 4200; 0: a free one)")
+    parser.add_argument(
+        "--port", type=int, help="the server's port (default: the last one, at first 4200; 0: a free one)"
+    )
     given = parser.parse_args(argv)
     if given.what == "down":
         ran = down(given.home)

@@ -1,1 +1,1 @@
-"""vLLM servers and the requests to them: the pool that deals requests, their ledgers, chat endpoints, ArmoRM."""
+"""vLLM servers and the requests to them: the pool of servers, ledgers, chat endpoints, ArmoRM."""

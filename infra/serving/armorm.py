@@ -1,8 +1,9 @@
-"""ArmoRM-Llama3-8B (RLHFlow, arXiv 2406.12845) as a scorer: a process of its own reads token ids and leaves rewards.
+"""Scores with ArmoRM-Llama3-8B (RLHFlow, arXiv 2406.12845) in a separate process, which reads token ids and writes
+rewards.
 
-vLLM does not know this architecture, and its own Python code is never run: `infra.serving.armorm_process` computes it.
-What is to be scored lies in a folder as `ids-00000.parquet` and so on. A part is done when its `rewards-00000.npy` is
-there, so a scoring that was killed goes on with the next part.
+vLLM does not support this architecture, and the Python code that comes with the model is never run:
+`infra.serving.armorm_process` implements it. The sequences to score are in a folder as `ids-00000.parquet` and so on. A
+part is finished once its `rewards-00000.npy` exists, so a scoring process that was killed resumes at the next part.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
 GATE = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-"""The gate reads the hidden state at the first of these tokens, the one that ends the prompt: at their last occurrence
+"""The gate reads the hidden state at the first of these tokens, which ends the prompt, at their last occurrence
 (`find_token_for_gating` in the published model's code)."""
 _SCHEMA = pa.schema(
     [pa.field("ids", pa.list_(pa.int32()), nullable=False), pa.field("gate", pa.int32(), nullable=False)]
@@ -31,12 +32,12 @@ _SCHEMA = pa.schema(
 
 
 class ArmoConfig(BaseModel, frozen=True, extra="forbid"):
-    """What the scoring process is told."""
+    """The configuration of the scoring process."""
 
-    model: Path = Field(description="Folder of the model")
-    parts: Path = Field(description="Folder of the parts")
+    model: Path = Field(description="Folder of the reward model")
+    parts: Path = Field(description="Folder with the sequences to score, which also receives the rewards")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Number format of the backbone")
-    batch_tokens: int = Field(16_384, gt=0, description="Most tokens of a batch, padding included")
+    batch_tokens: int = Field(16_384, gt=0, description="Maximum tokens per batch, including padding")
 
 
 def is_armorm(model: Path) -> bool:
@@ -45,10 +46,10 @@ def is_armorm(model: Path) -> bool:
 
 
 def gate_position(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
-    """Where in `ids`, a chat that ends with the answer to score, the gate reads.
+    """The position in `ids` at which the gate reads; `ids` is a chat that ends with the answer to score.
 
     Raises:
-        ValueError: the tokens that it looks for are not there: the chat template is not Llama 3's.
+        ValueError: the tokens of `GATE` do not occur, so the chat template is not Llama 3's.
     """
     wanted = tokenizer.encode(GATE, add_special_tokens=False)
     for start in range(len(ids) - len(wanted), -1, -1):
@@ -61,17 +62,19 @@ def gate_position(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int
 
 
 def ids_path(folder: Path, part: int) -> Path:
+    """Parquet file with the token ids of a part's sequences and the positions at which the gate reads."""
     return folder / f"ids-{part:05}.parquet"
 
 
 def rewards_path(folder: Path, part: int) -> Path:
+    """NumPy file with a part's rewards: float64, one per sequence, in the order of the sequences."""
     return folder / f"rewards-{part:05}.npy"
 
 
 def write_part(folder: Path, part: int, sequences: Iterable[tuple[list[int], int]]) -> None:
-    """Leave a part to be scored: of each sequence its token ids and where the gate reads.
+    """Write a part to be scored: each sequence's token ids and the position at which the gate reads.
 
-    Rewards of an earlier try stay if they are of the same sequences.
+    Rewards of an earlier attempt are kept if they belong to the same sequences, and removed otherwise.
     """
     rows = [{"ids": ids, "gate": gate} for ids, gate in sequences]
     table, path = pa.Table.from_pylist(rows, _SCHEMA), ids_path(folder, part)
@@ -84,14 +87,15 @@ def write_part(folder: Path, part: int, sequences: Iterable[tuple[list[int], int
 
 
 def score_parts(config: ArmoConfig, *, ranks: int) -> None:
-    """Score all parts that have no rewards yet, on `ranks` devices side by side; each loads the whole model.
+    """Score all parts that have no rewards yet, on `ranks` devices in parallel; each device loads the whole model.
 
     Raises:
-        infra.processes.torchrun.TrainerError: the process failed; its last log lines are in the text.
+        infra.processes.torchrun.TrainerError: the process failed; the text has its last log lines.
     """
     if any(not rewards_path(config.parts, part).exists() for part in range(part_count(config.parts))):
         launch("infra.serving.armorm_process", config, ranks=ranks, log_path=config.parts / "scoring.log")
 
 
 def part_count(folder: Path) -> int:
+    """Number of parts in the folder, scored or not."""
     return len(list(folder.glob("ids-*.parquet")))

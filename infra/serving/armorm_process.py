@@ -1,8 +1,13 @@
-"""The process that scores with ArmoRM (see `infra.serving.armorm`): run under torchrun by `launch`.
+"""The process that scores with ArmoRM (see `infra.serving.armorm`), run under torchrun by `launch`.
 
-From a sequence's last hidden states, h at its last token and g at the gate's: objectives = regression_layer h,
-adjusted = objectives @ reward_transform_matrix (takes verbosity out), weights = softmax(MLP(g) / temperature) *
-logit_scale, reward = sum of weights * adjusted (arXiv 2406.12845, section 3; names and order as in the published code).
+The reward is computed from the hidden states of the last layer, h at the sequence's last token and g at the gate's:
+
+    objectives = regression_layer h
+    adjusted = objectives @ reward_transform_matrix        (removes the influence of verbosity)
+    weights = softmax(MLP(g) / temperature) * logit_scale
+    reward = sum(weights * adjusted)
+
+(arXiv 2406.12845, section 3; names and order as in the published code.)
 """
 
 from __future__ import annotations
@@ -25,11 +30,15 @@ from infra.processes.watchdog import end_with_parent
 from infra.serving.armorm import ARCHITECTURE, ArmoConfig, ids_path, part_count, rewards_path
 
 HEADS = ("regression_layer.", "gating.", "reward_transform_matrix")
-Sequence = tuple[list[int], int]  # token ids, and where the gate reads
+Sequence = tuple[list[int], int]  # token ids, and the position at which the gate reads
 
 
 class ArmoRM:
-    """The model on one device; the backbone in `dtype`, what is computed from its hidden states in float32."""
+    """The model on one device. The backbone runs in `dtype`, the heads on its hidden states in float32.
+
+    Raises:
+        ValueError: the model's folder lacks weights.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
@@ -51,30 +60,27 @@ class ArmoRM:
         self.gating = [(heads[f"gating.layers.{n}.weight"], heads.get(f"gating.layers.{n}.bias")) for n in layers]
 
     def rewards(self, batch: list[Sequence]) -> list[float]:
-        """The reward of each sequence. Padded at the end: under a causal mask no token sees what follows it."""
-        with torch.inference_mode():
-            return self._rewards(batch)
-
-    def _rewards(self, batch: list[Sequence]) -> list[float]:
+        """The reward of each sequence. Padding at the end is harmless, since the attention mask is causal."""
         longest = max(len(ids) for ids, _ in batch)
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch], device=self.device)
-        hidden = self.backbone(input_ids=padded, use_cache=False).last_hidden_state
         rows = torch.arange(len(batch), device=self.device)
         last = torch.tensor([len(ids) - 1 for ids, _ in batch], device=self.device)
         gate = torch.tensor([position for _, position in batch], device=self.device)
-        adjusted = functional.linear(hidden[rows, last].float(), self.regression) @ self.transform
-        scores: Tensor = (self.weights(hidden[rows, gate].float()) * adjusted).sum(1)
+        with torch.inference_mode():
+            hidden = self.backbone(input_ids=padded, use_cache=False).last_hidden_state
+            adjusted = functional.linear(hidden[rows, last].float(), self.regression) @ self.transform
+            scores: Tensor = (self.weights(hidden[rows, gate].float()) * adjusted).sum(1)
         return [float(score) for score in scores]
 
     def weights(self, prompt: Tensor) -> Tensor:
-        """Of each objective, by the prompt alone: hidden states (batch, hidden) to (batch, objectives)."""
+        """The weight of each objective, from the prompt alone: hidden states (batch, hidden) to (batch, objectives)."""
         for number, (weight, bias) in enumerate(self.gating):
             prompt = functional.linear(prompt if number == 0 else functional.relu(prompt), weight, bias)
         return functional.softmax(prompt / self.temperature, dim=1) * self.scale
 
 
 def _heads(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors beside the backbone's."""
+    """All tensors except the backbone's, with their names."""
     index = folder / "model.safetensors.index.json"
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else None
     for file in files or ["model.safetensors"]:
@@ -85,8 +91,8 @@ def _heads(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[int]]:
-    """Positions of sequences of like length, the longest first: at most `batch_tokens` tokens a batch with padding,
-    but at least one sequence."""
+    """Batches of positions in `sequences`, grouped by similar length, longest first. A batch has at most `batch_tokens`
+    tokens including padding, but at least one sequence."""
     order = sorted(range(len(sequences)), key=lambda at: -len(sequences[at][0]))
     while order:
         size = max(1, batch_tokens // max(1, len(sequences[order[0]][0])))
@@ -95,7 +101,7 @@ def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[int]]
 
 
 def score_part(model: ArmoRM, folder: Path, part: int, batch_tokens: int) -> None:
-    """Score a part and leave its rewards, float64 in the order of the sequences."""
+    """Score a part and write its rewards (see `rewards_path`)."""
     table = pq.read_table(ids_path(folder, part))
     sequences = list(zip(table["ids"].to_pylist(), table["gate"].to_pylist(), strict=True))
     rewards = np.full(len(sequences), np.nan)
@@ -109,7 +115,7 @@ def score_part(model: ArmoRM, folder: Path, part: int, batch_tokens: int) -> Non
 
 
 def main(config_path: Path) -> None:
-    """Score this rank's parts, of which every rank takes every `WORLD_SIZE`-th."""
+    """Score the parts of this rank that have no rewards yet: every `WORLD_SIZE`-th one."""
     end_with_parent()
     config = ArmoConfig.model_validate_json(config_path.read_text())
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))

@@ -1,4 +1,4 @@
-"""A shard's ledger: every finished request, on disk as soon as it is finished, so that a crash owes only the rest."""
+"""A shard's ledger: each finished request is on disk at once, so that after a crash only the others are asked again."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ SYNC_EVERY = 64  # requests between two fsyncs
 
 
 class LedgerError(RuntimeError):
-    """The ledger belongs to another shard, is in use, or is corrupt in the middle."""
+    """The ledger belongs to another shard, is in use, or is corrupt before its last line."""
 
 
 class Ledger(Mapping[str, dict[str, Any]]):
-    """An append-only JSONL file: a header line with the shard's key, then one line a finished request.
+    """An append-only JSONL file: a header line with the shard's key, then one line per finished request.
 
-    It reads as a mapping from request ids to records, which stay on disk: memory holds where each line stands. A torn
-    or corrupt last line is cut off: that request is owed again.
+    It is a mapping from request ids to records. The records stay on disk; memory holds only the position of each line.
+    A torn or corrupt last line is cut off, so that this request is asked again.
     """
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         """Open or create the ledger of shard `key` (by default the file's stem), for this process alone.
 
         Raises:
-            LedgerError: another shard's ledger, in use by another process, or corrupt before its last line.
+            LedgerError: it belongs to another shard, is in use by another process, or is corrupt before its last line.
             OSError: the file cannot be opened or written.
         """
         self.path = path
         self.key = path.stem if key is None else key
-        self._lines: dict[str, tuple[int, int]] = {}  # by request id: where its line starts, bytes
+        self._lines: dict[str, tuple[int, int]] = {}  # by request id: offset and length of its line
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
@@ -54,13 +54,13 @@ class Ledger(Mapping[str, dict[str, Any]]):
         """Put a finished request on disk. A failed write leaves the ledger as it was.
 
         Raises:
-            ValueError: the request is in the ledger already, the record is no JSON, or the ledger is closed.
-            OSError: it cannot be written (no room, ...).
+            ValueError: the request is already in the ledger, the record has no JSON form, or the ledger is closed.
+            OSError: the line cannot be written (disk full, ...).
         """
         if self._fd < 0:
             raise ValueError(f"ledger {self.path} is closed")
         if request_id in self._lines:
-            raise ValueError(f"ledger {self.path}: request {request_id} is finished already")
+            raise ValueError(f"ledger {self.path}: request {request_id} is already finished")
         line, start = _line({"id": request_id, "record": record}), self._size
         self._write(line)
         self._lines[request_id] = (start, len(line))
@@ -74,7 +74,7 @@ class Ledger(Mapping[str, dict[str, Any]]):
         return record
 
     def size_of(self, request_id: str) -> int:
-        """Bytes of a finished request's line."""
+        """Length of a finished request's line in bytes."""
         return self._lines[request_id][1]
 
     def __contains__(self, request_id: object) -> bool:
@@ -87,7 +87,7 @@ class Ledger(Mapping[str, dict[str, Any]]):
         return len(self._lines)
 
     def close(self) -> None:
-        """Flush to disk and release the file. Closing twice is fine."""
+        """Flush to disk and release the file. Closing again does nothing."""
         if self._fd >= 0:
             try:
                 self._sync()
@@ -110,7 +110,7 @@ class Ledger(Mapping[str, dict[str, Any]]):
             raise LedgerError(f"ledger {self.path} is in use by another process") from None
 
     def _read(self) -> int:
-        """Find where each record stands and cut off a bad last line. Returns the size in bytes of what stands."""
+        """Find the position of each record, and cut off a bad last line. Returns the size in bytes of what is kept."""
         size, torn = 0, b""
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -121,22 +121,22 @@ class Ledger(Mapping[str, dict[str, Any]]):
                 else:
                     torn = line
         if not size and not self._header().startswith(torn):
-            raise LedgerError(f"{self.path} is no ledger: its first line is not a ledger's header")
+            raise LedgerError(f"{self.path} is not a ledger: its first line is not a ledger's header")
         if torn:
-            log.warning("ledger %s: the last line is torn (%d bytes); that request is owed again", self.path, len(torn))
+            log.warning("ledger %s: the last line is torn (%d bytes): its request is asked again", self.path, len(torn))
         if size < os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, size)
         return size
 
     def _take(self, number: int, line: bytes, start: int) -> bool:
-        """Take in the line that begins at byte `start`; false where it is not whole."""
+        """Index the line that begins at byte `start`. Returns False if it is not a whole record."""
         try:
             content = json.loads(line)
         except ValueError:
             content = None
         if number == 1:
             if not isinstance(content, dict) or content.get("ledger") != 1 or "key" not in content:
-                raise LedgerError(f"{self.path} is no ledger: its first line is not a ledger's header")
+                raise LedgerError(f"{self.path} is not a ledger: its first line is not a ledger's header")
             if content["key"] != self.key:
                 raise LedgerError(f"ledger {self.path} belongs to shard {content['key']!r}, not to {self.key!r}")
             return True
@@ -156,9 +156,9 @@ class Ledger(Mapping[str, dict[str, Any]]):
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            os.ftruncate(self._fd, self._size)  # half a line must not stand before the next one
-            told = f"{error.strerror} (make room in BOLT_WORK_DIR and run again: finished requests are kept)"
-            raise OSError(error.errno, told, str(self.path)) from error
+            os.ftruncate(self._fd, self._size)  # so that the next line does not follow half a line
+            reason = f"{error.strerror} (make room in BOLT_WORK_DIR and run again: finished requests are kept)"
+            raise OSError(error.errno, reason, str(self.path)) from error
         self._size += len(line)
 
     def _sync(self) -> None:

@@ -1,8 +1,11 @@
-"""The servers of one model: requests are dealt to them in groups, and a server that dies hands its own to the others.
+"""Spreads a step's requests over the servers of one model; the requests of a server that dies go to the others.
 
-A step's requests come in groups that share a prompt prefix. A server works through one group at a time and takes the
-next request when it has room for it, so the emptiest server gets the next and a group stays on one server, in whose
-prefix cache it is; where no whole group is left, a server helps with the largest rest of another's.
+Requests come in groups that share a prompt prefix. A server works through one group at a time and takes the next
+request when it has room for it. So the least busy server gets the next request, and a group stays on one server, whose
+prefix cache holds its prefix. When no whole group is left, a server helps with the largest rest of another server's.
+
+A request that was in flight when a server died may have killed it. Such a suspect is asked again alone. If the server
+dies again, the suspect is quarantined.
 """
 
 from __future__ import annotations
@@ -12,24 +15,17 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
-
-import httpx
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from infra.processes.watchdog import refuse_when_ending
-from infra.serving.completions import (
-    Completion,
-    Request,
-    Sampling,
-    UnreachableError,
-    http_client,
-    sampler,
-)
+from infra.serving.completions import Client, Completion, Request, Sampling, UnreachableError, sample
 from infra.serving.vllm_server import ServerError
 
 log = logging.getLogger(__name__)
 
-RESTARTS = 2  # of the last server while a model is served; each request set aside allows for the two that it cost
+RESTARTS = 2  # of the last server while a model is served; each quarantined request allows for the two that it cost
 _POLL_S = 0.2
 
 
@@ -53,24 +49,24 @@ class Server(Protocol):
 class Pool:
     """The servers of one model, shared by all shards that run at once. All methods may be called from any thread."""
 
-    def __init__(self, servers: Sequence[Server], restarted: Callable[[Server], Server] | None = None) -> None:
-        """`restarted` starts anew the last server that died, and returns the new one; None where nobody can."""
+    def __init__(self, servers: Sequence[Server], restart: Callable[[Server], Server] | None = None) -> None:
+        """`restart` replaces the last server after it died, and returns the new one; if omitted, none is restarted."""
         self._lock = threading.Lock()
         self._living = list(servers)
-        self._restarted = restarted
-        self._allowed = RESTARTS
+        self._restart = restart
+        self._restarts_left = RESTARTS
         self._failed: ServerError | None = None
-        self._lanes: dict[Server, threading.Lock] = {server: threading.Lock() for server in servers}
+        self._suspect_locks: dict[Server, threading.Lock] = {server: threading.Lock() for server in servers}
 
     def living(self) -> list[Server]:
-        """The servers that are up, as far as is known. Raises `ServerError` when none is left."""
+        """The servers that are up, as far as is known. Raises `ServerError` if none is left."""
         with self._lock:
             if self._failed is not None:
                 raise self._failed
             return list(self._living)
 
     def failed(self) -> bool:
-        """Whether none is left, and none was started again."""
+        """Whether no server is left and none could be restarted."""
         with self._lock:
             return self._failed is not None
 
@@ -80,48 +76,48 @@ class Pool:
             return server in self._living
 
     def add(self, server: Server) -> None:
-        """Take in a server that came (back) up."""
+        """Add a server that has come up, or has come back up."""
         with self._lock:
             self._living.append(server)
-            self._lanes[server] = threading.Lock()
+            self._suspect_locks[server] = threading.Lock()
 
     def lost(self, server: Server, error: Exception) -> None:
-        """Take a dead server out. The last one is started anew, which takes as long as it takes.
+        """Remove a dead server. If it was the last one, restart it and block until it is up.
 
         Raises:
-            ServerError: none is left, and none can be started, or `RESTARTS` were.
+            ServerError: no server is left, and none can be restarted or `RESTARTS` restarts are used up.
         """
         with self._lock:
-            if server not in self._living:  # somebody told before
+            if server not in self._living:  # already reported
                 return
             self._living.remove(server)
             server.stop()
             if self._living:
                 log.warning("a server is lost; its requests go to the other %d: %s", len(self._living), error)
                 return
-            if self._restarted is None or self._allowed <= 0:
+            if self._restart is None or self._restarts_left <= 0:
                 self._failed = error if isinstance(error, ServerError) else ServerError(str(error))
                 raise self._failed from error
-            self._allowed -= 1
+            self._restarts_left -= 1
             log.warning("the last server is lost and is started again: %s", error)
             self._failed = ServerError(f"the last server could not be started again after it was lost: {error}")
-            new = self._restarted(server)
+            new = self._restart(server)
             self._failed = None
             self._living = [new]
-            self._lanes[new] = threading.Lock()
+            self._suspect_locks[new] = threading.Lock()
 
     def quarantined(self) -> None:
-        """A request that kills servers was found: what it cost is not held against the others."""
+        """Allow for the restarts that a request cost before it was quarantined: they do not count for the others."""
         with self._lock:
-            self._allowed += 2
+            self._restarts_left += 2
 
-    def suspect_lane(self, server: Server) -> threading.Lock:
-        """Held by the one suspect request that a server works on: its next death then has one suspect."""
+    def suspect_lock(self, server: Server) -> threading.Lock:
+        """The lock that a suspect holds while it is on a server: if the server dies, there is one suspect only."""
         with self._lock:
-            return self._lanes[server]
+            return self._suspect_locks[server]
 
     def stop(self) -> None:
-        """End all servers that we started."""
+        """End all servers that were started here."""
         with self._lock:
             for server in self._living:
                 server.stop()
@@ -130,14 +126,15 @@ class Pool:
 
 
 class Queue:
-    """The ids of the requests still to be asked, in groups."""
+    """The ids of the requests that are still to be asked, in groups."""
 
     def __init__(self, groups: Iterable[Iterable[str]]) -> None:
         self._groups = deque(found for group in groups if (found := deque(group)))
         self._own: dict[object, deque[str]] = {}
 
     def take(self, server: object) -> str | None:
-        """The next request for a server: of its own group, of the next group, of the largest rest; None: all taken."""
+        """The next request for a server: of its own group, else of the next group, else of the largest rest of another
+        server's group; None if all are taken."""
         group = self._own.get(server)
         if not group and self._groups:
             group = self._own[server] = self._groups.popleft()
@@ -146,9 +143,57 @@ class Queue:
         return group.popleft() if group else None
 
     def lost(self, server: object) -> None:
-        """The rest of a dead server's group is the next group."""
+        """Put the rest of a dead server's group first in the queue."""
         if rest := self._own.pop(server, None):
             self._groups.appendleft(rest)
+
+
+class Turn(NamedTuple):
+    """A request that a server is to be asked now."""
+
+    request_id: str
+    suspect: bool
+    """Whether it was in flight when a server died, so that it is asked alone."""
+
+
+class Schedule:
+    """Decides which request a server takes next. One shard's; it neither asks nor waits.
+
+    A suspect waits for a server with no other request of this shard and no suspect of another shard (`lock`, see
+    `Pool.suspect_lock`). As long as a suspect waits, no other request is handed out, so that a server becomes free.
+    """
+
+    def __init__(self, groups: Iterable[Iterable[str]]) -> None:
+        self._queue = Queue(groups)
+        self._suspects: deque[str] = deque()
+        self._in_flight: Counter[object] = Counter()
+
+    def take(self, server: object, lock: threading.Lock) -> Turn | None:
+        """The server's next request; None if it has to wait. Every turn is given back with `release`."""
+        if self._suspects:
+            if self._in_flight[server] or not lock.acquire(blocking=False):
+                return None
+            turn = Turn(self._suspects.popleft(), suspect=True)
+        else:
+            if lock.locked() or (request_id := self._queue.take(server)) is None:
+                return None
+            turn = Turn(request_id, suspect=False)
+        self._in_flight[server] += 1
+        return turn
+
+    def release(self, server: object, lock: threading.Lock, turn: Turn) -> None:
+        """The request of a turn is no longer in flight, whatever came of it."""
+        self._in_flight[server] -= 1
+        if turn.suspect:
+            lock.release()
+
+    def suspect(self, request_id: str) -> None:
+        """Ask a request again, alone: it was in flight when a server died."""
+        self._suspects.append(request_id)
+
+    def lost(self, server: object) -> None:
+        """Hand the rest of a dead server's group to the others."""
+        self._queue.lost(server)
 
 
 async def complete_on(
@@ -161,116 +206,100 @@ async def complete_on(
     on_result: Callable[[Request, list[Completion]], None],
     on_quarantine: Callable[[Request, str], None],
 ) -> None:
-    """Sample for every request of `groups`, `max_in_flight` at a time on each living server of the pool.
+    """Sample for every request of `groups`, with `max_in_flight` requests at a time on each living server of the pool.
 
-    `request` makes a request of its id when its turn has come. Each finished request is handed to `on_result`. A
-    request that was under way when a server died is a suspect: it is asked again with no other suspect beside it, and
-    when the server dies then too, it goes to `on_quarantine` with the reason. One call of either at a time.
+    A request that was in flight when a server died is a suspect. It is asked again with no other suspect beside it, and
+    if the server dies again, it is quarantined.
+
+    Args:
+        groups: request ids; those of a group share a prompt prefix.
+        request: makes the request of an id, when its turn has come.
+        on_result: gets each finished request; one call of it or of `on_quarantine` at a time.
+        on_quarantine: gets each quarantined request and the reason.
 
     Raises:
         infra.serving.vllm_server.ServerError: no server is left.
         infra.serving.completions.CompletionError: a request was refused, or kept failing on a server that lives.
             Whatever `on_result` and `on_quarantine` raise ends the run as well.
     """
-    await _Dealing(pool, groups, request, sampling, max_in_flight, on_result, on_quarantine).run()
+    found = [list(group) for group in groups]
+    shard = _Shard(pool, Schedule(found), sum(map(len, found)), request, sampling, on_result, on_quarantine)
+    staffed: set[Server] = set()
+    try:
+        async with AsyncExitStack() as clients, asyncio.TaskGroup() as workers:
+            while shard.unfinished:
+                for server in pool.living():
+                    if server not in staffed:
+                        staffed.add(server)
+                        client = await clients.enter_async_context(
+                            Client(server.url, max_in_flight=max_in_flight, alive=server.check, headers=server.headers)
+                        )
+                        for _ in range(max_in_flight):
+                            workers.create_task(shard.work(server, client))
+                refuse_when_ending()
+                with suppress(TimeoutError):  # look again after a second: another shard may have added a server
+                    async with asyncio.timeout(1.0):
+                        await shard.changed.wait()
+                shard.changed.clear()
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
-class _Dealing:
-    """One call of `complete_on`."""
+@dataclass
+class _Shard:
+    """The state that the workers of one call of `complete_on` share. All of it is used from one event loop."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        groups: Iterable[Sequence[str]],
-        request: Callable[[str], Request],
-        sampling: Sampling,
-        max_in_flight: int,
-        on_result: Callable[[Request, list[Completion]], None],
-        on_quarantine: Callable[[Request, str], None],
-    ) -> None:
-        found = [list(group) for group in groups]
-        self.pool, self.request, self.sampling, self.max_in_flight = pool, request, sampling, max_in_flight
-        self.on_result, self.on_quarantine = on_result, on_quarantine
-        self.queue = Queue(found)
-        self.suspects: deque[str] = deque()
-        self.under_way: Counter[Server] = Counter()
-        self.left = sum(map(len, found))
-        self.changed = asyncio.Event()  # a server died, or all is done
-        self.clients: list[httpx.AsyncClient] = []
+    pool: Pool
+    schedule: Schedule
+    unfinished: int
+    request: Callable[[str], Request]
+    sampling: Sampling
+    on_result: Callable[[Request, list[Completion]], None]
+    on_quarantine: Callable[[Request, str], None]
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """A server was lost, or all requests are finished."""
 
-    async def run(self) -> None:
-        staffed: list[Server] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                while self.left:
-                    for server in self.pool.living():
-                        if server not in staffed:
-                            staffed.append(server)
-                            client = http_client(server.url, self.max_in_flight, server.headers)
-                            self.clients.append(client)
-                            for _ in range(self.max_in_flight):
-                                group.create_task(self.worker(server, client))
-                    refuse_when_ending()
-                    try:
-                        async with asyncio.timeout(1.0):
-                            await self.changed.wait()
-                    except TimeoutError:  # look again
-                        pass
-                    if self.left:
-                        self.changed.clear()
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        finally:
-            for client in self.clients:
-                await client.aclose()
-
-    async def worker(self, server: Server, client: httpx.AsyncClient) -> None:
-        """Ask one request after the other on a server, until all are done or the server is dead."""
-        ask, lane = sampler(server.served_name, self.sampling, server.check), self.pool.suspect_lane(server)
-        while self.left and self.pool.holds(server):
+    async def work(self, server: Server, client: Client) -> None:
+        """Ask a server one request after the other, until all are finished or the server is lost."""
+        lock = self.pool.suspect_lock(server)
+        while self.unfinished and self.pool.holds(server):
             try:
                 server.check()
             except ServerError as error:
-                await self.dead(server, error)
+                await self.lost(server, error)
                 return
-            alone = self.under_way[server] == 0
-            suspected = bool(self.suspects) and alone and lane.acquire(blocking=False)
-            taken = (
-                self.suspects.popleft()
-                if suspected
-                else None
-                if self.suspects or lane.locked()
-                else self.queue.take(server)
-            )
-            if taken is None:  # what is left is under way, or waits for a suspect, which is asked alone
+            turn = self.schedule.take(server, lock)
+            if turn is None:
                 await asyncio.sleep(_POLL_S)
                 continue
-            asked = self.request(taken)
-            self.under_way[server] += 1
             try:
-                answer = await ask(client, asked)
-            except (ServerError, UnreachableError) as error:
-                if suspected:
-                    self.on_quarantine(asked, f"killed a server twice: {str(error)[:500]}")
-                    self.pool.quarantined()
-                    self.done()
-                else:
-                    self.suspects.append(taken)
-                await self.dead(server, error)
-                return
+                await self.ask(server, client, turn)
             finally:
-                self.under_way[server] -= 1
-                if suspected:
-                    lane.release()
-            self.on_result(asked, answer)
-            self.done()
+                self.schedule.release(server, lock, turn)
 
-    def done(self) -> None:
-        self.left -= 1
-        if not self.left:
+    async def ask(self, server: Server, client: Client, turn: Turn) -> None:
+        """Ask one request. If the server dies, it becomes a suspect; if it is one already, it is quarantined."""
+        request = self.request(turn.request_id)
+        try:
+            completions = await sample(client, server.served_name, request, self.sampling)
+        except (ServerError, UnreachableError) as error:
+            if turn.suspect:
+                self.on_quarantine(request, f"killed a server twice: {str(error)[:500]}")
+                self.pool.quarantined()
+                self.finish()
+            else:
+                self.schedule.suspect(turn.request_id)
+            await self.lost(server, error)
+        else:
+            self.on_result(request, completions)
+            self.finish()
+
+    def finish(self) -> None:
+        self.unfinished -= 1
+        if not self.unfinished:
             self.changed.set()
 
-    async def dead(self, server: Server, error: Exception) -> None:
-        self.queue.lost(server)
-        await asyncio.to_thread(self.pool.lost, server, error)  # a restart takes a while; the other servers go on
+    async def lost(self, server: Server, error: Exception) -> None:
+        self.schedule.lost(server)
+        await asyncio.to_thread(self.pool.lost, server, error)  # a restart takes a while; other servers work meanwhile
         self.changed.set()

@@ -1,4 +1,4 @@
-"""How fast sampling goes: what a step's progress shows beside the requests done."""
+"""The speed of sampling, which a step's progress shows next to the number of finished requests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from infra.serving.pool import Pool, Server
 
 PROMPT = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
-"""Prompt tokens that were looked up in a server's prefix cache, and those of them that were found."""
+"""Counters of a server: prompt tokens looked up in its prefix cache, and those of them that were found."""
 
 
 class Rate:
-    """Tokens sampled since it was made, and the servers' prefix cache hits meanwhile."""
+    """Measures the sampled tokens per second and the servers' prefix cache hits, from its creation on."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -23,13 +23,14 @@ class Rate:
         self._before: dict[Server, tuple[float, float]] = {}
 
     def add(self, tokens: int) -> None:
-        """One more request is finished, with `tokens` sampled tokens."""
+        """Count one more finished request, with `tokens` sampled tokens."""
         self._tokens += tokens
 
     def text(self) -> str:
-        """Tokens a second, and the share of prompt tokens that came from the prefix cache since the first call.
+        """Tokens per second, and the share of prompt tokens found in the prefix cache since the first call.
 
-        The share counts all that the servers do; it is left out where they show no metrics.
+        The share covers all requests to these servers, those of other shards too. It is omitted if they have no
+        metrics.
         """
         seconds = time.monotonic() - self._began
         parts = [f"{self._tokens / seconds:,.0f} tok/s"]
@@ -38,23 +39,23 @@ class Rate:
         return ", ".join(parts)
 
     def _cached(self) -> float | None:
-        asked = found = 0.0
+        queried = found = 0.0
         for server in self._pool.living():
             try:
                 now = prompt_tokens(server)
-            except httpx.HTTPError:  # it is dying, or shows no metrics: others may
+            except httpx.HTTPError:  # it is dying or has no metrics; the others may have some
                 continue
             before = self._before.setdefault(server, now)
-            asked, found = asked + now[0] - before[0], found + now[1] - before[1]
-        return found / asked if asked else None
+            queried, found = queried + now[0] - before[0], found + now[1] - before[1]
+        return found / queried if queried else None
 
 
 def prompt_tokens(server: Server) -> tuple[float, float]:
-    """Prompt tokens that a server has looked up in its prefix cache since it started, and those that were found.
+    """Prompt tokens that a server has looked up in its prefix cache since it started, and how many it found.
 
     Raises:
-        httpx.TransportError: it does not answer.
-        httpx.HTTPStatusError: it answers without metrics.
+        httpx.TransportError: the server does not answer.
+        httpx.HTTPStatusError: the server has no metrics.
     """
     answer = httpx.get(f"{server.url}/metrics", headers=dict(server.headers), timeout=5, trust_env=False)
     figures = dict.fromkeys(PROMPT, 0.0)

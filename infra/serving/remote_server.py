@@ -1,4 +1,4 @@
-"""A vLLM server that runs elsewhere: known by its URL, checked before it is used, never started or ended here."""
+"""A vLLM server that someone else runs: known by its URL, checked before use, never started or ended by us."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 
 class MisfitError(ValueError):
-    """A server elsewhere that can't be used as the settings say; the text names it, what was expected and the mend."""
+    """A remote server does not match the settings; the text has its URL, what was expected and how to fix it."""
 
 
 class RemoteServer:
@@ -22,15 +22,15 @@ class RemoteServer:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What each request carries beside its body; holds the secret, so it is never logged."""
+        """HTTP headers of every request; they hold the API key, so they are never logged."""
         return {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key.get_secret_value()}"}
 
     def reachable(self, max_model_len: int) -> bool:
         """Whether the server answers.
 
         Raises:
-            MisfitError: it answers, but refuses us, does not serve `served_name`, or takes less than `max_model_len`
-                tokens (prompt and completion).
+            MisfitError: it answers, but refuses us, does not serve `served_name`, or accepts fewer than `max_model_len`
+                tokens (prompt plus completion).
         """
         try:
             answer = httpx.get(f"{self.url}/v1/models", headers=dict(self.headers), timeout=10, trust_env=False)
@@ -41,9 +41,9 @@ class RemoteServer:
         try:
             lengths = {each["id"]: each["max_model_len"] for each in answer.raise_for_status().json()["data"]}
         except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
-            said = f"{answer.status_code}: {answer.text[:200]}"
             raise MisfitError(
-                f"{self.url} is no vLLM server: expected /v1/models to list models, it says {said}"
+                f"{self.url} is not a vLLM server: expected a list of models from /v1/models, got "
+                f"{answer.status_code}: {answer.text[:200]}"
             ) from error
         if self.served_name not in lengths:
             raise MisfitError(
@@ -52,13 +52,13 @@ class RemoteServer:
             )
         if lengths[self.served_name] is None or lengths[self.served_name] < max_model_len:
             raise MisfitError(
-                f"{self.url} takes {lengths[self.served_name]} tokens at most, expected {max_model_len} "
-                "(serving.policy.max_model_len): start it with a longer --max-model-len, or lower ours"
+                f"{self.url} accepts {lengths[self.served_name]} tokens at most, expected {max_model_len} "
+                "(serving.policy.max_model_len): start it with a larger --max-model-len, or lower ours"
             )
         return True
 
     def check(self) -> None:
-        """Nothing to look at from here: a dead server shows by requests that do not reach it."""
+        """Do nothing: a remote server is known to be dead only once requests do not reach it."""
 
     def stop(self) -> None:
-        """It isn't ours to end."""
+        """Do nothing: the server is not ours."""

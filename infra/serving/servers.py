@@ -1,10 +1,12 @@
-"""Who is being served: at most one policy and one reward model at a time, started when first asked for."""
+"""The models being served: at most one policy and one reward model at a time, started on first use."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -26,62 +28,62 @@ class ServingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: ServerOptions = Field(description="vLLM options of the model that generates, for each of its servers.")
+    policy: ServerOptions = Field(description="vLLM options of the policy, for each of its servers.")
     reward: ServerOptions = Field(description="vLLM options of the reward model.")
     share_devices: bool = Field(
         True,
-        description="Policy, reward model and trainer take turns on the same devices. False is for machines where all "
-        "of them fit at once: the reward model's server stays up beside the others, which saves a start a stage.",
+        description="Policy, reward model and trainer take turns on the same devices. Set to false if all of them fit "
+        "at once: the reward model's server then stays up, which saves one server start per stage.",
     )
-    policy_servers: int = Field(1, ge=1, description="Servers of the policy that are started here.")
+    policy_servers: int = Field(1, ge=1, description="Number of servers of the policy to start.")
     policy_devices: tuple[str, ...] = Field(
         (),
-        description="GPUs of each of these servers, as in CUDA_VISIBLE_DEVICES (`0,1`, `2,3`); none: all see all.",
+        description="GPUs of each of these servers, as in CUDA_VISIBLE_DEVICES (`0,1`, `2,3`); if empty, all see all.",
     )
     policy_urls: tuple[str, ...] = Field(
         (),
-        description="vLLM servers elsewhere that serve the model given to the flow; no server is started for it then.",
+        description="URLs of running vLLM servers that serve the flow's model; then no server is started for it.",
     )
     policy_name: str | None = Field(
-        None, description="The model's name at `policy_urls`, as their /v1/models tells it."
+        None, description="The model's name at `policy_urls`, as listed by their /v1/models."
     )
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _consistent(self) -> Self:
         if self.policy_devices and len(self.policy_devices) != self.policy_servers:
             raise ValueError(
-                f"policy_devices names GPUs for {len(self.policy_devices)} servers, policy_servers is "
-                f"{self.policy_servers}: give an entry a server, or none"
+                f"policy_devices has the GPUs of {len(self.policy_devices)} servers, but policy_servers is "
+                f"{self.policy_servers}: give one entry per server, or none"
             )
         if self.policy_servers > 1 and self.policy.tensor_parallel_size > 1 and not self.policy_devices:
-            raise ValueError("several servers of several GPUs each: say in policy_devices which GPUs each one has")
+            raise ValueError("several servers with several GPUs each: list the GPUs of each server in policy_devices")
         if bool(self.policy_urls) != (self.policy_name is not None):
             raise ValueError("policy_urls and policy_name go together: give both or neither")
         return self
 
 
 class Servers:
-    """The vLLM servers of one flow run. Leaving the context ends all that were started here.
+    """The vLLM servers of one flow run. Leaving the context ends all servers that were started here.
 
-    A server is started by the first step that asks for its model: a run whose steps are all cached starts none.
+    A server is started by the first step that needs its model, so a run whose steps are all cached starts none.
     """
 
     def __init__(self, config: ServingConfig, store: Store, work_dir: Path, api_key: SecretStr | None = None) -> None:
-        """`api_key` is that of the servers at `policy_urls`."""
+        """`api_key` is the API key of the servers at `policy_urls`."""
         self.work_dir = work_dir
         self._serving = config
         self._store = store
         self._api_key = api_key
         self._lock = threading.Lock()
         self._live: dict[str, tuple[Ref, Pool]] = {}
-        self._elsewhere: str | None = None  # digest of the one model that policy_urls can serve
+        self._remote_digest: str | None = None  # digest of the one model that policy_urls can serve
 
     def policies(self, model: Ref) -> Pool:
         """The servers of a policy.
 
         Raises:
-            infra.serving.vllm_server.ServerError: one does not start, or none of those elsewhere can be reached.
-            infra.serving.remote_server.MisfitError: one elsewhere does not serve this model, or too short a length.
+            infra.serving.vllm_server.ServerError: a server does not start, or no remote server can be reached.
+            infra.serving.remote_server.MisfitError: a remote server does not match the settings.
         """
         with self._lock:
             if self._serving.policy_urls and model.step == IMPORTED:
@@ -89,7 +91,7 @@ class Servers:
             return self._pool("policy", model)
 
     def generation(self, model: Ref) -> Server:
-        """One server of a policy, for a step that needs no more. Raises as `policies`."""
+        """One server of a policy, for a step that needs only one. Raises as `policies`."""
         return self.policies(model).living()[0]
 
     def reward(self, model: Ref) -> Server:
@@ -100,24 +102,24 @@ class Servers:
             return server
 
     def scorer(self) -> ServerOptions:
-        """The options of a reward model that is scored with in a process of its own, whose devices are freed."""
+        """Free the devices for a reward model that runs in its own process (ArmoRM). Returns the model's options."""
         with self._lock:
             for role in list(self._live) if self._serving.share_devices else []:
                 self._stop(role)
         return self._serving.reward
 
     def engine(self, role: Literal["policy", "reward"]) -> str:
-        """The serving options that can change what a server answers, as JSON: an ingredient of cache keys.
+        """The serving options that can change a server's answers, as JSON: an ingredient of cache keys.
 
-        How the work is laid out (servers, URLs, `tensor_parallel_size`, `max_num_seqs`, memory) is left out: it changes
-        the last bits of a logit, as another GPU would, not what is sampled from; and a run may move to another machine
-        half way.
+        The layout of the work (servers, URLs, `tensor_parallel_size`, `max_num_seqs`, memory) is not included: it
+        changes the last bits of a logit, as another GPU would, but not the distribution that is sampled from. Besides,
+        a run may move to another machine halfway.
         """
         kept = {"dtype", "max_model_len", "seed", "extra_args", "trust_remote_code"}
         return getattr(self._serving, role).model_dump_json(include=kept)  # type: ignore[no-any-return]
 
     def release(self) -> None:
-        """Free what a trainer needs: every server where devices are shared, else the policy's."""
+        """Free the devices for a trainer: end all servers if devices are shared, else only the policy's."""
         with self._lock:
             for role in list(self._live) if self._serving.share_devices else ["policy"]:
                 self._stop(role)
@@ -129,54 +131,45 @@ class Servers:
                 return pool
         for other in list(self._live) if self._serving.share_devices else [role]:
             self._stop(other)
-        folder = fetch_model(self._store, model, self.work_dir)
-        name = f"{role}-{model.step}-{model.key}"
-
-        devices = self._serving.policy_devices if role == "policy" else ()
-
-        def made(number: int) -> VllmServer:
-            server = VllmServer(
-                folder,
-                self._serving.policy if role == "policy" else self._serving.reward,
-                log_path=self.work_dir / "logs" / (f"{name}-{number}.log" if number else f"{name}.log"),
-                runner="generate" if role == "policy" else "pooling",
-                served_name=role,
-                devices=devices[number] if devices else None,
-            )
-            server.start()
-            return server
-
-        count = self._serving.policy_servers if role == "policy" else 1
-        with ThreadPoolExecutor(count) as starting:
-            starts = [starting.submit(made, number) for number in range(count)]
-        failed = [error for start in starts if (error := start.exception())]
-        started = [start.result() for start in starts if not start.exception()]
-        if failed:
-            for server in started:
-                server.stop()
-            raise failed[0]
+        start = partial(self._start, role, model, fetch_model(self._store, model, self.work_dir))
+        started = _start_all(start, self._serving.policy_servers if role == "policy" else 1)
         numbers: dict[Server, int] = {server: number for number, server in enumerate(started)}
 
-        def restarted(dead: Server) -> VllmServer:
-            new = made(numbers[dead])
+        def restart(dead: Server) -> VllmServer:
+            new = start(numbers[dead])
             numbers[new] = numbers.pop(dead)
             return new
 
-        pool = Pool(started, restarted if role == "policy" else None)
+        pool = Pool(started, restart if role == "policy" else None)
         self._live[role] = (model, pool)
         return pool
 
+    def _start(self, role: str, model: Ref, folder: Path, number: int) -> VllmServer:
+        """Start server `number` of the model in `folder`, counted from 0."""
+        is_policy, name = role == "policy", f"{role}-{model.step}-{model.key}"
+        devices = self._serving.policy_devices if is_policy else ()
+        server = VllmServer(
+            folder,
+            self._serving.policy if is_policy else self._serving.reward,
+            log_path=self.work_dir / "logs" / (f"{name}-{number}.log" if number else f"{name}.log"),
+            runner="generate" if is_policy else "pooling",
+            served_name=role,
+            devices=devices[number] if devices else None,
+        )
+        server.start()
+        return server
+
     def _remote(self, model: Ref) -> Pool:
-        """The servers at `policy_urls`; those that came back since they were last asked are taken in again."""
-        if self._elsewhere not in (None, model.digest):
+        """The servers at `policy_urls`; those that are reachable again are added back."""
+        if self._remote_digest not in (None, model.digest):
             raise MisfitError(
-                f"serving.policy_urls serve one model, and this run asked them for another before {model.step}/"
-                f"{model.key}: run it without policy_urls, or a flow for each model"
+                f"serving.policy_urls serve one model, but this run needs {model.step}/{model.key} after another one: "
+                "run it without policy_urls, or run one flow per model"
             )
         assert self._serving.policy_name is not None
         name, length = self._serving.policy_name, self._serving.policy.max_model_len
-        _, pool = self._live.get("elsewhere", (model, Pool([])))
-        if pool.failed():  # all were away: look again
+        _, pool = self._live.get("remote", (model, Pool([])))
+        if pool.failed():  # all were unreachable: try again
             pool = Pool([])
         known = {server.url for server in pool.living()}
         for url in self._serving.policy_urls:
@@ -187,10 +180,10 @@ class Servers:
                 log.info("%s serves %s", server.url, name)
                 pool.add(server)
             else:
-                log.warning("%s can not be reached; its requests go to the others", server.url)
+                log.warning("%s cannot be reached; its requests go to the others", server.url)
         if not pool.living():
             raise ServerError(f"none of serving.policy_urls can be reached: {', '.join(self._serving.policy_urls)}")
-        self._live["elsewhere"], self._elsewhere = (model, pool), model.digest
+        self._live["remote"], self._remote_digest = (model, pool), model.digest
         return pool
 
     def _stop(self, role: str) -> None:
@@ -207,3 +200,16 @@ class Servers:
         with self._lock:
             for role in list(self._live):
                 self._stop(role)
+
+
+def _start_all(start: Callable[[int], VllmServer], count: int) -> list[VllmServer]:
+    """Start servers 0 to `count` - 1 in parallel. If one fails, end the others and raise its error."""
+    with ThreadPoolExecutor(count) as starting:
+        starts = [starting.submit(start, number) for number in range(count)]
+    failed = [error for each in starts if (error := each.exception())]
+    started = [each.result() for each in starts if not each.exception()]
+    if failed:
+        for server in started:
+            server.stop()
+        raise failed[0]
+    return started

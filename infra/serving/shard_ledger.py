@@ -1,7 +1,7 @@
-"""The ledger of a shard that is being made: a local file, and where the store is elsewhere a copy of it there.
+"""The ledger of a shard in progress: a local file, and a copy of it in the store if the store is remote.
 
-The copy lets another machine go on where this one is lost. It is brought up to date every `EVERY_S` seconds and at the
-end, in files of its own for each process (`ledgers/STEP-KEY/*.jsonl`), and taken in when the ledger is opened.
+With the copy, another machine can resume the shard if this one is lost. The copy is updated every `EVERY_S` seconds and
+at the end. Each process writes its own files of it (`ledgers/STEP-KEY/*.jsonl`). Opening the ledger reads all of them.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from infra.store.store import Store, StoreError
 log = logging.getLogger(__name__)
 
 FOLDER = "ledgers"
-EVERY_S = 60.0  # what the loss of a machine costs at most, plus the time of an upload
-PIECE = 8 * 2**20  # bytes of a file of the copy, about
+EVERY_S = 60.0  # the most that the loss of a machine costs, plus the time of an upload
+PIECE = 8 * 2**20  # approximate size in bytes of each file of the copy
 
 
 @contextmanager
 def shard_ledger(store: Store, work_dir: Path, step: str, key: str) -> Iterator[Ledger]:
-    """The ledger of the artifact STEP/KEY, for this process alone. Delete its file in the block when the artifact is
-    whole: the copy goes with it.
+    """The ledger of the artifact STEP/KEY, for this process alone.
+
+    Once the artifact is whole, delete the ledger's file inside the block: its copy is deleted too.
 
     Raises:
         LedgerError: as `Ledger`, or the copy in the store is corrupt.
-        StoreError: the copy cannot be read. One that cannot be written is told in the log; the local file has it all.
+        StoreError: the copy cannot be read. A failure to write it is only logged, since the local file is complete.
     """
     with Ledger(work_dir / FOLDER / f"{step}-{key}.jsonl", key) as ledger:
         if store.is_local:
             yield ledger
             return
-        copied = _taken_in(ledger, store)
+        copied = _merge_copy(ledger, store)
         over = threading.Event()
         copying = threading.Thread(target=_keep_copied, args=(ledger, store, copied, over), name="ledger", daemon=True)
         copying.start()
@@ -51,7 +52,7 @@ def shard_ledger(store: Store, work_dir: Path, step: str, key: str) -> Iterator[
 
 
 def places(store: Store, ledger: Ledger) -> str:
-    """What a person deletes to have a shard asked from its start."""
+    """The places, for a message, that the user deletes to ask all requests of a shard again."""
     return str(ledger.path) if store.is_local else f"{ledger.path} and {store.uri(_folder(ledger))}"
 
 
@@ -60,15 +61,15 @@ def _drop(store: Store, ledger: Ledger) -> None:
         for path in store.list(_folder(ledger)):
             store.delete(path)
     except StoreError as error:
-        log.warning("%s is not needed any more and could not be deleted: %s", store.uri(_folder(ledger)), error)
+        log.warning("%s is no longer needed, but could not be deleted: %s", store.uri(_folder(ledger)), error)
 
 
 def _folder(ledger: Ledger) -> str:
     return f"{FOLDER}/{ledger.path.stem}"
 
 
-def _taken_in(ledger: Ledger, store: Store) -> set[str]:
-    """Append what the copy has and the ledger lacks; the requests that the copy has."""
+def _merge_copy(ledger: Ledger, store: Store) -> set[str]:
+    """Append what only the copy has to the ledger. Returns the ids of all requests in the copy."""
     found: set[str] = set()
     for path in store.list(_folder(ledger)):
         for number, line in enumerate(store.read_bytes(path).split(b"\n")[:-1], 1):
@@ -84,10 +85,11 @@ def _taken_in(ledger: Ledger, store: Store) -> set[str]:
 
 
 def _keep_copied(ledger: Ledger, store: Store, copied: set[str], over: threading.Event) -> None:
+    """Copy new requests every `EVERY_S` seconds, and once more when `over` is set."""
     mine, number, ended = uuid4().hex[:8], 0, False
     while not ended:
         ended = over.wait(EVERY_S)
-        if not ledger.path.exists():  # done with
+        if not ledger.path.exists():  # the artifact is whole
             return
         try:
             for piece in _pieces(ledger, copied):
@@ -97,7 +99,7 @@ def _keep_copied(ledger: Ledger, store: Store, copied: set[str], over: threading
                 copied.update(piece)
                 number += 1
         except StoreError as error:
-            log.warning("ledger %s is not copied to the store for now: %s", ledger.path, error)
+            log.warning("ledger %s could not be copied to the store, will try again: %s", ledger.path, error)
 
 
 def _pieces(ledger: Ledger, copied: set[str]) -> Iterator[list[str]]:

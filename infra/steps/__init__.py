@@ -1,1 +1,1 @@
-"""A function as a cached task: its key, the digests of its inputs, its progress."""
+"""Turns a function into a cached task: its cache key, the digests of its inputs, its progress."""

@@ -1,4 +1,4 @@
-"""Digests of the user's input files and prompts, for cache keys."""
+"""Digests of the user's input files and prompts, for cache keys, and local copies of input artifacts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from infra.text.templates import text_of
 
 @runtime_checkable
 class ReadsFiles(Protocol):
-    """A configuration whose files are more than the text files that its fields of type `Path` name."""
+    """A configuration that depends on more than the text files named by its fields of type `Path`."""
 
     def contents(self) -> str:
-        """Digest of everything that the configuration's paths and addresses lead to."""
+        """Digest of everything that the configuration's paths and addresses refer to."""
 
 
 def digest_of_files(paths: Sequence[Path]) -> str:
-    """sha256 (hex) over the files' names and contents, in the order given; where they lie does not count.
+    """sha256 (hex) over the files' names and contents, in the given order; their folders do not count.
 
     Raises:
-        FileNotFoundError: a file is missing; the text names it.
+        FileNotFoundError: a file does not exist; the text has its path.
     """
     total = hashlib.sha256()
     for path in paths:
@@ -38,12 +38,12 @@ def digest_of_files(paths: Sequence[Path]) -> str:
 
 
 def file_digest(path: Path, where: str) -> str:
-    """A text file's name and the sha256 (hex) of its text, which this process reads once (`text_of`).
+    """A text file's name and the sha256 (hex) of its text, which this process reads only once (`text_of`).
 
     `where` names the argument that holds the path.
 
     Raises:
-        BadInput: there is no such file, or it is not UTF-8.
+        BadInput: the file does not exist, or is not UTF-8 text.
     """
     try:
         return f"{path.name} {hashlib.sha256(text_of(path).encode()).hexdigest()}"
@@ -54,7 +54,9 @@ def file_digest(path: Path, where: str) -> str:
 
 
 def artifact_parts(store: Store, table: Ref, work_dir: Path) -> tuple[Path, ...]:
-    """Local paths of a table's Parquet parts in order, fetched if the store is remote; other files are no parts.
+    """Local paths of a table's Parquet parts, in order; files that the manifest does not list are ignored.
+
+    If the store is remote, the table is downloaded first.
 
     Raises as `fetch_model`.
     """

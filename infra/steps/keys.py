@@ -1,4 +1,4 @@
-"""Cache keys: a short digest of everything that a step's result depends on."""
+"""Cache keys: short digests of everything that a step's result depends on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[\w-]+)+\.md")
 
 
 class CodeChangedError(RuntimeError):
-    """The code on disk is no longer the code that this process runs: its results would stand under a wrong key."""
+    """The code on disk is no longer the code that this process runs, so its results would get the wrong key."""
 
 
 def cache_key(
@@ -35,19 +35,19 @@ def cache_key(
     ingredients: Mapping[str, str] = {},
     root: Path = PROJECT_ROOT,
 ) -> str:
-    """20 hex digits over the step's name, its code, configuration, input digests and other ingredients.
+    """`KEY_LENGTH` hex digits over the step's name, code, configuration, input digests and other ingredients.
 
     Args:
         step: the step's name.
-        module: dotted name of the module that does the step, e.g. "tasks.responses.filter"; see `code_fingerprint`.
-        config: plain JSON values; of a Pydantic model, `model_dump(mode="json")`.
-        inputs: the artifacts read; only their digests count, not where they lie.
-        ingredients: model id and revision, digests of chat template and prompts, ...
-        root: folder that holds the project's packages.
+        module: dotted name of the step's module, such as "tasks.responses.filter"; see `code_fingerprint`.
+        config: plain JSON values; for a Pydantic model, use `model_dump(mode="json")`.
+        inputs: the artifacts that the step reads; only their digests count, not their places.
+        ingredients: further texts, such as the serving options of a model.
+        root: the folder of the project's packages.
 
     Raises:
-        TypeError: a value has no exact JSON form (it is never turned into text instead).
-        ValueError: a number is not finite; or as `code_fingerprint`.
+        TypeError: a value has no exact JSON form (it is never converted to text instead).
+        ValueError: a number is not finite, or as `code_fingerprint`.
     """
     for name, value in ingredients.items():
         if not isinstance(value, str):
@@ -64,16 +64,16 @@ def cache_key(
 
 
 def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
-    """sha256 (hex) over the source of a module and of all project modules that it imports, directly or not.
+    """sha256 (hex) over the source of a module and of all project modules that it imports, directly or indirectly.
 
-    Imports are found in the syntax tree, those inside functions too, and packages' `__init__` count. A string that
-    spells a project module ("infra.training.sft", say for `python -m`) counts as an import of it, and one that spells a
-    text file of the project ("evals/prompts/zebralogic.md") counts with that file's text.
+    Imports are found in the syntax tree, including those inside functions, and the `__init__` of packages counts. A
+    string that names a project module ("infra.training.sft", as for `python -m`) counts as an import of it. A string
+    that names a text file of the project ("evals/prompts/zebralogic.md") includes that file's text.
 
     Raises:
-        ValueError: there is no such module under `root`.
+        ValueError: the module does not exist under `root`.
         SyntaxError: a module does not parse.
-        CodeChangedError: a module of the project is not as it was when this process began.
+        CodeChangedError: a module of the project has changed since this process began.
     """
     if _source_file(root, module_name) is None:
         raise ValueError(f"no project module {module_name} under {root}")
@@ -86,7 +86,7 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
                 continue
             source = path.read_text(encoding="utf-8")
             if root == PROJECT_ROOT and _at_start().get(path) != source:
-                raise CodeChangedError(f"{path} was changed while this run was under way: start it again")
+                raise CodeChangedError(f"{path} was changed while this run was under way: start the run again")
             found[name] = hashlib.sha256(source.encode()).hexdigest()
             if path.suffix == ".py":
                 waiting += _imports(source, name, is_package=path.name == "__init__.py")
@@ -95,14 +95,15 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
 
 @cache
 def _at_start() -> Mapping[Path, str]:
-    """The sources and texts of the project's packages as this process began, when it imported them."""
+    """The source and text files of the project's packages when this process began and imported them."""
     packages = [PROJECT_ROOT / package for package in PACKAGES]
     found = (path for package in packages for end in ("*.py", "*.md") for path in package.rglob(end))
     return {path: path.read_text(encoding="utf-8") for path in found}
 
 
 def _with_packages(name: str) -> list[str]:
-    """ "a.b.c" -> ["a", "a.b", "a.b.c"]: importing a module runs its packages' `__init__` first. Of a file, itself."""
+    """ "a.b.c" -> ["a", "a.b", "a.b.c"], since importing a module runs its packages' `__init__` first. A file's name is
+    returned as it is."""
     if "/" in name:
         return [name]
     names = name.split(".")
@@ -118,7 +119,7 @@ def _source_file(root: Path, name: str) -> Path | None:
 
 @lru_cache(maxsize=1024)
 def _imports(source: str, module: str, *, is_package: bool) -> tuple[str, ...]:
-    """Dotted names that a module may import; those that are no project modules are sorted out by the caller."""
+    """Dotted names that a module may import; the caller ignores those that are not project modules."""
     return tuple(
         dict.fromkeys(
             name for node in ast.walk(ast.parse(source, module)) for name in _named_by(node, module, is_package)
@@ -145,7 +146,7 @@ def _named_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value as JSON would read it back. Raises `TypeError`, `ValueError` naming the place."""
+    """The value as it would be after a round trip through JSON. Raises `TypeError` or `ValueError` with the place."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -153,8 +154,8 @@ def _plain(value: Any, where: str) -> Any:
             raise ValueError(f"{where}: {value} has no JSON form")
         return value
     if isinstance(value, Mapping):
-        if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"{where}: keys must be strings, found {odd[0]!r}")
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"{where}: keys must be strings, found {wrong[0]!r}")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]

@@ -1,4 +1,4 @@
-"""Progress of a long step: a bar in Prefect's UI and a line in the log once a minute, from a thread of its own."""
+"""Progress of a long step: a bar in Prefect's UI and a log line once a minute, both from a separate thread."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def progress(
     bar_s: float = BAR_S,
     line_s: float = LINE_S,
 ) -> Iterator[None]:
-    """While the block runs, show how far it is: a progress artifact every `bar_s` seconds, a log line every `line_s`.
+    """Show the progress of the block: update a progress artifact every `bar_s` seconds, log a line every `line_s`.
 
-    Both say how many of `total` are done, how many a second, the time left, and what `detail()` adds. The artifact
-    belongs to the task run that we are in. Outside of one there is neither, and no artifact for a block that ends
-    within the first `bar_s` seconds. Nothing that goes wrong here reaches the block: it is reported in the log.
+    Both give the number done out of `total`, the rate, the time left, and what `detail()` adds. The artifact belongs to
+    the current task run. Outside of a task run there is neither, and a block that ends within `bar_s` seconds gets no
+    artifact. An error here never reaches the block: it is logged.
 
     Args:
-        done: how much is done, in `unit`s, what was done before the block included.
+        done: how much is done, in `unit`s, including what was done before the block.
         total: how much there is to do.
         unit: what is counted, in the plural: "requests", "rows", "epochs".
     """
@@ -51,10 +51,10 @@ def progress(
         return
     over, succeeded = threading.Event(), threading.Event()
     context = contextvars.copy_context()  # it holds the task run and the API's address
-    told = Gauge(step, done, total, unit, detail)
+    gauge = Gauge(step, done, total, unit, detail)
     drawing = threading.Thread(
         target=context.run,
-        args=(_draw, told, bar_s, line_s, over, succeeded),
+        args=(_draw, gauge, bar_s, line_s, over, succeeded),
         daemon=True,
         name=f"progress {step}",
     )
@@ -68,7 +68,7 @@ def progress(
 
 
 def counted(step: str, batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The batches, with the progress of whoever takes them: of all `rows` those of the batches that are done with."""
+    """The batches, with the progress of their consumer: a batch is done once the next one is requested."""
     done = 0
     with progress(step, lambda: done, rows, "rows"):
         for batch in batches:
@@ -78,7 +78,7 @@ def counted(step: str, batches: Iterable[pa.RecordBatch], rows: int) -> Iterator
 
 @dataclass
 class Gauge:
-    """How far a step is, in words and in per cent."""
+    """The progress of a step as text and as a percentage."""
 
     step: str
     done: Callable[[], float]
@@ -94,7 +94,7 @@ class Gauge:
         return round(100 * min(1.0, max(0.0, share)), 1)
 
     def text(self) -> str:
-        """`12 of 40 requests, 1.5 a second, 1 min left`, and the details."""
+        """Such as `responses: 12 of 40 requests, 1.5 a second, about 1 min left`, and the details."""
         done, seconds = self.done(), time.monotonic() - self.began
         if self.before is None:
             self.before = done
@@ -114,11 +114,11 @@ def _draw(gauge: Gauge, bar_s: float, line_s: float, over: threading.Event, succ
     bar: UUID | None = None
     logged = time.monotonic()
     try:
-        gauge.text()  # notes what was done before
+        gauge.text()  # sets `before`
         while not (ended := over.wait(bar_s)) or bar is not None:
             percent = 100.0 if succeeded.is_set() else gauge.percent()
             if bar is None:
-                # A step is no coroutine, so these are none either.
+                # Called from a thread without an event loop, so they are synchronous.
                 made = create_progress_artifact(percent, key=artifact_key(gauge.step), description=gauge.text())
                 bar = cast(UUID, made)
             else:
@@ -128,21 +128,21 @@ def _draw(gauge: Gauge, bar_s: float, line_s: float, over: threading.Event, succ
             if time.monotonic() - logged >= line_s:
                 log.info("%s", gauge.text())
                 logged = time.monotonic()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it must not disturb the step
+    except Exception as error:  # noqa: BLE001  # no error may disturb the step
         log.warning("progress of %s is no longer shown: %s: %s", gauge.step, type(error).__name__, error)
 
 
 def _number(value: float) -> str:
-    """A figure for people: whole where it is large, else with two significant digits."""
+    """A number for people: an integer if it is large, else two significant digits."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """A time in whole minutes, at least one."""
+    """A duration in whole minutes, at least one."""
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "1 min"
 
 
 def artifact_key(step: str) -> str:
-    """The key of a step's progress artifact: what Prefect takes, lower-case letters, digits and dashes."""
+    """The key of a step's progress artifact: lower-case letters, digits and dashes, as Prefect requires."""
     return "progress-" + re.sub(r"[^a-z0-9]+", "-", step.lower()).strip("-")

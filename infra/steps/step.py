@@ -1,8 +1,8 @@
-"""What turns a plain function into a cached Prefect task. The call is the plan: its arguments make the cache key.
+"""Turns a plain function into a cached Prefect task. The call is the plan: its arguments make the cache key.
 
 A step is planned in the flow's body, so its key is known before it runs. The manifest of its artifact in the store is
-the one record that it is done: Prefect's own result cache is switched off, so no two records can disagree. A step whose
-artifact is whole ends in the state Cached. Otherwise it runs, and it fails where its artifact cannot be written.
+the only record that it is done: Prefect's own result cache is switched off, so that two records cannot disagree. A step
+whose artifact is whole ends in the state Cached. Otherwise it runs, and it fails if its artifact cannot be written.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any, Literal, overload
 import httpx
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
+from prefect.utilities.annotations import quote
 from pydantic import BaseModel
 
 from infra.settings import Settings
@@ -34,15 +36,32 @@ log = logging.getLogger(__name__)
 
 Role = Literal["policy", "reward"]
 SERVERS = "servers"
-"""The argument that a run supplies to every step that takes it; it never enters a key."""
+"""The argument that a run passes to every step that has it; it never enters a key."""
 
 
 class Plan(BaseModel, frozen=True):
-    """An artifact that a step will make: its place `step/key` and what it is made from."""
+    """An artifact that a step will make: its place `step/key`, and what it is made from."""
 
     step: str
     key: str
     provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a step: the only parameter of its task."""
+
+    plan: Plan
+    settings: Settings
+    arguments: Mapping[str, Any]
+
+    def submit(self, task: Task[..., Any], made_by: Sequence[PrefectFuture[Any]] = ()) -> PrefectFuture[Any]:
+        """Submit the call to the flow run's task runner; `made_by` are the task runs that made or found its inputs.
+
+        Prefect would infer dependencies from the identity of all objects nested in the arguments, even strings. So the
+        job is quoted, which stops Prefect from searching it, and the true dependencies are named.
+        """
+        return task.submit(quote(self), wait_for=made_by)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class Step:
 
     Attributes:
         make: the plain function.
-        task: the Prefect task around it, called with a plan, the settings and the function's arguments.
+        task: the Prefect task around it, whose only parameter is a `Job`.
         outside_key: arguments and fields of configurations that change no row, such as `config.in_flight`.
         serves: arguments that are models served to the step, each with the role whose serving options then enter the
             key, such as `{"reward_model": "reward"}`.
@@ -70,12 +89,12 @@ class Step:
     def plan(self, name: str, arguments: Mapping[str, Any]) -> Plan:
         """The plan of one call: its cache key and provenance.
 
-        Every reference among the arguments, in lists too, is an input. Everything else is configuration: frozen
-        Pydantic models and plain JSON values. A path counts by the name and text of its file, not by its place.
-        A model that reads files in other ways has a method `contents()` that returns their digest.
+        Every reference among the arguments, also in lists, is an input. Everything else is configuration: frozen
+        Pydantic models and plain JSON values. A path counts by the name and text of its file, not by its folder.
+        A configuration that reads files in other ways has a method `contents()` that returns their digest.
 
         Args:
-            name: the name of the step; its artifact lies in the folder of this name.
+            name: the name of the step, which is also the folder of its artifact.
             arguments: the function's arguments, without `plan` and `store`.
 
         Raises:
@@ -101,13 +120,13 @@ class Step:
 
 
 _INPUT = object()
-"""Stands for a reference, or a list of references, which is an input and no configuration."""
+"""Stands for a reference, or a list of references: an input, not configuration."""
 
 
 def _plain(value: Any, where: str, inputs: dict[str, Ref], outside: Collection[str], *, covered: bool = False) -> Any:
-    """The JSON form of an argument; the references in it go to `inputs` under their places.
+    """The JSON form of an argument. The references in it are added to `inputs` under their places.
 
-    `covered`: the files behind its paths are in the digest of the configuration that holds it.
+    `covered`: the digest of the configuration that contains it already includes the files that its paths name.
     """
     if isinstance(value, Ref):
         inputs[where] = value
@@ -138,11 +157,11 @@ def _plain(value: Any, where: str, inputs: dict[str, Ref], outside: Collection[s
 
 
 OUTAGES = (httpx.TransportError, ConnectionError, TimeoutError)
-"""The network between us and a server."""
+"""Failures of the network between us and a server."""
 
 
-def heals(_task: object, _run: object, state: Any) -> bool:
-    """Whether trying again may help: the network between us and a server or the store, nothing else."""
+def is_transient(_task: object, _run: object, state: Any) -> bool:
+    """Whether a failed step may succeed on retry: the network to a server or to the store failed, nothing else."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, StoreError):
         return error.transient
@@ -156,22 +175,22 @@ def cached(found: Ref) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _opened(settings: Settings) -> Store:
-    """The store, opened and checked once in a process: on S3 that is six requests and a client of its own."""
+    """The store, opened and checked once per process: on S3 this takes six requests and a new client."""
     return Store.open(settings)
 
 
 def _task(function: Callable[..., Ref]) -> Task[..., Any]:
-    """The Prefect task that finds the artifact, or makes it while it holds the claim to it."""
+    """The Prefect task that finds the artifact, or makes it while holding the claim to it."""
 
-    def run(plan: Plan, settings: Settings, arguments: dict[str, Any]) -> Any:
-        store = _opened(settings)
+    def run(job: Job) -> Any:
+        plan, store = job.plan, _opened(job.settings)
         if found := find(store, plan.step, plan.key):
             return cached(found)
         with claimed(store, plan.step, plan.key):
-            if found := find(store, plan.step, plan.key):  # made by the run that held the claim before
+            if found := find(store, plan.step, plan.key):  # made by the previous holder of the claim
                 return cached(found)
             log.info("%s/%s: making it", plan.step, plan.key)
-            return function(plan, store, **arguments)
+            return function(plan, store, **job.arguments)
 
     functools.update_wrapper(run, function)
     del run.__wrapped__  # type: ignore[attr-defined]  # Prefect reads the signature: it must see run's own
@@ -182,8 +201,8 @@ def _task(function: Callable[..., Ref]) -> Task[..., Any]:
         retries=2,
         retry_delay_seconds=exponential_backoff(5),
         retry_jitter_factor=1,
-        retry_condition_fn=heals,
-        task_run_name="{plan.step}/{plan.key}",
+        retry_condition_fn=is_transient,
+        task_run_name="{job.plan.step}/{job.plan.key}",
     )(run)
 
 
@@ -202,7 +221,7 @@ def step(
 ) -> Step | Callable[[Callable[..., Ref]], Step]:
     """Make a `Step` of a function `(plan, store, *, ...)`: `@step`, or `@step(outside_key=..., serves=...)`.
 
-    What changes no row is declared here, once: see `Step`.
+    Arguments that change no row are declared here: see `Step`.
     """
 
     def made(function: Callable[..., Ref]) -> Step:

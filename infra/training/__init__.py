@@ -1,4 +1,4 @@
-"""What runs under torchrun: the trainers, their configuration, DeepSpeed.
+"""The trainers, which run under torchrun, with their configuration and DeepSpeed's.
 
-Flows and tasks import `infra.training.config` alone, which needs no torch.
+Flows and tasks import only `infra.training.config`, which needs no torch.
 """

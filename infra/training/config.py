@@ -1,4 +1,4 @@
-"""What a training run is told: plain data that flows can import without torch. Defaults are the paper's figures
+"""The configuration of a training run: plain data that flows can import without torch. The defaults are the paper's
 (stages 2 and 3)."""
 
 from __future__ import annotations
@@ -10,51 +10,58 @@ from pydantic import BaseModel, Field
 
 
 class Paths(BaseModel, frozen=True, extra="forbid"):
-    """What a trainer reads and writes on this machine."""
+    """The local files that a trainer reads and writes."""
 
     model: Path = Field(description="Folder of the model to train (safetensors and tokenizer)")
-    data: tuple[Path, ...] = Field(min_length=1, description="Local Parquet parts with the text columns of the method")
+    data: tuple[Path, ...] = Field(
+        min_length=1, description="Local Parquet files with the text columns of the training method"
+    )
     output: Path = Field(
-        description="Folder for the trained model; its report (see `trained_path`) is written last, after all checks"
+        description="Folder for the trained model; the report (see `trained_path`) is written last, after all checks"
     )
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
-    """How to train: what SFT and DPO share."""
+    """Training settings that SFT and DPO share."""
 
     epochs: float = Field(gt=0, description="Passes over the data")
-    learning_rate: float = Field(gt=0, description="Peak of the learning rate")
+    learning_rate: float = Field(gt=0, description="Peak learning rate")
     warmup_ratio: float = Field(
-        0.1, ge=0, le=1, description="Share of all steps in which the learning rate rises to its peak"
+        0.1, ge=0, le=1, description="Share of all steps during which the learning rate rises to its peak"
     )
-    schedule: str = Field("cosine", description="Learning-rate schedule, by its name in transformers")
+    schedule: str = Field("cosine", description="Learning-rate schedule, as named in transformers")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; the paper does not state it")
     max_grad_norm: float = Field(
-        1.0, gt=0, description="Gradients are clipped to this norm; the paper does not state it"
+        1.0, gt=0, description="Maximum gradient norm; larger gradients are clipped. The paper does not state it"
     )
-    batch: int = Field(128, gt=0, description="Rows (or pairs) an optimiser step, over all ranks")
-    micro_batch: int = Field(1, gt=0, description="Rows (or pairs) one rank takes at once; divides batch / ranks")
-    max_length: int = Field(16384, gt=1, description="Longest prompt plus completion, end token included, in tokens")
+    batch: int = Field(128, gt=0, description="Rows (or pairs) per optimiser step, over all ranks")
+    micro_batch: int = Field(
+        1, gt=0, description="Rows (or pairs) that a rank processes at once; must divide batch / ranks"
+    )
+    max_length: int = Field(
+        16384, gt=1, description="Maximum length of prompt plus completion in tokens, including the end token"
+    )
     overlong: Literal["error", "drop"] = Field(
-        "error", description="Rows over max_length: stop the run, or drop and count them; they are never cut"
+        "error", description="What to do with rows over max_length: stop the run, or drop and count them; none is cut"
     )
-    zero_stage: Literal[0, 2, 3] = Field(2, description="DeepSpeed ZeRO stage: what is spread over the ranks")
+    zero_stage: Literal[0, 2, 3] = Field(
+        2, description="DeepSpeed ZeRO stage: 0 shards nothing, 2 optimiser state and gradients, 3 weights too"
+    )
     bf16: bool = Field(True, description="Compute in bfloat16 with float32 master weights")
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations: less memory, about a third more time"
+        False, description="Recompute activations in the backward pass: less memory, about a third more time"
     )
-    seed: int = Field(0, ge=0, description="Seed of the shuffling and of everything random")
+    seed: int = Field(0, ge=0, description="Seed of the shuffling and of all other randomness")
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model; off unless you trust it"
     )
 
     def accumulation(self, ranks: int) -> int:
-        """Micro-batches a rank takes an optimiser step. Raises `ValueError` when the global batch cannot be met
-        exactly."""
+        """Micro-batches per rank and optimiser step. Raises `ValueError` if they cannot add up to exactly `batch`."""
         if self.batch % (self.micro_batch * ranks):
             raise ValueError(
                 f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x ranks {ranks}: "
-                "the global batch would not be the one asked for"
+                "change one of them, so that each optimiser step has exactly `batch` rows"
             )
         return self.batch // (self.micro_batch * ranks)
 
@@ -64,33 +71,35 @@ class SftRecipe(Recipe, frozen=True):
     solution)."""
 
     epochs: float = Field(4, gt=0, description="Passes over the data")
-    learning_rate: float = Field(2e-5, gt=0, description="Peak of the learning rate")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate")
     packing: bool = Field(
-        False, description="Pack rows into sequences of max_length; `batch` then counts packed sequences"
+        False, description="Pack rows into sequences of max_length tokens; `batch` then counts packed sequences"
     )
-    group_by_length: bool = Field(False, description="Batch rows of similar length: less padding, less random batches")
+    group_by_length: bool = Field(
+        False, description="Batch rows of similar length: less padding, but less random batches"
+    )
 
 
 class DpoRecipe(Recipe, frozen=True):
     """Stage 3, one DPO iteration. Columns: `prompt`, `chosen`, `rejected`; the loss covers thoughts and solution."""
 
     epochs: float = Field(2, gt=0, description="Passes over the data")
-    learning_rate: float = Field(5e-7, gt=0, description="Peak of the learning rate")
-    beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference")
+    learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate")
+    beta: float = Field(0.1, gt=0, description="Strength of the KL penalty towards the reference policy")
     sft_coefficient: float = Field(
-        0.0, ge=0, description="Weight of an added SFT loss on the chosen completion; 0 is the paper's DPO"
+        0.0, ge=0, description="Weight of an additional SFT loss on the chosen completion; 0 is the paper's DPO"
     )
 
 
 class SftConfig(Paths, SftRecipe, frozen=True):
-    """What an SFT trainer process is told."""
+    """The configuration of an SFT trainer process."""
 
 
 class DpoConfig(Paths, DpoRecipe, frozen=True):
-    """What a DPO trainer process is told."""
+    """The configuration of a DPO trainer process."""
 
     reference: Path = Field(
-        description="Folder of pi_0, the SFT model: fixed over all iterations, never the policy by default"
+        description="Folder of the reference policy pi_0, the SFT model: fixed over all iterations, without a default"
     )
 
 
@@ -98,5 +107,5 @@ TrainingConfig = SftConfig | DpoConfig
 
 
 def trained_path(output: Path) -> Path:
-    """Where a trainer reports (steps, loss, tokens, seconds): beside the model folder, which holds the model alone."""
+    """The file of a trainer's report (steps, loss, tokens, seconds), next to the folder of the trained model."""
     return output.parent / f"{output.name}.trained.json"

@@ -1,36 +1,29 @@
-"""DeepSpeed configurations, one for each ZeRO stage."""
+"""DeepSpeed's configuration of a training run."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
+
+from infra.training.config import Recipe
 
 
-def deepspeed_config(
-    zero_stage: Literal[0, 2, 3],
-    *,
-    bf16: bool,
-    micro_batch: int,
-    accumulation: int,
-    ranks: int,
-    max_grad_norm: float = 1.0,
-) -> dict[str, Any]:
-    """The configuration of one run; batch sizes in rows. ZeRO-2 spreads optimiser state and gradients, ZeRO-3 the
-    weights too.
+def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:
+    """The configuration of a run over `ranks` processes; batch sizes in rows.
 
-    The batch sizes are spelled out (not "auto") because ZeRO-3 reads them as soon as a model is loaded, before any
-    trainer exists.
+    The batch sizes are given as numbers, not as "auto", because ZeRO-3 reads them as soon as a model is loaded, before
+    any trainer exists. Raises `ValueError` as `Recipe.accumulation`.
     """
-    zero: dict[str, Any] = {"stage": zero_stage}
-    if zero_stage:
+    zero: dict[str, Any] = {"stage": recipe.zero_stage}
+    if recipe.zero_stage:
         zero |= {"overlap_comm": True, "contiguous_gradients": True}
-    if zero_stage == 3:
+    if recipe.zero_stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True}
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": micro_batch * accumulation * ranks,
-        "gradient_clipping": max_grad_norm,
-        "bf16": {"enabled": bf16},
+        "train_micro_batch_size_per_gpu": recipe.micro_batch,
+        "gradient_accumulation_steps": recipe.accumulation(ranks),
+        "train_batch_size": recipe.batch,
+        "gradient_clipping": recipe.max_grad_norm,
+        "bf16": {"enabled": recipe.bf16},
         "zero_optimization": zero,
         "steps_per_print": 10**9,
     }

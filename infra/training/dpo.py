@@ -1,4 +1,4 @@
-"""Stage 3, one iteration of online DPO (BOLT, section on online training): run under torchrun by
+"""Trainer of stage 3, one iteration of online DPO (BOLT, section on online training): run under torchrun by
 `infra.processes.torchrun.launch`."""
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from infra.training.config import DpoConfig
 
 
 class PretokenisedDpoTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO over rows that are token ids already: no template and no joint tokenisation can move the loss's
-    borders."""
+    """TRL's DPO on rows of token ids: neither a chat template nor joint tokenisation can shift the tokens that the loss
+    covers."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
 
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
-    """Turns a pair into `prompt_ids`, `chosen_ids` and `rejected_ids`; the loss covers all of the last two, end tokens
-    included."""
+    """A function that converts a pair to `prompt_ids`, `chosen_ids` and `rejected_ids`. The loss covers all of the last
+    two, including their end tokens."""
 
     def convert(row: dict[str, str]) -> dict[str, Any]:
         prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
@@ -38,8 +38,7 @@ def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
 
 
 def main(config_path: Path) -> None:
-    """Train as the `DpoConfig` in `config_path` says; raises on pairs over the length, an inexact batch or an unsound
-    result."""
+    """Train with the `DpoConfig` in the JSON file `config_path`. Raises as `training.token_rows` and `training.run`."""
     config = DpoConfig.model_validate_json(config_path.read_text())
     training.join_ranks()
     losses = (

@@ -1,4 +1,5 @@
-"""Stage 2, LongCoT SFT (BOLT, section on LongCoT SFT): run under torchrun by `infra.processes.torchrun.launch`."""
+"""Trainer of stage 2, LongCoT SFT (BOLT, section on LongCoT SFT): run under torchrun by
+`infra.processes.torchrun.launch`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from infra.training.config import SftConfig
 
 
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
-    """Turns a row into `input_ids` and `labels`; the labels cover exactly the completion and its end token."""
+    """A function that converts a row to `input_ids` and `labels`. The labels cover exactly the completion and its end
+    token."""
 
     def convert(row: dict[str, str]) -> dict[str, Any]:
         prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
@@ -27,14 +29,15 @@ def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
 
 
 def main(config_path: Path) -> None:
-    """Train as the `SftConfig` in `config_path` says; raises on rows over the length, an inexact batch or an unsound
-    result."""
+    """Train with the `SftConfig` in the JSON file `config_path`. Raises as `training.token_rows` and `training.run`."""
     config = SftConfig.model_validate_json(config_path.read_text())
     training.join_ranks()
     arguments = SFTConfig(
         **training.arguments(config),
         packing=config.packing,
-        max_length=config.max_length if config.packing else None,  # nothing is cut: over-long rows were settled before
+        max_length=config.max_length
+        if config.packing
+        else None,  # nothing is cut: `token_rows` has handled overlong rows
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         length_column_name=training.LENGTH,
     )

@@ -1,5 +1,5 @@
-"""What both trainers share: rows to token ids, the trainer's arguments, the metrics file, and the checks before
-TRAINED.json."""
+"""What both trainers share: tokenised rows, the trainer's arguments, the metrics file, and the checks of the trained
+model before its report is written."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from infra.training.config import TrainingConfig, trained_path
 from infra.training.deepspeed import deepspeed_config
 
 IGNORED = -100
-"""Label of tokens outside the loss."""
+"""Label of tokens that the loss does not cover."""
 LENGTH, TOKENS = "length", "tokens"
-"""Columns of tokenised rows: tokens of the longest sequence in the row, and of all its sequences."""
+"""Columns of tokenised rows: the number of tokens in the row's longest sequence, and in all its sequences."""
 PATIENCE = timedelta(hours=12)
-"""Longest wait of a rank for another: rank 0 tokenises and saves alone, which for 200,000 responses takes more than
-DeepSpeed's 10 minutes; of ranks that die torchrun and the watchdog know at once."""
+"""How long a rank waits for another at most. Rank 0 tokenises and saves alone, which takes longer than DeepSpeed's
+default of 10 minutes for 200,000 responses. If a rank dies, torchrun and the watchdog notice at once."""
 Convert = Callable[[dict[str, str]], dict[str, Any]]
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends what the trainer logs to the launcher's metrics file, from rank 0, as JSON lines."""
+    """Appends the trainer's metrics to the launcher's metrics file as JSON lines, on rank 0 only."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write one line."""
@@ -47,45 +47,52 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 def join_ranks() -> None:
-    """Form the process group of all ranks: before anything is loaded, since ZeRO-3 asks for its size as it loads.
+    """Form the process group of all ranks. Call it before loading a model, since ZeRO-3 needs the group's size then.
 
-    From here on a rank ends with torchrun, even where that is killed together with the watchdog above it.
+    From now on the rank ends with torchrun, even if torchrun is killed together with the watchdog above it.
     """
     end_with_parent()
     if not torch.cuda.is_available():
-        # else DeepSpeed compiles an optional C++ operation at its first start: 45 s and a compiler
+        # otherwise DeepSpeed compiles an optional C++ operation at its first start: 45 s, and it needs a compiler
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=PATIENCE)
 
 
 def ranks() -> int:
-    """Number of training processes, as torchrun set it."""
+    """Number of training processes, as set by torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def tokenizer_for(config: TrainingConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer with its end token known and a padding token set; raises `ValueError` without an end
-    token."""
+    """The model's tokenizer, with a padding token. Raises `ValueError` if it has no end token."""
     tokenizer = load_tokenizer(config.model)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer of {config.model} has no end token: completions could not be ended")
+        raise ValueError(
+            f"tokenizer of {config.model} has no end token, so completions could not end: set eos_token in "
+            "tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
-    """Ids of a completion, tokenised apart from its prompt as it was sampled, with one end token at its end."""
+    """Token ids of a completion with one end token. Like sampling, this keeps it apart from the prompt's tokens."""
     ids: list[int] = tokenizer.encode(completion, add_special_tokens=False)
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, int(tokenizer.eos_token_id)]
 
 
 def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, int]]:
-    """The tokenised rows of all parts, and how many `samples` they are, of how many `tokens`, with how many `dropped`.
+    """The tokenised rows of all parts, with the counts `samples`, `dropped` (rows over `max_length`) and `tokens`.
 
-    `convert` makes token columns from text columns, `LENGTH` (longest side) and `TOKENS` (all sides) among them. Rank
-    0 streams the parts into one Arrow file beside `output`, which all ranks map into memory. Raises `ValueError` on a
-    missing column, no rows, or rows over `max_length` where `overlong` is "error".
+    Rank 0 streams the parts into one Arrow file next to `output`, which all ranks map into memory.
+
+    Args:
+        convert: makes a row's token columns from its text columns, including `LENGTH` and `TOKENS`.
+        columns: the text columns.
+
+    Raises:
+        ValueError: a column is missing, there are no rows, or rows exceed `max_length` and `overlong` is "error".
     """
     path = config.output.with_name(config.output.name + ".tokens.arrow")
     if torch.distributed.get_rank() == 0:
@@ -97,20 +104,20 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
     tokens = sum(int(chunk.sum().as_py()) for chunk in rows.data.column(TOKENS).chunks)
     dropped = int(path.with_suffix(".dropped").read_text())
     torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:  # mapped by every rank: the file may lose its name
+    if torch.distributed.get_rank() == 0:  # every rank has mapped the file, so it can be unlinked
         path.unlink()
         path.with_suffix(".dropped").unlink()
     return rows.remove_columns(TOKENS), {"samples": len(rows), "dropped": dropped, "tokens": tokens}
 
 
 def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], path: Path) -> int:
-    """Write the rows that fit to an Arrow stream at `path`; the number of those that were too long."""
+    """Write the rows that fit to an Arrow stream at `path`. Returns the number of rows that are too long."""
     kept, dropped, longest = 0, 0, 0
     writer: pa.ipc.RecordBatchStreamWriter | None = None
     for part in config.data:
         table = pq.ParquetFile(part)
         if missing := set(columns) - set(table.schema_arrow.names):
-            raise ValueError(f"{part} has no column {sorted(missing)}; it has {table.schema_arrow.names}")
+            raise ValueError(f"{part} lacks columns {sorted(missing)}; it has {table.schema_arrow.names}")
         for batch in table.iter_batches(batch_size=256, columns=columns):
             rows = [convert(row) for row in batch.to_pylist()]
             fitting = [row for row in rows if row[LENGTH] <= config.max_length]
@@ -122,7 +129,8 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
                 writer.write_table(out)
     if dropped and config.overlong == "error":
         raise ValueError(
-            f"{dropped} of {kept + dropped} rows exceed max_length {config.max_length}; the longest has {longest}"
+            f"{dropped} of {kept + dropped} rows exceed max_length {config.max_length}; the longest has {longest} "
+            "tokens: raise max_length, or set overlong to 'drop'"
         )
     if writer is None:
         raise ValueError(
@@ -133,9 +141,8 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
 
 
 def arguments(config: TrainingConfig) -> dict[str, Any]:
-    """Arguments that TRL's SFT and DPO configurations share. No evaluation, no checkpoints: the result is saved at the
-    end."""
-    accumulation = config.accumulation(ranks())
+    """The arguments that TRL's SFT and DPO configurations share. There are no evaluations and no checkpoints: the model
+    is saved once, at the end."""
     on_cpu = not torch.cuda.is_available()
     return {
         "output_dir": str(config.output),
@@ -146,7 +153,7 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "per_device_train_batch_size": config.micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": config.accumulation(ranks()),
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": config.bf16,
         "use_cpu": on_cpu,
@@ -161,20 +168,13 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not on_cpu,
         "trust_remote_code": config.trust_remote_code,
-        "deepspeed": deepspeed_config(
-            config.zero_stage,
-            bf16=config.bf16,
-            micro_batch=config.micro_batch,
-            accumulation=accumulation,
-            ranks=ranks(),
-            max_grad_norm=config.max_grad_norm,
-        ),
+        "deepspeed": deepspeed_config(config, ranks()),
     }
 
 
 def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
-    """A local causal language model, in float32 on CPU and in bfloat16 on GPU when `bf16` (DeepSpeed keeps float32
-    masters)."""
+    """A local causal language model: bfloat16 on GPU if `bf16` is set (DeepSpeed keeps float32 master weights), else
+    float32."""
     dtype = torch.bfloat16 if config.bf16 and torch.cuda.is_available() else torch.float32
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=config.trust_remote_code
@@ -182,15 +182,14 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
 
 
 def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
-    """Train, save, check, and report with `counts` and the run's figures. Raises when the result is not
-    sound."""
+    """Train, save the model, check it, and write the report, which includes `counts`. Raises as `check_saved`."""
     started = time.monotonic()
     trained_path(config.output).unlink(missing_ok=True)
     result = trainer.train()
     seconds = time.monotonic() - started
     trainer.save_model(str(config.output))
-    (config.output / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
-    unset_hf_deepspeed_config()  # else ZeRO-3 would spread the reloaded model over ranks that do not load it
+    (config.output / "training_args.bin").unlink(missing_ok=True)  # a pickle that is not part of the model
+    unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the reloaded model over ranks that do not load it
     if trainer.is_world_process_zero():
         report = {
             "final_loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1],
@@ -208,8 +207,11 @@ def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
 
 
 def check_saved(config: TrainingConfig) -> str:
-    """Reload the saved model and return one greedy sample; raises `ValueError` on missing, misshapen or non-finite
-    tensors."""
+    """Reload the saved model and return one greedy sample.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape than in the original model, or is not finite.
+    """
     tokenizer = load_tokenizer(config.output)
     saved = AutoModelForCausalLM.from_pretrained(
         config.output, local_files_only=True, trust_remote_code=config.trust_remote_code

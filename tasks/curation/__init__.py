@@ -1,1 +1,1 @@
-"""Choosing in-context examples by what models say of them: the room that they take, and their reward."""
+"""Choosing in-context examples by their text and by what needs a model: length in tokens, and reward."""

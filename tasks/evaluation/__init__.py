@@ -1,4 +1,4 @@
-"""Benchmarks as steps: problems, answers, grades, verdicts, figures. One judged benchmark a file.
+"""Benchmarks as steps: problems, answers, grades, verdicts, figures. One file per judged benchmark.
 
 The graders themselves are in `evals`.
 """

@@ -1,4 +1,4 @@
-"""Arena-Hard's judgements: two games a question against the baseline's answer, in both orders (evals/arenahard.py)."""
+"""Arena-Hard's judgements: two games per question against the baseline's answer, one in each order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import OUTSIDE_KEY, Asked, Judge, Verdict, ask_judge, harmless, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, Verdict, ask_judge, neutraliser, solutions
 
 GAMES: tuple[Literal[1], Literal[2]] = (1, 2)
 
@@ -37,20 +37,20 @@ def judge_arenahard(
     Raises:
         As `tasks.evaluation.verdicts.ask_judge`.
     """
-    safe = harmless(judge_model, store, servers)
-    said = solutions(store, turns[0])
+    safe = neutraliser(judge_model, store, servers)
+    ours = solutions(store, turns[0])
 
-    def asked() -> Iterator[Asked]:
-        for row, met in zip(read_rows(store, problems), read_rows(store, baselines), strict=True):
+    def requests() -> Iterator[JudgeRequest]:
+        for row, baseline in zip(read_rows(store, problems), read_rows(store, baselines), strict=True):
             problem = as_problem(row)
             shown = replace(problem, query=safe(problem.query))
-            answers = safe(said.get(problem.problem_id, "")), safe(met["text"])
+            answers = safe(ours.get(problem.problem_id, "")), safe(baseline["text"])
             for game in GAMES:
                 messages = arenahard.judge_messages(shown, game, *answers)
-                yield Asked(problem.problem_id, 0, f"game-{game}", messages, read)
+                yield JudgeRequest(problem.problem_id, 0, f"game-{game}", messages, read)
 
     def read(text: str) -> Verdict | None:
         label = arenahard.read_verdict(text, version)
         return None if label is None else (label, None)
 
-    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, requests=[*requests()])

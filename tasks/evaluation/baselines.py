@@ -1,4 +1,4 @@
-"""Answers that a judged benchmark compares with: a baseline model's, from files in the authors' layout."""
+"""The answers that a judged benchmark compares with: a baseline model's, from files in the authors' layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.queries.sources import Source, encodable, records
 
 
 class Answer(Protocol):
-    """What the benchmarks' readers give."""
+    """What the benchmarks' readers return."""
 
     @property
     def problem_id(self) -> str: ...
@@ -39,12 +39,12 @@ READ: Mapping[Judged, Callable[[Mapping[str, Any], int], Answer]] = {
 
 @step
 def read_baselines(plan: Plan, store: Store, *, benchmark: Judged, sources: Sequence[Source], problems: Ref) -> Ref:
-    """Write the table `baselines`, an answer a problem, in the problems' order.
+    """Write the table `baselines`: one answer per problem, in the order of the problems.
 
-    Where the sources hold several answers to a problem, it is the one by the model that the authors compare with.
+    If the sources have several answers to a problem, the one by the model that the authors compare with is taken.
 
     Raises:
-        BadInput: a record is not in the authors' layout, or a problem has no answer, or several to choose from.
+        BadInput: a record is not in the authors' layout, or a problem has no answer, or several candidates.
     """
     found: defaultdict[str, list[Answer]] = defaultdict(list)
     for source in sources:
@@ -58,13 +58,13 @@ def read_baselines(plan: Plan, store: Store, *, benchmark: Judged, sources: Sequ
     places = ", ".join(source.place for source in sources)
 
     def chosen(problem: Mapping[str, Any]) -> dict[str, Any]:
-        answers = met = found[problem["query_id"]]
+        answers = candidates = found[problem["query_id"]]
         if len(answers) > 1:
-            answers = [each for each in met if each.model == arenahard.BASELINES.get(problem["category"])]
+            answers = [each for each in candidates if each.model == arenahard.BASELINES.get(problem["category"])]
         if len(answers) != 1:
             raise BadInput(
-                f"{places}: {len(met)} answers to {benchmark}'s problem {problem['query_id']} (category "
-                f"{problem['category']}), expected one: give the baseline model's answers to all problems"
+                f"{places}: {len(candidates)} answers to {benchmark}'s problem {problem['query_id']} (category "
+                f"{problem['category']}), expected one: give the baseline model's answer to every problem"
             )
         return {"query_id": problem["query_id"], "model": answers[0].model, "text": answers[0].text}
 

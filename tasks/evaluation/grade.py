@@ -1,4 +1,4 @@
-"""Grading: each response's solution against its problem's reference answer. The thoughts are never looked at."""
+"""Grading: compare each response's solution with its problem's reference answer. The thoughts are never graded."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
     SHORT_ANSWER: graders.short_answer,
     "zebralogic": graders.zebralogic,
 }
-"""Graders that take time linear in the text: no limit is needed."""
+"""Graders that take time linear in the length of the text, and so need no limit."""
 WRONG: Grade = {"prediction": None, "correct": False, "parts": None, "correct_parts": None}
-NOTHING = {"thought_tokens": 0, "solution_tokens": 0, "finish_reason": "stop", "violations": []}
+NO_RESPONSE = {"thought_tokens": 0, "solution_tokens": 0, "finish_reason": "stop", "violations": []}
 
 
-def graded(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
+def grade_row(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
     """A row of `grades`."""
     return {
         "problem_id": response["query_id"],
@@ -46,10 +46,10 @@ def graded(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
 def grade(
     plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref, benchmark: Verifiable = SHORT_ANSWER
 ) -> Ref:
-    """Write the table `grades`, a row a response.
+    """Write the table `grades`: one row per response.
 
-    A problem without responses, since its request was set aside, counts as answered by nothing, sample by sample. An
-    answer that its grader cannot finish within the limits of `Limited` is wrong, without prediction, and counted.
+    A problem whose request was quarantined has no responses: each of its samples is graded wrong, without prediction.
+    So is a response that the grader cannot finish within the limits of `Limited`, and these are counted.
 
     Raises:
         BadInput: a problem has no reference answer.
@@ -58,17 +58,20 @@ def grade(
     missing = [query_id for query_id, reference in references.items() if reference is None]
     if missing:
         raise BadInput(
-            f"{problems.uri}: field reference is null in {len(missing)} rows (first: {missing[0]}); grading needs it"
+            f"{problems.uri}: field reference is null in {len(missing)} rows (first: {missing[0]}), but grading needs "
+            "it: add the reference answers, or leave these problems out"
         )
     tally: Counter[str] = Counter()
 
     def batches() -> Iterator[list[dict[str, Any]]]:
         with ExitStack() as stack:
-            give = LINEAR.get(benchmark) or _limited(stack, benchmark, tally)
+            grader = LINEAR.get(benchmark) or _limited_grader(stack, benchmark, tally)
             answers = chain.from_iterable(scan(store, shard) for shard in responses)
             unanswered, samples = dict.fromkeys(references), 1
             for batch in counted(plan.step, answers, sum(shard.rows for shard in responses)):
-                rows = [graded(row, give(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()]
+                rows = [
+                    grade_row(row, grader(row["solution"], references[row["query_id"]])) for row in batch.to_pylist()
+                ]
                 for row in rows:
                     unanswered.pop(row["problem_id"], None)
                     samples = max(samples, row["sample"] + 1)
@@ -77,24 +80,26 @@ def grade(
                 tally["no answer"] += sum(row["prediction"] is None for row in rows)
                 yield rows
             if unanswered:
-                tally["set aside"] = samples * len(unanswered)
+                tally["quarantined"] = samples * len(unanswered)
             yield [
-                graded({**NOTHING, "query_id": name, "sample": n}, WRONG) for name in unanswered for n in range(samples)
+                grade_row({**NO_RESPONSE, "query_id": name, "sample": n}, WRONG)
+                for name in unanswered
+                for n in range(samples)
             ]
 
     return write_table(store, plan.step, plan.key, GRADES, batches(), plan.provenance, counts=lambda: dict(tally))
 
 
-def _limited(stack: ExitStack, benchmark: Verifiable, tally: Counter[str]) -> Callable[[str | None, str], Grade]:
-    """The benchmark's grader in a process of its own, which may not take too long or too much memory."""
+def _limited_grader(stack: ExitStack, benchmark: Verifiable, tally: Counter[str]) -> Callable[[str | None, str], Grade]:
+    """The benchmark's grader in a process of its own, with limits on time and memory."""
     name = f"evals.graders:{benchmark.replace('-', '_')}"
     child = stack.enter_context(Limited(name))
 
-    def give(solution: str | None, reference: str) -> Grade:
+    def grader(solution: str | None, reference: str) -> Grade:
         found: Grade | NoResult = child(solution, reference)
         if isinstance(found, NoResult):
             tally[f"not graded: {found.reason}"] += 1
             return WRONG
         return found
 
-    return give
+    return grader

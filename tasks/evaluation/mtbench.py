@@ -1,4 +1,4 @@
-"""MT-Bench's judgements: a rating of 1 to 10 for each turn's solution (evals/mtbench.py)."""
+"""MT-Bench's judgements: a rating of 1 to 10 for each turn's solution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import OUTSIDE_KEY, Asked, Judge, Verdict, ask_judge, harmless, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, Verdict, ask_judge, neutraliser, solutions
 
 
 def read_verdict(text: str) -> Verdict | None:
@@ -32,15 +32,17 @@ def judge_mtbench(
     problems: Ref,
     turns: Sequence[Sequence[Ref]],
 ) -> Ref:
-    """Write the table `verdicts`: parts `turn-1` and `turn-2` of each question; `turns`: the responses to each.
+    """Write the table `verdicts`: parts `turn-1` and `turn-2` of each question.
+
+    `turns`: the responses to the first and to the second turn, each as shards.
 
     Raises:
         As `tasks.evaluation.verdicts.ask_judge`.
     """
-    safe = harmless(judge_model, store, servers)
-    said = [solutions(store, responses) for responses in turns]
+    safe = neutraliser(judge_model, store, servers)
+    by_turn = [solutions(store, responses) for responses in turns]
 
-    def asked() -> Iterator[Asked]:
+    def requests() -> Iterator[JudgeRequest]:
         for row in read_rows(store, problems):
             problem = as_problem(row)
             shown = replace(
@@ -49,9 +51,9 @@ def judge_mtbench(
                 follow_ups=tuple(map(safe, problem.follow_ups)),
                 reference=json.dumps([*map(safe, json.loads(problem.reference or "[]"))]),
             )
-            answers = [safe(answers.get(problem.problem_id, "")) for answers in said]
+            answers = [safe(found.get(problem.problem_id, "")) for found in by_turn]
             for turn in range(1, 2 + len(problem.follow_ups)):
                 messages = mtbench.judge_messages(shown, turn, answers)
-                yield Asked(problem.problem_id, 0, f"turn-{turn}", messages, read_verdict)
+                yield JudgeRequest(problem.problem_id, 0, f"turn-{turn}", messages, read_verdict)
 
-    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, requests=[*requests()])

@@ -1,4 +1,4 @@
-"""What a benchmark's grades or verdicts tell of a model: score and interval, lengths, and what is missing."""
+"""A model's figures on a benchmark, from grades or verdicts: score and interval, lengths, and what is missing."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Outcome:
     """One model on one benchmark."""
 
     row: Row
-    """What tables show: score, interval, lengths, shares."""
+    """The row of the results table: score, interval, lengths, shares."""
     figures: Row
-    """Further figures, as the authors publish them, by name."""
+    """Further figures by name, as the authors publish them."""
     per_problem: pd.Series
-    """The score of each problem that has one. For paired differences."""
+    """The score of each problem that has one, for paired differences."""
     weights: pd.Series | None = None
-    """How much each problem counts in the score: Arena-Hard's battles, MT-Bench's ratings. None: as all others."""
+    """Each problem's weight in the score: Arena-Hard's battles, MT-Bench's ratings. None: all weights are equal."""
     battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
-    """Arena-Hard: one a question, by category."""
+    """Arena-Hard only: one `Battles` per question, by category."""
 
 
-def of_grades(
+def outcome_of_grades(
     benchmark: Verifiable, model: str, grades: pd.DataFrame, greedy: pd.DataFrame, categories: Mapping[str, str | None]
 ) -> Outcome:
-    """Pass@1: the mean over problems of the share of right samples; `greedy` is of one answer a problem."""
+    """Pass@1: the mean over problems of the share of correct samples. `greedy` has one answer per problem."""
     per_problem = grades.groupby("problem_id")["correct"].mean().astype(float)
     unanswered = grades["prediction"].isna()
     row = {
-        **_scored(benchmark, model, "pass@1", per_problem, len(grades)),
+        **_score_columns(benchmark, model, "pass@1", per_problem, len(grades)),
         "greedy": float(greedy["correct"].mean()),
         "no answer": float(unanswered.mean()),
-        **_lengths(grades),
+        **_length_columns(grades),
         "unread": None,
     }
     category = grades["problem_id"].map(categories.get)
@@ -63,11 +63,11 @@ def of_grades(
             )
             for each in grades.itertuples()
         )
-        figures = _flat(asdict(zebralogic.figures(graded)))
+        figures = _flattened(asdict(zebralogic.figures(graded)))
     return Outcome(row, figures, per_problem)
 
 
-def of_verdicts(
+def outcome_of_verdicts(
     benchmark: Judged,
     model: str,
     verdicts: pd.DataFrame,
@@ -78,55 +78,60 @@ def of_verdicts(
     baselines: Mapping[str, str],
     margin: int | None,
 ) -> Outcome:
-    """A judged benchmark's score in its authors' unit; verdicts that could not be read are in no mean.
+    """A judged benchmark's score in its authors' unit. Verdicts that could not be read are in no mean.
 
-    `styles`: Arena-Hard's; `baselines` and `margin`: WildBench's answers to compare with, and its length rule.
+    Args:
+        styles: the table `styles`, for Arena-Hard.
+        baselines: the baseline's answers by problem id, for WildBench.
+        margin: of WildBench's length rule, in characters (see `evals.wildbench.outcome`); None for no such rule.
     """
     categories = {name: problem.category for name, problem in problems.items()}
     if benchmark == "mt-bench":
-        told = _mtbench(verdicts, categories)
+        scores = _mtbench(verdicts, categories)
     elif benchmark == "wildbench":
-        told = _wildbench(verdicts, responses, problems, baselines, margin)
+        scores = _wildbench(verdicts, responses, problems, baselines, margin)
     else:
         assert styles is not None
-        told = _arenahard(benchmark, model, verdicts, categories, styles)
-    shown = responses.assign(
+        scores = _arenahard(benchmark, model, verdicts, categories, styles)
+    flagged = responses.assign(
         truncated=responses["finish_reason"] != "stop", malformed=responses["violations"].map(len) > 0
     )
     row = {
-        **_scored(benchmark, model, told.metric, told.per_problem, len(responses)),
-        **told.published,
+        **_score_columns(benchmark, model, scores.metric, scores.per_problem, len(responses)),
+        **scores.published,
         "no answer": float(responses["solution"].isna().mean()),
-        **_lengths(shown),
+        **_length_columns(flagged),
         "unread": float((verdicts["label"].isna() & verdicts["score"].isna()).mean()),
     }
-    return Outcome(row, told.figures, told.per_problem, told.weights, told.battles)
+    return Outcome(row, scores.figures, scores.per_problem, scores.weights, scores.battles)
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Scores:
+    """What a judged benchmark's verdicts come to; the fields are those of `Outcome`."""
+
     metric: str
     per_problem: pd.Series
     figures: Row
     published: Row = field(default_factory=dict)
-    """Score and interval, where the authors do not take them from the problems' mean."""
+    """Score and interval, if the authors do not take them from the mean over problems."""
     weights: pd.Series | None = None
     battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
 
 
-def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> _Told:
+def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> _Scores:
     ratings = [
-        (str(categories[each.query_id]), int(each.part.removeprefix("turn-")), _number(each.score))
+        (str(categories[each.query_id]), int(each.part.removeprefix("turn-")), _number_or_none(each.score))
         for each in verdicts.itertuples()
     ]
     of_problem = verdicts.groupby("query_id")["score"]
     found = asdict(mtbench.figures(ratings))
-    return _Told("rating", of_problem.mean(), _flat(found), {"score": found["overall"]}, of_problem.count())
+    return _Scores("rating", of_problem.mean(), _flattened(found), {"score": found["overall"]}, of_problem.count())
 
 
 def _arenahard(
     benchmark: Judged, model: str, verdicts: pd.DataFrame, categories: Mapping[str, str | None], styles: pd.DataFrame
-) -> _Told:
+) -> _Scores:
     version: Version = "v0.1" if benchmark == "arena-hard-v0.1" else "v2.0"
     labels = verdicts.pivot(index="query_id", columns="part", values="label")
     style = styles.set_index("query_id")
@@ -140,8 +145,8 @@ def _arenahard(
         )
         differ = style_control.differences(ours, theirs, version)
         battles[str(query_id)] = Battles(model, lost, tied, won, differ)
-    fought = {name: each.lost + each.tied + each.won for name, each in battles.items()}
-    share = {name: 100 * (each.won + each.tied / 2) / fought[name] for name, each in battles.items() if fought[name]}
+    played = {name: each.lost + each.tied + each.won for name, each in battles.items()}
+    share = {name: 100 * (each.won + each.tied / 2) / played[name] for name, each in battles.items() if played[name]}
     rates = style_control.win_rates([*battles.values()], version)
     published = {name: 100 * getattr(rate, name) for rate in rates for name in ("score", "low", "high")}
     by_category: defaultdict[str, list[Battles]] = defaultdict(list)
@@ -149,10 +154,10 @@ def _arenahard(
         by_category[str(categories[name])].append(each)
     figures: Row = {}
     for category, found in sorted(by_category.items()):
-        of = style_control.win_rates(found, version)
-        figures[f"win rate {category}"] = 100 * of[0].score if of else None
-    per_problem, weights = pd.Series(share, dtype=float), pd.Series(fought, dtype=float)
-    return _Told("win rate, %", per_problem, figures, published, weights, by_category)
+        rate = style_control.win_rates(found, version)
+        figures[f"win rate {category}"] = 100 * rate[0].score if rate else None
+    per_problem, weights = pd.Series(share, dtype=float), pd.Series(played, dtype=float)
+    return _Scores("win rate, %", per_problem, figures, published, weights, by_category)
 
 
 def _wildbench(
@@ -161,13 +166,15 @@ def _wildbench(
     problems: Mapping[str, Problem],
     baselines: Mapping[str, str],
     margin: int | None,
-) -> _Told:
+) -> _Scores:
     answers = dict(zip(responses["query_id"], responses["solution"].fillna(""), strict=True))
     tasks = {name: wildbench.checklist_and_tasks(problem)[1] for name, problem in problems.items()}
     scores = verdicts[verdicts["part"] == "score"].set_index("query_id")["score"]
-    rated = [wildbench.Rated(tasks[name], answers.get(name, ""), _number(score)) for name, score in scores.items()]
+    rated = [
+        wildbench.Rated(tasks[name], answers.get(name, ""), _number_or_none(score)) for name, score in scores.items()
+    ]
     found = wildbench.score_figures(rated)
-    figures = {f"WB-Score {name}": value for name, value in _flat(asdict(found)).items()}
+    figures = {f"WB-Score {name}": value for name, value in _flattened(asdict(found)).items()}
     pairs = [
         wildbench.Compared(
             tasks[each.query_id],
@@ -179,15 +186,15 @@ def _wildbench(
         for each in verdicts[verdicts["part"] == "pair"].itertuples()
     ]
     if pairs:
-        compared = _flat(asdict(wildbench.reward_figures(pairs, margin)))
+        compared = _flattened(asdict(wildbench.reward_figures(pairs, margin)))
         figures |= {f"WB-Reward {name}": value for name, value in compared.items()}
-    return _Told("WB-Score", 20 * (scores.dropna().astype(float) - 5), figures)
+    return _Scores("WB-Score", 20 * (scores.dropna().astype(float) - 5), figures)
 
 
-def style_figures(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Arena-Hard's win rates of all models of a benchmark with their style controlled, in percent; [] of any other.
+def style_controlled_rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Style-controlled win rates of all models on Arena-Hard, in percent; no rows for any other benchmark.
 
-    A fit a category: v2.0's two have different baselines, and boards of their own.
+    Each category has a fit of its own: v2.0's two have different baselines and separate leader boards.
     """
     rows = []
     for category in sorted({name for outcome in outcomes for name in outcome.battles}):
@@ -207,32 +214,32 @@ def style_figures(outcomes: Sequence[Outcome]) -> list[Row]:
     return rows
 
 
-def differences(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Paired differences on the same problems between each model and the next, and of the last from the first.
+def paired_differences(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Paired differences on the same problems between each model and the next, and between the first and the last.
 
-    Of the scores as they are published: a problem counts as much as it does in each of the two.
+    They are differences of the published scores: a problem has the same weight as in each of the two scores.
     """
     rows = []
     pairs = [*pairwise(outcomes), *([(outcomes[0], outcomes[-1])] if len(outcomes) > 2 else [])]
     for before, after in pairs:
         both = before.per_problem.dropna().index.intersection(after.per_problem.dropna().index)
         if len(both):
-            figures = [_shares(outcome, both) for outcome in (before, after)]
+            figures = [_scores_and_weights(outcome, both) for outcome in (before, after)]
             gain, low, high = weighted_gain(*figures[0], *figures[1])
             names = {"benchmark": after.row["benchmark"], "from": before.row["model"], "to": after.row["model"]}
             rows.append({**names, "problems": len(both), "gain": gain, "low": low, "high": high})
     return rows
 
 
-def _shares(outcome: Outcome, problems: pd.Index) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Scores and weights of these problems."""
+def _scores_and_weights(outcome: Outcome, problems: pd.Index) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The scores and the weights of these problems."""
     scores = outcome.per_problem[problems].to_numpy(dtype=float)
     weights = np.ones(len(problems)) if outcome.weights is None else outcome.weights[problems].to_numpy(dtype=float)
     return scores, weights
 
 
-def _scored(benchmark: Benchmark, model: str, metric: str, per_problem: pd.Series, samples: int) -> Row:
-    """A row's first columns; a benchmark of which nothing could be graded has no score."""
+def _score_columns(benchmark: Benchmark, model: str, metric: str, per_problem: pd.Series, samples: int) -> Row:
+    """A row's first columns; there is no score if nothing could be graded."""
     values = per_problem.dropna().to_numpy(dtype=float)
     low, high = interval(values) if len(values) else (None, None)
     return {
@@ -248,8 +255,8 @@ def _scored(benchmark: Benchmark, model: str, metric: str, per_problem: pd.Serie
     }
 
 
-def _lengths(rows: pd.DataFrame) -> Row:
-    """Mean tokens, and the shares that were cut and that left their format."""
+def _length_columns(rows: pd.DataFrame) -> Row:
+    """Mean lengths in tokens, and the shares of truncated and of malformed responses."""
     return {
         "thought tokens": float(rows["thought_tokens"].mean()),
         "solution tokens": float(rows["solution_tokens"].mean()),
@@ -258,12 +265,12 @@ def _lengths(rows: pd.DataFrame) -> Row:
     }
 
 
-def _number(value: Any) -> float | None:
+def _number_or_none(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _flat(figures: Mapping[str, Any]) -> Row:
-    """Figures of figures under one name each."""
+def _flattened(figures: Mapping[str, Any]) -> Row:
+    """Nested figures under one name each, such as "by category math"."""
     flat: Row = {}
     for name, value in figures.items():
         inner = value if isinstance(value, dict) else {"": value}

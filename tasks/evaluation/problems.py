@@ -1,4 +1,4 @@
-"""A benchmark's problems, from files or data sets in its authors' layout."""
+"""Reading a benchmark's problems from files or data sets in its authors' layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.queries.sources import Source, encodable, records
 Verifiable = Literal["short-answer", "math500", "math-level5", "zebralogic"]
 Judged = Literal["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"]
 Benchmark = Verifiable | Judged
-SHORT_ANSWER: Verifiable = "short-answer"  # any queries with references: mined as they are, not read here
+SHORT_ANSWER: Verifiable = "short-answer"  # any queries with references; they are mined, not read here
 
 
 def _arenahard(version: Version, record: Mapping[str, Any], row: int) -> Problem:
@@ -33,7 +33,7 @@ def _arenahard(version: Version, record: Mapping[str, Any], row: int) -> Problem
 
 
 def step_of(kind: str, benchmark: Benchmark, *more: str) -> str:
-    """Name of a step that reads, answers or grades a benchmark's problems; `short-answer` is not spelt in it."""
+    """The name of a step that reads, answers or grades a benchmark's problems; `short-answer` is omitted from it."""
     return "-".join([kind, *([] if benchmark == SHORT_ANSWER else [benchmark]), *more])
 
 
@@ -52,7 +52,8 @@ def problems_of(benchmark: Benchmark, sources: Sequence[Source]) -> Iterator[Pro
     """The problems of all sources, in order.
 
     Raises:
-        BadInput: a record is not in the authors' layout, or a problem comes twice; source, row and field are named.
+        BadInput: a record is not in the authors' layout, or a problem is duplicated; the message names source, row and
+            field.
     """
     seen: set[str] = set()
     for source in sources:
@@ -62,7 +63,7 @@ def problems_of(benchmark: Benchmark, sources: Sequence[Source]) -> Iterator[Pro
             except ValueError as error:
                 raise BadInput(f"{source.place}, {error}") from error
             if problem.problem_id in seen:
-                raise BadInput(f"{source.place}, row {row}: problem {problem.problem_id} comes twice: leave one out")
+                raise BadInput(f"{source.place}, row {row}: problem {problem.problem_id} is a duplicate: remove it")
             seen.add(problem.problem_id)
             for name, value in as_row(problem).items():
                 encodable(json.dumps(value, ensure_ascii=False), name, f"{source.place}, row {row}")
@@ -70,10 +71,10 @@ def problems_of(benchmark: Benchmark, sources: Sequence[Source]) -> Iterator[Pro
 
 
 def _judgeable(problems: Iterable[Problem], place: str) -> Iterator[Problem]:
-    """MT-Bench's questions. Raises `BadInput` where one lacks a reference answer that its judge is to see."""
+    """MT-Bench's questions. Raises `BadInput` if one lacks a reference answer that the judge must see."""
     for problem in problems:
         try:
-            mtbench.judge_messages(problem, 1 + len(problem.follow_ups), ("", ""))  # the last turn needs all
+            mtbench.judge_messages(problem, 1 + len(problem.follow_ups), ("", ""))  # the last turn needs all references
         except ValueError as error:
             raise BadInput(f"{place}: {error}") from error
         yield problem
@@ -89,12 +90,12 @@ def read_problems(
     references: Source | None = None,
     limit: int | None = None,
 ) -> Ref:
-    """Write the table `problems`: the first `limit` of the sources, in their order; none takes all.
+    """Write the table `problems`: the first `limit` problems of the sources, in order; all if `limit` is None.
 
-    `references`: MT-Bench's answers to its questions of maths, reasoning and coding, from a file of their own.
+    `references`: the separate file of MT-Bench's reference answers to its maths, reasoning and coding questions.
 
     Raises:
-        BadInput: as `problems_of`, and where such an answer is missing.
+        BadInput: as `problems_of`; or such a reference answer is missing.
     """
     problems: Iterable[Problem] = islice(problems_of(benchmark, sources), limit)
     if references is not None:
@@ -121,12 +122,12 @@ def as_row(problem: Problem) -> dict[str, Any]:
 
 
 def topic_of(row: Mapping[str, Any]) -> str | None:
-    """The topic of a problem's row; of a benchmark's own, its category."""
+    """The topic of a mined query, or the category of a benchmark's problem, from its row."""
     return row["topic"] if "topic" in row else row["category"]  # type: ignore[no-any-return]
 
 
 def as_problem(row: Mapping[str, Any]) -> Problem:
-    """A problem from its row."""
+    """The problem in a row of the table `problems`."""
     return Problem(
         problem_id=row["query_id"],
         query=row["query"],

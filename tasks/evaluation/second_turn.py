@@ -1,4 +1,4 @@
-"""MT-Bench's second turn: each question's follow-up, after the first turn and what the model answered to it."""
+"""MT-Bench's second turn: each question's follow-up, after the first turn and the model's answer to it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from infra.store.tables import batched, read_rows, write_table
 def second_turn(
     plan: Plan, store: Store, *, problems: Ref, responses: Sequence[Ref], thoughts_in_history: bool = False
 ) -> Ref:
-    """Write the table `problems` of the second turn, in the order of the first; a question without one is left out.
+    """Write the table `problems` of the second turn, in the order of the first, without the questions that have none.
 
-    The first answer stands in the history as its solution alone, as chat products show it, or with
-    `thoughts_in_history` as the model wrote it, whatever its chat template makes of that. An answer without a solution
-    stands there as an empty one, and is counted.
+    The history holds only the solution of the first answer, as chat products show it; with `thoughts_in_history`, it
+    holds the answer as the model wrote it, and what the chat template makes of the thoughts is up to the template. If
+    the answer has no solution, the history holds an empty answer, and this is counted.
     """
     counts: Counter[str] = Counter()
-    said = {row["query_id"]: row for each in responses for row in read_rows(store, each)}
+    answers = {row["query_id"]: row for each in responses for row in read_rows(store, each)}
 
     def rows() -> Iterator[dict[str, Any]]:
         for problem in read_rows(store, problems):
             if not problem["follow_ups"]:
                 continue
-            answer = said.get(problem["query_id"], {"text": "", "solution": None})  # none: it was set aside
+            answer = answers.get(problem["query_id"], {"text": "", "solution": None})  # missing if quarantined
             counts["without a first solution"] += answer["solution"] is None
-            told = answer["text"] if thoughts_in_history else answer["solution"] or ""
+            content = answer["text"] if thoughts_in_history else answer["solution"] or ""
             turns = [
                 *json.loads(problem["history"]),
                 {"role": "user", "content": problem["query"]},
-                {"role": "assistant", "content": told},
+                {"role": "assistant", "content": content},
             ]
             yield {
                 **problem,

@@ -1,4 +1,4 @@
-"""What style control needs: the length and the markdown of each solution and of the baseline's answer to the same."""
+"""The input of style control: length and markdown of each solution and of the baseline's answer to that question."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from tasks.evaluation.verdicts import solutions
 
 
 @step
-def styles(plan: Plan, store: Store, *, responses: Sequence[Ref], baselines: Ref, model: Ref, servers: Servers) -> Ref:
-    """Write the table `styles`, a row a question. Tokens are those of the model's own tokenizer, on both sides."""
+def count_styles(
+    plan: Plan, store: Store, *, responses: Sequence[Ref], baselines: Ref, model: Ref, servers: Servers
+) -> Ref:
+    """Write the table `styles`: one row per question. Both sides' tokens are counted with the model's own tokenizer."""
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
-    said = solutions(store, responses)
+    ours = solutions(store, responses)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for met in read_rows(store, baselines):
-            sides = {"": said.get(met["query_id"], ""), "baseline_": met["text"]}
+        for baseline in read_rows(store, baselines):
+            sides = {"": ours.get(baseline["query_id"], ""), "baseline_": baseline["text"]}
             counted = {
                 f"{side}{name}": count
                 for side, text in sides.items()
                 for name, count in asdict(style_of(text, count_tokens(tokenizer, text))).items()
             }
-            yield {"query_id": met["query_id"], **counted}
+            yield {"query_id": baseline["query_id"], **counted}
 
     return write_table(store, plan.step, plan.key, STYLES, batched(rows()), plan.provenance)

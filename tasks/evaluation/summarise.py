@@ -15,7 +15,10 @@ BATCH = 500  # resamples held in memory at once; changes no figure
 
 
 def interval(per_problem: Floats) -> tuple[float, float]:
-    """95 % bootstrap interval (percentile, seeded) of the mean over problems; a problem's samples stay together."""
+    """95 % bootstrap interval (percentile method, seeded) of the mean of the problems' values.
+
+    Problems are resampled, not samples, so that the samples of a problem stay together.
+    """
     if len(per_problem) < 2 or float(np.ptp(per_problem)) == 0.0:
         return float(per_problem.mean()), float(per_problem.mean())
     return _bounds((per_problem,), np.mean)
@@ -24,7 +27,7 @@ def interval(per_problem: Floats) -> tuple[float, float]:
 def weighted_gain(
     before: Floats, before_weights: Floats, after: Floats, after_weights: Floats
 ) -> tuple[float, float, float]:
-    """What a weighted mean over problems gains, with its 95 % interval as of `interval`; arrays are by problem."""
+    """The gain in a weighted mean over problems, and its 95 % interval (see `interval`); one value per problem each."""
 
     def gained(b: Floats, v: Floats, a: Floats, w: Floats, axis: int = -1) -> Any:
         return (a * w).sum(axis=axis) / w.sum(axis=axis) - (b * v).sum(axis=axis) / v.sum(axis=axis)
@@ -37,7 +40,7 @@ def weighted_gain(
 
 
 def _bounds(data: tuple[Floats, ...], statistic: Callable[..., Any]) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of a statistic when problems are drawn again; all of `data` is by problem."""
+    """The 2.5th and 97.5th percentiles of a statistic over resampled problems; `data` has one value per problem."""
     found = stats.bootstrap(
         data,
         statistic,
@@ -51,9 +54,9 @@ def _bounds(data: tuple[Floats, ...], statistic: Callable[..., Any]) -> tuple[fl
 
 
 def summarise(name: str, grades: pd.DataFrame, greedy: pd.DataFrame | None) -> dict[str, Any]:
-    """One entry of summary.json's `stages`. Shares and accuracies lie in 0..1, lengths are mean tokens a response.
+    """One entry of summary.json's `stages`. Shares and accuracies are in 0..1, lengths are mean tokens per response.
 
-    `tokens_low` and `tokens_high` are the 95 % interval of thoughts and solution together.
+    `tokens_low` and `tokens_high` are the 95 % interval of the length of thoughts and solution together.
     """
     per_problem = grades.groupby("problem_id")["correct"].mean().to_numpy(dtype=float)
     low, high = interval(per_problem)
@@ -77,7 +80,7 @@ def summarise(name: str, grades: pd.DataFrame, greedy: pd.DataFrame | None) -> d
 
 
 def gain(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
-    """The paired difference in accuracy on the same problems, with its 95 % bootstrap interval."""
+    """The paired difference in accuracy on the problems that both have, with its 95 % bootstrap interval."""
     means = [grades.groupby("problem_id")["correct"].mean() for grades in (before, after)]
     difference = (means[1] - means[0]).dropna().to_numpy(dtype=float)
     low, high = interval(difference)

@@ -1,4 +1,4 @@
-"""WildBench's judgements: a score for each solution, and one game against a baseline (evals/wildbench.py)."""
+"""WildBench's judgements: a score for each solution, and one comparison with a baseline's answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import OUTSIDE_KEY, Asked, Judge, Verdict, ask_judge, harmless, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, Verdict, ask_judge, neutraliser, solutions
 
 SCORE, PAIR = "score", "pair"
 
@@ -41,26 +41,26 @@ def judge_wildbench(
     turns: Sequence[Sequence[Ref]],
     baselines: Ref | None,
 ) -> Ref:
-    """Write the table `verdicts`: part `score` of each conversation, and `pair` where there are baselines.
+    """Write the table `verdicts`: part `score` of each conversation, and part `pair` if there are baselines.
 
     Raises:
         As `tasks.evaluation.verdicts.ask_judge`.
     """
-    safe = harmless(judge_model, store, servers)
-    said = solutions(store, turns[0])
-    met = {row["query_id"]: row["text"] for row in read_rows(store, baselines)} if baselines else {}
+    safe = neutraliser(judge_model, store, servers)
+    ours = solutions(store, turns[0])
+    theirs = {row["query_id"]: row["text"] for row in read_rows(store, baselines)} if baselines else {}
 
-    def asked() -> Iterator[Asked]:
+    def requests() -> Iterator[JudgeRequest]:
         for row in read_rows(store, problems):
             problem = as_problem(row)
             history: list[Message] = [{**turn, "content": safe(turn["content"])} for turn in problem.history]
             checklist, tasks = wildbench.checklist_and_tasks(problem)
             reference = json.dumps({"checklist": [*map(safe, checklist)], "tasks": tasks})
             shown = replace(problem, query=safe(problem.query), history=tuple(history), reference=reference)
-            answer = safe(said.get(problem.problem_id, ""))
-            yield Asked(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer), read_score)
+            answer = safe(ours.get(problem.problem_id, ""))
+            yield JudgeRequest(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer), read_score)
             if baselines:
-                messages = wildbench.pair_messages(shown, answer, safe(met[problem.problem_id]))
-                yield Asked(problem.problem_id, 0, PAIR, messages, read_choice)
+                messages = wildbench.pair_messages(shown, answer, safe(theirs[problem.problem_id]))
+                yield JudgeRequest(problem.problem_id, 0, PAIR, messages, read_choice)
 
-    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, asked=[*asked()])
+    return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, requests=[*requests()])

@@ -1,1 +1,4 @@
-"""In-context examples as their author writes them: read and checked by their text. Imports no other folder of tasks."""
+"""In-context examples as their authors write them: reading them and checking their text.
+
+Imports no other folder of tasks.
+"""

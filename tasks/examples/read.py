@@ -1,7 +1,7 @@
-"""Seed example curation: the in-context examples (BOLT section 3.1.1: 10 of them, four reasoning actions in each).
+"""Curation of in-context examples (BOLT section 3.1.1: 10 of them, each showing four reasoning actions).
 
-Reading candidates and judging each by its text alone. What takes models (the context that three examples must fit, the
-reward model's ranking) and the step that writes the table are in `tasks/curation/choose.py`.
+This module reads candidates, checks each by its text alone, and selects among ranked ones. What needs models (whether
+three examples fit the context, the ranking by reward) and the step itself are in `tasks/curation/choose.py`.
 """
 
 from __future__ import annotations
@@ -25,74 +25,76 @@ from infra.errors import BadInput
 from infra.steps.inputs import digest_of_files
 
 SECTIONS = ("Query", "Thoughts", "Solution")
-MATTER = ("topic", "author", "licence")
+FRONT_MATTER = {"topic": "coding", "author": "Ada Example", "licence": "CC-BY-4.0"}  # each with a sample value
 COLUMNS = ("query", "thoughts", "solution", "topic")
 TABLES = (".parquet", ".jsonl")
 _HEADING = re.compile(rf"^## ({'|'.join(SECTIONS)})[ \t]*$", re.MULTILINE)
 
-_SAID = (
+_DONE = (
     r"(?:worked out|computed|calculated|found|shown|showed|derived|saw|seen|noted|said|explained|argued|reasoned"
     r"|checked)"
 )
 _BEFORE = r"(?:above|before|earlier|already|previously)"
-LEANS = (
+RELIANCE = (
     r"(?:my|the|our) (?:own )?(?:internal |inner )?thoughts (?:above|section|show|showed|were)",
     r"(?:in|from|see|per) my (?:internal |inner )?(?:thoughts|thinking|reasoning|analysis|working|notes)",
     r"(?:internal|inner) (?:thoughts|thinking|monologue|reasoning)",
     r"(?:thoughts|thinking|reasoning|analysis|working|calculations?|draft) (?:above|earlier)",
     r"(?:above|earlier|previous|preceding) (?:thoughts|thinking|reasoning|analysis|working|calculations?|draft)",
-    rf"as (?:i|we)(?:'ve| have)?(?: already)? {_SAID}(?: it| this| that)? {_BEFORE}",
-    rf"as (?:i|we)(?:'ve| have)? already {_SAID}",
-    rf"as (?:was )?(?:already )?{_SAID} {_BEFORE}",
-    rf"(?:i|we)(?:'ve| have)? (?:already )?{_SAID} (?:above|earlier|before)",
+    rf"as (?:i|we)(?:'ve| have)?(?: already)? {_DONE}(?: it| this| that)? {_BEFORE}",
+    rf"as (?:i|we)(?:'ve| have)? already {_DONE}",
+    rf"as (?:was )?(?:already )?{_DONE} {_BEFORE}",
+    rf"(?:i|we)(?:'ve| have)? (?:already )?{_DONE} (?:above|earlier|before)",
     r"(?:chain of thought|scratch ?pad)",
 )
-"""Phrases by which a solution leans on thoughts that its reader never sees; any case, straight or curly apostrophes.
+"""Phrases by which a solution relies on thoughts that its reader never sees; any case, straight or curly apostrophes.
 
-Strict, since a person can reword an example: "the calculation above" may mean the solution's own, and is found as well.
+The list is strict, since a person can reword an example: "the calculation above" is found even if the solution has one.
 """
-_LEANS = re.compile(rf"\b(?:{'|'.join(LEANS)})\b".replace("'", "['\u2019]").replace(" ", r"\s+"), re.IGNORECASE)
+_RELIANCE = re.compile(rf"\b(?:{'|'.join(RELIANCE)})\b".replace("'", "['\u2019]").replace(" ", r"\s+"), re.IGNORECASE)
 
 
 class ExamplesConfig(BaseModel):
-    """The in-context examples, written by people: where the candidates are, and what one must be to be taken."""
+    """The in-context examples, written by people: where the candidates are, and which of them are taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path = Field(
         Path("prompts/examples"),
-        description="Candidates: a folder of Markdown files, one each, or a table (.parquet or .jsonl) with query, "
-        "thoughts, solution and topic. The default are this project's own, for real models.",
+        description="The candidates: a folder of Markdown files, one per example, or a table (.parquet or .jsonl) with "
+        "query, thoughts, solution and topic. The default is this project's own examples, for real models.",
     )
-    format: LongFormat = Field("bolt", description="LongCoT format that the examples are shown in and answered in.")
-    count: int = Field(10, ge=1, description="Examples taken (BOLT: 10); fewer that serve are an error.")
+    format: LongFormat = Field("bolt", description="LongCoT format in which the examples are shown.")
+    count: int = Field(10, ge=1, description="Number of examples taken (BOLT: 10); fewer suitable ones are an error.")
     min_actions: int = Field(
         4,
         ge=0,
         le=4,
-        description="Fewest of the four reasoning actions that an example's thoughts must show (BOLT: 4).",
+        description="Minimum number of the four reasoning actions that an example's thoughts must show (BOLT: 4).",
     )
-    min_words: int = Field(400, ge=1, description="Fewest words of the thoughts (this project's choice).")
-    max_words: int = Field(1_500, ge=1, description="Most words of the thoughts (this project's choice).")
-    max_per_topic: int = Field(2, ge=1, description="Most examples taken of one topic (this project's choice).")
-    topics: tuple[str, ...] = Field((), description="Topics of each of which an example must be among those taken.")
+    min_words: int = Field(400, ge=1, description="Minimum length of the thoughts, in words (this project's choice).")
+    max_words: int = Field(1_500, ge=1, description="Maximum length of the thoughts, in words (this project's choice).")
+    max_per_topic: int = Field(
+        2, ge=1, description="Maximum number of examples taken from one topic (this project's choice)."
+    )
+    topics: tuple[str, ...] = Field((), description="Topics that must each have an example among those taken.")
     held_out: tuple[Path, ...] = Field(
-        (), description="JSONL files (as `queries.path`) of evaluation sets whose queries no example may be near to."
+        (), description="Files of evaluation sets, with the query in a field `query`; no example may resemble these."
     )
     near_duplicates: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Near-duplicates share at least this much of their word trigrams (Jaccard; this project's choice).",
+        description="Jaccard similarity of word trigrams from which texts are near-duplicates (this project's choice).",
     )
     query_tokens: int = Field(
         1_024,
         ge=1,
-        description="Tokens of the context that the examples must leave for a query (this project's choice).",
+        description="Number of tokens of the context that the examples must leave for a query (this project's choice).",
     )
 
     def contents(self) -> str:
-        """Digest of the candidates' files and of the files held out. Raises `BadInput`, `FileNotFoundError`."""
+        """Digest of the files of candidates and of the held-out files. Raises `BadInput`, `FileNotFoundError`."""
         return digest_of_files([*example_files(self), *self.held_out])
 
 
@@ -100,7 +102,7 @@ class ExamplesConfig(BaseModel):
 
 
 def read_example(path: Path) -> dict[str, Any]:
-    """One Markdown file: front matter with topic, author and licence, then the sections Query, Thoughts and Solution.
+    """Read a Markdown file: front matter with topic, author and licence, then sections Query, Thoughts and Solution.
 
     Raises:
         BadInput: a part is missing or empty.
@@ -115,11 +117,10 @@ def read_example(path: Path) -> dict[str, Any]:
     try:
         matter = yaml.safe_load(pieces[1])
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: front matter is no YAML: {error}") from error
-    for name in MATTER:
+        raise BadInput(f"{path}: front matter is not YAML: {error}") from error
+    for name, sample in FRONT_MATTER.items():
         if not isinstance(matter, dict) or not isinstance(matter.get(name), str) or not matter[name].strip():
-            shown = {"topic": "coding", "author": "Ada Example", "licence": "CC-BY-4.0"}[name]
-            raise BadInput(f"{path}: front matter must name the {name} as a text, e.g. '{name}: {shown}'")
+            raise BadInput(f"{path}: front matter must name the {name} as a string, e.g. '{name}: {sample}'")
     _, *parts = _HEADING.split(pieces[2])
     names, bodies = tuple(parts[::2]), [body.strip() for body in parts[1::2]]
     if names != SECTIONS:
@@ -131,49 +132,50 @@ def read_example(path: Path) -> dict[str, Any]:
         if not body:
             raise BadInput(f"{path}: section '## {name}' is empty")
     sections = dict(zip(("query", "thoughts", "solution"), bodies, strict=True))
-    return {"example_id": path.stem, **{name: matter[name].strip() for name in MATTER}, **sections}
+    return {"example_id": path.stem, **{name: matter[name].strip() for name in FRONT_MATTER}, **sections}
 
 
 def example_files(config: ExamplesConfig) -> list[Path]:
-    """The candidates' files in name order. Raises `BadInput` where there is none."""
+    """The files of the candidates, sorted by name. Raises `BadInput` if there are none."""
     if config.path.is_file() and config.path.suffix in TABLES:
         return [config.path]
     files = sorted(config.path.glob("*.md"))
     if not files:
-        raise BadInput(f"examples: {config.path} is no table ({', '.join(TABLES)}) and no folder that holds *.md files")
+        raise BadInput(f"examples: {config.path} is neither a table ({', '.join(TABLES)}) nor a folder with *.md files")
     return files
 
 
 def candidates(config: ExamplesConfig) -> list[dict[str, Any]]:
-    """All candidates in the order of their files or rows.
+    """All candidates, in the order of their files or rows.
 
-    Each has example_id, topic, author, licence, query, thoughts and solution; a table's author and licence may be None.
+    Each has example_id, topic, author, licence, query, thoughts and solution. Author and licence may be None if the
+    candidates are from a table.
 
     Raises:
         BadInput: a file or row lacks a part, or two candidates have the same id.
     """
     files = example_files(config)
     found = [read_example(path) for path in files] if files != [config.path] else list(_table_rows(config.path))
-    twice = [name for name, times in Counter(each["example_id"] for each in found).items() if times > 1]
-    if twice:
+    duplicates = [name for name, times in Counter(each["example_id"] for each in found).items() if times > 1]
+    if duplicates:
         raise BadInput(
-            f"{config.path}: field example_id holds {twice[0]!r} more than once: make it unique or leave it out"
+            f"{config.path}: field example_id holds {duplicates[0]!r} more than once: make it unique, or omit the field"
         )
     return found
 
 
 def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The candidates of a table; ids are its `example_id`s or else the file's name and the row."""
+    """The candidates in a table; if a row has no `example_id`, it is made from the file's name and the row number."""
     for row, record in enumerate(_json_lines(path) if path.suffix == ".jsonl" else _parquet_rows(path)):
         where = f"{path}, row {row}"
         for name in COLUMNS:
             value = record.get(name)
             if not isinstance(value, str) or not value.strip():
-                found = "none" if value is None else "an empty text" if value == "" else type(value).__name__
-                raise BadInput(f"{where}: field {name} must be a text that is not blank, found {found}")
+                found = "none" if value is None else "a blank one" if isinstance(value, str) else type(value).__name__
+                raise BadInput(f"{where}: field {name} must be a non-blank string, found {found}")
         for name in ("example_id", "author", "licence"):
             if not isinstance(record.get(name), str | None):
-                raise BadInput(f"{where}: field {name} must be a text or absent, found {type(record[name]).__name__}")
+                raise BadInput(f"{where}: field {name} must be a string or absent, found {type(record[name]).__name__}")
         yield {
             "example_id": record.get("example_id") or f"{path.stem}-{row:05d}",
             **{name: record[name].strip() for name in COLUMNS},
@@ -188,7 +190,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError) as error:
-                raise BadInput(f"{path}, row {row}: no JSON ({error}); expected one object a line") from error
+                raise BadInput(f"{path}, row {row}: not JSON ({error}): expected one object per line") from error
             if not isinstance(record, dict):
                 raise BadInput(f"{path}, row {row}: expected a JSON object, found {type(record).__name__}")
             yield record
@@ -198,34 +200,35 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: no whole Parquet file ({error}): write it again") from error
+        raise BadInput(f"{path}: not a complete Parquet file ({error}): copy or write it again") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise BadInput(
-            f"{path}: column {', '.join(missing)} is missing; expected {', '.join(COLUMNS)}, "
+            f"{path}: column {', '.join(missing)} is missing: expected {', '.join(COLUMNS)}, "
             f"found {', '.join(table.column_names) or 'none'}"
         )
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
-# ---- judging one by its text
+# ---- checking a candidate by its text
 
 
 def malformed(example: dict[str, Any], config: ExamplesConfig) -> str | None:
-    """Why thoughts and solution do not survive being written and read in the format; None where they do."""
+    """Why thoughts and solution do not survive rendering and parsing in the format; None if they do."""
     try:
         rendered = FORMATS[config.format].render(example["thoughts"], example["solution"])
     except ValueError as error:
-        return f"cannot be written in the format {config.format}: {error}"
+        return f"cannot be rendered in the format {config.format}: {error}"
     parsed = FORMATS[config.format].parse(rendered)
     same = parsed.ok and (parsed.thoughts, parsed.solution) == (example["thoughts"], example["solution"])
-    return None if same else f"thoughts and solution do not survive the format {config.format}"
+    return None if same else f"thoughts and solution change when rendered and parsed in the format {config.format}"
 
 
 def evidence(thoughts: str) -> dict[str, dict[str, Any]]:
-    """Of each reasoning action shown, in the order of `ACTIONS`: the spans that show it, and the first in its context.
+    """Where the thoughts show each reasoning action: its spans, and a quote of the first one in its context.
 
-    A span is (start, end) in characters; the quote is cut at words, some 40 characters before and after.
+    The actions are in the order of `ACTIONS`; those not shown are missing. A span is (start, end), in characters. The
+    quote has up to 40 characters of context on either side, cut at a word boundary.
     """
     found = find_actions(thoughts)
     shown: dict[str, dict[str, Any]] = {}
@@ -241,92 +244,99 @@ def evidence(thoughts: str) -> dict[str, dict[str, Any]]:
 
 
 def too_few_actions(example: dict[str, Any], config: ExamplesConfig) -> str | None:
-    """What is missing of the reasoning actions; None where enough are shown."""
+    """Which reasoning actions the thoughts show, if these are too few; None if they are enough."""
     shown = list(evidence(example["thoughts"]))
     if len(shown) >= config.min_actions:
         return None
     return (
-        f"section Thoughts shows {len(shown)} of the four reasoning actions ({', '.join(shown) or 'none'}), expected "
-        f"at least {config.min_actions}: say out loud where it analyses, plans, branches and reflects"
+        f"the thoughts show {len(shown)} of the four reasoning actions ({', '.join(shown) or 'none'}), expected at "
+        f"least {config.min_actions}: spell out where they analyse, plan, branch and reflect"
     )
 
 
 def out_of_bounds(example: dict[str, Any], config: ExamplesConfig) -> str | None:
-    """Whether the thoughts are too short or too long, in words between white space."""
+    """How many words (separated by white space) the thoughts have, if too few or too many; None otherwise."""
     words = len(example["thoughts"].split())
     if config.min_words <= words <= config.max_words:
         return None
     return f"thoughts of {words} words, expected {config.min_words} to {config.max_words}"
 
 
-def leaning(example: dict[str, Any], config: ExamplesConfig) -> str | None:
-    """Where the solution refers to the thoughts (`LEANS`); None where it stands alone."""
-    found = _LEANS.search(example["solution"])
-    return f"the solution leans on the thoughts: {found[0]!r}" if found else None
+def reliant(example: dict[str, Any], config: ExamplesConfig) -> str | None:
+    """Where the solution relies on the thoughts (`RELIANCE`); None if it can be read alone."""
+    found = _RELIANCE.search(example["solution"])
+    return f"the solution relies on the thoughts: {found[0]!r}" if found else None
 
 
 RULES = {
     "malformed": malformed,
     "too few actions": too_few_actions,
     "length": out_of_bounds,
-    "solution leans on the thoughts": leaning,
+    "solution relies on the thoughts": reliant,
 }
+"""The rules by which candidates are rejected; each returns the reason, or None."""
 
 
-def judged(example: dict[str, Any], config: ExamplesConfig) -> dict[str, Any]:
-    """The candidate with what its text shows: `evidence`, `words`, and `left` and `why` (None where all rules hold)."""
-    faults = {name: why for name, rule in RULES.items() if (why := rule(example, config))}
+def checked(example: dict[str, Any], config: ExamplesConfig) -> dict[str, Any]:
+    """The candidate with the result of all checks of its text.
+
+    `rejected` is the first rule that it violates, `why` the reasons for all of them; both are None if there are none.
+    """
+    violated = {name: why for name, rule in RULES.items() if (why := rule(example, config))}
     return {
         **example,
         "evidence": evidence(example["thoughts"]),
         "words": len(example["thoughts"].split()),
         "tokens": None,
         "reward": None,
-        "left": next(iter(faults), None),
-        "why": "; ".join(faults.values()) or None,
+        "rejected": next(iter(violated), None),
+        "why": "; ".join(violated.values()) or None,
     }
 
 
-# ---- choosing among those that serve
+# ---- selecting among the candidates that remain
 
 
-def leave(example: dict[str, Any], rule: str, why: str) -> None:
-    """Put a candidate aside, with the rule's name and the reason in words."""
-    example["left"], example["why"] = rule, why
+def reject(example: dict[str, Any], rule: str, why: str) -> None:
+    """Reject a candidate by the rule of that name, for the reason `why`."""
+    example["rejected"], example["why"] = rule, why
 
 
 def remaining(examples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The candidates that nothing speaks against so far."""
-    return [each for each in examples if each["left"] is None]
+    """The candidates that are not rejected so far."""
+    return [each for each in examples if each["rejected"] is None]
 
 
 def select(ranked: Sequence[dict[str, Any]], config: ExamplesConfig) -> None:
-    """Leave all but the best `count`, at most `max_per_topic` of a topic; the best of each required topic goes first."""
+    """Reject all but the best `count`, with at most `max_per_topic` per topic.
+
+    The best of each required topic is taken before all others.
+    """
     required = {topic.casefold() for topic in config.topics}
-    first: dict[str, dict[str, Any]] = {}
+    best: dict[str, dict[str, Any]] = {}
     for each in ranked:
         if each["topic"].casefold() in required:
-            first.setdefault(each["topic"].casefold(), each)
-    ahead = {each["example_id"] for each in first.values()}
-    taken: Counter[str] = Counter()
-    for each in sorted(ranked, key=lambda each: each["example_id"] not in ahead):
+            best.setdefault(each["topic"].casefold(), each)
+    first = {each["example_id"] for each in best.values()}
+    per_topic: Counter[str] = Counter()
+    for each in sorted(ranked, key=lambda each: each["example_id"] not in first):
         topic = each["topic"].casefold()
-        if taken[topic] == config.max_per_topic:
-            leave(each, "topic", f"topic {each['topic']} has its {config.max_per_topic} examples already")
-        elif taken.total() == config.count:
-            leave(each, "not needed", f"ranked behind the {config.count} taken")
+        if per_topic[topic] == config.max_per_topic:
+            reject(each, "topic", f"topic {each['topic']} already has its {config.max_per_topic} examples")
+        elif per_topic.total() == config.count:
+            reject(each, "not needed", f"ranked behind the {config.count} taken")
         else:
-            taken[topic] += 1
+            per_topic[topic] += 1
 
 
-def enough(examples: Sequence[dict[str, Any]], config: ExamplesConfig) -> list[dict[str, Any]]:
-    """The examples taken. Raises `BadInput` where they are too few, or a required topic has none."""
-    taken = remaining(examples)
-    lost = [topic for topic in config.topics if topic.casefold() not in {each["topic"].casefold() for each in taken}]
-    if len(taken) == config.count and not lost:
-        return taken
-    wanted = f"{config.count} examples are needed, {len(taken)} of {len(examples)} candidates can be taken"
-    if lost:
-        wanted = f"no example of the topic {', '.join(lost)} (topics) is among those taken"
-    reasons = "".join(f"\n- {each['example_id']}: {each['why']}" for each in examples if each["left"])
-    raise BadInput(f"{config.path}: {wanted}: mend or add candidates, or change what is asked of them.{reasons}")
+def taken_examples(examples: Sequence[dict[str, Any]], config: ExamplesConfig) -> list[dict[str, Any]]:
+    """The examples that are taken. Raises `BadInput` if they are too few, or if a required topic has none."""
+    found = remaining(examples)
+    missing = [topic for topic in config.topics if topic.casefold() not in {each["topic"].casefold() for each in found}]
+    if len(found) == config.count and not missing:
+        return found
+    problem = f"{config.count} examples are needed, {len(found)} of {len(examples)} candidates can be taken"
+    if missing:
+        problem = f"no example of the topic {', '.join(missing)} (topics) is among those taken"
+    reasons = "".join(f"\n- {each['example_id']}: {each['why']}" for each in examples if each["rejected"])
+    raise BadInput(f"{config.path}: {problem}: fix or add candidates, or relax the settings.{reasons}")

@@ -1,4 +1,4 @@
-"""Mining queries: sources, cleaning, decontamination, difficulty, topics, the draw.
+"""Query mining: sources, cleaning, decontamination, difficulty, topics, the draw.
 
 Imports no other folder of tasks.
 """

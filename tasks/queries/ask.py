@@ -1,16 +1,18 @@
-"""Questions to a chat model that judges queries: one short answer a request, at temperature 0.
+"""Ask a chat model to judge queries: one short answer per request, at temperature 0.
 
-The server enforces the answer's form (vLLM's structured output); each finished request is kept in a ledger.
+The server enforces the form of the answers (vLLM's structured output). Every finished request is kept in a ledger.
 
-The text of a query is not trusted: it can spell no control token and cannot close the marks that it is shown between.
+The text of a query is not trusted: it cannot spell a control token or close the marks that it is shown between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,8 +29,9 @@ from infra.store.schemas import JUDGEMENTS
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import load_tokenizer, neutralise, prompt_text
+from infra.text.templates import filled
 
-AGAIN = " again"  # ends the id of the second request for an answer that could not be read
+AGAIN = " again"  # suffix to the id of the second request, sent if the first answer could not be read
 _MARK = re.compile(r"<(?=\s*/?\s*query\b)", re.IGNORECASE)
 
 
@@ -42,16 +45,19 @@ class JudgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shown_tokens: int = Field(
-        2048, ge=1, description="Tokens of a query that the judge reads, from its beginning (this project's choice)."
+        2048, ge=1, description="Tokens of each query, from its beginning, shown to the judge (this project's choice)."
     )
     max_unread_share: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="Largest share of a shard's queries whose answer cannot be read, asked twice; more fail the step.",
+        description="Largest share of a shard's queries whose answer cannot be read even after a second request; the "
+        "step fails if there are more.",
     )
-    in_flight: int = Field(256, ge=1, description="Requests under way at once, per shard; 4 shards run at once.")
-    shards: int = Field(16, ge=1, le=400, description="Pieces that the queries are judged in; each is a cached task.")
+    in_flight: int = Field(256, ge=1, description="Concurrent requests per shard; 4 shards run at once.")
+    shards: int = Field(
+        16, ge=1, le=400, description="Number of shards to judge the queries in; each is a cached task."
+    )
 
 
 OUTSIDE_KEY = ("config.max_unread_share", "config.in_flight", "config.shards")
@@ -60,27 +66,32 @@ OUTSIDE_KEY = ("config.max_unread_share", "config.in_flight", "config.shards")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the judge, and how its answer is read."""
+    """What the judge is asked, and how its answer is read."""
 
     constraint: dict[str, Any]
     """vLLM's `structured_outputs`: {regex: ...} or {choice: [...]}."""
     longest: int
-    """Bytes of the longest answer that the constraint allows; no token is shorter than a byte, so no answer is cut."""
+    """Bytes of the longest answer that the constraint allows. Every token has at least one, so no answer is truncated
+    at this many tokens."""
     expected: str
-    """The form in words, for errors."""
+    """The expected form in words, for error messages."""
     read: Callable[[str], list[str] | None]
-    """The labels that an answer gives; None for one off the form."""
+    """Returns the labels that an answer gives; None if the answer is malformed."""
+
+    def labels(self, record: Mapping[str, Any]) -> list[str] | None:
+        """The labels that an answer in the ledger gives; None if it is malformed or truncated."""
+        return self.read(record["text"]) if record["finish_reason"] == "stop" else None
 
 
 def squeezed(text: str) -> str:
-    """Without white space: decoding puts blanks where a tokenizer of whole words saw none."""
+    """The text without white space. A tokenizer of whole words adds spaces where the answer had none."""
     return "".join(text.split())
 
 
-def quoted(query: str, tokenizer: Any, shown_tokens: int) -> str:
-    """A query between the marks <query> and </query>: at most its first `shown_tokens` tokens, harmless.
+def delimited(query: str, tokenizer: Any, shown_tokens: int) -> str:
+    """At most the first `shown_tokens` tokens of a query, neutralised, between the marks <query> and </query>.
 
-    Where it spells a mark itself, the angle bracket becomes a round one.
+    If the query itself spells one of these marks, its angle bracket becomes a round one.
     """
     safe = _MARK.sub("(", neutralise(query, tokenizer))
     offsets = tokenizer(safe, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -89,10 +100,18 @@ def quoted(query: str, tokenizer: Any, shown_tokens: int) -> str:
 
 
 def unjudged(store: Store, queries: Ref, field: str, shard: int, shards: int) -> Iterator[dict[str, Any]]:
-    """The queries of one shard (every `shards`-th row) that do not state `field` already."""
+    """The queries of one shard (every `shards`-th row) whose `field` is not set already."""
     for row, query in enumerate(read_rows(store, queries)):
         if row % shards == shard and query[field] is None:
             yield query
+
+
+def query_turns(
+    template: Path, shown_tokens: int, queries: Iterable[Mapping[str, Any]], tokenizer: Any, **fields: str
+) -> Iterator[tuple[str, str]]:
+    """One request per query: its id, and the user turn made from a template with {query} and other `fields`."""
+    for query in queries:
+        yield query["query_id"], filled(template, **fields, query=delimited(query["query"], tokenizer, shown_tokens))
 
 
 def judge(
@@ -105,31 +124,26 @@ def judge(
     question: Question,
     turns: Callable[[Any], Iterator[tuple[str, str]]],
 ) -> Ref:
-    """Ask `question` once a request and write the table of judgements: one row a request, in order.
+    """Ask `question` in every request and write the table of judgements, with one row per request, in order.
 
-    `turns(tokenizer)` gives the requests: an id and the user turn. An answer off the form is asked for once more; one
-    that is off it again has null labels. `counts` in the manifest: asked, asked again, unread.
+    If an answer cannot be read, the request is sent once more. If the second one cannot be read either, the labels are
+    null. `counts` in the manifest: asked, asked again, unread.
+
+    Args:
+        turns: given the judge's tokenizer, yields the requests: an id and the user turn.
 
     Raises:
-        JudgeError: a larger share than `max_unread_share` is unread; all answers stay in the ledger.
-        ValueError: a request's id comes twice.
-        infra.serving.completions.CompletionError: a request was refused (say, too long for `max_model_len`).
+        JudgeError: the share of unreadable answers exceeds `max_unread_share`; all answers stay in the ledger.
+        ValueError: two requests have the same id.
+        infra.serving.completions.CompletionError: a request was refused, such as one too long for `max_model_len`.
         infra.serving.vllm_server.ServerError: the server died.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
-    prompts: dict[str, str] = {}  # tokenised when asked, since ids take ten times the memory
-    for request_id, turn in turns(tokenizer):
-        if request_id in prompts:
-            raise ValueError(f"{plan.step}: {request_id} is to be judged twice: remove the duplicate from its table")
-        prompts[request_id] = prompt_text(tokenizer, [{"role": "user", "content": turn}])
+    prompts = _prompts(plan.step, tokenizer, turns(tokenizer))
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
-
-        def labels(asked: str) -> list[str] | None:
-            record = ledger[asked]
-            return question.read(record["text"]) if record["finish_reason"] == "stop" else None
-
         for suffix in ("", AGAIN):
-            owed = [each for each in prompts if each + suffix not in ledger and (not suffix or labels(each) is None)]
+            unsent = [each for each in prompts if each + suffix not in ledger]
+            owed = [each for each in unsent if not suffix or question.labels(ledger[each]) is None]
             if owed:
                 requests = (
                     Request(each + suffix, tokenizer.encode(prompts[each], add_special_tokens=False), None)
@@ -138,23 +152,27 @@ def judge(
                 with progress(plan.step, lambda: len(ledger), len(prompts), "requests"):
                     _ask(servers, model, question, requests, config.in_flight, ledger)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in prompts}
-        unread = [each for each in prompts if labels(last[each]) is None]
-        if prompts and len(unread) / len(prompts) > config.max_unread_share:
-            raise JudgeError(
-                f"{plan.step}: {len(unread)} of {len(prompts)} answers of the judge ({len(unread) / len(prompts):.1%}) "
-                f"could not be read, asked twice, limit {config.max_unread_share:.1%}; to {unread[0]} it answered "
-                f"{ledger[last[unread[0]]]['text'][:200]!r}, expected {question.expected}: take a server that enforces "
-                "structured outputs, another judge, or raise max_unread_share"
-            )
-        counts = {"asked": len(prompts), "asked again": sum(e != each for each, e in last.items())}
-        counts["unread"] = len(unread)
+        counts = {"asked": len(prompts), "asked again": sum(each != record_id for each, record_id in last.items())}
+        counts["unread"] = _check_unread(plan.step, config, question, ledger, last)
         rows = (
-            {"request_id": each, "answer": ledger[asked]["text"], "labels": labels(asked)}
-            for each, asked in last.items()
+            {"request_id": each, "answer": ledger[record_id]["text"], "labels": question.labels(ledger[record_id])}
+            for each, record_id in last.items()
         )
         made = write_table(store, plan.step, plan.key, JUDGEMENTS, batched(rows), plan.provenance, counts=counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made
+
+
+def _prompts(step: str, tokenizer: Any, turns: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The chat prompts by request id, as text, since token ids take ten times the memory."""
+    prompts: dict[str, str] = {}
+    for request_id, turn in turns:
+        if request_id in prompts:
+            raise ValueError(
+                f"{step}: request {request_id} comes twice: remove the duplicate from the table of queries"
+            )
+        prompts[request_id] = prompt_text(tokenizer, [{"role": "user", "content": turn}])
+    return prompts
 
 
 def _ask(
@@ -162,40 +180,59 @@ def _ask(
 ) -> None:
     """Put the answer to every request into the ledger."""
     server = servers.generation(model)
-    sampling = Sampling(n=1, temperature=0, max_tokens=question.longest + 1, constraint=question.constraint)
-
-    def keep(request: Request, completions: list[Completion]) -> None:
-        answer = completions[0]
-        ledger.append(request.request_id, {"text": answer.text, "finish_reason": answer.finish_reason})
-
-    asking = complete(
+    completing = complete(
         server.url,
         server.served_name,
         requests,
-        sampling,
+        Sampling(n=1, temperature=0, max_tokens=question.longest + 1, constraint=question.constraint),
         max_in_flight=in_flight,
-        on_result=keep,
+        on_result=partial(_keep_answer, ledger),
         alive=server.check,
+        headers=server.headers,
     )
-    asyncio.run(asking)
+    asyncio.run(completing)
+
+
+def _keep_answer(ledger: Ledger, request: Request, completions: list[Completion]) -> None:
+    answer = completions[0]
+    ledger.append(request.request_id, {"text": answer.text, "finish_reason": answer.finish_reason})
+
+
+def _check_unread(step: str, config: JudgeConfig, question: Question, ledger: Ledger, last: Mapping[str, str]) -> int:
+    """The number of unreadable answers. Raises `JudgeError` if there are too many.
+
+    `last`: by request id, the id of the record that counts.
+    """
+    unread = [record_id for record_id in last.values() if question.labels(ledger[record_id]) is None]
+    if last and len(unread) / len(last) > config.max_unread_share:
+        raise JudgeError(
+            f"{step}: {len(unread)} of {len(last)} answers of the judge ({len(unread) / len(last):.1%}) could not be "
+            f"read, even after a second request, limit {config.max_unread_share:.1%}; the answer to "
+            f"{unread[0].removesuffix(AGAIN)} was {ledger[unread[0]]['text'][:200]!r}, expected {question.expected}: "
+            "use a server that enforces structured outputs, use another judge, or raise max_unread_share"
+        )
+    return len(unread)
 
 
 def with_labels(
     store: Store, queries: Ref, field: str, judgements: Sequence[Ref]
 ) -> Iterator[tuple[dict[str, Any], list[str] | None]]:
-    """Every query in order with the labels that the judge gave it, streamed; None for one whose answer was unread.
+    """Stream every query, in order, with the labels that the judge gave it; None if its answer could not be read.
 
-    A query that states `field` was not asked about and comes with no labels. `judgements` are the shards in order.
+    A query whose `field` was set already was not asked about and comes with no labels.
+
+    Args:
+        judgements: the shards, in order.
 
     Raises:
-        ValueError: the judgements are not of these queries.
+        ValueError: the judgements do not belong to these queries.
     """
     shards = [read_rows(store, each) for each in judgements]
     for row, query in enumerate(read_rows(store, queries)):
         if query[field] is not None:
             yield query, []
             continue
-        found: Mapping[str, Any] = next(shards[row % len(shards)], {"request_id": "no more row"})
+        found: Mapping[str, Any] = next(shards[row % len(shards)], {"request_id": "no more rows"})
         if found["request_id"] != query["query_id"]:
             raise ValueError(
                 f"judgements of {queries.step}/{queries.key}, row {row}: expected query {query['query_id']}, "

@@ -1,7 +1,7 @@
-"""Query mining (BOLT section 3.1.2): one Unicode form, bounds of length, languages kept, no duplicates.
+"""Query mining (BOLT section 3.1.2): cleaning. One Unicode form, length bounds, a language filter, no duplicates.
 
-The table is read twice: first every row's fate is found (a byte and a hash of 8 bytes a row in memory, MinHash
-signatures on disk), then the rows kept are written. So memory hardly grows with the table.
+The table is read several times: first to find the fate of every row, then to write the rows that are kept. Memory
+hardly grows with the table: 9 bytes per row (its fate and a hash) are held in memory, MinHash signatures on disk.
 """
 
 from __future__ import annotations
@@ -37,54 +37,56 @@ FATES = (
     "dropped: duplicate",
     "dropped: near-duplicate",
 )
-NO_LANGUAGE = "zxx"  # py3langid's word for text that is none: code, formulas
-READ_FOR_LANGUAGE = 200  # characters
+NO_LANGUAGE = "zxx"  # py3langid's code for text in no language: code, formulas
+READ_FOR_LANGUAGE = 200  # characters, from the beginning
 BATCH_ROWS = 5_000
 _NEW_LINE = re.compile(r"\r\n?")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")  # all but tab and new line; blanks of no width
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")  # all but tab and new line; zero-width spaces
 
 Fates = npt.NDArray[np.int8]
 
 
 class CleanConfig(BaseModel):
-    """Which queries can be asked at all. The paper gives no figures: the defaults are this project's choice."""
+    """Which queries are usable. The paper gives no figures: the defaults are this project's choice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_characters: int = Field(10, ge=1, description="Shorter queries are dropped.")
-    max_characters: int | None = Field(8_000, ge=1, description="Longer queries are dropped; none keeps any length.")
+    min_characters: int = Field(10, ge=1, description="Minimum length, in characters.")
+    max_characters: int | None = Field(8_000, ge=1, description="Maximum length, in characters; null for no maximum.")
     languages: tuple[str, ...] = Field(
-        ("en",), description="ISO 639-1 codes of the languages kept (text without language, as code, too); none: all."
+        ("en",),
+        description="ISO 639-1 codes of the languages kept; text in no language, such as code, is kept too. If empty, "
+        "all languages are kept.",
     )
     min_language: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="Dropped is a query whose languages kept are less probable than this times the likeliest one; low, "
-        "since short queries are hard to tell.",
+        description="A query is dropped if the probability of the languages kept is less than this share of that of "
+        "the most likely language. Low by default, since the language of short queries is hard to identify.",
     )
     near_duplicates: float | None = Field(
         0.8,
         ge=0.3,
         le=1,
-        description="Of queries whose word trigrams have this Jaccard similarity (by MinHash) only the first is kept; "
-        "none keeps all but exact duplicates.",
+        description="Jaccard similarity of word trigrams (estimated by MinHash) from which two queries are "
+        "near-duplicates; only the first is kept. If null, only exact duplicates are dropped.",
     )
 
     @field_validator("languages")
     @classmethod
     def _known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
         if odd := [code for code in languages if not re.fullmatch("[a-z]{2,3}", code)]:
-            raise ValueError(f"{', '.join(odd)}: expected ISO 639-1 codes such as en")
+            raise ValueError(f"{', '.join(odd)}: expected ISO 639-1 codes such as 'en'")
         return languages
 
 
 AS_THEY_ARE = CleanConfig(min_characters=1, max_characters=None, languages=(), min_language=0, near_duplicates=None)
-"""For problems to evaluate on: only exact duplicates go, for a problem is known by its text."""
+"""For evaluation problems: only exact duplicates are dropped, since a problem is identified by its text."""
 
 
 def cleaned(text: str) -> str:
-    """The text in Unicode NFC with plain new lines, without control characters and outer white space."""
+    """The text in Unicode NFC, with plain new lines, without control characters, stripped of outer white space."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return _CONTROL.sub("", _NEW_LINE.sub("\n", text)).strip()
@@ -92,11 +94,11 @@ def cleaned(text: str) -> str:
 
 @cache
 def language_identifier() -> Any:
-    """py3langid's, in pure numpy.
+    """The language identifier of py3langid, in pure numpy.
 
-    Of the two libraries tried on real queries it was the better and the faster: on 30 short queries in 19 languages 6
-    wrong, all below a probability of 0.42, at about 2,000 queries a second; lingua 11 wrong at 210 in its small mode,
-    7 wrong at 150 and 1.2 GB in its large one.
+    It was better and faster than lingua on real queries. On 30 short queries in 19 languages it made 6 errors, all at
+    a probability below 0.42, at about 2,000 queries per second. lingua made 11 errors at 210 per second in its small
+    mode, and 7 errors at 150 per second and 1.2 GB in its large one.
     """
     from py3langid.langid import LanguageIdentifier  # type: ignore[import-untyped]
 
@@ -104,19 +106,19 @@ def language_identifier() -> Any:
 
 
 def language_share(text: str, languages: Sequence[str]) -> float:
-    """The probability that the text begins in one of the languages or in none, over that of the likeliest language.
+    """How likely it is that the text begins in one of the languages, or in none, relative to the most likely language.
 
     Raises:
-        ValueError: a language that cannot be told.
+        ValueError: the identifier does not know a language.
     """
     ranked = dict(language_identifier().rank(text[:READ_FOR_LANGUAGE]))
     if unknown := [code for code in languages if code not in ranked]:
-        raise ValueError(f"languages: {', '.join(unknown)} cannot be told; known are {', '.join(sorted(ranked))}")
+        raise ValueError(f"languages: {', '.join(unknown)} not supported; expected some of {', '.join(sorted(ranked))}")
     return float(sum(ranked.get(code, 0.0) for code in sorted({*languages, NO_LANGUAGE})) / max(ranked.values()))
 
 
 def fate(text: str, config: CleanConfig) -> str:
-    """What becomes of one cleaned text, duplicates aside: a word of FATES."""
+    """The fate of one cleaned text, apart from duplicates: an entry of FATES."""
     if not text:
         return "dropped: empty"
     if len(text) < config.min_characters:
@@ -129,23 +131,23 @@ def fate(text: str, config: CleanConfig) -> str:
 
 
 def later_copies(hashes: npt.NDArray[np.uint64], fates: Fates) -> Places:
-    """Places of rows still kept that have the hash of an earlier one."""
+    """The rows still kept whose hash equals that of an earlier kept row."""
     kept = np.flatnonzero(fates == 0)
     order = np.argsort(hashes[kept], kind="stable")
     ordered = hashes[kept[order]]
-    same = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
-    return kept[order[same]]
+    copies = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    return kept[order[copies]]
 
 
 def texts(store: Store, tables: Sequence[Ref], step: str) -> Iterator[list[str]]:
-    """The cleaned texts of the tables, in batches."""
+    """Batches of cleaned texts of the tables, with progress shown under the name `step`."""
     batches = chain.from_iterable(scan(store, table, ["query"], BATCH_ROWS) for table in tables)
     for batch in counted(step, batches, sum(table.rows for table in tables)):
         yield [cleaned(text) for text in batch.column("query").to_pylist()]
 
 
 def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: Path, step: str) -> Fates:
-    """What becomes of every row, as places in FATES. `folder` is room for what memory need not hold."""
+    """The fate of every row of the tables, as indices into FATES. MinHash signatures are kept on disk, in `folder`."""
     fates, hashes = [np.zeros(0, np.int8)], [np.zeros(0, np.uint64)]
     for batch in texts(store, tables, step):
         fates.append(np.array([FATES.index(fate(text, config)) for text in batch], np.int8))
@@ -165,7 +167,7 @@ def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: P
 
 @step
 def clean_queries(plan: Plan, store: Store, *, config: CleanConfig, sources: Sequence[Ref]) -> Ref:
-    """Write the queries of all sources that are left, cleaned; of equal ones the first, in the sources' order."""
+    """Write the cleaned queries of all sources. Of duplicates, the first in the order of the sources is kept."""
     with TemporaryDirectory(prefix="bolt-clean-") as folder:
         fates = fates_of(store, sources, config, Path(folder), plan.step)
     counts = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}

@@ -1,4 +1,4 @@
-"""Query mining (BOLT section 3.1.2), first step: the first user turns of one source as a table of queries."""
+"""Query mining (BOLT section 3.1.2), first step: make a table of queries from the first user turns of a source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.queries.sources import Source, queries_of
 
 @step
 def collect_queries(plan: Plan, store: Store, *, source: Source) -> Ref:
-    """Write the queries of a source, streamed; empty ones are dropped and counted."""
+    """Stream the queries of a source into a table; empty ones are dropped and counted."""
     funnel: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Query mining (BOLT section 3.1.2), last step: hard enough queries, and of these a seeded draw by topic.
+"""Query mining (BOLT section 3.1.2), last step: a seeded draw, by topic, from the queries that are hard enough.
 
-The order of the draw is that of sha256(seed, query), whatever the order of the table: of two draws with one seed, one
-that skips what the other took (`skip` is the other's `skip` and `limit` together, or more) shares no query with it. The
-queries drawn stay in the table's order; 25 bytes a row are held in memory.
+Queries are drawn in the order of sha256(seed, query id), whatever their order in the table. So two draws with the same
+seed share no query if one skips what the other took (its `skip` is at least the other's `skip` plus `limit`). The
+queries drawn are written in table order; 25 bytes per row are held in memory.
 """
 
 from __future__ import annotations
@@ -35,60 +35,62 @@ FATES = (
 
 
 class DrawConfig(BaseModel):
-    """Which of the queries mined are used."""
+    """Which of the mined queries are used."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_difficulty: int = Field(
-        5, ge=0, le=7, description="Fewest of the 7 criteria that a query meets (BOLT: 5); one without a count is kept."
+        5, ge=0, le=7, description="Minimum number of the 7 criteria met (BOLT: 5); unjudged queries are kept."
     )
     weights: dict[str, float] | None = Field(
-        None, description="Share of each topic in the draw (any scale; needs `limit`); other topics are left out."
+        None, description="Share of each topic in the draw (on any scale; needs `limit`); other topics are dropped."
     )
-    caps: dict[str, int] | None = Field(None, description="Most queries of a topic; topics not named have no cap.")
-    limit: int | None = Field(None, ge=1, description="Queries kept at most; none keeps all.")
+    caps: dict[str, int] | None = Field(None, description="Maximum number of queries per topic; others have no cap.")
+    limit: int | None = Field(None, ge=1, description="Maximum number of queries kept; if omitted, all are kept.")
     skip: int = Field(
         0,
         ge=0,
-        description="Queries passed over in the drawn order: as many as another draw took, so that the two share none.",
+        description="Number of queries skipped in the order of the draw: set it to the number that another draw took, "
+        "so that the two share none.",
     )
     seed: int = Field(0, description="Seed of the draw.")
-    min_queries: int = Field(1, ge=1, description="Queries that must be left after all this; fewer are an error.")
+    min_queries: int = Field(1, ge=1, description="Minimum number of queries kept; the step fails if there are fewer.")
 
     @model_validator(mode="after")
     def _whole_weights(self) -> Self:
         if self.weights is not None:
             if self.limit is None:
-                raise ValueError("weights share out `limit`: give one")
+                raise ValueError("weights divide `limit` among the topics: set a limit")
             if self.skip or self.caps:
-                raise ValueError("weights go neither with `skip` nor with `caps`")
+                raise ValueError("weights cannot be combined with `skip` or `caps`: set either weights or these")
             if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
-                raise ValueError("weights: expected no number below 0, and one above it")
+                raise ValueError("weights: expected numbers >= 0, at least one of them > 0")
         if self.caps is not None and min(self.caps.values(), default=0) < 0:
-            raise ValueError("caps: expected no number below 0")
+            raise ValueError("caps: expected numbers >= 0")
         return self
 
 
 def order_key(seed: int, query_id: str) -> int:
-    """64 bits that give a query its place in the order of the draw."""
+    """A 64-bit hash by which queries are ordered in the draw."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{query_id}".encode()).digest()[:8], "big")
 
 
 def quotas(available: Mapping[str, int], weights: Mapping[str, float], limit: int) -> dict[str, int]:
-    """How many of each topic make `limit`, by weight: largest remainders, ties by name.
+    """Divide `limit` among the topics in proportion to their weights: largest remainders, ties broken by name.
 
-    What a topic lacks is shared out among the others by their weights, until the limit or all topics are used up.
+    If a topic has fewer queries than its share, the rest goes to the others by their weights, until the limit is
+    reached or all topics are used up.
     """
     full: dict[str, int] = {}
     open_topics = {topic: weight for topic, weight in weights.items() if weight > 0 and available.get(topic)}
     while open_topics:
-        left, whole = limit - sum(full.values()), sum(open_topics.values())
-        exact = {topic: left * weight / whole for topic, weight in open_topics.items()}
+        rest, total = limit - sum(full.values()), sum(open_topics.values())
+        exact = {topic: rest * weight / total for topic, weight in open_topics.items()}
         short = [topic for topic, share in exact.items() if share >= available[topic]]
         if not short:
             shares = {topic: int(share) for topic, share in exact.items()}
             by_remainder = sorted(exact, key=lambda topic: (shares[topic] - exact[topic], topic))
-            for topic in by_remainder[: left - sum(shares.values())]:
+            for topic in by_remainder[: rest - sum(shares.values())]:
                 shares[topic] += 1
             return full | shares
         full |= {topic: available[topic] for topic in short}
@@ -97,27 +99,27 @@ def quotas(available: Mapping[str, int], weights: Mapping[str, float], limit: in
 
 
 def fates_of(batches: Iterator[pa.RecordBatch], config: DrawConfig) -> npt.NDArray[np.int8]:
-    """What becomes of every row, as places in FATES; the batches have query_id, difficulty and topic."""
+    """The fate of every row, as indices into FATES; the batches have the columns query_id, difficulty and topic."""
     keys, fates, topics = [np.zeros(0, np.uint64)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
     names: dict[str, int] = {}
     for batch in batches:
         keys.append(np.array([order_key(config.seed, each.as_py()) for each in batch.column("query_id")], np.uint64))
         hard = batch.column("difficulty").fill_null(7).to_numpy(zero_copy_only=False) >= config.min_difficulty
         fates.append(np.where(hard, 0, FATES.index("dropped: too easy")).astype(np.int8))
-        said = batch.column("topic").fill_null("").to_pylist()
-        topics.append(np.array([names.setdefault(topic, len(names)) for topic in said], np.int32))
+        named = batch.column("topic").fill_null("").to_pylist()
+        topics.append(np.array([names.setdefault(topic, len(names)) for topic in named], np.int32))
     fate, topic = np.concatenate(fates), np.concatenate(topics)
     drawn = np.argsort(np.concatenate(keys), kind="stable")
     drawn = drawn[fate[drawn] == 0]
     if config.weights is not None:
-        held = Counter(topic[drawn].tolist())
-        shares = quotas({name: held[number] for name, number in names.items()}, config.weights, config.limit or 0)
+        count = Counter(topic[drawn].tolist())
+        shares = quotas({name: count[number] for name, number in names.items()}, config.weights, config.limit or 0)
         for name, number in names.items():
             reason = "dropped: beyond the limit" if config.weights.get(name) else "dropped: topic not wanted"
             fate[drawn[topic[drawn] == number][shares.get(name, 0) :]] = FATES.index(reason)
         return fate
-    for name, most in (config.caps or {}).items():
-        fate[drawn[topic[drawn] == names.get(name, -1)][most:]] = FATES.index("dropped: topic full")
+    for name, cap in (config.caps or {}).items():
+        fate[drawn[topic[drawn] == names.get(name, -1)][cap:]] = FATES.index("dropped: topic full")
     drawn = drawn[fate[drawn] == 0]
     fate[drawn[: config.skip]] = FATES.index("dropped: passed over")
     if config.limit is not None:
@@ -130,12 +132,12 @@ def subsample(plan: Plan, store: Store, *, config: DrawConfig, queries: Ref) -> 
     """Write the queries that are drawn.
 
     Raises:
-        BadInput: fewer than `min_queries` are left.
+        BadInput: they are fewer than `min_queries`.
     """
     fates = fates_of(scan(store, queries, ["query_id", "difficulty", "topic"]), config)
     count = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}
-    told = {name: number for name, number in count.items() if number and name != "kept"}
-    funnel = {"read": len(fates), **told, "kept": count["kept"]}
+    dropped = {name: number for name, number in count.items() if number and name != "kept"}
+    funnel = {"read": len(fates), **dropped, "kept": count["kept"]}
     if count["kept"] < config.min_queries:
         found = count["kept"] + count["dropped: passed over"] + count["dropped: beyond the limit"]
         raise BadInput(

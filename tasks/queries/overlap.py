@@ -1,10 +1,11 @@
-"""Texts that overlap: near-duplicates by MinHash, shared word 13-grams, copies with one word changed.
+"""Overlap between texts: near-duplicates by MinHash, shared word n-grams, copies with one word changed.
 
-Pure helpers on batches of texts. Words are hashed once to 64 bits, and everything after is numpy on those hashes: an
-n-gram or a masked text is a polynomial of its words' hashes, so that a text of w words costs O(w) whatever is asked.
+Pure helpers on batches of texts. Each word is hashed once to 64 bits; all else is numpy on these hashes. The hash of an
+n-gram, or of a text without one of its words, is a polynomial in the hashes of its words. So each kind of hash takes
+O(w) time for all of a text's w words together.
 
-MinHash is `rensa`'s: 100,000 texts of 34 words took 0.23 s on one core against about 8 s with `datasketch` (the older
-library), and its estimates are as good (128 values, Jaccard 0.8: no bias, standard deviation 0.03).
+MinHash is that of `rensa`: 100,000 texts of 34 words took 0.23 s on one core, against about 8 s with the older library
+`datasketch`, and the estimates are as good (128 values, Jaccard 0.8: no bias, standard deviation 0.03).
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ import xxhash
 
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 Places: TypeAlias = npt.NDArray[np.int64]
-Flags: TypeAlias = npt.NDArray[np.bool_]
 Pairs: TypeAlias = npt.NDArray[np.int64]
 
-VALUES = 120  # of a MinHash signature, 4 bytes each
-SHINGLE = 3  # words of which near-duplicates are compared
-RECALL = 0.99  # least chance that two texts exactly at the threshold are compared at all
+VALUES = 120  # in a MinHash signature, 4 bytes each
+SHINGLE = 3  # words in a shingle; near-duplicates are compared by their sets of shingles
+RECALL = 0.99  # minimum probability that two texts exactly at the threshold are compared at all
 SEED = 42
-_BASE = 0x9E3779B97F4A7C15  # odd: its powers never vanish modulo 2^64
+_BASE = 0x9E3779B97F4A7C15  # of the polynomials; odd, so that it has an inverse modulo 2^64 and no power of it is 0
 
 _UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # scripts without spaces
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
@@ -39,40 +39,40 @@ _UNSPACED_LETTER = re.compile(rf"[{_UNSPACED}]")
 
 
 def folded(text: str) -> str:
-    """Unicode NFKC, case folded."""
+    """The text in Unicode NFKC, case folded."""
     return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def words(text: str) -> list[str]:
-    """The text's words: folded, without punctuation; each letter of a script without spaces is one.
+    """The text's words, folded, without punctuation. In scripts without spaces, each letter is a word.
 
-    A text of signs alone is one word, so that no text but an empty one has none.
+    A text of punctuation alone is one word, so that only an empty text has no words.
     """
     plain = folded(text)
     return _WORD.findall(plain) or ["".join(plain.split())] * bool(plain.strip())
 
 
 def chunks(text: str) -> list[str]:
-    """What stands between white space, folded, without punctuation: `$x^2$` is one chunk but two words."""
+    """The text split at white space, folded, without punctuation: `$x^2$` is one chunk but two words."""
     plain = _PUNCTUATION.sub("", folded(text))
     return (plain if plain.isascii() else _UNSPACED_LETTER.sub(r" \g<0> ", plain)).split()
 
 
 def text_hash(text: str) -> int:
-    """64 bits of a text: xxh3, the same in every process."""
+    """A 64-bit hash of a text (xxh3), the same in every process."""
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
 @dataclass(frozen=True, eq=False)
 class Hashed:
-    """The words of many texts as 64-bit hashes, end to end; text i has the words `ends[i]` to `ends[i + 1]`."""
+    """The words of many texts as 64-bit hashes, concatenated; text i has the words `ends[i]` to `ends[i + 1]`."""
 
     hashes: Hashes
     ends: Places
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]]) -> Hashed:
-        """From the words of each text."""
+        """Hash the words of each text."""
         ends = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(each) for each in texts], out=ends[1:])
         digest = xxhash.xxh3_64_intdigest
@@ -80,40 +80,42 @@ class Hashed:
         return cls(np.fromiter(flat, np.uint64, int(ends[-1])), ends)
 
     def rows(self) -> Places:
-        """The text of each word."""
+        """The index of the text that each word belongs to."""
         return np.repeat(np.arange(len(self.ends) - 1), np.diff(self.ends))
 
+    def positions(self) -> Places:
+        """The position of each word in its text."""
+        return np.arange(len(self.hashes)) - self.ends[:-1].repeat(np.diff(self.ends))
+
     def terms(self) -> Hashes:
-        """Each word's term of its text's polynomial: hash times base to the power of the word's place in the text."""
-        place = np.arange(len(self.hashes)) - self.ends[:-1].repeat(np.diff(self.ends))
-        powers = np.full(int(place.max(initial=0)) + 1, _BASE, np.uint64)
+        """Each word's term in its text's polynomial: the word's hash times _BASE to the power of its position."""
+        position = self.positions()
+        powers = np.full(int(position.max(initial=0)) + 1, _BASE, np.uint64)
         powers[0] = 1
-        return cast(Hashes, self.hashes * np.cumprod(powers)[place])
+        return cast(Hashes, self.hashes * np.cumprod(powers)[position])
 
     def totals(self) -> Hashes:
-        """A hash of each text: all its words in order."""
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.terms())])
+        """A hash of each text: of all its words, in order."""
+        sums = _prefix_sums(self.terms())
         return mixed(sums[self.ends[1:]] - sums[self.ends[:-1]] + np.diff(self.ends).astype(np.uint64))
 
     def masked(self) -> Hashes:
-        """A hash a word: its whole text without that word. Texts that differ in one word alone share one."""
-        terms = self.terms()
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
-        count = np.diff(self.ends)
+        """For each word, a hash of its text with the word masked. Texts that differ in one word share such a hash."""
+        terms, count = self.terms(), np.diff(self.ends)
+        sums = _prefix_sums(terms)
         whole = (sums[self.ends[1:]] - sums[self.ends[:-1]]).repeat(count)
-        place = np.arange(len(terms)) - self.ends[:-1].repeat(count)  # with it: a word left out is not a word elsewhere
-        return mixed(mixed(whole - terms) + (count.repeat(count) * 2**24 + place).astype(np.uint64))
+        form = count.repeat(count) * 2**24 + self.positions()  # hashed too, since it matters which word is masked
+        return mixed(mixed(whole - terms) + form.astype(np.uint64))
 
-    def lessened(self) -> Hashes:
-        """A hash a word: its text as if the word were not there, comparable with `totals`."""
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.terms())])
-        count = np.diff(self.ends)
+    def shortened(self) -> Hashes:
+        """For each word, the hash that its text would have in `totals` without this word."""
+        sums, count = _prefix_sums(self.terms()), np.diff(self.ends)
         start, end = sums[self.ends[:-1]].repeat(count), sums[self.ends[1:]].repeat(count)
-        closed = (end - sums[1:]) * np.uint64(pow(_BASE, -1, 2**64))  # the words after it move up by one place
-        return mixed(sums[:-1] - start + closed + (count - 1).repeat(count).astype(np.uint64))
+        moved = (end - sums[1:]) * np.uint64(pow(_BASE, -1, 2**64))  # the words after it, each one position earlier
+        return mixed(sums[:-1] - start + moved + (count - 1).repeat(count).astype(np.uint64))
 
     def ngrams(self, n: int) -> tuple[Hashes, Places]:
-        """Hashes of all runs of `n` words that lie inside a text, and the text of each."""
+        """Hashes of all runs of `n` words within one text, and the index of the text of each."""
         starts = len(self.hashes) - n + 1
         if starts < 1:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -125,7 +127,7 @@ class Hashed:
         return mixed(found[inside]), rows[:starts][inside]
 
     def shingles(self, n: int = SHINGLE) -> Hashed:
-        """The runs of `n` words of each text; a shorter text is one shingle."""
+        """The runs of `n` words of each text; a text shorter than that is one shingle."""
         hashes, rows = self.ngrams(n)
         count = np.diff(self.ends)
         short = np.flatnonzero((count > 0) & (count < n))
@@ -136,8 +138,13 @@ class Hashed:
         return Hashed(np.concatenate([hashes, self.totals()[short]])[order], ends)
 
 
+def _prefix_sums(terms: Hashes) -> Hashes:
+    """The sum of the first i terms, modulo 2^64, at index i."""
+    return np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
+
+
 def mixed(hashes: Hashes) -> Hashes:
-    """Each hash with its bits stirred (splitmix64's last steps), so that any of its bits depends on all."""
+    """The hashes with their bits mixed (the final steps of splitmix64), so that each bit depends on all bits."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return cast(Hashes, hashes ^ (hashes >> np.uint64(31)))
@@ -155,7 +162,10 @@ def signatures(shingles: Hashed) -> npt.NDArray[np.uint32]:
 
 
 def band_width(threshold: float) -> int:
-    """Values in a band: the most with which texts at the threshold share one of VALUES / width bands, by RECALL."""
+    """The number of values in a band: the largest at which two texts at the threshold meet RECALL.
+
+    The probability that they share at least one of the VALUES // width bands is 1 - (1 - threshold^width)^bands.
+    """
     fit = (width for width in range(12, 1, -1) if 1 - (1 - threshold**width) ** (VALUES // width) >= RECALL)
     return next(fit, 1)
 
@@ -170,21 +180,20 @@ def band_keys(signed: npt.NDArray[np.uint32], width: int) -> Hashes:
 
 
 def candidates(keys: Hashes) -> Pairs:
-    """Pairs of places with equal keys: each with the first of its group and with the one before it, earlier one first.
+    """Pairs (earlier, later) of indices with equal keys: each with the first and the previous one of its group.
 
-    About 26 bytes a key in memory, where few are equal.
+    Takes about 26 bytes of memory per key if few are equal.
     """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     equal = ordered[1:] == ordered[:-1]
     grouped = np.zeros(len(keys), bool)
     grouped[1:] |= equal
-    later_ones = grouped.copy()
+    has_predecessor = grouped.copy()
     grouped[:-1] |= equal
-    fresh = ~later_ones[grouped]  # the first of each group
-    places = order[grouped]
-    first = np.maximum.accumulate(np.where(fresh, np.arange(len(places)), 0))
-    later = np.flatnonzero(~fresh)
+    places, starts_group = order[grouped], ~has_predecessor[grouped]
+    first = np.maximum.accumulate(np.where(starts_group, np.arange(len(places)), 0))
+    later = np.flatnonzero(~starts_group)
     pairs = np.concatenate([places[later - 1], places[first[later]]]), np.concatenate([places[later], places[later]])
     return np.unique(np.stack(pairs, axis=1), axis=0)
 
@@ -192,21 +201,22 @@ def candidates(keys: Hashes) -> Pairs:
 def near_duplicates(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
     """Pairs (earlier, later, estimated Jaccard similarity of their word trigrams) at or above the threshold.
 
-    Of a cluster not every pair is given: each text with an earlier one that it is like (at the threshold, by RECALL).
+    In a cluster of similar texts, each text is paired with some earlier one, not with all of them. A pair exactly at
+    the threshold is found with probability RECALL.
     """
     signed = signatures(Hashed.of([words(text) for text in texts]).shingles())
     rows = np.array([number for number, text in enumerate(texts) if text.strip()], np.int64)
     keys = band_keys(signed, band_width(threshold))[rows]
     pairs = rows[np.unique(np.concatenate([candidates(band) for band in keys.T]), axis=0)]
-    alike = (signed[pairs[:, 0]] == signed[pairs[:, 1]]).mean(axis=1)
-    near = alike >= threshold
-    return [(int(a), int(b), float(s)) for (a, b), s in zip(pairs[near], alike[near], strict=True)]
+    similarity = (signed[pairs[:, 0]] == signed[pairs[:, 1]]).mean(axis=1)
+    near = similarity >= threshold
+    return [(int(a), int(b), float(s)) for (a, b), s in zip(pairs[near], similarity[near], strict=True)]
 
 
 class NearDuplicates:
-    """Near-duplicates of a stream too long for memory: signatures and band keys lie in files of a folder.
+    """Near-duplicates in a stream of texts too long for memory; signatures and band keys are kept in files in a folder.
 
-    Memory: about 40 bytes a text while a band is sorted; disk: 480 bytes a text and 8 a band.
+    Memory: about 40 bytes per text while a band is sorted. Disk: 480 bytes per text, and 8 more per text and band.
     """
 
     def __init__(self, folder: Path, threshold: float) -> None:
@@ -216,7 +226,7 @@ class NearDuplicates:
         self._numbers: list[Places] = []
 
     def add(self, texts: Sequence[str], numbers: Places) -> None:
-        """The next texts, none of them empty, with their numbers in the stream, which rise."""
+        """Add the next texts, none of them empty, with their numbers in the stream, in increasing order."""
         signed = signatures(Hashed.of([words(text) for text in texts]).shingles())
         keys = band_keys(signed, self._width)
         with self._signatures.open("ab") as file:
@@ -227,7 +237,7 @@ class NearDuplicates:
         self._numbers.append(numbers)
 
     def later(self) -> Places:
-        """Numbers of the texts that are like an earlier one, rising: of each cluster all but the first."""
+        """Numbers of the texts that are near-duplicates of an earlier one (all but the first of a cluster), ordered."""
         if not self._numbers:
             return np.zeros(0, np.int64)
         numbers = np.concatenate(self._numbers)
@@ -238,11 +248,12 @@ class NearDuplicates:
                 pairs = pairs[~dropped[pairs[:, 1]]]
                 for start in range(0, len(pairs), 5_000):
                     some = pairs[start : start + 5_000]
-                    alike = (self._read(file, some[:, 0]) == self._read(file, some[:, 1])).mean(axis=1)
-                    dropped[some[alike >= self._threshold, 1]] = True
+                    similarity = (self._read(file, some[:, 0]) == self._read(file, some[:, 1])).mean(axis=1)
+                    dropped[some[similarity >= self._threshold, 1]] = True
         return cast(Places, numbers[dropped])
 
     def _read(self, file: Any, rows: Places) -> npt.NDArray[np.uint32]:
+        """The signatures of some texts, by their indices."""
         size = VALUES * 4
         data = b"".join(os.pread(file.fileno(), size, int(row) * size) for row in rows)
         return np.frombuffer(data, np.uint32).reshape(len(rows), VALUES)

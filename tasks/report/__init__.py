@@ -1,4 +1,4 @@
-"""Pages for people: the report of a run, its reader and plots, the card of a data set.
+"""Pages for people: the report of a run with its reader and plots, and the card of a data set.
 
-Reads finished artifacts only.
+They are made from finished artifacts only.
 """

@@ -1,7 +1,7 @@
-"""The card of a LongCoT data set: what it holds and how it was made, as Markdown that the Hugging Face Hub reads.
+"""The card of a LongCoT data set: its content and how it was made, as Markdown that the Hugging Face Hub reads.
 
-Written from the manifests of the table `longcot` and of all that it was made from, alone: no table is read. Names and
-topics come from users and models, so they are escaped; of paths only the file's name is told.
+It is written from the manifests of the table `longcot` and of its ancestors; no table is read. Names and topics come
+from users and models, so they are escaped; paths are shown as the file's name only.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from infra.text.markdown import as_text, markdown_table
 MOST_TOPICS = 50
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 SETTINGS = ("responses", "filtered", "scores", "longcot")
-LEFT_OUT = {"engine of model", "engine of reward_model", "prompt", "shard", "shards"}  # of no interest to a reader
+OMITTED = {"engine of model", "engine of reward_model", "prompt", "shard", "shards"}  # of no interest to a reader
 ABOUT = """\
-Long chains of thought made by the bootstrapping of BOLT (arXiv 2502.03860): an instruct model that does not think at
-length is shown in-context examples and sampled from; rules drop what is malformed; an outcome reward model scores the
-solutions alone; the best response of each query above a percentile of all scores is kept.
+Long chains of thought made by the bootstrapping stage of BOLT (arXiv 2502.03860): an instruct model without long
+reasoning is sampled with in-context examples; rules drop malformed responses; an outcome reward model scores the
+solutions alone; the best response to each query is kept if its score is above a percentile of all scores.
 
-Columns: `prompt`, the chat prompt as text; `completion`, thoughts and solution; `reward`, of the solution; `query_id`
-and `sample`, which lead back to the sample."""
+Columns: `prompt`, the chat prompt as text; `completion`, thoughts and solution; `reward`, the score of the solution;
+`query_id` and `sample`, which identify the sample in the run."""
 
 
 def ancestors(store: Store, table: Ref) -> list[Manifest]:
-    """The manifests of all that a table was made from, and its own last: inputs before what is made from them.
+    """The manifests of all artifacts that a table was made from, inputs first, and the table's own last.
 
-    What is gone, torn or since made again is left out, and so is what only it leads to.
+    Artifacts that are missing, damaged or have been remade since are left out, as are ancestors reached only by them.
 
     Raises:
-        BadArtifact: the table itself is.
+        BadArtifact: the table itself is missing, damaged or has been remade.
     """
     found: dict[str, Manifest] = {}
 
@@ -58,7 +58,7 @@ def ancestors(store: Store, table: Ref) -> list[Manifest]:
 
 
 def dataset_card(made: Sequence[Manifest], licence: str = "other") -> str:
-    """The card, with the Hub's front matter. `made`: `ancestors` of the table, which is the last of them."""
+    """The card, with the Hub's front matter. `made`: the `ancestors` of the table, ending with the table itself."""
     table = made[-1]
     head = {
         "license": licence,
@@ -77,20 +77,20 @@ def dataset_card(made: Sequence[Manifest], licence: str = "other") -> str:
         "Settings": settings(made),
         "Provenance": markdown_table(provenance(made)),
     }
-    told = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# LongCoT data made with BOLT\n\n{table.rows:,} rows. "
-        f"Made {table.ended:%Y-%m-%d} as `{table.folder}`.\n\n{ABOUT}\n\n{told}\n"
+        f"Made {table.ended:%Y-%m-%d} as `{table.folder}`.\n\n{ABOUT}\n\n{body}\n"
     )
 
 
 def size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
-    return next((name for most, name in SIZES if rows < most), "n>1M")
+    """The Hub's size category for a number of rows."""
+    return next((name for limit, name in SIZES if rows < limit), "n>1M")
 
 
 def models(made: Sequence[Manifest]) -> list[dict[str, str]]:
-    """Which models had which part."""
+    """The models that were used, and for what."""
     parts = {"wrote the responses": ("responses", "model"), "scored the solutions": ("scores", "reward_model")}
     rows = []
     for part, (step, name) in parts.items():
@@ -101,7 +101,7 @@ def models(made: Sequence[Manifest]) -> list[dict[str, str]]:
 
 
 def sources(made: Iterable[Manifest]) -> list[dict[str, Any]]:
-    """Where the queries came from, with what each one's licence is said to be; a data set's name holds its revision."""
+    """The sources of the queries, with their licences as the user states them; a data set's name has its revision."""
     rows = []
     for each in made:
         source = each.config.get("source") or {}
@@ -114,7 +114,7 @@ def sources(made: Iterable[Manifest]) -> list[dict[str, Any]]:
 
 
 def funnel(made: Sequence[Manifest]) -> list[dict[str, str]]:
-    """What each step counted; the shards of a step together."""
+    """What each step counted, summed over its shards."""
     steps: dict[str, dict[str, int]] = {}
     for each in made:
         counts = steps.setdefault(each.step, {})
@@ -124,17 +124,17 @@ def funnel(made: Sequence[Manifest]) -> list[dict[str, str]]:
         if each.kind == "table":
             counts["rows"] = counts.get("rows", 0) + each.rows
     return [
-        {"step": as_text(step), "what": as_text(name), "count": f"{count:,}"}
+        {"step": as_text(step), "counted": as_text(name), "count": f"{count:,}"}
         for step, counts in steps.items()
         for name, count in counts.items()
     ]
 
 
 def figures(table: Manifest) -> list[dict[str, str]]:
-    """Spread of rewards and lengths."""
+    """The distribution of rewards and lengths."""
     kept: Mapping[str, Mapping[str, float]] = table.counts.get("of those kept", {})
     return [
-        {"": name.replace("_", " "), **{what: f"{value:,.4g}" for what, value in spread.items()}}
+        {"": name.replace("_", " "), **{statistic: f"{value:,.4g}" for statistic, value in spread.items()}}
         for name, spread in kept.items()
         if spread
     ]
@@ -153,15 +153,15 @@ def topics(table: Manifest) -> list[dict[str, str]]:
 
 
 def settings(made: Sequence[Manifest]) -> str:
-    """How the steps of generation and selection were set, as JSON in a fence that no value can end."""
-    told = {
-        each.step: {name: value for name, value in each.config.items() if name not in LEFT_OUT}
+    """The settings of generation, filtering, scoring and selection, as JSON in a code fence that no value can close."""
+    shown = {
+        each.step: {name: value for name, value in each.config.items() if name not in OMITTED}
         for each in made
         if each.step in SETTINGS
     }
-    return "```json\n" + json.dumps(told, indent=1).replace("`", "\\u0060") + "\n```" if told else ""
+    return "```json\n" + json.dumps(shown, indent=1).replace("`", "\\u0060") + "\n```" if shown else ""
 
 
 def provenance(made: Sequence[Manifest]) -> list[dict[str, str]]:
-    """Each artifact with the digests of its content and of the code that made it."""
+    """All artifacts, with the digests of their content and of the code that made them."""
     return [{"artifact": as_text(each.folder), "sha256": each.digest[:16], "code": each.code[:16]} for each in made]

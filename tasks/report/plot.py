@@ -1,4 +1,4 @@
-"""The pictures of a run, as SVG. The same figures give the same bytes."""
+"""The plots of a run, as SVG. Equal figures give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CURVES = {
     "rewards/accuracies": "chosen preferred (share of pairs)",
     "rewards/margins": "margin of implicit rewards",
 }
-"""What TRL's DPO trainer logs a step, and how it is called here."""
+"""What TRL's DPO trainer logs at each step, and its title here."""
 
 
 def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
-    """A figure of `size` inches that `draw` has drawn on."""
+    """A figure of `size` inches that `draw` draws on."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -32,7 +32,7 @@ def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
 
 
 def stages_plot(stages: list[dict[str, Any]]) -> bytes:
-    """Accuracy and mean response length along the stages, both with their 95 % intervals: summary.json's `stages`."""
+    """Accuracy and mean response length by stage, with 95 % intervals, from summary.json's `stages`."""
     names = [stage["name"] for stage in stages]
 
     def around(mean: Sequence[float], name: str) -> list[list[float]]:
@@ -52,7 +52,7 @@ def stages_plot(stages: list[dict[str, Any]]) -> bytes:
         length.bar(names, thoughts, label="thoughts")
         length.bar(names, solutions, bottom=thoughts, label="solution")
         length.errorbar(names, totals, yerr=around(totals, "tokens"), fmt="none", ecolor="black", capsize=4)
-        length.set(ylabel="mean tokens a response", title="Response length (T=1, 95 % interval)")
+        length.set(ylabel="mean tokens per response", title="Response length (T=1, 95 % interval)")
         length.margins(y=0.25)  # room for the legend
         length.legend(frameon=False, loc="upper left", ncols=2)
         for axes in (accuracy, length):
@@ -62,21 +62,21 @@ def stages_plot(stages: list[dict[str, Any]]) -> bytes:
 
 
 def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]]) -> bytes:
-    """What of stage 1's samples is left after each step, and what became of each iteration's queries."""
+    """How many of stage 1's samples remain after each step, and the outcome of each iteration's queries."""
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
         bars = left.barh([*kept], [*kept.values()])
         left.bar_label(bars, fmt="{:,.0f}", padding=3)
         left.margins(x=0.2)
-        left.set(title="Stage 1: samples left", xlabel="samples")
-        fates = dict.fromkeys(fate for counts in pairs.values() for fate in counts)
+        left.set(title="Stage 1: samples remaining", xlabel="samples")
+        outcomes = dict.fromkeys(outcome for counts in pairs.values() for outcome in counts)
         done = np.zeros(len(pairs))
-        for fate in fates:
-            share = np.array([counts.get(fate, 0) for counts in pairs.values()], dtype=float)
-            right.barh([*pairs], share, left=done, label=fate)
-            done += share
-        right.set(title="Stage 3: what became of the queries", xlabel="queries")
+        for outcome in outcomes:
+            queries = np.array([counts.get(outcome, 0) for counts in pairs.values()], dtype=float)
+            right.barh([*pairs], queries, left=done, label=outcome)
+            done += queries
+        right.set(title="Stage 3: outcomes of the queries", xlabel="queries")
         right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)
         for axes in (left, right):
             axes.invert_yaxis()
@@ -85,7 +85,7 @@ def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]])
 
 
 def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
-    """Histograms of the reward model's scores; the first, stage 1's, with the threshold below which it dropped them."""
+    """Histograms of the rewards; the first is stage 1's, with the threshold below which responses are dropped."""
 
     def draw(figure: Any) -> None:
         first, later = figure.subplots(1, 2)
@@ -105,7 +105,7 @@ def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
 
 
 def histogram_plot(edges: Sequence[float], samples: Sequence[int], threshold: float) -> bytes:
-    """A histogram of stage 1's rewards (one edge more than counts) with the threshold below which they were dropped."""
+    """A histogram of stage 1's rewards (one edge more than counts) with the threshold for dropping responses."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -118,7 +118,7 @@ def histogram_plot(edges: Sequence[float], samples: Sequence[int], threshold: fl
 
 
 def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """The trainers' curves: SFT's loss, and of each DPO iteration loss, accuracy, margin and implicit rewards."""
+    """The training curves: SFT's loss, and loss, accuracy, margin and implicit rewards of each DPO iteration."""
 
     def line(axes: Any, curve: Sequence[Mapping[str, float]], name: str, **style: Any) -> Any:
         return axes.plot([at["step"] for at in curve], [at[name] for at in curve], linewidth=1.2, **style)[0]
@@ -143,7 +143,7 @@ def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[M
 
 
 def steps_plot(seconds: Mapping[str, float]) -> bytes:
-    """The steps that took at least a hundredth of the time, in seconds; they are named as in the store."""
+    """The steps that took at least 1 % of the total time, in seconds, under their names in the store."""
     least = sum(seconds.values()) / 100
     shown = {name: took for name, took in seconds.items() if took >= least}
 
@@ -153,6 +153,6 @@ def steps_plot(seconds: Mapping[str, float]) -> bytes:
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.08, y=0.01)
-        axes.set(title="Steps of at least 1 % of the time", xlabel="seconds to make")
+        axes.set(title="Steps that took at least 1 % of the time", xlabel="seconds to make")
 
     return _svg((10, 1 + 0.24 * len(shown)), draw)

@@ -1,7 +1,7 @@
 """What the report's reader shows: one problem's answers from all stages, or one query's samples with their scores.
 
-An *item* is one problem or query: columns, and rows of answers below them. Items are made one set after the other and
-cut into slices, so that the page parses no more than it shows.
+An *item* is one problem or query: named columns, and rows of answers in them. Items are made set by set and written in
+slices, so that the page parses only the slice that it shows.
 """
 
 from __future__ import annotations
@@ -23,84 +23,84 @@ DECODINGS = ("greedy", "sampled")
 SHOWN = ["query_id", "sample", "text", "thoughts", "solution", "violations", "finish_reason"]
 SHOWN += ["thought_tokens", "solution_tokens"]
 USES = {"LongCoT data": "became LongCoT data", "chosen": "gave a pair"}
-"""What a sample's mark says of its query."""
-SET_ASIDE = {"thoughts": None, "solution": None, "raw": None, "tokens": [0, 0], "marks": [("warn", "set aside")]}
-"""In place of an answer that there is not: its request killed a server twice."""
+"""The outcome of a query that has a sample with such a mark."""
+QUARANTINED = {"thoughts": None, "solution": None, "raw": None, "tokens": [0, 0], "marks": [("warn", "quarantined")]}
+"""Stands in for the missing answer of a request that killed a server twice."""
 SLICE_ANSWERS = 250
 
 
 def card(response: Row, marks: Sequence[tuple[str, str]]) -> Row:
     """One answer as the page shows it: its texts, lengths in tokens, and `marks` (kind, words) such as its grade."""
-    wrong = [("warn", "cut")] if response["finish_reason"] != "stop" else []
-    wrong += [("warn", name) for name in response["violations"]]
+    warnings = [("warn", "truncated")] if response["finish_reason"] != "stop" else []
+    warnings += [("warn", name) for name in response["violations"]]
     return {
         "thoughts": response["thoughts"],
         "solution": response["solution"],
         "raw": response["text"] if response["violations"] else None,
         "tokens": [response["thought_tokens"], response["solution_tokens"]],
-        "marks": [*marks, *wrong],
+        "marks": [*marks, *warnings],
     }
 
 
 def faults(responses: Iterable[Row]) -> list[str]:
-    """Which faults occur in any of the responses."""
+    """The faults that occur in any of the responses."""
     held = list(responses)
     found = ["malformed"] if any(row["violations"] for row in held) else []
-    return found + (["cut"] if any(row["finish_reason"] != "stop" for row in held) else [])
+    return found + (["truncated"] if any(row["finish_reason"] != "stop" for row in held) else [])
 
 
 def rows_of(store: Store, shards: Sequence[Ref], wanted: Mapping[str, Any]) -> Iterator[Row]:
-    """The responses to the queries `wanted`, which must be the first ones: each shard is read no further."""
+    """The responses to the queries `wanted`, which must be the first ones: each shard is read only that far."""
     for shard in shards:
         stream = (row for batch in scan(store, shard, SHOWN, batch_rows=100) for row in batch.to_pylist())
         yield from takewhile(lambda row: row["query_id"] in wanted, stream)
 
 
-def held_out(
+def held_out_items(
     store: Store, made: Mapping[str, Sequence[Ref]], benchmark: Verifiable, stages: Sequence[str], max_answers: int
 ) -> Iterator[Row]:
-    """The first problems, each with the answers of all stages: as many as `max_answers` answers allow.
+    """The first problems, each with the answers of all stages; as many as `max_answers` allows.
 
-    The answers shown are held in memory, no others.
+    Only the answers shown are held in memory.
     """
     (problems,) = made[step_of("problems", benchmark)]
     tables = {(stage, how): made[step_of("answers", benchmark, stage, how)] for stage in stages for how in DECODINGS}
     answers = sum(ref.rows for shards in tables.values() for ref in shards)
     shown = problems.rows if answers <= max_answers else problems.rows * max_answers // answers
-    asked = {row["query_id"]: row for row in islice(read_rows(store, problems), shown)}
-    found: dict[str, dict[tuple[str, str], list[tuple[Row, Row]]]] = {each: defaultdict(list) for each in asked}
+    first = {row["query_id"]: row for row in islice(read_rows(store, problems), shown)}
+    found: dict[str, dict[tuple[str, str], list[tuple[Row, Row]]]] = {each: defaultdict(list) for each in first}
     for (stage, how), shards in tables.items():
         (graded,) = made[step_of("grades", benchmark, stage, how)]
         grades = {
             (row["problem_id"], row["sample"]): row
             for row in read_rows(store, graded, ["problem_id", "sample", "prediction", "correct"])
-            if row["problem_id"] in asked
+            if row["problem_id"] in first
         }
-        for row in rows_of(store, shards, asked):
+        for row in rows_of(store, shards, first):
             found[row["query_id"]][stage, how].append((row, grades[row["query_id"], row["sample"]]))
-    for query_id, problem in asked.items():
+    for query_id, problem in first.items():
         yield {
             "query": problem["query"],
             "topic": topic_of(problem),
             "reference": problem["reference"],
             "columns": list(stages),
-            **compared(stages, found.pop(query_id)),
+            **side_by_side(stages, found.pop(query_id)),
         }
 
 
-def compared(stages: Sequence[str], found: Mapping[tuple[str, str], list[tuple[Row, Row]]]) -> Row:
-    """A problem's answers in rows (greedy, then sample by sample) and its outcomes as (stage, outcome)."""
+def side_by_side(stages: Sequence[str], found: Mapping[tuple[str, str], list[tuple[Row, Row]]]) -> Row:
+    """A problem's answers in rows (greedy, then each sample), its outcomes as (stage, outcome), its shares by stage."""
     outcomes: list[tuple[str, str]] = []
     shares: list[float | None] = []
     before: float | None = None
     for stage in stages:
         sampled = found[stage, "sampled"]
         if not sampled:
-            outcomes.append((stage, "set aside"))
+            outcomes.append((stage, "quarantined"))
             shares.append(None)
             continue
         share = sum(grade["correct"] for _, grade in sampled) / len(sampled)
-        outcomes.append((stage, "all right" if share == 1 else "some right" if share else "none right"))
+        outcomes.append((stage, "all correct" if share == 1 else "some correct" if share else "none correct"))
         if before is not None and share != before:
             outcomes.append(
                 (stage, "better than the stage before" if share > before else "worse than the stage before")
@@ -112,7 +112,7 @@ def compared(stages: Sequence[str], found: Mapping[tuple[str, str], list[tuple[R
     for how in DECODINGS:
         for number, across in enumerate(zip_longest(*(found[stage, how] for stage in stages))):
             name = how if how == "greedy" else f"sample {number}"
-            answers = [card(each[0], [verdict(each[1])]) if each else SET_ASIDE for each in across]
+            answers = [card(each[0], [verdict(each[1])]) if each else QUARANTINED for each in across]
             rows.append({"name": name, "answers": answers})
     return {"rows": rows, "outcomes": outcomes, "shares": shares}
 
@@ -120,32 +120,34 @@ def compared(stages: Sequence[str], found: Mapping[tuple[str, str], list[tuple[R
 def verdict(grade: Row) -> tuple[str, str]:
     """A grade as a mark."""
     if grade["correct"]:
-        return "good", f"right: {grade['prediction']}"
+        return "good", f"correct: {grade['prediction']}"
     return "bad", "wrong: no answer found" if grade["prediction"] is None else f"wrong: {grade['prediction']}"
 
 
-def training(store: Store, made: Mapping[str, Sequence[Ref]], step: str, max_queries: int) -> Iterator[Row]:
-    """The first queries that training data was sampled for in `step` ("responses", "responses-online-2"), each with its
-    samples, highest reward first, and what became of them."""
+def training_items(store: Store, made: Mapping[str, Sequence[Ref]], step: str, max_queries: int) -> Iterator[Row]:
+    """The first queries of `step` ("responses", "responses-online-2"), each with its samples and their use in training.
+
+    Samples are in order of reward, highest first.
+    """
     source = step.removeprefix("responses")
     (queries,), (scores,) = made[f"queries{source}"], made[f"scores{source}"]
-    asked = {row["query_id"]: row for row in islice(read_rows(store, queries), max_queries)}
-    uses = used(store, made, source)
+    first = {row["query_id"]: row for row in islice(read_rows(store, queries), max_queries)}
+    uses = training_marks(store, made, source)
     columns = ["query_id", "sample", "reward", "format_reward"]
     scored = {
-        (row["query_id"], row["sample"]): row for row in read_rows(store, scores, columns) if row["query_id"] in asked
+        (row["query_id"], row["sample"]): row for row in read_rows(store, scores, columns) if row["query_id"] in first
     }
     found: dict[str, list[Row]] = defaultdict(list)
-    for row in rows_of(store, made[step], asked):
+    for row in rows_of(store, made[step], first):
         found[row["query_id"]].append(row)
-    for query_id, query in asked.items():
+    for query_id, query in first.items():
         samples = sorted(found.pop(query_id, []), key=lambda row: rank(scored.get((row["query_id"], row["sample"]))))
         marks = [
             [*score_marks(scored.get(sample)), *([uses[sample]] if sample in uses else [])]
             for sample in ((query_id, row["sample"]) for row in samples)
         ]
         known = {words for each in marks for _, words in each}
-        unused = "not used" if samples else "set aside"
+        unused = "not used" if samples else "quarantined"
         outcome = next((outcome for words, outcome in USES.items() if words in known), unused)
         answers = [card(row, each) for row, each in zip(samples, marks, strict=True)]
         yield {
@@ -159,8 +161,8 @@ def training(store: Store, made: Mapping[str, Sequence[Ref]], step: str, max_que
         }
 
 
-def used(store: Store, made: Mapping[str, Sequence[Ref]], source: str) -> dict[Sample, tuple[str, str]]:
-    """The marks of the samples that were trained on: as LongCoT data (stage 1), or as a pair (an online iteration)."""
+def training_marks(store: Store, made: Mapping[str, Sequence[Ref]], source: str) -> dict[Sample, tuple[str, str]]:
+    """The marks of the samples that were trained on, as LongCoT data (stage 1) or in a pair (an online iteration)."""
     if not source:
         (longcot,) = made["longcot"]
         kept = read_rows(store, longcot, ["query_id", "sample"])
@@ -174,19 +176,19 @@ def used(store: Store, made: Mapping[str, Sequence[Ref]], source: str) -> dict[S
 
 
 def rank(score: Row | None) -> float:
-    """Where a sample stands among its query's: by reward, highest first, those without a score last."""
+    """The sort key of a sample: highest reward first, samples without a score last."""
     return float("inf") if score is None else -float(score["reward"])
 
 
 def score_marks(score: Row | None) -> list[tuple[str, str]]:
-    """A score as marks: the reward model's, and what keeping to the format added."""
+    """A score as marks: the reward, and what being well-formed added."""
     if score is None:
         return [("plain", "no score")]
     return [("plain", f"reward {score['reward']:.2f}"), ("plain", f"format +{score['format_reward']:g}")]
 
 
 def sliced(items: Iterable[Row]) -> Iterator[list[Row]]:
-    """The items in slices of about `SLICE_ANSWERS` answers."""
+    """The items in slices of about `SLICE_ANSWERS` answers each."""
     held: list[Row] = []
     answers = 0
     for item in items:

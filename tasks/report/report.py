@@ -1,7 +1,7 @@
 """The report of a run: figures gathered from its artifacts, and one HTML page with tables, plots and a reader.
 
-The page needs no server. Model text is untrusted: it lies in the page as JSON and is shown as text only
-(`tasks/report/page/reader.js`), and the page's Content-Security-Policy lets nothing run but the project's own script.
+The page needs no server. Model text is untrusted: the page contains it as JSON and shows it as text only
+(`tasks/report/page/reader.js`), and the page's Content-Security-Policy lets only the project's own script run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infra.store.store import Store
 from infra.store.tables import read_rows, scan
 from tasks.evaluation.problems import Verifiable, step_of, topic_of
 from tasks.report import plot
-from tasks.report.reader import held_out, sliced, training
+from tasks.report.reader import held_out_items, sliced, training_items
 
 log = logging.getLogger(__name__)
 
@@ -33,35 +33,37 @@ Made: TypeAlias = dict[str, list[Ref]]
 Rows: TypeAlias = list[dict[str, Any]]
 PAGE = Path(__file__).parent / "page"
 TABLES = {
-    "stages": "Held-out problems at temperature 1, and greedy beside it; lengths are mean tokens a response",
+    "stages": "Held-out problems, sampled at temperature 1 and greedily; lengths are mean tokens per response",
     "gains": "Paired differences in accuracy on the same problems",
     "topics": "Accuracy at temperature 1 by topic",
-    "funnel": "What each step counted; shares are of the step's first figure",
-    "steps": "Seconds here: in this run, cached or not. Seconds to make: in the run that made it, if it left a summary",
+    "funnel": "Counts of each step; shares are relative to the step's first count",
+    "steps": "Seconds here: in this run, cached or not. Seconds to make: in the run that made it, if it has a summary",
 }
 PLOTS = {
-    "stages": "Accuracy and response length along the stages, with 95 % intervals",
-    "funnel": "What filtering left of stage 1's samples, and what became of each iteration's queries",
-    "scores": "Rewards of stage 1 with the threshold, and of each iteration",
-    "curves": "SFT loss; DPO loss, share of pairs preferred, margins and implicit rewards by iteration",
+    "stages": "Accuracy and response length by stage, with 95 % intervals",
+    "funnel": "Samples of stage 1 that remain after each step, and outcomes of each iteration's queries",
+    "scores": "Histograms of the rewards: stage 1 with its threshold, and each iteration",
+    "curves": "SFT loss; DPO loss, share of pairs ranked correctly, margins and implicit rewards by iteration",
     "steps": "Seconds to make each step's artifacts",
 }
 LISTED = 200  # characters of a query in the reader's list
 
 
 def made_by(store: Store, summary: Mapping[str, Any]) -> Made:
-    """Everything that a run made, by step; of steps sampled in shards, all shards in order.
+    """All artifacts of a run, by step; steps that sample in shards have all their shards, in order.
 
-    A summary names one key a step; the shards are found as the inputs of the step that read them all.
+    A summary names one key per step; the shards are found among the inputs of the step that read them all.
 
     Raises:
-        BadArtifact: an artifact of the run is gone or torn.
+        BadArtifact: an artifact of the run is missing or damaged.
     """
     made: Made = {}
     for record in summary["steps"]:
         manifest = load(store, record["name"], record["key"])
         if manifest is None:
-            raise BadArtifact(f"{store.uri(record['name'], record['key'])} is gone: start the run again")
+            raise BadArtifact(
+                f"{store.uri(record['name'], record['key'])} is missing: start the run again to remake it"
+            )
         made[manifest.step] = [ref_of(store, manifest)]
         shards = [ref for name, ref in manifest.inputs.items() if name.startswith("responses/")]
         made |= {ref.step: shards for ref in shards}
@@ -69,18 +71,18 @@ def made_by(store: Store, summary: Mapping[str, Any]) -> Made:
 
 
 def manifests(store: Store, made: Made) -> dict[str, list[Manifest]]:
-    """The manifests of all that was made, by step. Raises `BadArtifact`."""
+    """The manifests of all artifacts, by step. Raises `BadArtifact` if one is missing or damaged."""
     return {step: [expect(store, ref) for ref in refs] for step, refs in made.items()}
 
 
 def numbered(names: Iterable[str], prefix: str) -> list[str]:
-    """Those names that are `prefix` and an iteration's number, in the iterations' order."""
+    """The names that consist of `prefix` and an iteration's number, in the order of the iterations."""
     found = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()]
     return sorted(found, key=lambda name: int(name[len(prefix) :]))
 
 
 def stage_rows(stages: Rows) -> Rows:
-    """The stages as a table; lengths are mean tokens a response."""
+    """The table of stages; lengths are mean tokens per response."""
     return [
         {
             "stage": stage["name"],
@@ -97,12 +99,12 @@ def stage_rows(stages: Rows) -> Rows:
 
 
 def points(gain: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
+    """A difference of two shares, in percentage points with a sign."""
     return f"{100 * gain:+.1f}"
 
 
 def gain_rows(gains: Rows) -> Rows:
-    """The paired gains in accuracy, in points."""
+    """The table of paired gains in accuracy, in percentage points."""
     return [
         {
             "from": gain["from"],
@@ -115,69 +117,71 @@ def gain_rows(gains: Rows) -> Rows:
 
 
 def topic_rows(store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str]) -> Rows:
-    """Accuracy at T=1 of each stage by the problems' topic (or a benchmark's category); topics by name."""
+    """The table of accuracy at T=1 by stage and topic (or a benchmark's category), sorted by topic."""
     (problems,) = made[step_of("problems", benchmark)]
     topics = {row["query_id"]: topic_of(row) or "" for row in read_rows(store, problems)}
     count = Counter(topics.values())
     rows = {topic: {"topic": topic or "(none)", "problems": count[topic]} for topic in sorted(count)}
     for stage in stages:
-        right, graded = Counter[str](), Counter[str]()
+        correct, graded = Counter[str](), Counter[str]()
         (grades,) = made[step_of("grades", benchmark, stage, "sampled")]
         for row in read_rows(store, grades, ["problem_id", "correct"]):
             graded[topics[row["problem_id"]]] += 1
-            right[topics[row["problem_id"]]] += row["correct"]
+            correct[topics[row["problem_id"]]] += row["correct"]
         for topic, row in rows.items():
-            row[stage] = f"{right[topic] / graded[topic]:.3f}" if graded[topic] else ""
+            row[stage] = f"{correct[topic] / graded[topic]:.3f}" if graded[topic] else ""
     return [*rows.values()]
 
 
 def funnel_rows(found: Mapping[str, Sequence[Manifest]]) -> Rows:
-    """What each step of filtering counted, as its manifest has it, with the share of the step's first figure."""
+    """The table of counts of each filtering step, from its manifest, with shares of the step's first count."""
     rows = []
     for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-")]:
         counts = {name: count for name, count in found[step][0].counts.items() if isinstance(count, int)}
         whole = next(iter(counts.values()))
         for name, count in counts.items():
-            rows.append({"step": step, "what": name, "rows": count, "share": f"{count / whole:.1%}" if whole else ""})
+            rows.append(
+                {"step": step, "counted": name, "rows": count, "share": f"{count / whole:.1%}" if whole else ""}
+            )
     return rows
 
 
 def making_seconds(store: Store, summary: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds that each step took in the run that made it: this one, or an earlier one that left its summary.
+    """Seconds that each step took in the run that made its artifact: this run, or an earlier one that has a summary.
 
-    A step whose maker left no summary (it was killed, say) is missing, as is one whose summary is not whole.
+    A step is missing if the run that made it wrote no summary (because it was killed, say), or an incomplete one.
     """
     wanted = {(record["name"], record["key"]) for record in summary["steps"]}
     paths = (path for path in store.list("runs") if path.endswith("/summary.json"))
     seconds: dict[str, float] = {}
-    for made in chain([_made_in(summary)], (_made_earlier(store, path) for path in paths)):
+    for made in chain([_seconds_in(summary)], (_seconds_in_file(store, path) for path in paths)):
         seconds |= {step: made[step, key] for step, key in wanted & made.keys() if step not in seconds}
         if len(seconds) == len(wanted):
             break
     return seconds
 
 
-def _made_in(summary: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Seconds of the steps that a run made, by name and key."""
+def _seconds_in(summary: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Seconds of the steps that a run did not find cached, by name and key."""
     return {(each["name"], each["key"]): float(each["seconds"]) for each in summary["steps"] if not each["cached"]}
 
 
-def _made_earlier(store: Store, path: str) -> dict[tuple[str, str], float]:
-    """As `_made_in`, of an earlier run's summary; nothing where it is gone, or is no summary (which is told)."""
+def _seconds_in_file(store: Store, path: str) -> dict[tuple[str, str], float]:
+    """As `_seconds_in`, for an earlier run's summary; empty if it is missing, or (with a warning) is no summary."""
     found = store.read_if_there(path)
     try:
-        return {} if found is None else _made_in(json.loads(found))
+        return {} if found is None else _seconds_in(json.loads(found))
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is no summary of a run: its seconds are left out (%s)", store.uri(path), repr(error))
+        log.warning("%s is no summary of a run, so its timings are left out (%s)", store.uri(path), repr(error))
         return {}
 
 
 def step_rows(
     summary: Mapping[str, Any], found: Mapping[str, Sequence[Manifest]], seconds: Mapping[str, float]
 ) -> Rows:
-    """Time and tokens of each step; tokens are those sampled, or those trained on, all epochs.
+    """The table of times and tokens by step; tokens are those sampled, or those trained on in all epochs.
 
-    `seconds`: those of the run that made it, by step. `seconds here` are those of this run, cached or not.
+    `seconds`: as `making_seconds`. The column `seconds here` has the time in this run, cached or not.
     """
     rows = []
     for record in summary["steps"]:
@@ -200,12 +204,12 @@ def step_rows(
 
 
 def rewards(store: Store, scores: Ref) -> plot.Floats:
-    """The reward of every scored sample: 8 bytes a row."""
+    """The reward of every scored sample; takes 8 bytes per row."""
     return np.concatenate([batch.column("reward").to_numpy() for batch in scan(store, scores, ["reward"])])
 
 
 def curve(model: Manifest) -> list[dict[str, float]]:
-    """What a model's trainer logged, an entry a step (the last line, the run's totals, is left out)."""
+    """What a model's trainer logged at each step, without the last line, which has totals."""
     return [line for line in model.counts["curve"] if "loss" in line]
 
 
@@ -216,30 +220,30 @@ def plots(
     found: Mapping[str, Sequence[Manifest]],
     seconds: Mapping[str, float],
 ) -> dict[str, bytes]:
-    """The page's pictures by name, as SVG."""
-    sifted, scored, chosen = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
-    left = {
-        "sampled": sifted["read"],
-        "on the format": sifted.get("kept", 0),
+    """The page's plots by name, as SVG."""
+    filtered, scored, selected = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
+    remaining = {
+        "sampled": filtered["read"],
+        "passed the rules": filtered.get("kept", 0),
         "scored": scored["scored"],
-        "above the threshold": scored["scored"] - chosen["below the percentile"],
-        "best of their query": chosen["kept"],
+        "above the threshold": scored["scored"] - selected["below the percentile"],
+        "best of their query": selected["kept"],
     }
-    fates: dict[str, dict[str, int]] = defaultdict(dict)
+    outcomes: dict[str, dict[str, int]] = defaultdict(dict)
     for step in numbered(found, "pairs-"):
         counts = found[step][0].counts
-        fates[step] = {
-            fate: counts[fate] for fate in sorted(counts, reverse=True) if fate.startswith(("kept", "dropped"))
+        outcomes[step] = {
+            name: counts[name] for name in sorted(counts, reverse=True) if name.startswith(("kept", "dropped"))
         }
     scored_steps = ["scores", *numbered(made, "scores-online-")]
     scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
-    trained = {step: curve(found[step][0]) for step in numbered(found, "dpo-")}
+    dpo = {step: curve(found[step][0]) for step in numbered(found, "dpo-")}
     in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
     return {
         "stages": plot.stages_plot(summary["stages"]),
-        "funnel": plot.funnel_plot(left, fates),
-        "scores": plot.scores_plot(scores, chosen["threshold"]),
-        "curves": plot.curves_plot(curve(found["sft"][0]), trained),
+        "funnel": plot.funnel_plot(remaining, outcomes),
+        "scores": plot.scores_plot(scores, selected["threshold"]),
+        "curves": plot.curves_plot(curve(found["sft"][0]), dpo),
         "steps": plot.steps_plot(in_order),
     }
 
@@ -247,16 +251,16 @@ def plots(
 def reader_sets(
     store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str], max_answers: int, max_queries: int
 ) -> dict[str, Any]:
-    """What the reader can show, by name: items that are made as they are asked for."""
-    sets = {"held-out problems": held_out(store, made, benchmark, stages, max_answers)}
+    """The reader's sets of items by name; items are made as they are iterated over."""
+    sets = {"held-out problems": held_out_items(store, made, benchmark, stages, max_answers)}
     for step in ["responses", *numbered(made, "responses-online-")]:
         stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
-        sets[f"training samples, {stage}"] = training(store, made, step, max_queries)
+        sets[f"training samples, {stage}"] = training_items(store, made, step, max_queries)
     return sets
 
 
 def indexed(sets: Mapping[str, Iterable[dict[str, Any]]], index: Rows) -> Iterator[Rows]:
-    """The sets' items in slices; what is needed to list and filter them is put into `index` on the way."""
+    """The items of all sets in slices; on the way, what the page needs to list and filter them is put into `index`."""
     slices = ((name, held) for name, items in sets.items() for held in sliced(items))
     for number, (name, held) in enumerate(slices):
         for place, item in enumerate(held):
@@ -273,16 +277,16 @@ def write_page(
     max_answers: int = 20_000,
     max_queries: int = 100,
 ) -> tuple[dict[str, Rows], dict[str, bytes]]:
-    """Write the page of a run as a stream of UTF-8; returns its tables, and its plots as SVG, by name.
+    """Write the page of a run, in UTF-8. Returns its tables and its plots (as SVG) by name.
 
     Args:
-        write: is handed the page, piece by piece.
+        write: called with the page, piece by piece.
         summary: a run's summary.json.
-        max_answers: held-out answers that the reader holds, all stages together; the first problems are shown.
-        max_queries: queries of each training table that the reader holds.
+        max_answers: most held-out answers in the reader, of all stages together; the first problems are shown.
+        max_queries: most queries of each training table in the reader.
 
     Raises:
-        BadArtifact: an artifact of the run is gone or damaged.
+        BadArtifact: an artifact of the run is missing or damaged.
     """
     made = made_by(store, summary)
     found = manifests(store, made)
@@ -320,10 +324,10 @@ def write_page(
 
 
 def content_hash(text: str) -> str:
-    """How a Content-Security-Policy names the one script or style that it allows."""
+    """The hash by which a Content-Security-Policy allows one script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def data_uri(svg: bytes) -> str:
-    """A picture as an address that holds it whole."""
+    """A picture as a data URI."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

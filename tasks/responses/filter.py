@@ -1,4 +1,4 @@
-"""Filtering by rule (BOLT section 3.1.3): what is off the format or no LongCoT is dropped, each reason counted."""
+"""Filtering by rule (BOLT section 3.1.3): drop responses that are malformed or no LongCoT, and count the reasons."""
 
 from __future__ import annotations
 
@@ -21,51 +21,58 @@ Passages = Collection[tuple[str, ...]]
 
 
 class FilterConfig(BaseModel):
-    """Which well-formed, whole responses are dropped; BOLT names no rule but the format, so all are this project's
-    choice. Truncated and malformed responses are always dropped."""
+    """Which well-formed, complete responses are dropped.
+
+    BOLT names no rule but the format, so all of these are this project's choice. Truncated and malformed responses are
+    always dropped.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_thought_tokens: int | None = Field(
-        64, ge=1, description="Fewest tokens of thoughts; fewer are too short. Null: off."
+        64, ge=1, description="Minimum length of the thoughts, in tokens. Null: off."
     )
     special_tokens: bool = Field(
-        True, description="Drop text that spells a control token of a known model family, such as `<|eot_id|>`."
+        True, description="Drop responses that spell a control token of a known model family, such as `<|eot_id|>`."
     )
-    repeated_words: int = Field(20, ge=2, description="Words of a passage that counts as repeated.")
+    repeated_words: int = Field(
+        20, ge=2, description="Length of the passages compared in the repetition rule, in words."
+    )
     max_repeated_share: float | None = Field(
         0.3,
         ge=0,
         le=1,
-        description="Largest share of passages of `repeated_words` words that stood before in the same part; more is a "
-        "repetition loop. Null: off.",
+        description="Largest share of passages of `repeated_words` words that occurred earlier in the same part; more "
+        "is a repetition loop. Null: off.",
     )
     max_foreign_share: float | None = Field(
         0.0,
         ge=0,
         le=1,
-        description="Largest share of letters in a script that the query neither uses nor names the language of; more "
-        "is mixed language. Null: off.",
+        description="Largest share of letters in scripts that the query does not use and whose languages it does not "
+        "name; more is mixed language. Null: off.",
     )
     copied_words: int | None = Field(
-        15, ge=1, description="A passage of so many words from an example in the prompt is a copy. Null: off."
+        15, ge=1, description="A passage of this many words from an example in the prompt is a copy. Null: off."
     )
     mentions_of_thoughts: bool = Field(
-        True, description="Drop solutions that refer to the thoughts, which their reader does not see."
+        True, description="Drop solutions that refer to the thoughts, which the reader of a solution does not see."
     )
     min_actions: int | None = Field(
-        None, ge=1, le=4, description="Fewest of the four reasoning actions that the thoughts show. Null: off."
+        None, ge=1, le=4, description="Minimum number of the four reasoning actions in the thoughts. Null: off."
     )
 
 
 def reason_to_drop(
     response: dict[str, Any], query: str, shown: Sequence[Passages], config: FilterConfig, target: LongFormat
 ) -> str | None:
-    """Why a response is dropped, by the first rule that does; None where it is kept.
+    """The first rule that drops a response, as the reason to count; None if it is kept.
 
-    `target`: the format that the policy is trained to write, in which the response must be writable: a solution about
-    XML may spell one of its delimiters. `shown`: of each example in the response's prompt, all passages of
-    `copied_words` words.
+    Args:
+        query: the text of the response's query.
+        shown: for each example in the response's prompt, all its passages of `copied_words` words.
+        target: the format that the policy is trained to write. The response must be renderable in it: a solution about
+            XML may spell one of its delimiters.
     """
     if response["finish_reason"] != "stop":
         return "truncated"
@@ -103,7 +110,7 @@ def reason_to_drop(
 
 
 def passages_of(example: dict[str, Any], config: FilterConfig) -> Passages:
-    """All passages of `copied_words` words in an example's thoughts and solution; none where the rule is off."""
+    """All passages of `copied_words` words in an example's thoughts and solution; none if the rule is off."""
     if config.copied_words is None:
         return frozenset()
     parts = (filter_rules.words(example[name]) for name in ("thoughts", "solution"))
@@ -121,12 +128,12 @@ def filter_responses(
     queries: Ref,
     examples: Ref,
 ) -> Ref:
-    """Write the table `filtered`: the responses of all shards that no rule drops. Read = dropped + kept.
+    """Write the table `filtered`: the responses of all shards that no rule drops. In `counts`, read = dropped + kept.
 
     `target`: the format that the policy is trained to write.
     """
     funnel: Counter[str] = Counter()
-    asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
 
     def kept() -> Iterator[list[dict[str, Any]]]:
@@ -135,7 +142,7 @@ def filter_responses(
                 rows = []
                 for row in batch.to_pylist():
                     passages = [shown[example_id] for example_id in row["example_ids"]]
-                    reason = reason_to_drop(row, asked[row["query_id"]], passages, config, target)
+                    reason = reason_to_drop(row, texts[row["query_id"]], passages, config, target)
                     funnel["read"] += 1
                     funnel[f"dropped: {reason}" if reason else "kept"] += 1
                     if reason is None:

@@ -1,27 +1,25 @@
 """LongCoT sampling: one shard of queries through the vLLM servers, each finished request kept in a ledger.
 
-Bootstrapping (BOLT section 3.1.3), online sampling (3.3) and evaluation are this one step: with in-context examples in
-the prompt or without, n samples a query.
+This one step serves bootstrapping (BOLT section 3.1.3), online sampling (3.3) and evaluation: with or without
+in-context examples in the prompt, and with n samples per query.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
-import math
-from collections.abc import Iterator, Mapping
-from itertools import combinations, groupby, islice
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cot_formats import FORMATS
-from cot_formats.responses import PLAIN, Format, delimiters, opened_part, parse_response
+from cot_formats.responses import Format, opened_part, parse_response
 from infra.serving.completions import Completion, Request, Sampling
-from infra.serving.pool import complete_on
+from infra.serving.ledger import Ledger
+from infra.serving.pool import Pool, complete_on
 from infra.serving.rate import Rate
 from infra.serving.servers import Servers
 from infra.serving.shard_ledger import places, shard_ledger
@@ -32,19 +30,18 @@ from infra.store.models import fetch_model
 from infra.store.schemas import RESPONSES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
-from infra.text.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, prompt_text
-from infra.text.templates import filled
-from tasks.examples.read import ExamplesConfig, candidates
+from infra.text.chat import count_tokens, generation_prefix, load_tokenizer
+from tasks.responses.prompt import PromptConfig, QueryPrompt, query_prompt
 
 log = logging.getLogger(__name__)
 
 
 class TruncationError(RuntimeError):
-    """Too many samples were cut at max_tokens."""
+    """Too many samples were cut at `max_tokens`."""
 
 
 class QuarantineError(RuntimeError):
-    """Too many requests killed a server twice."""
+    """Too many requests were quarantined, each after it had killed a server twice."""
 
 
 class GenerateConfig(BaseModel):
@@ -52,99 +49,44 @@ class GenerateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    samples: int = Field(8, ge=1, description="Samples a query (BOLT: 8).")
+    samples: int = Field(8, ge=1, description="Number of samples per query (BOLT: 8).")
     temperature: float = Field(
-        1.0, ge=0, description="Sampling temperature (BOLT: 1.0 online; bootstrapping not stated)."
+        1.0, ge=0, description="Sampling temperature (BOLT: 1.0 online; not stated for bootstrapping)."
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling (BOLT: 1.0 online).")
-    max_tokens: int = Field(8192, ge=1, description="Longest response, in tokens (this project's choice).")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling (BOLT: 1.0 online).")
+    max_tokens: int = Field(8192, ge=1, description="Maximum length of a response, in tokens (this project's choice).")
     max_truncated_share: float = Field(
-        0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens; more fail the step."
+        0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens; the step fails if there are more."
     )
     format: Format = Field(
         "bolt", description="LongCoT format of the responses; `plain` for a ShortCoT model's answers."
     )
-    seed: int = Field(0, description="Seed of the draw of in-context examples and of sampling.")
+    seed: int = Field(0, description="Seed of sampling and of the draw of in-context examples.")
     request_seeds: bool = Field(
-        True, description="Give each request its own seed; false where the engine can't (on CPU)."
+        True, description="Give each request its own seed; set to false if the engine cannot take one (on CPU)."
     )
     in_flight: int = Field(
-        64,
-        ge=1,
-        description="Requests (n samples each) under way at once on each server, per shard; 4 shards run at once.",
+        64, ge=1, description="Concurrent requests (of n samples each) per server and shard; 4 shards run at once."
     )
     max_quarantined_share: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="Largest share of requests set aside because they killed a server twice; more fail the step "
-        "(this project's choice).",
+        description="Largest share of requests quarantined because they killed a server twice; the step fails if there "
+        "are more (this project's choice).",
     )
-
-
-class PromptConfig(BaseModel):
-    """How in-context examples and the query become one user turn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    examples: int = Field(3, ge=1, description="In-context examples a prompt, drawn per query (BOLT: 3 of 10).")
-    template: Path = Field(Path("prompts/in_context.md"), description="Text with {examples} and {query}.")
-    example_template: Path = Field(
-        Path("prompts/example.md"), description="Text of one example with {query} and {response}."
-    )
-
-
-def in_context_prompt(prompt: PromptConfig, shown: list[dict[str, Any]], query: str, format: Format) -> str:
-    """The user turn that asks for a LongCoT response to `query` after the examples `shown`."""
-    if format == PLAIN:
-        raise ValueError("in-context examples show thoughts: sample in a LongCoT format, not `plain`")
-    render = FORMATS[format].render
-    examples = [
-        filled(prompt.example_template, query=e["query"], response=render(e["thoughts"], e["solution"])) for e in shown
-    ]
-    return filled(prompt.template, examples="\n\n".join(examples), query=query)
-
-
-def first_prompt(
-    prompt: PromptConfig, examples: ExamplesConfig, query: dict[str, Any] | None, config: GenerateConfig
-) -> str:
-    """The first query's user turn, for a dry run: examples are read from the user's files, before any artifact exists.
-
-    `query`: None where the queries are not known yet.
-    """
-    query = query or {"query_id": "", "query": "(the query: its source is not read in a dry run)"}
-    shown = draw_examples(candidates(examples), prompt.examples, config.seed, query["query_id"])
-    return in_context_prompt(prompt, shown, query["query"], config.format)
-
-
-def draw_examples(examples: list[dict[str, Any]], count: int, seed: int, query_id: str) -> list[dict[str, Any]]:
-    """`count` examples drawn for a query, in table order, so that equal draws share a prompt prefix.
-
-    Every set of `count` examples is equally likely: a hash of seed and query id, modulo the number of sets, is the
-    place of the set in lexicographic order. So a draw depends on nothing else, whatever was drawn before.
-    """
-    if count > len(examples):
-        raise ValueError(f"{count} in-context examples a prompt, but the table `examples` holds {len(examples)}")
-    digest = hashlib.sha256(f"examples:{seed}:{query_id}".encode()).digest()
-    number = int.from_bytes(digest, "big") % math.comb(len(examples), count)
-    return list(next(islice(combinations(examples, count), number, None)))
 
 
 def request_seed(seed: int, query_id: str) -> int:
+    """The sampling seed of a query's request, from 0 to 2**31 - 1."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{query_id}".encode()).digest()[:4], "big") >> 1
 
 
 def shard_of(store: Store, queries: Ref, shard: int, shards: int) -> Iterator[dict[str, Any]]:
-    """The queries of one shard: every `shards`-th row."""
+    """The queries of one shard: every `shards`-th row, from row `shard` on."""
     for row, query in enumerate(read_rows(store, queries)):
         if row % shards == shard:
             yield query
-
-
-def harmless_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> dict[str, str]:
-    """A turn before the query, without control tokens but the delimiters of thoughts that the model itself wrote."""
-    keep = delimiters(format) if turn["role"] == "assistant" else ()
-    return {**turn, "content": neutralise(turn["content"], tokenizer, keep)}
 
 
 @step(
@@ -164,88 +106,30 @@ def generate(
     prompt: PromptConfig | None = None,
     examples: Ref | None = None,
 ) -> Ref:
-    """Sample `config.samples` responses for each query of a shard and write the table `responses`.
+    """Sample `config.samples` responses to each query of a shard and write the table `responses`.
 
-    A query of a benchmark may have turns before it (`history`); in-context examples go before the last turn.
+    A benchmark problem may have earlier turns (`history`); in-context examples go into the last turn.
 
     Raises:
-        TruncationError: more samples were cut than `max_truncated_share`; the finished ones stay in the ledger.
-        QuarantineError: more requests were set aside than `max_quarantined_share`; the ledger keeps them and the finished ones.
+        TruncationError: the share of truncated samples exceeds `max_truncated_share`; the ledger keeps all samples.
+        QuarantineError: the share of quarantined requests exceeds `max_quarantined_share`; the ledger keeps them and
+            all samples.
         infra.serving.vllm_server.ServerError: no server is left.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
-    shown = list(read_rows(store, examples)) if examples else []
-    shown_tags = delimiters(config.format) if prompt else ()  # the examples' own; a query's are broken up before
-    asked: dict[str, list[str]] = {}  # the examples shown, by query
-    prompts: dict[str, str] = {}  # by query; tokenised when asked, since ids take ten times the memory
-    for query in shard_of(store, queries, shard, shards):
-        drawn = draw_examples(shown, prompt.examples, config.seed, query["query_id"]) if prompt else []
-        text = neutralise(query["query"], tokenizer)
-        if prompt:
-            text = in_context_prompt(prompt, drawn, text, config.format)
-        asked[query["query_id"]] = [e["example_id"] for e in drawn]
-        earlier = [harmless_turn(turn, tokenizer, config.format) for turn in json.loads(query.get("history", "[]"))]
-        tags = delimiters(config.format) if earlier else shown_tags
-        prompts[query["query_id"]] = prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], tags)
-
-    def request(query_id: str) -> Request:
-        seed = request_seed(config.seed, query_id) if config.request_seeds else None
-        return Request(query_id, tokenizer.encode(prompts[query_id], add_special_tokens=False), seed)
-
-    sampling = Sampling(
-        n=config.samples,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens,
-        stop_token_ids=(),  # the model's own end tokens alone
-    )
+    table = list(read_rows(store, examples)) if examples else []
+    prompts = {
+        query["query_id"]: query_prompt(query, tokenizer, config.format, config.seed, prompt, table)
+        for query in shard_of(store, queries, shard, shards)
+    }
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
-        # Equal examples together, for the server's prefix cache.
-        owed = sorted((query_id for query_id in asked if query_id not in ledger), key=lambda each: asked[each])
-        if owed:
-            groups = [list(group) for _, group in groupby(owed, key=lambda each: asked[each])]
-            pool = servers.policies(model)
-            rate = Rate(pool)
-
-            def keep(request: Request, completions: list[Completion]) -> None:
-                samples = [{"text": c.text, "finish_reason": c.finish_reason, "tokens": c.tokens} for c in completions]
-                record = {"samples": samples, "prompt_tokens": len(request.prompt_ids), "seed": request.seed}
-                ledger.append(request.request_id, record)
-                rate.add(sum(c.tokens for c in completions))
-
-            def quarantined(request: Request, reason: str) -> None:
-                log.warning("%s: request %s is set aside: it %s", plan.step, request.request_id, reason)
-                ledger.append(request.request_id, {"quarantined": reason})
-
-            with progress(plan.step, lambda: len(ledger), len(asked), "requests", detail=rate.text):
-                asking = complete_on(
-                    pool,
-                    groups,
-                    request,
-                    sampling,
-                    max_in_flight=config.in_flight,
-                    on_result=keep,
-                    on_quarantine=quarantined,
-                )
-                asyncio.run(asking)
-        aside = {query_id: ledger[query_id]["quarantined"] for query_id in asked if "quarantined" in ledger[query_id]}
-        if len(aside) > config.max_quarantined_share * len(asked):
-            raise QuarantineError(
-                f"{plan.step}: {len(aside)} of {len(asked)} requests were set aside, limit "
-                f"{config.max_quarantined_share:.1%}; the first is query {next(iter(aside))}: {next(iter(aside.values()))}; "
-                "raise max_quarantined_share to go on without them, or, to ask all of the shard again, delete "
-                f"{places(store, ledger)}"
-            )
-        answered = {query_id: example_ids for query_id, example_ids in asked.items() if query_id not in aside}
-        ends = [sample["finish_reason"] for query_id in answered for sample in ledger[query_id]["samples"]]
-        cut = ends.count("length")
-        if ends and cut / len(ends) > config.max_truncated_share:
-            raise TruncationError(
-                f"{plan.step}: {cut} of {len(ends)} samples ({cut / len(ends):.1%}) were cut at "
-                f"max_tokens={config.max_tokens}, limit {config.max_truncated_share:.1%}: "
-                "raise max_tokens (or max_truncated_share, if cut samples are no harm)"
-            )
-        counts = {"truncated": cut, "malformed": 0, "completion_tokens": 0, "quarantined": len(aside)}
+        if owed := owed_groups(prompts, ledger):
+            sample_groups(plan.step, config, owed, prompts, tokenizer, servers.policies(model), ledger)
+        quarantined = {each: ledger[each]["quarantined"] for each in prompts if "quarantined" in ledger[each]}
+        check_quarantined(plan.step, config, quarantined, len(prompts), places(store, ledger))
+        answered = {query_id: each.example_ids for query_id, each in prompts.items() if query_id not in quarantined}
+        truncated = check_truncated(plan.step, config, (ledger[query_id] for query_id in answered))
+        counts = {"truncated": truncated, "malformed": 0, "completion_tokens": 0, "quarantined": len(quarantined)}
         opened = bool(opened_part(generation_prefix(tokenizer), config.format))
         rows = response_rows(tokenizer, answered, ledger, config.format, opened, counts)
         made = write_table(store, plan.step, plan.key, RESPONSES, batched(rows), plan.provenance, counts=lambda: counts)
@@ -253,21 +137,122 @@ def generate(
     return made
 
 
+def owed_groups(prompts: Mapping[str, QueryPrompt], ledger: Mapping[str, Any]) -> list[list[str]]:
+    """The ids of the queries that the ledger lacks, grouped by equal examples, for the servers' prefix caches."""
+
+    def shown(query_id: str) -> list[str]:
+        return prompts[query_id].example_ids
+
+    owed = sorted((query_id for query_id in prompts if query_id not in ledger), key=shown)
+    return [list(group) for _, group in groupby(owed, key=shown)]
+
+
+def sample_groups(
+    step: str,
+    config: GenerateConfig,
+    groups: list[list[str]],
+    prompts: Mapping[str, QueryPrompt],
+    tokenizer: Any,
+    pool: Pool,
+    ledger: Ledger,
+) -> None:
+    """Sample for all queries of `groups`; the ledger then has the samples of each, or why it was quarantined.
+
+    Raises:
+        As `infra.serving.pool.complete_on`.
+    """
+    rate = Rate(pool)
+    sampling = Sampling(
+        n=config.samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        stop_token_ids=(),  # the model's own end tokens only
+    )
+    with progress(step, lambda: len(ledger), len(prompts), "requests", detail=rate.text):
+        completing = complete_on(
+            pool,
+            groups,
+            partial(request_for, config, prompts, tokenizer),
+            sampling,
+            max_in_flight=config.in_flight,
+            on_result=partial(keep_samples, ledger, rate.add),
+            on_quarantine=partial(keep_quarantined, step, ledger),
+        )
+        asyncio.run(completing)
+
+
+def request_for(config: GenerateConfig, prompts: Mapping[str, QueryPrompt], tokenizer: Any, query_id: str) -> Request:
+    """The request of a query. Its prompt is tokenised only now, since token ids take ten times the text's memory."""
+    seed = request_seed(config.seed, query_id) if config.request_seeds else None
+    return Request(query_id, tokenizer.encode(prompts[query_id].text, add_special_tokens=False), seed)
+
+
+def keep_samples(
+    ledger: Ledger, add_tokens: Callable[[int], None], request: Request, completions: list[Completion]
+) -> None:
+    """Put the samples of a finished request into the ledger, and report its sampled tokens to `add_tokens`."""
+    samples = [{"text": c.text, "finish_reason": c.finish_reason, "tokens": c.tokens} for c in completions]
+    record = {"samples": samples, "prompt_tokens": len(request.prompt_ids), "seed": request.seed}
+    ledger.append(request.request_id, record)
+    add_tokens(sum(c.tokens for c in completions))
+
+
+def keep_quarantined(step: str, ledger: Ledger, request: Request, reason: str) -> None:
+    """Log a quarantined request and put it into the ledger, so that it is not sent again."""
+    log.warning("%s: request %s is quarantined: it %s", step, request.request_id, reason)
+    ledger.append(request.request_id, {"quarantined": reason})
+
+
+def check_quarantined(
+    step: str, config: GenerateConfig, quarantined: Mapping[str, str], requests: int, places: str
+) -> None:
+    """Raise `QuarantineError` if too many of the shard's requests are quarantined.
+
+    Args:
+        quarantined: reasons by query id.
+        requests: number of requests of the shard.
+        places: where the ledger is, for the message.
+    """
+    if len(quarantined) > config.max_quarantined_share * requests:
+        query_id, reason = next(iter(quarantined.items()))
+        raise QuarantineError(
+            f"{step}: {len(quarantined)} of {requests} requests were quarantined, limit "
+            f"{config.max_quarantined_share:.1%}; the first is query {query_id}: {reason}; raise max_quarantined_share "
+            f"to continue without them, or delete {places} to sample the whole shard again"
+        )
+
+
+def check_truncated(step: str, config: GenerateConfig, records: Iterable[dict[str, Any]]) -> int:
+    """The number of truncated samples in the ledger's `records`. Raises `TruncationError` if there are too many."""
+    ends = [sample["finish_reason"] for record in records for sample in record["samples"]]
+    truncated = ends.count("length")
+    if ends and truncated / len(ends) > config.max_truncated_share:
+        raise TruncationError(
+            f"{step}: {truncated} of {len(ends)} samples ({truncated / len(ends):.1%}) were cut at "
+            f"max_tokens={config.max_tokens}, limit {config.max_truncated_share:.1%}: "
+            "raise max_tokens (or max_truncated_share, if truncated samples do no harm)"
+        )
+    return truncated
+
+
 def response_rows(
     tokenizer: Any,
-    asked: dict[str, list[str]],
-    done: Mapping[str, dict[str, Any]],
+    answered: Mapping[str, list[str]],
+    records: Mapping[str, dict[str, Any]],
     format: Format,
     opened: bool,
     counts: dict[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `responses` in query order, from what the ledger holds; adds their figures to `counts`."""
+    """The rows of `responses` in query order, from the ledger's records.
 
-    def tokens(text: str | None) -> int:
-        return count_tokens(tokenizer, text) if text else 0
-
-    for query_id, example_ids in asked.items():
-        record = done[query_id]
+    Args:
+        answered: by query id, the ids of the in-context examples shown.
+        opened: whether the chat template opens the thoughts at the end of the prompt.
+        counts: `malformed` and `completion_tokens` are added to as rows are made.
+    """
+    for query_id, example_ids in answered.items():
+        record = records[query_id]
         for number, sample in enumerate(record["samples"]):
             parsed = parse_response(sample["text"], format, opened)
             counts["malformed"] += bool(parsed["violations"])
@@ -282,6 +267,11 @@ def response_rows(
                 "finish_reason": sample["finish_reason"],
                 "prompt_tokens": record["prompt_tokens"],
                 "completion_tokens": sample["tokens"],
-                "thought_tokens": tokens(parsed["thoughts"]),
-                "solution_tokens": tokens(parsed["solution"]),
+                "thought_tokens": tokens_in(tokenizer, parsed["thoughts"]),
+                "solution_tokens": tokens_in(tokenizer, parsed["solution"]),
             }
+
+
+def tokens_in(tokenizer: Any, part: str | None) -> int:
+    """The length of a part of a response, in tokens; 0 if there is no such part."""
+    return count_tokens(tokenizer, part) if part else 0

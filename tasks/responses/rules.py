@@ -1,8 +1,8 @@
 """The rules that drop a response (BOLT section 3.1.3 says "rules"; which ones is this project's choice).
 
-Each is a pure function over texts that returns a figure or a flag, linear in the length of the text; it raises nothing
-on any text. The thresholds are in `tasks.responses.filter.FilterConfig`; the figures that they were chosen by are in
-tests/tasks/test_filter_rules.py.
+Each is a pure function over texts that returns a figure or a match. It takes time linear in the length of the text and
+raises nothing on any text. The thresholds are in `tasks.responses.filter.FilterConfig`; the measurements that they were
+chosen by are in tests/tasks/responses/test_rules.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
-"""A word; of scripts written without blanks, a character."""
+"""A word; in scripts written without spaces, a character."""
 
 SCRIPTS = {
     "Chinese or Japanese": (
@@ -50,15 +50,17 @@ SCRIPTS = {
     ),
     "Thai": (re.compile(r"[\u0e00-\u0e7f]"), re.compile(r"\bthai\b", re.I)),
 }
-"""Scripts that are not looked for in an answer unless the query is written in one, or names a language written so.
-Latin and Greek letters are free: code, formulas and names use them in every language."""
+"""Scripts that are foreign in a response unless the query uses the script or names a language that is written in it.
+
+Each has a pattern for its letters and one for the names of its languages. Latin and Greek letters are never foreign:
+code, formulas and names use them in every language."""
 
 _LETTER = re.compile(r"[^\W\d_]")
 
 _SPECIAL = re.compile(
     r"<\|[^|<>\s]{1,40}\|>"  # Llama 3, ChatML, Phi, ...
     r"|<\uff5c[^\uff5c<>\n]{1,40}\uff5c>"  # DeepSeek
-    r"|</s>\s*\Z|</s>\s*<s>|<(?:bos|eos|pad|unk|mask)>"  # SentencePiece's kin; HTML has an element <s>
+    r"|</s>\s*\Z|</s>\s*<s>|<(?:bos|eos|pad|unk|mask)>"  # SentencePiece and similar tokenizers; HTML has an element <s>
     r"|<(?:start|end)_of_(?:turn|image)>"  # Gemma
     r"|\[/?INST\]|<</?SYS>>|\[(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"  # Llama 2, Mistral
 )
@@ -75,7 +77,7 @@ _MENTION = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation and marks."""
+    """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
 
@@ -85,13 +87,13 @@ def passages(listed: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
 
 
 def repeated_share(listed: Sequence[str], length: int) -> float:
-    """The share, from 0 to 1, of a text's runs of `length` words that stood in it before; 0 where it is shorter."""
+    """The share, from 0 to 1, of a text's runs of `length` words that occurred earlier in it; 0 if it is shorter."""
     count = len(listed) - length + 1
     return 1 - len(set(passages(listed, length))) / count if count > 0 else 0.0
 
 
 def foreign_share(query: str, text: str) -> float:
-    """The share of a text's letters, from 0 to 1, in scripts that its query neither uses nor names the language of."""
+    """The share of a text's letters, from 0 to 1, that are in scripts foreign to the query (see `SCRIPTS`)."""
     foreign = sum(
         len(letters.findall(text))
         for letters, names in SCRIPTS.values()
@@ -101,26 +103,26 @@ def foreign_share(query: str, text: str) -> float:
 
 
 def copies(listed: Sequence[str], shown: Collection[tuple[str, ...]], length: int) -> bool:
-    """Whether a text holds one of the passages `shown`, which are `length` words long."""
+    """Whether a text contains one of the passages `shown`, which are `length` words long."""
     return bool(shown) and any(passage in shown for passage in passages(listed, length))
 
 
 def special_token(text: str) -> str | None:
-    """The first string in the text that is a control token of some family of models; None where there is none."""
+    """The first string in the text that is a control token of a known model family; None if there is none."""
     found = _SPECIAL.search(text)
     return found[0] if found else None
 
 
 def mention_of_thoughts(solution: str) -> str | None:
-    """Where a solution refers to the thoughts, which its reader does not see; None where it does not.
+    """The first phrase in a solution that refers to the thoughts, which its reader does not see; None if none does.
 
-    By English phrases; "thoughts" alone is no mention ("my thoughts on the film").
+    Finds English phrases only; "thoughts" alone is no mention ("my thoughts on the film").
     """
     found = _MENTION.search(solution)
     return found[0] if found else None
 
 
 def missing_actions(thoughts: str) -> list[str]:
-    """Those of the paper's four reasoning actions that the thoughts do not show, by `cot_formats.actions`."""
+    """Which of the paper's four reasoning actions the thoughts do not show, according to `cot_formats.actions`."""
     shown = {action.name for action in find_actions(thoughts)}
     return [action for action in ACTIONS if action not in shown]

@@ -1,1 +1,1 @@
-"""Rewards of responses, and what follows from them: the selection for SFT, the preference pairs. Imports responses."""
+"""Rewards of responses, and what is made from them: the data for SFT, the preference pairs. Imports responses."""

@@ -1,4 +1,4 @@
-"""Preference pairs (BOLT section 3.3): of each query's samples the highest scored is chosen, the lowest rejected."""
+"""Preference pairs (BOLT section 3.3): of each query's samples, the best is chosen and the worst rejected, by score."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from infra.text.chat import load_tokenizer, prompt_text
 
 
 class PairConfig(BaseModel):
-    """Which of a query's samples become a preference."""
+    """Which of a query's samples become a preference pair."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_samples: int = Field(4, ge=2, description="Scored samples that a query must have (this project's choice).")
+    min_samples: int = Field(4, ge=2, description="Minimum number of scored samples per query (this project's choice).")
     min_margin: float = Field(
-        0.0, ge=0, description="Score differences up to this carry no signal: the pair is dropped."
+        0.0, ge=0, description="A pair whose scores differ by this or less is dropped: it carries no signal."
     )
     boundary: float | None = Field(
         None,
-        description="Where set, the chosen one's reward must lie above it and the rejected one's below: 0 for a reward "
-        "model that was trained on right and wrong outcomes (this project's choice; the paper has no such rule).",
+        description="If set, the chosen sample's reward must be above it and the rejected one's below: 0 for a reward "
+        "model trained on correct and wrong outcomes (this project's choice; the paper has no such rule). Null: off.",
     )
     max_tokens: int = Field(
-        16384, ge=1, description="Longest response of a pair, in tokens; a longer one drops the pair."
+        16384, ge=1, description="Maximum length of a response, in tokens; a pair with a longer one is dropped."
     )
 
 
 def choose(
     scored: list[dict[str, Any]], config: PairConfig, funnel: Counter[str]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """A query's (chosen, rejected), or None; `funnel` counts why. Ties go to the lowest sample number.
+    """The (chosen, rejected) samples of a query, or None; `funnel` counts why. Ties go to the lowest sample number.
 
-    A sample that was cut is neither: training ends every completion with an end token, which it never came to.
+    A truncated sample can be neither: training ends every completion with an end token, which it never reached.
     """
     ended = [row for row in scored if row["finish_reason"] == "stop"]
     funnel["queries"] += 1
@@ -80,15 +80,15 @@ def pair(
     model: Ref,
     servers: Servers,
 ) -> Ref:
-    """Write the table `pairs`. The texts are the samples as they were drawn: the loss covers thoughts and solution.
+    """Write the table `pairs`. Its texts are the samples as generated: the loss covers thoughts and solution.
 
-    Who is paired is settled by figures alone; then the texts are streamed, so that memory does not grow with them.
+    Pairs are chosen without reading the texts, which are then streamed, so that memory does not grow with them.
 
     Raises:
         BadInput: there is no pair at all.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
-    asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    query_texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     columns = ["query_id", "sample", "reward", "total"]
     rewards = {
         (row["query_id"], row["sample"]): (row["reward"], row["total"]) for row in read_rows(store, scores, columns)
@@ -100,21 +100,21 @@ def pair(
             if found := rewards.get((query_id, row["sample"])):
                 scored[query_id].append({**row, "reward": found[0], "total": found[1]})
     funnel: Counter[str] = Counter()
-    choices = {query_id: choose(scored[query_id], config, funnel) for query_id in asked}
+    choices = {query_id: choose(scored[query_id], config, funnel) for query_id in query_texts}
     paired = {query_id: both for query_id, both in choices.items() if both}
     if not paired:
         raise BadInput(
-            f"{plan.step}: no query gives a preference pair ({dict(funnel)}); draw more samples or queries, or loosen "
+            f"{plan.step}: no query gives a preference pair ({dict(funnel)}): use more samples or queries, or relax "
             "pair.boundary, pair.min_margin or pair.min_samples"
         )
 
     def rows() -> Iterator[dict[str, Any]]:
-        for query_id, texts in texts_by_query(store, responses, paired, list(asked)):
+        for query_id, texts in texts_by_query(store, responses, paired, list(query_texts)):
             chosen, rejected = paired[query_id]
             yield {
                 "query_id": query_id,
                 "iteration": iteration,
-                "prompt": prompt_text(tokenizer, [{"role": "user", "content": asked[query_id]}]),
+                "prompt": prompt_text(tokenizer, [{"role": "user", "content": query_texts[query_id]}]),
                 "chosen": texts[chosen["sample"]],
                 "rejected": texts[rejected["sample"]],
                 "chosen_sample": chosen["sample"],
@@ -134,7 +134,7 @@ def texts_by_query(
     paired: dict[str, tuple[dict[str, Any], dict[str, Any]]],
     order: Sequence[str],
 ) -> Iterator[tuple[str, dict[int, str]]]:
-    """The texts of the samples paired, by sample number, query by query in `order`, which each shard keeps too."""
+    """The texts of the paired samples by sample number, for each query in `order`, which is also the shards' order."""
     wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
     place = {query_id: number for number, query_id in enumerate(order)}
 

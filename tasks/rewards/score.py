@@ -1,6 +1,6 @@
 """Reward scoring: the outcome reward model on (query, solution), plus a rule-based format reward (BOLT 3.1.3 and 3.3).
 
-Where a query has a reference answer, whether the solution gives it may count too (this project's option).
+If a query has a reference answer, a solution that gives it can earn an extra reward (this project's option).
 
 The thoughts never reach the reward model: no reward model for them exists.
 """
@@ -45,19 +45,21 @@ class ScoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_weight: float = Field(
-        1.0, ge=0, description="Added to a well-formed response's reward (BOLT adds one; its weight is not stated)."
+        1.0,
+        ge=0,
+        description="Added to the reward of a well-formed response (BOLT adds one; its weight is not stated).",
     )
     verified_weight: float = Field(
         0.0,
         ge=0,
-        description="Added where the solution gives the query's reference answer, by math-verify; queries without one "
-        "get nothing (this project's option; BOLT has none).",
+        description="Added to the reward if the solution gives the query's reference answer, by math-verify; queries "
+        "without one get nothing (this project's option; BOLT has none).",
     )
-    in_flight: int = Field(64, ge=1, description="Scoring requests under way at once.")
+    in_flight: int = Field(64, ge=1, description="Concurrent scoring requests.")
 
 
-def judged_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
-    """What the reward model reads: the query and the solution in its own chat template, as token ids."""
+def reward_input_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
+    """The reward model's input: query and solution in its own chat template, as token ids."""
     messages = [
         {"role": "user", "content": neutralise(query, tokenizer)},
         {"role": "assistant", "content": neutralise(solution, tokenizer)},
@@ -67,14 +69,16 @@ def judged_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
 
 
 class Batch(NamedTuple):
-    """Some responses: those that have a solution, and the number of those that have none."""
+    """A batch of responses."""
 
     rows: Rows
+    """Those that have a solution."""
     without: int
+    """Number of those that have none."""
 
     @property
     def answers(self) -> list[Answer]:
-        """What is scored, once each: samples of a query that end in the same solution get the same reward."""
+        """What is scored, without duplicates: samples of a query with the same solution get the same reward."""
         return list(dict.fromkeys((row["query_id"], row["solution"]) for row in self.rows))
 
 
@@ -99,7 +103,7 @@ def score(
 ) -> Ref:
     """Write the table `scores`: a row for each response that has a solution; those without one are counted.
 
-    ArmoRM scores in a process of its own, every other reward model on a vLLM server.
+    ArmoRM runs in processes of its own, every other reward model on a vLLM server.
 
     Raises:
         infra.serving.completions.CompletionError: the server refused a request.
@@ -110,30 +114,30 @@ def score(
     tokenizer = load_tokenizer(model)
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     references = references_of(store, queries) if config.verified_weight else {}
-    counts = {"scored": 0, "without a solution": 0} | ({"verified": 0, "right": 0} if references else {})
+    counts = {"scored": 0, "without a solution": 0} | ({"verified": 0, "correct": 0} if references else {})
     total = sum(shard.rows for shard in responses)
     parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
     ids = (
-        [judged_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
+        [reward_input_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
         for batch in batches_of(store, responses)
     )
     if is_armorm(model):
-        rewards = computed(ids, tokenizer, model, parts, servers)
+        rewards = armorm_rewards(ids, tokenizer, model, parts, servers)
     else:
-        rewards = served(ids, reward_model, config, servers)
+        rewards = served_rewards(ids, reward_model, config, servers)
 
     def done() -> float:
         return max(total * share_computed(parts), counts["scored"] + counts["without a solution"])
 
     with verifier() as verify, progress(plan.step, done, total, "responses"):
-        rows = scored_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
+        rows = score_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
         made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
     if parts.exists():
         shutil.rmtree(parts)  # the table holds it all now
     return made
 
 
-def scored_rows(
+def score_rows(
     batches: Iterable[Batch],
     rewards: Iterable[list[float]],
     references: Mapping[str, str],
@@ -142,21 +146,22 @@ def scored_rows(
     config: ScoreConfig,
     counts: dict[str, int],
 ) -> Iterator[Rows]:
-    """The rows of `scores`, batch by batch; adds to `counts`.
+    """The rows of `scores`, batch by batch.
 
     Args:
-        rewards: of each batch, the reward of each of its `answers`.
+        rewards: one list per batch, with the reward of each of its `answers`.
         references: reference answers by query id; queries without one are not verified.
-        verify: whether a solution gives a reference answer.
+        verify: tells whether a solution gives a reference answer.
+        counts: added to, batch by batch.
 
     Raises:
         ValueError: a reward is not finite; or there are not as many lists of rewards as batches.
     """
     for batch, found in zip(batches, rewards, strict=True):
         reward_of = dict(zip(batch.answers, found, strict=True))
-        right = {each: verify(each[1], references[each[0]]) for each in batch.answers if each[0] in references}
+        verified = {each: verify(each[1], references[each[0]]) for each in batch.answers if each[0] in references}
         rows = [
-            scored(row, reward_of[answer], right.get(answer), reward_model, config)
+            score_row(row, reward_of[answer], verified.get(answer), reward_model, config)
             for row in batch.rows
             for answer in [(row["query_id"], row["solution"])]
         ]
@@ -164,20 +169,20 @@ def scored_rows(
         counts["scored"] += len(rows)
         if references:
             counts["verified"] += sum(row["verified"] is not None for row in rows)
-            counts["right"] += sum(row["verified"] is True for row in rows)
+            counts["correct"] += sum(row["verified"] is True for row in rows)
         yield rows
 
 
 def share_computed(parts: Path) -> float:
-    """The share of ArmoRM's parts that have their rewards, from 0 to 1; 0 where there are none."""
+    """The share of ArmoRM's parts that have their rewards, from 0 to 1; 0 if there are no parts."""
     count = part_count(parts)
     return sum(rewards_path(parts, number).exists() for number in range(count)) / count if count else 0.0
 
 
-def served(
+def served_rewards(
     batches: Iterable[list[list[int]]], reward_model: Ref, config: ScoreConfig, servers: Servers
 ) -> Iterator[list[float]]:
-    """Rewards of token ids, batch by batch, from the server of a sequence classifier."""
+    """Rewards of token id sequences, batch by batch, from a sequence classifier on a vLLM server."""
     server = servers.reward(reward_model)
     for ids in batches:
         yield asyncio.run(
@@ -185,10 +190,10 @@ def served(
         )
 
 
-def computed(
+def armorm_rewards(
     batches: Iterable[list[list[int]]], tokenizer: Any, model: Path, parts: Path, servers: Servers
 ) -> Iterator[list[float]]:
-    """Rewards of token ids, batch by batch, from ArmoRM: all of them are laid into the folder `parts` first.
+    """Rewards of token id sequences, batch by batch, from ArmoRM, which reads them all from the folder `parts`.
 
     Raises:
         ValueError: a sequence is longer than the reward model's `max_model_len`.
@@ -199,7 +204,7 @@ def computed(
     for ids in batches:
         if (longest := max(map(len, ids), default=0)) > options.max_model_len:
             raise ValueError(
-                f"a query and its solution are {longest} tokens long, serving.reward.max_model_len is "
+                f"a query and its solution are {longest} tokens long, but serving.reward.max_model_len is "
                 f"{options.max_model_len}: raise it (the model's own limit is in its config.json)"
             )
         write_part(parts, count, [(each, gate_position(tokenizer, each)) for each in ids])
@@ -211,21 +216,21 @@ def computed(
 
 
 def check_reward_model(store: Store, reward_model: Ref) -> None:
-    """Refuse a reward model without a chat template: a look at its files, before anything is sampled.
+    """Refuse a reward model without a chat template, by a look at its files before anything is sampled.
 
     Raises:
-        BadInput: no file of the model holds a chat template.
+        BadInput: no file of the model has a chat template.
     """
     files = {part.path for part in expect(store, reward_model).parts}
     folder = f"{reward_model.step}/{reward_model.key}"
-    told = "tokenizer_config.json"
+    settings = "tokenizer_config.json"
     if "chat_template.jinja" in files or "chat_template.json" in files:
         return
-    if told in files and json.loads(store.read_bytes(f"{folder}/{told}")).get("chat_template"):
+    if settings in files and json.loads(store.read_bytes(f"{folder}/{settings}")).get("chat_template"):
         return
     raise BadInput(
         f"reward model {folder}: no chat template in its files (expected chat_template.jinja, or chat_template in "
-        f"{told}); it reads query and solution through its own: add the template it was trained with to the folder"
+        f"{settings}), but query and solution are rendered with it: add the template that the model was trained with"
     )
 
 
@@ -237,7 +242,7 @@ def references_of(store: Store, queries: Ref) -> dict[str, str]:
 
 @contextmanager
 def verifier() -> Iterator[Callable[[str, str], bool]]:
-    """Whether a solution gives a reference answer, told by a process that starts when it is first asked."""
+    """A function that tells whether a solution gives a reference answer, in a process that the first call starts."""
     with Limited("evals.graders:math500") as child:
 
         def verify(solution: str, reference: str) -> bool:
@@ -247,12 +252,15 @@ def verifier() -> Iterator[Callable[[str, str], bool]]:
         yield verify
 
 
-def scored(
+def score_row(
     row: dict[str, Any], reward: float, verified: bool | None, reward_model: Ref, config: ScoreConfig
 ) -> dict[str, Any]:
-    """A row of `scores`; `verified` is None where the query has no reference answer, or they do not count.
+    """A row of `scores`. Its `reward` is the outcome's: the reward model's, plus what a correct answer adds.
 
-    `reward` is the reward of the outcome: the reward model's, and what a right answer adds.
+    `verified`: whether the solution gives the reference answer; None if there is none, or it does not count.
+
+    Raises:
+        ValueError: the reward is not finite.
     """
     if not math.isfinite(reward):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Selection (BOLT section 3.1.3): drop scores below the 30th percentile, then keep the best response of each query."""
+"""Selection (BOLT section 3.1.3): drop scores below the 30th percentile, then keep the best response to each query."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from infra.text.chat import generation_prefix, load_tokenizer, prompt_text
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
-BINS = 60
+BINS = 60  # of the histogram of rewards
 LENGTHS = ("thought_tokens", "solution_tokens")
 
 
 class SelectConfig(BaseModel):
-    """Which responses are learned from, and in which format."""
+    """Which responses the policy is trained on, and in which format."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,19 +37,19 @@ class SelectConfig(BaseModel):
 
 
 def sort_keys(values: Floats) -> Integers:
-    """Unsigned integers in the order of finite floats: all bits turned over in negative ones, else the sign bit."""
+    """Unsigned integers in the order of the finite floats: all bits are flipped in negative ones, else the sign bit."""
     bits = values.view(np.uint64)
     return np.where(bits >> 63, ~bits, bits | np.uint64(1 << 63))
 
 
 def order_statistics(stream: Callable[[], Iterable[Floats]], ranks: Sequence[int]) -> list[float]:
-    """The values that stand at `ranks` (from 0) among all that the stream holds, once sorted; ranks must exist.
+    """The values at `ranks` (from 0, and below their number) among all values of the stream in ascending order.
 
-    Exact, in four passes over the stream and half a MiB a rank, however many values there are: each pass counts the
-    next 16 bits of the values that agree with what is known of the one that is looked for.
+    Exact, with four passes over the stream and half a MiB per rank, however many values there are. Each pass tallies
+    the next 16 bits of those values whose leading bits are the ones already known of the wanted value.
     """
     known = dict.fromkeys(ranks, 0)  # the leading bits of each rank's key
-    left = {rank: rank for rank in ranks}  # the rank among the values that agree with them
+    inner = {rank: rank for rank in ranks}  # the rank among the values that have these leading bits
     for shift in (48, 32, 16, 0):
         tallies = {prefix: np.zeros(1 << 16, dtype=np.int64) for prefix in known.values()}
         for values in stream():
@@ -61,8 +61,8 @@ def order_statistics(stream: Callable[[], Iterable[Floats]], ranks: Sequence[int
                 )
         for rank in known:
             upto = np.cumsum(tallies[known[rank]])
-            digit = int(np.searchsorted(upto, left[rank], side="right"))
-            left[rank] -= int(upto[digit - 1]) if digit else 0
+            digit = int(np.searchsorted(upto, inner[rank], side="right"))
+            inner[rank] -= int(upto[digit - 1]) if digit else 0
             known[rank] = known[rank] << 16 | digit
     keys = np.array([known[rank] for rank in ranks], dtype=np.uint64)
     values = np.where(keys >> 63, keys ^ np.uint64(1 << 63), ~keys).view(np.float64)
@@ -70,7 +70,7 @@ def order_statistics(stream: Callable[[], Iterable[Floats]], ranks: Sequence[int
 
 
 def percentile_of(stream: Callable[[], Iterable[Floats]], count: int, percentile: float) -> float:
-    """The percentile by linear interpolation, as `numpy.percentile` gives it, of the `count` values of a stream."""
+    """The percentile of the `count` values of a stream by linear interpolation, equal to `numpy.percentile`'s."""
     place = (count - 1) * (percentile / 100)
     below = int(place)
     low, high = order_statistics(stream, [below, min(below + 1, count - 1)])
@@ -79,13 +79,15 @@ def percentile_of(stream: Callable[[], Iterable[Floats]], count: int, percentile
 
 
 def threshold(store: Store, scores: Ref, percentile: float) -> float:
-    """The exact percentile (linear interpolation) over all rewards, which are read four times and never held.
+    """The exact percentile (linear interpolation) of all rewards, which are read four times but never held in memory.
 
     Raises:
-        ValueError: there is nothing to select from.
+        ValueError: there are no scores.
     """
     if not scores.rows:
-        raise ValueError(f"{scores.uri} holds no scores: no response had a solution; its inputs' manifests count why")
+        raise ValueError(
+            f"{scores.uri} holds no scores: no response had a solution; the counts in its inputs' manifests show why"
+        )
     return percentile_of(lambda: rewards(store, scores), scores.rows, percentile)
 
 
@@ -96,9 +98,9 @@ def rewards(store: Store, scores: Ref) -> Iterator[Floats]:
 
 
 def histogram(store: Store, scores: Ref) -> dict[str, list[Any]]:
-    """How the rewards are spread: `BINS` bins of equal width over their range, as `numpy.histogram` has them.
+    """The histogram of the rewards: `BINS` bins of equal width over their range, as `numpy.histogram` makes them.
 
-    Returns `edges`, one more than bins, and `samples`, the number in each.
+    Returns `edges`, one more than bins, and `samples`, the number in each bin.
     """
     low = min(float(values.min()) for values in rewards(store, scores))
     high = max(float(values.max()) for values in rewards(store, scores))
@@ -108,9 +110,10 @@ def histogram(store: Store, scores: Ref) -> dict[str, list[Any]]:
 
 
 def best_of_each(scores: Iterable[dict[str, Any]], least: float) -> dict[str, dict[str, Any]]:
-    """The highest-scored row a query, of those not below `least`; ties go to the lowest sample number.
+    """The highest-scored row of each query among those not below `least`; ties go to the lowest sample number.
 
-    Holds one row a query."""
+    Holds one row per query in memory.
+    """
     best: dict[str, dict[str, Any]] = {}
     for row in scores:
         held = best.get(row["query_id"])
@@ -134,13 +137,13 @@ def select(
 ) -> Ref:
     """Write the table `longcot`: the chat prompt of each query kept, and its best response in canonical form.
 
-    The manifest tells what the data set is made of: rewards, lengths, topics and sources of the rows kept.
+    The manifest's `counts` describe the data set: rewards, lengths, topics and sources of the rows kept.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     least = threshold(store, scores, config.percentile)
     best = best_of_each(read_rows(store, scores, ["query_id", "sample", "reward"]), least)
     columns = ["query_id", "query", "topic", "source"]
-    asked = {
+    described = {
         row["query_id"]: (row["query"], intern(row["topic"] or ""), intern(row["source"]))
         for row in read_rows(store, queries, columns)
         if row["query_id"] in best
@@ -157,7 +160,7 @@ def select(
             held = best.get(row["query_id"])
             if held is None or held["sample"] != row["sample"]:
                 continue
-            query, topic, source = asked[row["query_id"]]
+            query, topic, source = described[row["query_id"]]
             topics[topic] += 1
             sources[source] += 1
             for name, values in kept.items():
@@ -174,18 +177,24 @@ def select(
     def counts() -> dict[str, Any]:
         below = sum(int((values < least).sum()) for values in rewards(store, scores))
         beaten = scores.rows - below - len(kept["reward"])
-        shown = {"scored": scores.rows, "below the percentile": below, "not the best of its query": beaten}
-        figures = {name: spread(values) for name, values in kept.items()}
-        made_of = {"topics": dict(topics.most_common()), "sources": dict(sources.most_common())}
-        told = {"threshold": least, "rewards": histogram(store, scores), "of those kept": figures}
-        return {**shown, "kept": len(kept["reward"]), **told, **made_of}
+        return {
+            "scored": scores.rows,
+            "below the percentile": below,
+            "not the best of its query": beaten,
+            "kept": len(kept["reward"]),
+            "threshold": least,
+            "rewards": histogram(store, scores),
+            "of those kept": {name: spread(values) for name, values in kept.items()},
+            "topics": dict(topics.most_common()),
+            "sources": dict(sources.most_common()),
+        }
 
     return write_table(store, plan.step, plan.key, LONGCOT, batched(rows()), plan.provenance, counts=counts)
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Mean and percentiles of figures, by name; nothing of none."""
+    """Mean and percentiles of the values, by name; empty if there are none."""
     if not values:
         return {}
-    shares = {"5 %": 5, "median": 50, "95 %": 95, "most": 100}
+    shares = {"5 %": 5, "median": 50, "95 %": 95, "max": 100}
     return {"mean": float(np.mean(values))} | {name: float(np.percentile(values, q)) for name, q in shares.items()}

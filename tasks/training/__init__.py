@@ -1,1 +1,1 @@
-"""The steps around the trainers, which run in processes of their own (`infra.training`)."""
+"""Training steps. The trainers themselves run in processes of their own (`infra.training`)."""

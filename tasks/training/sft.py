@@ -13,13 +13,13 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
-from tasks.training.train import trained
+from tasks.training.train import train_and_publish
 
 
 class SftStage(SftRecipe, frozen=True):
-    """Stage 2's settings; the defaults are the paper's figures."""
+    """Stage 2's settings; the defaults are the paper's."""
 
-    ranks: int = Field(8, ge=1, description="Processes (one a GPU) that train together (BOLT: 8 for 7B and 8B).")
+    ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
 
 
 @step
@@ -27,12 +27,12 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
     """Fine-tune `model` on the table `longcot` and publish the last checkpoint.
 
     Raises:
-        infra.processes.torchrun.TrainerError: the trainer failed; its last log lines are in the text.
+        infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
     """
-    told = partial(
+    make_config = partial(
         SftConfig,
         **config.model_dump(exclude={"ranks"}),
         model=fetch_model(store, model, servers.work_dir),
         data=artifact_parts(store, longcot, servers.work_dir),
     )
-    return trained(plan, store, servers, "infra.training.sft", told, config.ranks)
+    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config.ranks)

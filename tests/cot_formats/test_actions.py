@@ -65,7 +65,7 @@ def test_real_phrasing(sentence, name):
     "sentence",
     ["", "The waiter brought a paycheck.", "The sum of 2 and 3 is 5.", "a country of pastry", "await the goalkeeper"],
 )
-def test_plain_text_shows_none(sentence):
+def test_plain_text_has_no_actions(sentence):
     assert found(sentence) == []
 
 

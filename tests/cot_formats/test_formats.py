@@ -1,4 +1,4 @@
-"""Each format's rendering, its parsing, and every violation by name and offset."""
+"""Rendering and parsing of each format, and every violation by name and offset."""
 
 import time
 
@@ -16,12 +16,12 @@ def faults(parsed: Parsed) -> list[tuple[str, int]]:
     return [(violation.name, violation.offset) for violation in parsed.violations]
 
 
-def test_bolt_is_written_exactly_so():
+def test_bolt_rendering_is_fixed():
     expected = "<internal_thoughts>\nwhy\n</internal_thoughts>\n\n<external_solution>\nso\n</external_solution>"
     assert bolt.render("why", "so") == expected
 
 
-def test_the_other_formats_are_written_as_their_models_write_them():
+def test_the_other_formats_are_rendered_as_their_models_write_them():
     assert r1.render("t", "s") == "<think>\nt\n</think>\n\ns"
     assert rlmt.render("t", "s") == "<think>\nt\n</think>\n\n<response>\ns\n</response>"
     assert marco.render("t", "s") == "<Thought>\nt\n</Thought>\n<Output>\ns\n</Output>"
@@ -32,7 +32,7 @@ def test_the_other_formats_are_written_as_their_models_write_them():
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n", "\r\n\t", "\n\n \n"])
-def test_any_whitespace_around_delimiters_will_do(space):
+def test_any_whitespace_around_delimiters_is_allowed(space):
     text = space.join(["", A, "t u", Z, B, "s", E, ""])
     parsed = bolt.parse(text)
     assert parsed.ok
@@ -78,7 +78,7 @@ def test_every_fault_has_its_name_and_offset(text, expected, thoughts, solution)
     assert {violation.name for violation in parsed.violations} <= VIOLATIONS.keys()
 
 
-def test_r1_takes_all_after_the_thoughts_as_solution():
+def test_in_r1_the_solution_is_all_text_after_the_thoughts():
     assert r1.parse("<think>t</think>s").solution == "s"
     assert faults(r1.parse("<think>t")) == [("unclosed_thoughts", 0), ("missing_solution", 8)]
     assert faults(r1.parse("<think>t</think> \n")) == [("empty_solution", 16)]
@@ -178,7 +178,7 @@ def test_detect():
         assert detect(text) is None
 
 
-def test_many_repeats_stay_one_violation_a_name():
+def test_many_repeats_are_one_violation_per_name():
     parsed = bolt.parse((A + Z + B + E) * 10_000)
     assert [violation.name for violation in parsed.violations] == [
         f"repeated_{name}" for name in ("open_thoughts", "close_thoughts", "open_solution", "close_solution")
@@ -189,7 +189,7 @@ def test_many_repeats_stay_one_violation_a_name():
 @pytest.mark.parametrize(
     "unit", ["<", ">", "<|", "think>", "<think", "\n\n", "\\boxed{", "\n\n**Final Answer", " ", A, "</think>"]
 )
-def test_time_grows_with_the_length_only(unit):
+def test_time_is_linear_in_the_length(unit):
     """Quadratic time would take minutes here; the limit leaves room for a busy machine."""
     text = unit * (2_000_000 // len(unit))
     start = time.process_time()

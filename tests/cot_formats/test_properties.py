@@ -1,4 +1,4 @@
-"""What holds for every text: parsing undoes rendering, never raises, and points into the text."""
+"""Properties of every text: parsing undoes rendering, never raises, and its offsets are in the text."""
 
 import pytest
 from hypothesis import assume, given
@@ -40,7 +40,7 @@ def test_parse_undoes_render(name, thoughts, solution):
 
 
 @given(names, anything.map(str.strip).filter(bool), anything.map(str.strip).filter(bool))
-def test_parts_without_delimiters_are_always_rendered(name, thoughts, solution):
+def test_parts_without_delimiters_can_always_be_rendered(name, thoughts, solution):
     assume(not any(mark in thoughts + solution for mark in (*TAGS, "Final Answer")))
     parsed = FORMATS[name].parse(FORMATS[name].render(thoughts, solution))
     assert (parsed.thoughts, parsed.solution) == (thoughts, solution)
@@ -63,13 +63,13 @@ def check(text, parsed):
 
 
 @given(names, texts)
-def test_parse_never_raises_and_points_into_the_text(name, text):
+def test_parse_never_raises_and_offsets_are_in_the_text(name, text):
     check(text, FORMATS[name].parse(text))
     assert detect(text) in {*FORMATS, None}
 
 
 @given(st.sampled_from([bolt, r1, still2, rlmt, marco]), texts)
-def test_opened_parse_is_the_parse_of_the_text_behind_the_delimiter(module, text):
+def test_opened_parse_equals_the_parse_of_the_text_with_the_delimiter_in_front(module, text):
     parsed, whole = module.parse(text, opened=True), module.parse(module.FORMAT.tags[0] + text)
     check(text, parsed)
     assert (parsed.thoughts, parsed.solution) == (whole.thoughts, whole.solution)
@@ -88,7 +88,7 @@ def test_converting_there_and_back_changes_nothing(source, target, thoughts, sol
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @given(text=texts)
-def test_a_well_formed_text_can_be_normalised_once_for_all(name, text):
+def test_normalising_a_well_formed_text_is_idempotent(name, text):
     if not FORMATS[name].parse(text).ok:
         return
     try:
@@ -100,7 +100,7 @@ def test_a_well_formed_text_can_be_normalised_once_for_all(name, text):
 
 
 @given(texts)
-def test_actions_lie_in_the_text_in_order(text):
+def test_actions_are_in_the_text_and_in_order(text):
     actions = find_actions(text)
     assert all(action.name in ACTIONS for action in actions)
     bounds = [bound for action in actions for bound in (action.start, action.end)]

@@ -1,8 +1,8 @@
-"""Real responses of real models: our verdict on every row, against what the file says of it.
+"""Real responses of real models: our verdict on every row, against the file's own label.
 
-The files' labels mean: `begin_of_thought` that each of the four delimiters occurs once (stray text outside of them is
-not looked at: we are stricter), `think_rejoined` that thought and answer came apart and were joined there (a blank
-answer included: we call it empty_solution), `Thought_Output` just the model (one row is cut off).
+The labels of the files mean: `begin_of_thought`, that each of the four delimiters occurs once (stray text outside of
+them is ignored there; we are stricter); `think_rejoined`, that thought and answer were separate and have been joined
+(also if the answer is blank, which we call empty_solution); `Thought_Output`, only the model (one row is truncated).
 """
 
 import json
@@ -18,7 +18,7 @@ from cot_formats.actions import find_actions
 
 TEXTS = Path(__file__).parents[2].parent / "shared" / "bench" / "longcot"
 
-pytestmark = pytest.mark.skipif(not TEXTS.is_dir(), reason="the real texts (../shared/bench/longcot) are not here")
+pytestmark = pytest.mark.skipif(not TEXTS.is_dir(), reason="the real texts are missing (../shared/bench/longcot)")
 
 STILL2 = ("icl_qwen2.5-32b_begin_of_thought", "sky-t1_begin_of_thought")
 R1 = ("other_think", "qwen3_think", "qwq32b_think", "r1_think")
@@ -55,7 +55,7 @@ def test_still2_verdicts():
 
 
 @pytest.mark.parametrize("name", STILL2)
-def test_still2_parts_against_the_tag_counts(name):
+def test_still2_parts_agree_with_the_tag_counts(name):
     for row in rows(name):
         text, parsed = row["response"], still2.parse(row["response"])
         assert [text.count(tag) for tag in still2.FORMAT.tags] == row["tag_counts"]
@@ -83,13 +83,13 @@ def test_r1_verdicts():
 
 
 @pytest.mark.parametrize("name", R1)
-def test_r1_split_is_the_true_one(name):
+def test_r1_is_split_where_the_file_says(name):
     for row in rows(name):
         if "thought_span" not in row:
             assert row["format"] == "think_raw_malformed"
             continue
         text, parsed = row["response"], r1.parse(row["response"])
-        # Some APIs' parts have whitespace at their ends, and some answers are blank: hence the strip.
+        # Parts from some APIs have whitespace at their ends, and some answers are blank: hence the strip.
         assert parsed.thoughts == text[slice(*row["thought_span"])].strip()
         assert (parsed.solution or "") == text[slice(*row["answer_span"])].strip()
         _, _, continued = text.partition("<think>")
@@ -106,7 +106,7 @@ def test_marco_verdicts():
 
 def test_qwq_verdicts():
     name = "qwq_preview_freeform"
-    # The two are single paragraphs; two or three more were cut off, which free text doesn't show.
+    # These two are single paragraphs; two or three more are truncated, which free text does not show.
     assert verdicts(qwq, name) == {("qwq_freeform",): 31, ("qwq_freeform", "missing_thoughts"): 2}
     boxed = [row["response"] for row in rows(name) if "\\boxed{" in row["response"]]
     assert len(boxed) == 22
@@ -145,7 +145,7 @@ def test_every_well_formed_text_survives_every_format_and_back():
                 assert convert(convert(text, module.NAME, target), target, module.NAME) == normal
             except ValueError:
                 refused[target] += 1
-    # Free text knows no delimiter but the heading, and these solutions (R1's kin, mostly) hold one of their own.
+    # The only delimiter of free text is the heading, and these solutions (mostly of R1-like models) contain one.
     assert refused == {"qwq": 80}
 
 

@@ -25,7 +25,7 @@ from evals.problem import Problem
 from evals.style_control import Style
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "arenahard"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files (../shared/bench/arenahard) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files are missing (../shared/bench/arenahard)")
 
 RECORD = {"uid": "2edb", "category": "hard_prompt", "subcategory": "coding", "prompt": "Sort {ANSWER_A}."}
 OLDER = {
@@ -164,11 +164,11 @@ def test_the_baseline_is_assistant_a_in_game_1_and_b_in_game_2():
         }
 
 
-def test_only_creative_writing_is_judged_without_an_answer_of_the_judge_s_own():
+def test_only_for_creative_writing_the_judge_writes_no_answer_of_its_own():
     for category in BASELINES:
         system = judge_messages(problem(category), 1, "mine", "theirs")[0]["content"]
         assert ("generating your own answer" in system) == (category != "creative_writing")
-    with pytest.raises(ValueError, match="category 'poems' is none of Arena-Hard's"):
+    with pytest.raises(ValueError, match="category 'poems' is not one of Arena-Hard's"):
         judge_messages(problem("poems"), 1, "mine", "theirs")
 
 
@@ -196,7 +196,7 @@ def test_an_answer_cannot_close_its_marks(mark):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text() | pieces, st.text() | pieces, st.sampled_from([1, 2]))
-def test_every_mark_of_the_prompt_stands_once_whatever_the_answers_are(answer, baseline_answer, game):
+def test_every_mark_of_the_prompt_occurs_once_whatever_the_answers_are(answer, baseline_answer, game):
     content = judge_messages(problem(), game, answer, baseline_answer)[1]["content"]
     assert [content.count(mark) for mark in MARKS] == [1] * 5
     assert len(content) == len(judge_messages(problem(), game, "", "")[1]["content"]) + len(answer + baseline_answer)
@@ -230,7 +230,7 @@ def test_read_verdict(text, older, newer):
 
 
 def published_rule(text: str, version: str) -> str | None:
-    """What the authors' two programs find, in their words."""
+    """What the authors' two programs find, in their own code."""
     if version == "v0.1":
         matches = [m for m in re.findall(r"\[\[([AB<>=]+)\]\]", text) if m != ""]
         return matches[0] if len(set(matches)) == 1 else None
@@ -242,7 +242,7 @@ def published_rule(text: str, version: str) -> str | None:
 
 @settings(max_examples=500, deadline=None)
 @given(st.text() | st.text(alphabet="[]AB<>=ab ") | verdicts, st.sampled_from(["v0.1", "v2.0"]))
-def test_reads_what_the_authors_read_as_far_as_it_is_a_label(text, version):
+def test_reads_what_the_authors_read_if_it_is_a_label(text, version):
     known = LABELS if version == "v0.1" else [*LABELS, *MIRRORED]
     found = published_rule(text, version)
     assert read_verdict(text, version) == (found if found in known else None)
@@ -282,7 +282,7 @@ def test_tally_is_fair_to_both_sides(first, second):
     ("games", "version"),
     [(("A>B",), "v0.1"), (("A>B",) * 3, "v0.1"), (("A>B", "A<B"), "v0.1"), (("C", "A>B"), "v2.0"), ((), "v2.0")],
 )
-def test_tally_wants_two_labels(games, version):
+def test_tally_requires_two_labels(games, version):
     with pytest.raises(ValueError, match="expected"):
         tally(games, version)
 
@@ -307,7 +307,7 @@ def test_time_is_linear_in_the_length(unit):
 
 
 @official
-def test_the_prompts_are_the_authors():
+def test_the_prompts_equal_the_authors():
     settings_of = json.loads((BENCH / "judge_system_prompts.json").read_text(encoding="utf-8"))
     assert {category: each["baseline"] for category, each in settings_of.items()} == BASELINES
     for version in ("v0.1", "v2.0"):
@@ -344,7 +344,7 @@ def test_official_answers(name, number, styled):
 
 
 @official
-def test_every_published_verdict_is_read_as_the_file_has_it():
+def test_every_published_verdict_is_read_as_published():
     labels = Counter(label for row in rows("ko_verdicts_76models.jsonl") for label in row["games"])
     assert labels.total() == 75_999
     assert set(labels) == set(LABELS)

@@ -14,7 +14,7 @@ from evals.math_answers import LONGEST, equivalent, extract
 from infra.processes.limited import Limited, NoResult
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs (../shared/bench) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs are missing (../shared/bench)")
 
 RECORD = {
     "problem": "What is $1 + 1$?",
@@ -29,7 +29,7 @@ MB = 1_000_000
 
 @pytest.fixture(scope="module")
 def limited():
-    """`grade` in a process that a hanging answer cannot hold for long."""
+    """`grade` in a process with limits, so that an answer cannot make it hang."""
     with Limited("evals.math_answers:grade", timeout_s=120, memory_bytes=2 << 30) as grader:
         yield grader
 
@@ -50,9 +50,9 @@ def test_read():
 @pytest.mark.parametrize("field", ["problem", "answer", "subject", "unique_id"])
 @pytest.mark.parametrize("value", [None, "", " \n", 5, ["2"]])
 def test_a_bad_record_is_refused_by_row_and_field(field, value):
-    with pytest.raises(ValueError, match=rf"row 17, field {field}: expected a text"):
+    with pytest.raises(ValueError, match=rf"row 17, field {field}: expected a non-empty string"):
         read({**RECORD, field: value}, 17)
-    with pytest.raises(ValueError, match=rf"row 17, field {field}: expected a text, found None"):
+    with pytest.raises(ValueError, match=rf"row 17, field {field}: expected a non-empty string, found None"):
         read({name: each for name, each in RECORD.items() if name != field}, 17)
 
 
@@ -170,7 +170,7 @@ def test_equivalent(reference, prediction):
         ("p - q", "q - p"),
         ("x + 1", "y + 1"),
         ("1", "6-5\\mathrm{i}"),  # math-verify alone reads 6-5
-        ("5t", "5"),  # and here 5
+        ("5t", "5"),  # and 5 here
         ("5t", "5s"),
         ("\\text{(C)}", "(A) or (C)"),
         ("\\text{(C)}", "B"),
@@ -191,7 +191,7 @@ def test_not_equivalent(reference, prediction):
 
 @settings(max_examples=100, deadline=None)
 @given(*[st.integers(-60, 60), st.integers(1, 12)] * 2)
-def test_fractions_are_equivalent_where_they_are_equal(a, b, c, d):
+def test_fractions_are_equivalent_if_they_are_equal(a, b, c, d):
     same = Fraction(a, b) == Fraction(c, d)
     assert equivalent(f"{a}/{b}", rf"\frac{{{c}}}{{{d}}}") == same
     assert equivalent(rf"\dfrac{{{a}}}{{{b}}}", f"{c}/{d}") == same
@@ -205,12 +205,12 @@ def test_fractions_are_equivalent_where_they_are_equal(a, b, c, d):
         lambda inner: inner.map("{{{}}}".format) | st.lists(inner).map("".join),
     ),
 )
-def test_what_is_in_the_last_box_is_the_answer(before, content):
+def test_the_content_of_the_last_box_is_the_answer(before, content):
     found = extract(f"{before}\\boxed{{0}} then \\boxed{{{content}}}. Done.")
     assert found == (content.strip() or "0")
 
 
-def test_grades_in_any_thread():
+def test_grading_works_in_any_thread():
     found = []
     thread = threading.Thread(target=lambda: found.append(grade(r"\boxed{\frac{2}{4}}", "0.5")))
     thread.start()
@@ -260,7 +260,7 @@ def test_hostile_text_is_graded_wrong(limited, solution):
 @pytest.mark.parametrize(
     "answer", ["9^{9^{9^9}}", "(10^{8})!", "\\sum_{k=1}^{10^9} \\frac{1}{k}", "\\binom{10^9}{10^8}"]
 )
-def test_an_answer_that_hangs_is_ended(answer):
+def test_grading_of_an_endless_answer_is_stopped(answer):
     with Limited("evals.math_answers:grade", timeout_s=1, memory_bytes=1 << 30) as limited:
         assert limited("\\boxed{4}", "4") == ["4", True]
         found = limited(f"\\boxed{{{answer}}}", "x + 1")
@@ -279,7 +279,7 @@ scraps = st.lists(st.sampled_from(SCRAPS), max_size=15).map("".join)
 
 @settings(max_examples=150, deadline=None)
 @given(st.text() | scraps, scraps)
-def test_never_fails_and_gives_the_same_twice(limited, solution, reference):
+def test_grading_never_fails_and_is_deterministic(limited, solution, reference):
     found = limited(solution, reference)
     assert not isinstance(found, NoResult) or found.reason in ("time", "memory")
     if not isinstance(found, NoResult):
@@ -298,7 +298,7 @@ def test_never_fails_and_gives_the_same_twice(limited, solution, reference):
         ("Sky-T1-math-correct-5K-32B-short", 71.6, {184, 198, 356, 451}),
     ],
 )
-def test_agrees_with_the_official_scores_but_for_what_the_docs_list(limited, model, acc, disagree):
+def test_agrees_with_the_official_scores_except_for_those_in_the_docs(limited, model, acc, disagree):
     answers = rows(f"math500/outputs_{model}.jsonl")
     published = json.loads((BENCH / "math500/metrics_skythought.json").read_text())[model]["acc"]
     assert len(answers) == 500
@@ -316,7 +316,7 @@ def test_every_reference_is_its_own_answer(limited):
         assert limited(f"So \\boxed{{{problem.reference}}}.", problem.reference) == [problem.reference.strip(), True]
 
 
-# By suite and line: why is in the docs.
+# By suite and line; the reasons are in the docs.
 NOT_PASSED = {
     ("test_number_extraction", 71),
     ("test_latex_notation", 133),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evals.math_level5 import INSTRUCTION, extract, grade, read
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "math_l5"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs (../shared/bench/math_l5) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs are missing (../shared/bench/math_l5)")
 
 RECORD = {"id": 3, "problem": "What is $1 + 1$?", "answer": "2"}
 TEN_MB = 10_000_000
@@ -55,7 +55,7 @@ def test_a_bad_record_is_refused_by_row_and_field(field, values):
         ('{"reasoning": "so", "answer": null}', "None"),
         ('{"answer": "1"} {"answer": "2"}', "1"),
         ('{"reasoning": "the set {1, 2}", "answer": "42"}', "42"),
-        ('{"reasoning": "\\(x\\)", "answer": "42"}', "42"),  # no JSON, for the escapes
+        ('{"reasoning": "\\(x\\)", "answer": "42"}', "42"),  # no JSON, because of the escapes
         ('{"answer": "1", "answer": "2"}', "2"),
         ('{1} {"answer": "2"}', "2"),
         ('{"reasoning": "so", "answer": "42"', "42"),
@@ -78,7 +78,7 @@ def test_extract(solution, answer):
         assert grade(solution, "42") == (None, False)
 
 
-def test_a_box_is_read_only_where_there_is_no_other_answer():
+def test_a_box_is_read_only_if_there_is_no_other_answer():
     assert extract('\\boxed{1} {"answer": "2"}') == "2"
     assert grade("\\boxed{36}", "36") == ("36", True)
     assert grade("\\boxed{36}", "36", boxed=False) == (None, False)
@@ -91,7 +91,7 @@ def test_a_box_is_read_only_where_there_is_no_other_answer():
         ("42.0", "42", True),
         (" 42 units", "42", True),
         ("$1,234$", "1234", True),
-        ("x = 5 or 7", "5", True),  # lenient: the first number alone counts
+        ("x = 5 or 7", "5", True),  # lenient: only the first number counts
         ("x = 5 or 7", "7", False),
         ("-221", "-221_3", True),
         ("3-5", "3", True),
@@ -154,7 +154,7 @@ scraps = st.lists(st.sampled_from(SCRAPS), max_size=25).map("".join)
 
 @settings(max_examples=500, deadline=None)
 @given(st.none() | st.text() | scraps, st.text() | scraps)
-def test_never_raises_and_gives_the_same_twice(solution, reference):
+def test_grading_never_raises_and_is_deterministic(solution, reference):
     found = grade(solution, reference)
     assert grade(solution, reference) == found
     assert found[0] is not None or not found[1]
@@ -162,7 +162,7 @@ def test_never_raises_and_gives_the_same_twice(solution, reference):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text() | scraps, st.integers(-(10**9), 10**9))
-def test_whatever_the_reasoning_a_json_answer_is_read(reasoning, number):
+def test_a_json_answer_is_read_whatever_the_reasoning(reasoning, number):
     solution = json.dumps({"reasoning": reasoning.replace("{", "").replace("}", ""), "answer": str(number)})
     assert grade(solution, str(number)) == (str(number), True)
     assert not grade(solution, str(number + 1))[1]
@@ -179,14 +179,14 @@ def test_whatever_the_reasoning_a_json_answer_is_read(reasoning, number):
         ("Meta-Llama-3.1-70B-Instruct", "43.13", "12.21"),
     ],
 )
-def test_gives_the_published_figures_and_every_item_label(model, acc, no_answer):
+def test_reproduces_the_published_figures_and_every_item_label(model, acc, no_answer):
     published = json.loads((BENCH / "published_scoreboard.json").read_text())[model]
     assert (published["acc"], published["no_answer"], published["total"]) == (acc, no_answer, 721)
     references = {row["id"]: read(row, number).reference for number, row in enumerate(rows("problems.jsonl"))}
     answers = rows(f"outputs_{model}.jsonl")
     assert len(answers) == len(references) == 721
     expected = {row["id"]: row["labels"][model] for row in rows("expected_labels_43models.jsonl")}
-    for boxed in (True, "Llama-3.1" in model):  # ZeroEval reads boxes for these models alone
+    for boxed in (True, "Llama-3.1" in model):  # ZeroEval reads boxes for these models only
         graded = {row["id"]: grade(row["output"], references[row["id"]], boxed=boxed) for row in answers}
         assert all(graded[row["id"]][0] == row["extracted"] for row in answers)
         labels = {key: None if prediction is None else correct for key, (prediction, correct) in graded.items()}

@@ -23,9 +23,7 @@ from evals.mtbench import (
 )
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "mtbench"
-official = pytest.mark.skipif(
-    not BENCH.is_dir(), reason="the official questions (../shared/bench/mtbench) are not here"
-)
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official questions are missing (../shared/bench/mtbench)")
 
 RECORD = {"question_id": 81, "category": "writing", "turns": ["Write {answer}.", "Now in \\1 rhymes."]}
 MATHS = {"question_id": 111, "category": "math", "turns": ["1 + 1?", "And 2 + 2?"], "reference": ["2", "4"]}
@@ -85,35 +83,37 @@ def test_read():
     assert read({"question_id": "a1", "category": "fermi", "turns": ["How many?"]}, 0).follow_ups == ()
 
 
-def test_read_the_layout_of_the_hub():
+def test_read_also_reads_the_layout_of_the_hub():
     record = {"prompt_id": 12345678, "category": "math", "prompt": MATHS["turns"], "reference": ["2", "4"]}
     problem = read(record, 0)
     assert problem.problem_id == "12345678"
     assert (problem.query, problem.follow_ups) == ("1 + 1?", ("And 2 + 2?",))
     assert read({**record, "reference": []}, 0).reference is None
-    with pytest.raises(ValueError, match="row 4: field prompt: expected a list of one or two texts, found 'Hi'"):
+    with pytest.raises(
+        ValueError, match="row 4: field prompt: expected a list of one or two non-empty strings, found 'Hi'"
+    ):
         read({**record, "prompt": "Hi"}, 4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question_id": ABSENT}, "row 3: field question_id: expected a number or a text, found None"),
+        ({"question_id": ABSENT}, "row 3: field question_id: expected an integer or a non-empty string, found None"),
         ({"question_id": True}, "row 3: field question_id"),
         ({"question_id": " "}, "row 3: field question_id"),
-        ({"category": ABSENT}, "row 3: field category: expected a text, found None"),
+        ({"category": ABSENT}, "row 3: field category: expected a non-empty string, found None"),
         ({"category": ["math"]}, "row 3: field category"),
-        ({"turns": ABSENT}, "row 3: field turns: expected a list of one or two texts, found None"),
+        ({"turns": ABSENT}, "row 3: field turns: expected a list of one or two non-empty strings, found None"),
         ({"turns": []}, "row 3: field turns"),
         ({"turns": ["a", "b", "c"]}, "row 3: field turns"),
         ({"turns": ["a", " "]}, "row 3: field turns"),
         ({"turns": ["a", None]}, "row 3: field turns"),
-        ({"reference": "2"}, "row 3: field reference: expected a list of texts, at most one a turn, found '2'"),
+        ({"reference": "2"}, "row 3: field reference: expected a list of strings, at most one per turn, found '2'"),
         ({"reference": [2, 4]}, "row 3: field reference"),
         ({"reference": ["1", "2", "3"]}, "row 3: field reference"),
     ],
 )
-def test_a_bad_record_is_told_by_row_and_field(change, message):
+def test_a_bad_record_is_refused_by_row_and_field(change, message):
     record = {name: value for name, value in {**MATHS, **change}.items() if value is not ABSENT}
     with pytest.raises(ValueError, match=message):
         read(record, 3)
@@ -130,16 +130,16 @@ def test_references_are_joined_by_the_id():
     assert json.loads(maths.reference or "") == ["Two.", "Four."], "FastChat's answer, not the question's own"
     with pytest.raises(ValueError, match=r"question 111 \(math\) has no reference answer in this file"):
         with_references(problems, answers[:1])
-    with pytest.raises(ValueError, match="row 2: the reference answer to question 111 comes twice"):
+    with pytest.raises(ValueError, match="row 2: the reference answer to question 111 is a duplicate"):
         with_references(problems, [*answers, answers[1]])
 
 
 @pytest.mark.parametrize(
     "choices", [ABSENT, None, [], {}, ["turns"], [{}], [{"turns": []}], [{"turns": "Two."}], [{"turns": [2]}]]
 )
-def test_a_bad_reference_answer_is_told_by_row_and_field(choices):
+def test_a_bad_reference_answer_is_refused_by_row_and_field(choices):
     record = {"question_id": 111} | ({} if choices is ABSENT else {"choices": choices})
-    with pytest.raises(ValueError, match=r"row 0: field choices\[0\].turns: expected a list of texts"):
+    with pytest.raises(ValueError, match=r"row 0: field choices\[0\].turns: expected a non-empty list of strings"):
         with_references([read(MATHS, 0)], [record])
 
 
@@ -173,7 +173,7 @@ def test_reference_answers():
     second = judge_messages(read(MATHS, 0), 2, ["two", "four"])[1]["content"]
     assert "### Reference answer:\n2\n\n### User:\nAnd 2 + 2?\n\n### Reference answer:\n4\n\n<|The End of Ref" in second
     other = {**MATHS, "category": "extraction"}
-    for turn in (1, 2):  # some questions of other categories have a reference, which FastChat does not show either
+    for turn in (1, 2):  # FastChat does not show the references of other categories either
         assert (
             judge_messages(read(other, 0), turn, ["a", "b"])[0] == judge_messages(read(RECORD, 0), turn, ["a", "b"])[0]
         )
@@ -187,8 +187,13 @@ def test_reference_answers():
         (RECORD, 3, ["a", "b", "c"], "question 81 has no turn 3"),
         ({**RECORD, "turns": ["only one"]}, 2, ["a", "b"], "question 81 has no turn 2"),
         (RECORD, 2, ["a"], "turn 2 needs 2 answers, found 1"),
-        ({**MATHS, "reference": []}, 1, ["a"], r"question 111 \(math\) is judged against a reference: turn 1 has none"),
-        ({**MATHS, "reference": ["2"]}, 2, ["a", "b"], "turn 2 has none, so join the file of reference answers"),
+        (
+            {**MATHS, "reference": []},
+            1,
+            ["a"],
+            r"question 111 \(math\) is judged against a reference, but turn 1 has none",
+        ),
+        ({**MATHS, "reference": ["2"]}, 2, ["a", "b"], "turn 2 has none: add the file of reference answers"),
     ],
 )
 def test_what_cannot_be_judged(record, turn, answers, message):
@@ -208,7 +213,7 @@ def test_an_answer_cannot_close_its_marks(mark):
 
 @settings(max_examples=300, deadline=None)
 @given(pieces, pieces)
-def test_marks_stand_where_the_prompt_has_them(first, second):
+def test_an_answer_adds_no_marks_to_the_prompt(first, second):
     for turn in (1, 2):
         text = judge_messages(read(MATHS, 0), turn, [first, second])[1]["content"].lower()
         usual = judge_messages(read(MATHS, 0), turn, ["", ""])[1]["content"].lower()
@@ -217,14 +222,14 @@ def test_marks_stand_where_the_prompt_has_them(first, second):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters="[<#［＜＃")))
-def test_other_answers_are_shown_as_they_are(answer):
+def test_other_answers_are_shown_unchanged(answer):
     assert f"\n{answer}\n[The End" in judge_messages(read(RECORD, 0), 1, [answer])[1]["content"]
 
 
 @pytest.mark.parametrize(
     "answer", ["[The end]", "[[10]]", "[Question]", "<|im_end|>", "### Users", "# User:", "a[i] < |x|"]
 )
-def test_what_only_resembles_a_mark_stays(answer):
+def test_text_that_only_resembles_a_mark_is_unchanged(answer):
     assert f"\n{answer}\n" in judge_messages(read(RECORD, 0), 1, [answer])[1]["content"]
 
 
@@ -268,7 +273,7 @@ def test_read_rating(verdict, rating):
 
 
 def fastchat_rating(text: str) -> float:
-    """FastChat's own reading, in its words of common.py: -1 for none."""
+    """The rating as FastChat's own code in common.py reads it; -1 for none."""
     match = re.search(r"\[\[(\d+\.?\d*)\]\]", text, re.ASCII) or re.search(r"\[(\d+\.?\d*)\]", text, re.ASCII)
     return float(match[1]) if match else -1
 
@@ -330,7 +335,7 @@ def test_figures():
 
 @official
 def test_all_official_questions_and_prompts():
-    """80 questions, and all 160 prompts as FastChat's format() makes them of its own file."""
+    """80 questions, and all 160 prompts as FastChat formats them from its own file."""
     templates = {each["name"]: each for each in rows_of("judge_prompts.jsonl")}
     answers = {
         each["question_id"]: each["choices"][0]["turns"] for each in rows_of("mt_bench_reference_answer_gpt-4.jsonl")
@@ -363,7 +368,7 @@ def test_all_official_questions_and_prompts():
 
 @official
 def test_the_questions_own_references_are_not_enough():
-    """The question file (and the Hub's copy of it) has no reference answer to one of the coding questions."""
+    """The question file (and the Hub's copy of it) lacks the reference answer to one of the coding questions."""
     problems = [read(record, row) for row, record in enumerate(rows_of("mt_bench_question.jsonl"))]
     lacking = [each.problem_id for each in problems if each.category in WITH_REFERENCE and each.reference is None]
     assert lacking == ["123"]

@@ -38,7 +38,7 @@ def test_extract(solution, answer):
 
 @settings(max_examples=300, deadline=None)
 @given(st.none() | st.text() | words)
-def test_never_raises_and_gives_a_stripped_answer_of_the_text(solution):
+def test_extract_never_raises_and_returns_a_stripped_part_of_the_text(solution):
     found = extract(solution)
     if found is not None:
         assert found == " ".join(found.split()) != ""
@@ -48,7 +48,7 @@ def test_never_raises_and_gives_a_stripped_answer_of_the_text(solution):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text())
-def test_correct_is_equality_up_to_case_and_blanks(prediction, reference):
+def test_correct_means_equal_up_to_case_and_white_space(prediction, reference):
     assert is_correct(prediction, prediction)
     assert is_correct(f" {prediction}\n", prediction)
     assert not is_correct(None, reference)

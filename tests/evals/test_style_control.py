@@ -19,7 +19,7 @@ from evals.arenahard import read_answer, tally
 from evals.style_control import Battles, Style, differences, interval, style_controlled, style_of, win_rates
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "arenahard"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files (../shared/bench/arenahard) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files are missing (../shared/bench/arenahard)")
 
 BASELINE = "claude-3.7-sonnet"
 MARKDOWN = """# One
@@ -93,9 +93,9 @@ def published(name: str) -> dict[str, dict[str, str]]:
 
 @cache
 def fork_battles() -> list[Battles]:
-    """The fork's verdicts, with covariates for the 72 models whose counts are held.
+    """The fork's verdicts, with covariates for the 72 models whose counts are available.
 
-    One question of o4-mini-high has one game; the fork reads it a second time as game 2 (`game = row["games"][0]`).
+    One question of o4-mini-high has one game, which the fork reads again as game 2 (`game = row["games"][0]`).
     """
     styles = {
         row["model"]: {q: Style(*each) for q, each in row["meta"].items()}
@@ -113,21 +113,21 @@ def by_name(scores):
     return {each.model: each for each in scores}
 
 
-def test_markdown_is_counted_outside_of_code():
+def test_markdown_is_counted_outside_code():
     assert style_of(MARKDOWN, 50) == Style(tokens=50, headers=2, lists=5, bold=2)
     assert style_of("", 0) == Style(0, 0, 0, 0)
 
 
 def test_the_text_of_a_code_block_is_deleted_elsewhere_too():
-    """As in the authors' program: here the block takes the one item of the list along."""
+    """As in the authors' program; here the block also deletes the list's only item."""
     assert style_of("- item\n", 1).lists == 1
     assert style_of("- item\n``````\n", 1).lists == 1
     assert style_of("- item\n```- item```\n", 1).lists == 0
-    assert style_of("# a\n# b\n```\n```", 1).headers == 1  # a block of one line feed joins all lines
+    assert style_of("# a\n# b\n```\n```", 1).headers == 1  # a block that is one line feed joins all lines
 
 
 def published_counts(answer: str) -> tuple[int, int, int]:
-    """What the authors' program counts, in their words."""
+    """What the authors' program counts, in their own code."""
     for block in re.findall("```([^`]*)```", answer):
         answer = answer.replace(block, "")
     return (
@@ -162,7 +162,7 @@ def test_time_is_linear_in_the_length(unit):
     assert seconds(800_000) < 25 * seconds(100_000) + 0.05
 
 
-def test_many_different_blocks_of_code_take_a_moment_at_most():
+def test_many_different_blocks_of_code_are_counted_fast_enough():
     text = "".join(f"```{number * 7919 % 100_003}" for number in range(10_000))
     began = time.process_time()
     style_of(text, 1)
@@ -192,7 +192,7 @@ def test_win_rates(version):
 
 
 def test_intervals_are_of_95_and_90_percent():
-    """A share of 0.3 of 2,000 battles has a standard error of 0.01025."""
+    """The standard error of a share of 0.3 of 2,000 battles is 0.01025."""
     battles = [Battles("one", 1_400, 0, 600)]
     older, newer = win_rates(battles, "v0.1")[0], win_rates(battles, "v2.0")[0]
     assert older.high - older.low == pytest.approx(2 * 1.960 * 0.01025, rel=0.25)
@@ -201,7 +201,7 @@ def test_intervals_are_of_95_and_90_percent():
 
 
 def simulated(version: str, questions: int = 150) -> list[Battles]:
-    """Two models of the same strength, 0.3, one of them longer, and a judge that likes length (1.5 a unit)."""
+    """Two models of equal strength, 0.3, one with longer answers, and a judge that prefers length (1.5 per unit)."""
     rng = np.random.default_rng(1)
     found = []
     for model, longer in (("long", 0.6), ("short", -0.6)):
@@ -214,7 +214,7 @@ def simulated(version: str, questions: int = 150) -> list[Battles]:
 
 
 def published_fit(battles, version):
-    """The authors' matrix: a row a battle, +1 for the baseline and -1 for the model, a tie half a win."""
+    """The fit of the authors' matrix: one row per battle, +1 for the baseline, -1 for the model; ties are half wins."""
     names = sorted({each.model for each in battles} - {"base"})
     unit = math.log(10) if version == "v0.1" else 1.0
     features, outcomes, styles = [], [], []
@@ -231,7 +231,7 @@ def published_fit(battles, version):
     style = np.array(styles)
     style = (style - style.mean(axis=0)) / style.std(axis=0, ddof=0 if version == "v0.1" else 1)
     matrix, target = np.hstack([np.array(features), style]), np.array(outcomes)
-    if version == "v0.1":  # every battle twice, and a tie is won once
+    if version == "v0.1":  # every battle twice, of which a tie wins one
         matrix = np.vstack([matrix, matrix])
         target = np.concatenate([np.ceil(target), np.floor(target)])
 
@@ -251,7 +251,7 @@ def published_fit(battles, version):
 
 
 @pytest.mark.parametrize("version", ["v0.1", "v2.0"])
-def test_fits_what_the_authors_fit(version, few_resamples):
+def test_the_fit_equals_the_authors(version, few_resamples):
     battles = simulated(version)
     found = style_controlled(battles, version, "base")
     scores, coefficients = published_fit(battles, version)
@@ -260,7 +260,7 @@ def test_fits_what_the_authors_fit(version, few_resamples):
 
 
 @pytest.mark.parametrize("version", ["v0.1", "v2.0"])
-def test_style_control_takes_the_favour_for_length_away(version, monkeypatch):
+def test_style_control_removes_the_preference_for_length(version, monkeypatch):
     monkeypatch.setattr(style_control, "RESAMPLES", 20)
     battles = simulated(version)
     plain = by_name(win_rates(battles, version))
@@ -275,15 +275,15 @@ def test_style_control_takes_the_favour_for_length_away(version, monkeypatch):
     assert style_controlled(battles, version, "base") == found
 
 
-def test_with_one_model_no_style_is_taken_away(few_resamples):
-    """The score is that at the model's own mean style: what is left is the curve of the logistic function."""
+def test_with_one_model_nothing_is_controlled_for(few_resamples):
+    """The score is at the model's own mean style; the rest is due to the curvature of the logistic function."""
     battles = [each for each in simulated("v0.1") if each.model == "long"]
     plain, controlled = win_rates(battles, "v0.1")[0], style_controlled(battles, "v0.1", "base").scores[0]
     assert controlled.score == pytest.approx(plain.score, abs=0.02)
 
 
 @pytest.mark.parametrize("version", ["v0.1", "v2.0"])
-def test_a_covariate_that_never_varies_is_as_if_it_were_not_there(version, few_resamples):
+def test_a_covariate_that_never_varies_has_no_effect(version, few_resamples):
     battles = simulated(version)
     constant = [Battles(each.model, each.lost, each.tied, each.won, (*each.differences, 0.4)) for each in battles]
     found, without = style_controlled(constant, version, "base"), style_controlled(battles, version, "base")
@@ -306,7 +306,7 @@ def test_style_control_without_battles_or_with_uneven_covariates():
     assert style_controlled([Battles("one", 0, 0, 0)], "v2.0", "base").scores == []
     assert style_controlled([Battles("base", 1, 0, 1, (0.5,))], "v2.0", "base").scores == []
     for wrong in ([Battles("one", 1, 0, 0)], [Battles("one", 1, 0, 0, (0.1,)), Battles("two", 1, 0, 0, (0.1, 0.2))]):
-        with pytest.raises(ValueError, match="expected as many differences in style"):
+        with pytest.raises(ValueError, match=r"expected the same number .* of differences in style"):
             style_controlled(wrong, "v0.1", "base")
 
 
@@ -335,7 +335,7 @@ def test_official_counts_of_headers_lists_and_bold():
 
 @official
 def test_published_win_rates_to_two_decimals():
-    """75 of 76; the 76th is the baseline, which the fork fixes at 50.0: judged against itself it has 50.65."""
+    """75 of 76; the 76th is the baseline, which the fork sets to 50.0, while its battles against itself give 50.65."""
     found, leader_board = by_name(win_rates(fork_battles(), "v0.1")), published("no_control")
     assert set(found) == set(leader_board)
     differing = {
@@ -365,7 +365,7 @@ def test_published_intervals_of_published_resamples():
     ],
 )
 def test_published_style_control(name, columns, within, few_resamples):
-    """In points, for the 71 models whose counts are held; the four that are missing had a part in the published fit."""
+    """In points, for the 71 models whose counts are available; the published fit also included the four others."""
     battles = [
         Battles(each.model, each.lost, each.tied, each.won, each.differences[columns])
         for each in fork_battles()

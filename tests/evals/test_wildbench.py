@@ -25,7 +25,7 @@ from evals.wildbench import (
 )
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "wildbench"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files (../shared/bench/wildbench) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files are missing (../shared/bench/wildbench)")
 
 RECORD = {
     "id": "ae00",
@@ -126,7 +126,7 @@ def test_score_messages_show_the_conversation_the_checklist_and_the_whole_answer
 
 
 @official
-def test_the_prompts_are_the_authors():
+def test_the_prompts_equal_the_authors():
     score = (BENCH / "eval_template.score.v2.md").read_text(encoding="utf-8")
     pairwise = (BENCH / "eval_template.pairwise.v2.md").read_text(encoding="utf-8")
     a, b = ("mine", "theirs") if model_is_a(PROBLEM.problem_id) else ("theirs", "mine")
@@ -148,7 +148,7 @@ def test_the_prompts_are_the_authors():
         assert not re.search(r"\{\$", before.replace("{$checklist}", "") + after)
 
 
-def test_pair_messages_show_the_answer_on_the_side_of_the_coin():
+def test_pair_messages_show_the_answer_on_the_side_chosen_by_the_coin():
     for problem_id in ("ae00", "ae01", "ae02", "ae03", "ae04", "ae05"):
         problem = read({**RECORD, "session_id": problem_id}, 0)
         (message,) = pair_messages(problem, "mine", "theirs")
@@ -161,12 +161,12 @@ def test_the_coin_is_fair():
     assert 450 < sum(model_is_a(f"{number:016x}") for number in range(1024)) < 574
 
 
-def test_pairs_show_long_answers_cut_and_empty_ones_named():
+def test_pairs_show_long_answers_cut_and_mark_empty_ones():
     longest = " ".join(["word"] * PAIR_WORDS)
     (message,) = pair_messages(PROBLEM, f"{longest} more", " \n")
     assert f"\n{longest}... (truncated)\n" in message["content"]
     assert f"\n{EMPTY}\n" in message["content"]
-    (message,) = pair_messages(PROBLEM, f"{longest}\nmore", "theirs")  # a line feed parts no words
+    (message,) = pair_messages(PROBLEM, f"{longest}\nmore", "theirs")  # a line feed does not separate words
     assert f"\n{longest}\nmore\n" in message["content"]
 
 
@@ -180,7 +180,7 @@ def test_an_answer_cannot_close_its_marks(mark):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text() | pieces, st.text() | pieces)
-def test_every_mark_of_the_prompts_stands_once_whatever_the_answers_are(answer, reference):
+def test_every_mark_of_the_prompts_occurs_once_whatever_the_answers_are(answer, reference):
     (scored,), (compared,) = score_messages(PROBLEM, answer), pair_messages(PROBLEM, answer, reference)
     for content, places in ((scored["content"], {"response"}), (compared["content"], {"response_A", "response_B"})):
         expected = {
@@ -278,7 +278,7 @@ def test_read_choice(text, choice):
 
 @settings(max_examples=500, deadline=None)
 @given(st.text() | broken)
-def test_any_verdict_is_read_or_unread(text):
+def test_any_verdict_is_read_or_gives_none(text):
     score, choice = read_score(text), read_choice(text)
     assert score is None or 1 <= score <= 10
     assert choice is None or choice in CHOICES
@@ -296,7 +296,7 @@ def test_a_verdict_as_json_is_read_whatever_it_quotes(quoted, score, choice):
     "text",
     ["[" * 1_000_000, '{"score":' * 200_000, "9" * 1_000_000, '{"score": ' + "9" * 1_000_000 + "}", "\ud800", "\x00"],
 )
-def test_huge_and_odd_verdicts_are_unread(text):
+def test_huge_and_odd_verdicts_are_unreadable(text):
     assert read_score(text) is None
     assert read_choice(text) is None
 

@@ -25,7 +25,7 @@ from evals.wildbench import (
 )
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "wildbench"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files (../shared/bench/wildbench) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files are missing (../shared/bench/wildbench)")
 CHOICES = ["A++", "A+", "A=B", "B+", "B++"]
 
 
@@ -73,11 +73,11 @@ def test_outcome(choice, for_a, for_b):
     ],
 )
 def test_a_slight_win_of_a_far_longer_answer_is_a_tie(choice, length, reference, ended):
-    told = pair(choice, answer="x" * length, reference="y" * reference)
-    assert outcome(told, 500) == ended
+    compared = pair(choice, answer="x" * length, reference="y" * reference)
+    assert outcome(compared, 500) == ended
     swapped = {"A++": "B++", "A+": "B+", "A=B": "A=B", "B+": "A+", "B++": "A++"}[choice]
     assert outcome(pair(swapped, is_a=False, answer="x" * length, reference="y" * reference), 500) == ended
-    assert outcome(told, None) == outcome(pair(choice), 0)
+    assert outcome(compared, None) == outcome(pair(choice), 0)
 
 
 def test_score_figures():
@@ -140,14 +140,14 @@ def test_any_pairs_can_be_counted(verdicts):
     assert found.reward is None or opposite == pytest.approx(-found.reward)
 
 
-def test_tasks_and_weights_are_of_the_same_groups():
+def test_tasks_and_weights_have_the_same_groups():
     assert set(TASKS.values()) == set(WEIGHTS)
 
 
 @official
 @pytest.mark.parametrize(("model", "number"), [("gpt-3.5-turbo-0125", 1023), ("gemma-2b-it", 1021)])
-def test_published_scores_of_the_held_models(model, number):
-    """Of the judge's answers as JSON text, which the files have parsed."""
+def test_published_scores_of_the_available_models(model, number):
+    """Read from the judge's answers as JSON text; the files have them in parsed form."""
     verdicts = rows(f"score_gpt-4o_{model}.jsonl")
     assert len(verdicts) == number
     read_again = [read_score(json.dumps(row["parsed_result"])) for row in verdicts]
@@ -191,7 +191,7 @@ def test_published_rewards(name, models, margin):
         assert task_macro(by_task) == pytest.approx(100 * row["task_macro_reward"], abs=1e-9)
         if margin and model in shown:
             assert shown[model]["haiku_reward.K=500"] == pytest.approx(reward(counts, row["total"]), abs=1e-9)
-        # the same counts as pairs, those left out as pairs with an empty answer
+        # the same counts as pairs; those that are left out become pairs with an empty answer
         choices = {"win_much": "A++", "win": "A+", "tie": "A=B", "lose": "B+", "lose_much": "B++"}
         pairs = [pair(choices[ended]) for ended in Counter(counts).elements()]
         pairs += [pair("A++", answer="")] * (row["total"] - len(pairs))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evals.zebralogic import GROUPS, Figures, Grade, figures, grade, read
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "zebra"
-official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs (../shared/bench/zebra) are not here")
+official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs are missing (../shared/bench/zebra)")
 
 RECORD = {
     "id": "small",
@@ -89,7 +89,7 @@ def test_read():
     assert json.loads(problem.reference or "") == RECORD["solution"]
     assert "licence" not in problem.query
     assert problem.query.startswith("\n# Example Puzzle \n\nThere are 3 houses")
-    assert RECORD["puzzle"] in problem.query, "braces in a puzzle are its own"
+    assert RECORD["puzzle"] in problem.query, "braces in a puzzle are no placeholders"
     blank = {"Name": "___", "Drink": "___", "Pet": "___"}
     form = {"reasoning": "___", "solution": {"House 1": blank, "House 2": blank}}
     assert problem.query.endswith(f"in the following json format:\n\n{json.dumps(form, indent=4)}\n\n")
@@ -98,23 +98,26 @@ def test_read():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": ABSENT}, "row 7: field id: expected a text, found None"),
-        ({"id": 3}, "row 7: field id: expected a text, found 3"),
-        ({"puzzle": " "}, "row 7: field puzzle: expected a text, found ' '"),
-        ({"size": "3*2"}, r"row 7: field size: expected 2\*3, as the solution has, found '3\*2'"),
+        ({"id": ABSENT}, "row 7: field id: expected a non-empty string, found None"),
+        ({"id": 3}, "row 7: field id: expected a non-empty string, found 3"),
+        ({"puzzle": " "}, "row 7: field puzzle: expected a non-empty string, found ' '"),
+        ({"size": "3*2"}, r"row 7: field size: expected 2\*3, as in the solution, found '3\*2'"),
         ({"solution": ABSENT}, "row 7: field solution.header: .* found None"),
         ({"solution": "{}"}, "row 7: field solution.header: .* found None"),
         ({"solution": {"header": []}}, r"row 7: field solution.header: .* found \[\]"),
         ({"solution": {"header": ["House"]}}, "row 7: field solution.header"),
         ({"solution": {"header": ["Name", "House"]}}, "row 7: field solution.header"),
         ({"solution": {"header": ["House", "Pet", "Pet"]}}, "row 7: field solution.header"),
-        ({"solution": {"header": ["House", "Pet"]}}, r"row 7: field solution.rows: .* 2 texts each, found \[\]"),
+        (
+            {"solution": {"header": ["House", "Pet"]}},
+            r"row 7: field solution.rows: .* 2 non-empty strings each, found \[\]",
+        ),
         ({"solution": {"header": ["House", "Pet"], "rows": [["1"]]}}, "row 7: field solution.rows"),
         ({"solution": {"header": ["House", "Pet"], "rows": [[1, "cat"]]}}, "row 7: field solution.rows"),
         ({"solution": {"header": ["House", "Pet"], "rows": [["___", "___"]]}}, "public data set hides"),
     ],
 )
-def test_a_bad_record_is_told_by_row_and_field(change, message):
+def test_a_bad_record_is_refused_by_row_and_field(change, message):
     record = {name: value for name, value in {**RECORD, **change}.items() if value is not ABSENT}
     with pytest.raises(ValueError, match=message):
         read(record, 7)
@@ -179,7 +182,7 @@ def test_no_answer(solution):
 @pytest.mark.parametrize(
     "value", [None, "", " ", [], [None], [["dog"]], {}, {"Pet": "dog"}, 0, 1.5, True, "dogs", "\u0501og"]
 )
-def test_a_cell_that_is_wrong(value):
+def test_a_wrong_cell(value):
     found = grade(with_cell(value), REFERENCE)
     assert (found.parsed, found.solved, found.correct_cells) == (True, False, 5)
 
@@ -187,7 +190,7 @@ def test_a_cell_that_is_wrong(value):
 @pytest.mark.parametrize(
     "table", ["", "House 1", [], ["House 1"], 0, False, {}, {"house 1": TABLE["House 1"]}, {"House 1": "Name"}]
 )
-def test_an_answer_without_a_cell(table):
+def test_an_answer_without_any_cell(table):
     found = grade(answer(table), REFERENCE)
     assert (found.parsed, found.solved, found.correct_cells) == (True, False, 0)
     assert set(json.loads(found.prediction or "")["House 2"].values()) == {None}
@@ -232,7 +235,7 @@ def test_the_right_grid_is_solved_however_it_is_written(data):
     )
     reference = read(record, 0).reference or ""
     found = grade(f"{before}{written}}}{after}", reference)
-    # a line feed that stands in a cell is written \n in JSON, so that taking line feeds out leaves it there
+    # in JSON, a line feed in a cell is written as \n, so removing line feeds keeps it
     assert (found.solved, found.total_cells) == (True, len(houses) * len(columns))
     assert grade(f'{{"solution": {found.prediction}}}', reference) == found
 
@@ -269,14 +272,14 @@ def test_figures():
         figures([])
 
 
-def test_the_groups_share_all_sizes():
+def test_the_groups_partition_all_sizes():
     sizes = Counter(f"{houses}*{columns}" for houses in range(2, 7) for columns in range(2, 7))
     for names in (("easy", "hard"), ("small", "medium", "large", "xl")):
         assert Counter(size for name in names for size in GROUPS[name]) == sizes
 
 
 @official
-def test_the_official_prompt_word_for_word():
+def test_the_prompt_equals_the_official_one():
     (record,) = [each for each in rows_of("zebra_puzzles_gold.jsonl") if each["id"] == "lgp-test-5x6-16"]
     assert read(record, 0).query == (BENCH / "prompt_example.txt").read_text(encoding="utf-8")
 
@@ -301,7 +304,7 @@ def test_all_1000_puzzles_are_solved_by_their_own_solution(references):
     ],
 )
 def test_official_outputs(references, model, held, published):
-    """Every output against its expected grade and its official label, and the score board's row to two decimals."""
+    """Every output has its expected grade and official label, and the figures equal the score board to two decimals."""
     labels = {}
     for item in rows_of("official_item_labels_53models.jsonl"):
         labels[item["id"]] = True if model in item["correct"] else False if model in item["incorrect"] else None
@@ -324,7 +327,7 @@ def test_official_outputs(references, model, held, published):
 
 
 def as_published(found: Figures, board: dict) -> dict[str, str]:
-    """The figures in the form of a score board, as far as the board has them."""
+    """The figures in the form of a score board, for those columns that the board has."""
     named = {"Puzzle Acc": found.puzzle_accuracy, "Cell Acc": found.cell_accuracy, "No answer": found.no_answer}
     for name in GROUPS:
         label = f"{name.upper() if name == 'xl' else name.capitalize()} Puzzle Acc"
@@ -336,7 +339,7 @@ def as_published(found: Figures, board: dict) -> dict[str, str]:
 @official
 @pytest.mark.parametrize(("board", "models"), [("2cc34df7", 46), ("77d016f4", 38), ("8c1485ed", 52)])
 def test_official_score_boards_from_the_labels(board, models):
-    """All figures but the cells' of every model whose 1,000 labels are published."""
+    """All figures except the cells', for every model whose 1,000 labels are published."""
     sizes = {each["id"]: each["size"] for each in rows_of("zebra_puzzles_gold.jsonl")}
     labelled: defaultdict[str, dict[str, bool]] = defaultdict(dict)
     for item in rows_of("official_item_labels_53models.jsonl"):

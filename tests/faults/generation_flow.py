@@ -15,7 +15,8 @@ from flows.stages.run import TASK_RUNNER, Common, begin
 from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from tasks.examples.read import ExamplesConfig
-from tasks.responses.generate import GenerateConfig, PromptConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.responses.prompt import PromptConfig
 
 
 class Config(Common):

@@ -33,7 +33,7 @@ class Healthy:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Parameters over this project's own examples and one that leans on its thoughts."""
+    """Parameters over this project's own examples and one whose solution relies on its thoughts."""
     monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path / "work"))
     monkeypatch.setattr(Servers, "_pool", lambda *_: pytest.fail("a server was asked for"))
@@ -42,8 +42,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     folder.mkdir()
     for path in (PROJECT_ROOT / "prompts" / "examples").glob("*.md"):
         (folder / path.name).write_bytes(path.read_bytes())
-    told = (folder / "08-logic-puzzle.md").read_text() + "\nAs shown above, <b>|</b> it is so."
-    (folder / "99-leaning.md").write_text(told)
+    reliant = (folder / "08-logic-puzzle.md").read_text() + "\nAs shown above, <b>|</b> it is so."
+    (folder / "99-reliant.md").write_text(reliant)
     given = {name: small[name] for name in ("serving", "model")} | {"prompt": small["bootstrap"]["prompt"]}
     given["serving"] = {"policy": {"max_model_len": 16384}, "reward": {"max_model_len": 4096}}
     return given | {"examples": {"path": str(folder)}}
@@ -64,8 +64,8 @@ def test_the_table_and_the_artifact_tell_the_same_and_are_told_again_when_cached
     assert (examples.step, examples.rows) == ("examples", 10)
     assert [row["example_id"] for row in read_rows(store, examples)][-1] == "10-many-conditions"
     counts = read_manifest(store, examples)["counts"]
-    assert (counts["read"], counts["left: solution leans on the thoughts"], counts["taken"]) == (11, 1, 10)
-    assert all(each["tokens"] > 500 for each in counts["candidates"] if not each["left"])
+    assert (counts["read"], counts["rejected: solution relies on the thoughts"], counts["taken"]) == (11, 1, 10)
+    assert all(each["tokens"] > 500 for each in counts["candidates"] if not each["rejected"])
     assert artifacts()[:1] == [report(counts)]
     assert curate_examples(CurateConfig(**world)) == examples
     assert artifacts() == [report(counts)] * 2 + artifacts()[2:]
@@ -89,7 +89,7 @@ def test_a_reward_model_ranks(world, monkeypatch):
     ("field", "value", "said"),
     [
         ("serving", {"policy": {"max_model_len": 9000}, "reward": {"max_model_len": 9000}}, "max_model_len is 9,000"),
-        ("examples", {"count": 11}, r"11 examples are needed, 10 of 11 .*\n- 99-leaning: the solution leans on the"),
+        ("examples", {"count": 11}, r"11 examples are needed, 10 of 11 .*\n- 99-reliant: the solution relies on"),
         ("examples", {"topics": ["cooking"]}, r"no example of the topic cooking \(topics\) is among those taken"),
     ],
 )
@@ -100,9 +100,9 @@ def test_what_can_not_serve_is_an_error_before_a_server_is_asked_for(world, fiel
 
 
 def test_a_file_without_a_licence_is_named(world):
-    path = Path(world["examples"]["path"]) / "99-leaning.md"
+    path = Path(world["examples"]["path"]) / "99-reliant.md"
     path.write_text(path.read_text().replace("licence: Apache-2.0\n", ""))
-    with pytest.raises(BadInput, match=r"99-leaning\.md: front matter must name the licence as a text"):
+    with pytest.raises(BadInput, match=r"99-reliant\.md: front matter must name the licence as a string"):
         curate_examples(CurateConfig(**world))
 
 
@@ -121,11 +121,11 @@ def test_texts_of_candidates_are_plain_in_the_report():
         "tokens": None,
         "reward": 0.5,
         "evidence": {"planning": quote},
-        "left": "malformed",
+        "rejected": "malformed",
         "why": "bad <b>",
     }
     told = report({"taken": 0, "read": 1, "candidates": [each]})
-    assert r"| a\|b | \[x\]\(http\:\/\/y\) | 3 |  | 0\.500 | left\: bad \<b\> |" in told
+    assert r"| a\|b | \[x\]\(http\:\/\/y\) | 3 |  | 0\.500 | rejected\: bad \<b\> |" in told
     assert r"- **planning** (2, at 0-4, 9-12): \<script\>" in told
 
 

@@ -86,7 +86,7 @@ def test_trace(filled, infra, tmp_path):
 
 def test_prune_says_first_and_deletes_with_yes(filled, infra):
     status, lines, _ = infra("prune", "--keep", "c/3")
-    assert (status, lines[-1]) == (0, "2 artifacts; nothing was deleted: add --yes to do it")
+    assert (status, lines[-1]) == (0, "2 artifacts; nothing was deleted: add --yes to delete")
     assert folders(filled) == ALL
     status, lines, _ = infra("prune", "--keep", "c/3", "--yes")
     assert (status, lines) == (0, ["deleted b/2  2 files", "deleted d/4  2 files", "2 artifacts"])
@@ -97,7 +97,7 @@ def test_prune_says_first_and_deletes_with_yes(filled, infra):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("prune",), "say what to keep"),
+        (("prune",), "nothing to keep: give --keep"),
         (("prune", "--keep", "no/such"), "nothing to keep at no/such"),
         (("verify", "no/such"), "no artifact no/such"),
         (("trace", "a/0", "--row", "9"), "no row 9"),

@@ -28,7 +28,7 @@ from nano.problem import Habits
 from nano.vocabulary import ASSISTANT, CONTEXT, END, PAD, encoder, tokenizer
 from nano.write_data import distinct
 from tasks.examples.read import read_example
-from tasks.rewards.score import judged_ids
+from tasks.rewards.score import reward_input_ids
 
 MODELS = PROJECT_ROOT / "nano" / "models"
 MOST_BYTES = 16_000_000
@@ -208,7 +208,7 @@ def judged_dev(count: int) -> list[tuple[str, str, bool]]:
 
 def scores(model: LlamaForSequenceClassification, solutions: list[tuple[str, str, bool]]) -> list[float]:
     reading = tokenizer()
-    ids = [judged_ids(reading, query, solution) for query, solution, _ in solutions]
+    ids = [reward_input_ids(reading, query, solution) for query, solution, _ in solutions]
     width = max(map(len, ids))
     padded = torch.tensor([each + [IDS[PAD]] * (width - len(each)) for each in ids])
     mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in ids])

@@ -1,4 +1,4 @@
-"""Real parts for the steps: a local store, tables in it, and the nano world's tokenizer as a model artifact."""
+"""Fixtures for the tests of steps: a local store, tables in it, the nano world's tokenizer as a model artifact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fakes import Answer, FakeVllm
 
 from infra.settings import Settings
-from infra.steps.step import Plan
+from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref, read_manifest
 from infra.store.models import import_model
 from infra.store.store import Store
@@ -21,7 +21,7 @@ from nano.vocabulary import save_tokenizer, tokenizer
 
 
 class World:
-    """A store of its own, and short hands for what tests do with it."""
+    """A store for one test, with shorthands for what tests do with it."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(store=str(folder / "store"), work_dir=folder / "work")
@@ -34,9 +34,9 @@ class World:
     def do(
         self, step: Any, name: str = "made", key: str = "k", inputs: dict[str, Ref] | None = None, **more: Any
     ) -> Ref:
-        """What a Prefect worker calls for this step, without Prefect."""
+        """Run a step as a Prefect worker does, but without Prefect."""
         planned = Plan(step=name, key=key, provenance=Provenance(inputs=inputs or {}))
-        made = step.task.fn(planned, self.settings, more)
+        made = step.task.fn(Job(planned, self.settings, more))
         assert isinstance(made, Ref)
         return made
 
@@ -59,7 +59,7 @@ def make_world(tmp_path: Path) -> Callable[[str], World]:
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """The progress that steps show, without Prefect: the share at the end of each, by name."""
+    """The final progress of each step, as a share, by the step's name; recorded without Prefect."""
     drawn: dict[str, float] = {}
 
     @contextmanager
@@ -95,7 +95,7 @@ def model(world: World, tokenizer_folder: Path) -> Ref:
 
 @pytest.fixture
 def opening_model(world: World, tmp_path: Path) -> Callable[[str], Ref]:
-    """The same with a chat template like R1's, which ends the prompt with the thoughts' delimiter."""
+    """A model whose chat template, like R1's, ends the prompt with the opening delimiter of the thoughts."""
 
     def make(opened: str = "<think>\n") -> Ref:
         spoken = tokenizer()
@@ -110,7 +110,7 @@ def opening_model(world: World, tmp_path: Path) -> Callable[[str], Ref]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., FakeVllm]]:
-    """Start stand-in servers; all end with the test."""
+    """Start fake servers; they are closed after the test."""
     started: list[FakeVllm] = []
 
     def start(**answers: Answer) -> FakeVllm:
@@ -124,7 +124,7 @@ def serve() -> Iterator[Callable[..., FakeVllm]]:
 
 @pytest.fixture
 def response() -> Callable[..., dict[str, Any]]:
-    """A row of `responses`, well-formed unless told otherwise."""
+    """A row of `responses`, well-formed apart from `changes`."""
 
     def row(query_id: str = "q", sample: int = 0, **changes: Any) -> dict[str, Any]:
         plain = {
@@ -149,7 +149,7 @@ def response() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def query() -> Callable[..., dict[str, Any]]:
-    """A row of `queries`."""
+    """A row of `queries`, with `changes`."""
 
     def row(query_id: str, text: str = "which day is it ?", **changes: Any) -> dict[str, Any]:
         plain = {"query_id": query_id, "query": text, "source": "f.jsonl", "source_row": 0, "reference": None}

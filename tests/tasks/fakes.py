@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that speaks its HTTP forms, and one for `infra.serving.servers.Servers` that hands it out."""
+"""A fake vLLM server that speaks its HTTP API, and a fake `infra.serving.servers.Servers` that hands it out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FakeVllm(Endpoint):
-    """Answers by path and keeps what it was asked. `dies_after`: requests until it counts as dead.
+    """Answers by path, and keeps the requests. `dies_after`: the number of requests after which it counts as dead.
 
-    An answer's `status` is the HTTP status; none is 200.
+    If an answer has a field `status`, it is the HTTP status.
     """
 
     served_name = "fake"
@@ -48,7 +48,7 @@ class TinyServers:
         self.started: list[Ref] = []
 
     def generation(self, model: Ref) -> FakeVllm:
-        assert self._server is not None, "a step asked for a server without need"
+        assert self._server is not None, "a step asked for a server that it does not need"
         self.started.append(model)
         return self._server
 
@@ -62,7 +62,7 @@ class TinyServers:
 
 
 def completions(texts: Callable[[int], tuple[str, str]]) -> Answer:
-    """vLLM's /v1/completions: sample number i is `texts(i)`, a text and its finish reason."""
+    """vLLM's /v1/completions: sample i is `texts(i)`, a text and its finish reason."""
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         choices = []
@@ -77,13 +77,13 @@ def completions(texts: Callable[[int], tuple[str, str]]) -> Answer:
 
 
 def chats(text: Callable[[str], str]) -> Answer:
-    """OpenAI's /v1/chat/completions: `text` of the first turn of the user. Tokens: characters asked, and answered."""
+    """OpenAI's /v1/chat/completions: replies with `text` of the first user turn. A token is a character."""
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
-        said = text(next(message["content"] for message in body["messages"] if message["role"] == "user"))
+        reply = text(next(message["content"] for message in body["messages"] if message["role"] == "user"))
         shown = "".join(message["content"] for message in body["messages"])
-        usage = {"prompt_tokens": len(shown), "completion_tokens": len(said)}
-        return {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": usage}
+        usage = {"prompt_tokens": len(shown), "completion_tokens": len(reply)}
+        return {"choices": [{"message": {"content": reply}, "finish_reason": "stop"}], "usage": usage}
 
     return answer
 

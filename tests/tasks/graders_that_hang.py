@@ -1,4 +1,4 @@
-"""A grader that does on request what a real one must not."""
+"""A grader that hangs, raises or dies on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of the benchmarks in their authors' layouts, and files of them."""
+"""Records of the benchmarks in the layouts of their authors, and files with such records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.queries.sources import Source
 
 
 def file_of(path: Path, records: Iterable[dict[str, Any]]) -> Source:
-    """A .jsonl or .parquet file of the records, as a source."""
+    """Write the records to a .jsonl or .parquet file, and return it as a source."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(list(records)), path)
@@ -40,8 +40,8 @@ def mtbench(number: int, category: str = "writing", **changes: Any) -> dict[str,
 
 
 def mtbench_reference(number: int, *turns: str) -> dict[str, Any]:
-    said = list(turns or (f"truth {number}.1", f"truth {number}.2"))
-    return {"question_id": number, "answer_id": "x", "model_id": "gpt-4", "choices": [{"index": 0, "turns": said}]}
+    answers = list(turns or (f"truth {number}.1", f"truth {number}.2"))
+    return {"question_id": number, "answer_id": "x", "model_id": "gpt-4", "choices": [{"index": 0, "turns": answers}]}
 
 
 def arena(number: int, category: str = "hard_prompt", **changes: Any) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def arena(number: int, category: str = "hard_prompt", **changes: Any) -> dict[st
 
 
 def arena_answer(number: int, model: str = "o3-mini-2025-01-31", text: str | None = None) -> dict[str, Any]:
-    said = {"answer": f"{model} on {number}" if text is None else text, "thought": "the baseline's secret thoughts"}
-    messages = [{"role": "user", "content": f"hard {number}"}, {"role": "assistant", "content": said}]
+    answer = {"answer": f"{model} on {number}" if text is None else text, "thought": "the baseline's secret thoughts"}
+    messages = [{"role": "user", "content": f"hard {number}"}, {"role": "assistant", "content": answer}]
     return {"uid": f"u{number}", "ans_id": "x", "model": model, "messages": messages, "tstamp": 1.0}
 
 

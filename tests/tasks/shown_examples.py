@@ -1,9 +1,9 @@
-"""In-context examples, and the prompt that shows them as the nano models read it."""
+"""In-context examples, and the prompt that shows them to the nano models."""
 
 from __future__ import annotations
 
 from infra.settings import PROJECT_ROOT
-from tasks.responses.generate import PromptConfig
+from tasks.responses.prompt import PromptConfig
 
 NANO_PROMPT = PromptConfig(
     template=PROJECT_ROOT / "nano/prompts/in_context.md", example_template=PROJECT_ROOT / "nano/prompts/example.md"

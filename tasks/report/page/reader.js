@@ -1,16 +1,16 @@
 "use strict";
-// The report's reader. Model text is untrusted: it becomes text nodes only, never markup.
+// The report's reader. Model text is untrusted: it is only ever put into text nodes, never into markup.
 
 const byId = (id) => document.getElementById(id);
 const index = JSON.parse(byId("index").textContent);
-const LISTED = 200; // problems in the list at once
-let found = []; // numbers in `index` of what search and filters leave
-let at = -1; // place in `found` of the problem shown
+const LISTED = 200; // problems added to the list at once
+let found = []; // positions in `index` of the problems that match search and filters
+let at = -1; // position in `found` of the problem shown
 let listed = 0; // how many of `found` are in the list
-let unfolded = false;
-let needle = ""; // what is searched for, in lower case
-let asked = 0; // number of the last search: a slower, older one must not overwrite it
-let held = { slice: -1, items: [] }; // the one slice that is parsed
+let expanded = false;
+let needle = ""; // the text searched for, in lower case
+let lastSearch = 0; // number of the last search, so that a slower, older one does not overwrite it
+let parsed = { slice: -1, items: [] }; // the one slice that is parsed
 
 function make(tag, className, ...children) {
   const element = document.createElement(tag);
@@ -20,8 +20,8 @@ function make(tag, className, ...children) {
 }
 
 function sliceOf(number) {
-  if (held.slice !== number) held = { slice: number, items: JSON.parse(byId(`slice-${number}`).textContent) };
-  return held.items;
+  if (parsed.slice !== number) parsed = { slice: number, items: JSON.parse(byId(`slice-${number}`).textContent) };
+  return parsed.items;
 }
 
 function untrusted(text) {
@@ -32,9 +32,9 @@ function untrusted(text) {
 
 // --- one problem ---
 
-function folded(summary, text) {
+function collapsible(summary, text) {
   const details = make("details", "thoughts", make("summary", "", summary), untrusted(text));
-  details.open = unfolded || (needle !== "" && text.toLowerCase().includes(needle));
+  details.open = expanded || (needle !== "" && text.toLowerCase().includes(needle));
   return details;
 }
 
@@ -42,10 +42,10 @@ function answerCell(answer) {
   const [thoughts, solution] = answer.tokens;
   const marks = answer.marks.map(([kind, words]) => make("span", `mark ${kind}`, words));
   const cell = make("td", "", make("div", "marks", ...marks));
-  if (answer.thoughts) cell.append(folded(`thoughts, ${thoughts} tokens`, answer.thoughts));
+  if (answer.thoughts) cell.append(collapsible(`thoughts, ${thoughts} tokens`, answer.thoughts));
   if (answer.solution) cell.append(untrusted(answer.solution), make("div", "tokens", `solution, ${solution} tokens`));
   if (answer.raw !== null) {
-    const raw = folded("the whole text, as it was sampled", answer.raw);
+    const raw = collapsible("full text, as sampled", answer.raw);
     raw.open = raw.open || !answer.solution;
     cell.append(raw);
   }
@@ -59,7 +59,7 @@ function show(place) {
   byId("previous").disabled = place <= 0;
   byId("next").disabled = place >= found.length - 1;
   if (!entry) {
-    byId("facts").append("Nothing is found.");
+    byId("facts").append("No matches.");
     return;
   }
   const item = sliceOf(entry.slice)[entry.place];
@@ -105,8 +105,8 @@ function extend(upTo) {
 
 function mark(place) {
   if (place >= listed) extend(place + LISTED);
-  const former = byId("list").querySelector("[aria-current]");
-  if (former) former.ariaCurrent = null;
+  const previous = byId("list").querySelector("[aria-current]");
+  if (previous) previous.ariaCurrent = null;
   const button = byId("list").children[place].firstChild;
   button.ariaCurrent = "true";
   button.scrollIntoView({ block: "nearest" });
@@ -114,37 +114,37 @@ function mark(place) {
 
 // --- search and filters ---
 
-function holds(item) {
+function contains(item) {
   const texts = [item.query, ...item.rows.flatMap((row) => row.answers.flatMap((a) => [a.thoughts, a.solution, a.raw]))];
   return texts.some((text) => text && text.toLowerCase().includes(needle));
 }
 
 function size(set) {
   const entries = index.filter((entry) => entry.set === set);
-  const squares = entries[0]?.shares.length ? "; squares: share of right samples, stage by stage" : "";
+  const squares = entries[0]?.shares.length ? "; squares: share of correct samples, by stage" : "";
   return entries.length.toLocaleString("en") + squares;
 }
 
 async function find() {
-  const search = ++asked;
+  const search = ++lastSearch;
   const [set, topic, outcome] = ["set", "topic", "outcome"].map((id) => byId(id).value);
   needle = byId("search").value.trim().toLowerCase();
-  const fits = (entry) =>
+  const matches = (entry) =>
     entry.set === set && (!topic || entry.topic === topic) && (!outcome || entry.outcomes.some((each) => each.join("\n") === outcome));
-  let numbers = [...index.keys()].filter((number) => fits(index[number]));
+  let numbers = [...index.keys()].filter((number) => matches(index[number]));
   if (needle) {
-    const left = [];
+    const hits = [];
     let slice = -1;
     for (const number of numbers) {
       if (index[number].slice !== slice) {
         slice = index[number].slice;
         byId("found").textContent = "searching …";
-        await new Promise((resume) => setTimeout(resume)); // let the page react between slices
-        if (search !== asked) return;
+        await new Promise((resume) => setTimeout(resume)); // let the page respond between slices
+        if (search !== lastSearch) return;
       }
-      if (holds(sliceOf(slice)[index[number].place])) left.push(number);
+      if (contains(sliceOf(slice)[index[number].place])) hits.push(number);
     }
-    numbers = left;
+    numbers = hits;
   }
   found = numbers;
   listed = 0;
@@ -160,7 +160,7 @@ function option(value, words) {
   return element;
 }
 
-function offer() {
+function fillFilters() {
   const entries = index.filter((entry) => entry.set === byId("set").value);
   const topics = [...new Set(entries.map((entry) => entry.topic))].filter((topic) => topic !== null).sort();
   byId("topic").replaceChildren(option("", "all topics"), ...topics.map((topic) => option(topic, topic)));
@@ -185,10 +185,10 @@ function step(by) {
   if (at + by >= 0 && at + by < found.length) show(at + by);
 }
 
-function fold() {
-  unfolded = !unfolded;
-  byId("fold").textContent = unfolded ? "Fold all thoughts" : "Unfold all thoughts";
-  for (const details of document.querySelectorAll("details.thoughts")) details.open = unfolded;
+function toggleThoughts() {
+  expanded = !expanded;
+  byId("fold").textContent = expanded ? "Collapse all thoughts" : "Expand all thoughts";
+  for (const details of document.querySelectorAll("details.thoughts")) details.open = expanded;
 }
 
 function view() {
@@ -205,7 +205,7 @@ const KEYS = {
   ArrowLeft: () => step(-1),
   ArrowDown: () => step(1),
   ArrowUp: () => step(-1),
-  t: fold,
+  t: toggleThoughts,
   "/": () => byId("search").focus(),
 };
 
@@ -219,14 +219,14 @@ document.addEventListener("keydown", (event) => {
   KEYS[event.key]();
 });
 
-let waiting;
+let timer;
 byId("search").addEventListener("input", () => {
-  clearTimeout(waiting);
-  waiting = setTimeout(find, 200);
+  clearTimeout(timer);
+  timer = setTimeout(find, 200);
 });
 for (const id of ["topic", "outcome"]) byId(id).addEventListener("change", find);
 byId("set").addEventListener("change", () => {
-  offer();
+  fillFilters();
   find();
 });
 byId("list").addEventListener("click", (event) => {
@@ -235,10 +235,10 @@ byId("list").addEventListener("click", (event) => {
 });
 byId("previous").addEventListener("click", () => step(-1));
 byId("next").addEventListener("click", () => step(1));
-byId("fold").addEventListener("click", fold);
+byId("fold").addEventListener("click", toggleThoughts);
 addEventListener("hashchange", view);
 
 byId("set").append(...[...new Set(index.map((entry) => entry.set))].map((name) => option(name, name)));
-offer();
+fillFilters();
 view();
 find();

@@ -177,7 +177,7 @@ def test_a_flow_run_pauses_until_a_person_has_edited_the_topics(world):
     assert [row["topic"] for row in world.rows(made)] == ["weekdays", "the rest"] * 5
     assert shown[0]["schema"]["properties"]["topics"]["default"] == ["days", "months"]
     assert "The same list is in" in shown[0]["told"]
-    assert "edited topics, row 2: topic 'Days ' is a double of 'days' (edited topics, row 1)" in shown[1]["told"]
+    assert "edited topics, row 2: topic 'Days ' is a duplicate of 'days' (edited topics, row 1)" in shown[1]["told"]
     assert shown[1]["schema"]["properties"]["topics"]["default"] == ["days", "Days "]
     (file,) = world.settings.work_dir.glob("topics-*.yaml")
     assert file.read_text().endswith("- days\n- months\n")
@@ -249,7 +249,7 @@ def test_files_are_read_before_anything_is_served(tmp_path):
         (
             None,
             TOPICS.model_copy(update={"file": tmp_path / "topics.yaml"}),
-            "topics.yaml, line 2: topic 'A' is a double",
+            "topics.yaml, line 2: topic 'A' is a duplicate",
         ),
     ):
         with pytest.raises(BadInput) as error:

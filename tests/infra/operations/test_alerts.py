@@ -1,4 +1,4 @@
-"""Alerts against a real HTTP server; the URL shows nowhere, and no failure to post matters to a run."""
+"""Alerts against a real HTTP server; the URL appears nowhere, and a failure to post does not affect the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN = "a-secret-of-the-webhook"  # noqa: S105
 
 
 class Hook:
-    """A webhook that answers with `statuses`, one after the other, then 204."""
+    """A webhook that answers with each of `statuses` in turn, then with 204."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ def test_the_end_of_a_run_is_posted(hook):
 
 
 @pytest.mark.parametrize(("statuses", "posts"), [([503, 429], 3), ([500] * 9, 4), ([404], 1), ([302], 1)])
-def test_only_outages_are_tried_again_and_not_for_ever(hook, caplog, statuses, posts):
+def test_only_outages_are_retried_and_not_forever(hook, caplog, statuses, posts):
     hook.statuses = list(statuses)
     ended()
     assert len(hook.bodies) == posts
@@ -86,14 +86,14 @@ def test_only_outages_are_tried_again_and_not_for_ever(hook, caplog, statuses, p
     assert (f"no alert on the end of nimble-otter: the webhook answered {statuses[0]}" in caplog.text) == lasted
 
 
-def test_a_webhook_that_cannot_be_reached_is_told_without_its_url(hook, caplog, monkeypatch):
+def test_an_unreachable_webhook_is_logged_without_its_url(hook, caplog, monkeypatch):
     monkeypatch.setenv("BOLT_WEBHOOK_URL", f"http://127.0.0.1:9/{TOKEN}")
     ended()
     assert "no alert on the end of nimble-otter: the webhook cannot be reached (ConnectError)" in caplog.text
 
 
 @pytest.mark.parametrize("url", [f"http://127.0.0.1:99999/{TOKEN}", f"ftp://host/{TOKEN}", f"http://a\x00b/{TOKEN}"])
-def test_an_address_that_is_none_is_told_without_it(hook, url):
+def test_an_invalid_address_is_an_error_that_does_not_contain_it(hook, url):
     with pytest.raises(PostError) as error:
         post(url, {})
     assert TOKEN not in str(error.value)
@@ -105,7 +105,7 @@ def test_without_a_webhook_nothing_is_posted(hook, monkeypatch):
     assert hook.bodies == []
 
 
-def test_bad_settings_do_not_matter_to_the_run(hook, caplog, monkeypatch):
+def test_bad_settings_do_not_affect_the_run(hook, caplog, monkeypatch):
     monkeypatch.setenv("BOLT_STORE", "gs://bucket")
     ended()
     assert "no alert on the end of nimble-otter" in caplog.text
@@ -120,7 +120,7 @@ def test_the_url_is_a_secret_of_the_settings():
 
 
 def test_every_flow_posts_every_end():
-    """All that prefect.yaml names."""
+    """Every flow in prefect.yaml."""
     entries = yaml.safe_load((Path(__file__).parents[3] / "prefect.yaml").read_text())["deployments"]
     places = {each["entrypoint"].removesuffix(".py").replace("/", ".").replace(".py:", ":") for each in entries}
     assert len(places) == 10

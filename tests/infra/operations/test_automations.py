@@ -20,14 +20,14 @@ def client() -> Iterator[SyncPrefectClient]:
     from prefect.testing.utilities import prefect_test_harness
 
     with pytest.MonkeyPatch.context() as shorter:
-        shorter.setattr(automations, "PENDING_S", 10)  # Prefect takes no less
+        shorter.setattr(automations, "PENDING_S", 10)  # Prefect's minimum
         shorter.setattr(automations, "VANISHED_S", 10)
         with prefect_test_harness(server_startup_timeout=60), get_client(sync_client=True) as found:
             automations.make_automations(str(PREFECT_API_URL.value()))
             yield found
 
 
-def test_a_run_that_never_began_or_beats_no_more_is_marked_as_crashed_and_no_other(client):
+def test_only_runs_that_never_began_or_lost_their_heartbeat_are_marked_as_crashed(client):
     flow = client.create_flow_from_name("bolt")
 
     def run(tag: str, *states: object) -> FlowRun:
@@ -44,14 +44,14 @@ def test_a_run_that_never_began_or_beats_no_more_is_marked_as_crashed_and_no_oth
     tag = {"prefect.resource.id": "prefect.tag.bolt", "prefect.resource.role": "tag"}
     lost: list[FlowRun] = []
     silent: list[FlowRun] = []
-    for _ in range(12):  # what happens before the server has taken the automations up is not seen by them
+    for _ in range(12):  # the automations do not see events from before the server has loaded them
         lost.append(run("bolt", Pending()))
         silent.append(run("bolt", Pending(), Running()))
         who = {"prefect.resource.id": f"prefect.flow-run.{silent[-1].id}"}
         beat = Event(event="prefect.flow-run.heartbeat", resource=who, related=[tag])
         client.request(
             "POST", "/events", json=[beat.model_dump(mode="json")]
-        )  # a process's emitter keeps to one server
+        )  # a process's emitter is bound to one server
         end = time.monotonic() + 15
         while not (crashed(lost) and crashed(silent)) and time.monotonic() < end:
             time.sleep(0.5)
@@ -62,7 +62,7 @@ def test_a_run_that_never_began_or_beats_no_more_is_marked_as_crashed_and_no_oth
     assert [client.read_flow_run(each.id).state.name for each in (other, begun)] == ["Pending", "Running"]
 
 
-def test_made_again_they_are_left_as_they_are_and_a_changed_one_is_updated(client, monkeypatch):
+def test_only_a_changed_automation_is_updated(client, monkeypatch):
     url = str(PREFECT_API_URL.value())
     names = [each.name for each in automations.automations()]
     before = [client.read_automations_by_name(name) for name in names]

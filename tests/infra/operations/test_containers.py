@@ -1,4 +1,4 @@
-"""The container files: job templates that Prefect can render, with the GPU, memory and volumes that a run needs."""
+"""The container files: job templates that Prefect can render, with the GPUs, memory and volumes that a run needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefect.workers.base import BaseJobConfiguration
 
 FOLDER = Path(__file__).resolve().parents[3] / "infra" / "containers"
 TEMPLATES = ["docker", "kubernetes"]
-PREFECTS_OWN = {"command", "env", "labels", "name"}  # what a worker fills in
+PREFECTS_OWN = {"command", "env", "labels", "name"}  # filled in by the worker
 
 
 def template(name: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def template(name: str) -> dict[str, Any]:
 
 
 def rendered(name: str, **given: Any) -> dict[str, Any]:
-    """The job as Prefect makes it: the variables' defaults, then what is given."""
+    """The job as Prefect renders it: the variables' defaults, overridden by `given`."""
     found = template(name)
     defaults = BaseJobConfiguration._get_base_config_defaults(found["variables"]["properties"])
     values = {**defaults, "image": "registry/bolt:1", "command": "prefect flow-run execute", **given}
@@ -36,19 +36,19 @@ def placeholders(value: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_placeholder_is_a_described_variable_and_the_other_way_round(name):
+def test_the_placeholders_are_the_variables_and_each_has_a_description(name):
     found = template(name)
     variables = found["variables"]["properties"]
     assert placeholders(found["job_configuration"]) == set(variables)
     assert set(variables) >= PREFECTS_OWN
     assert [
-        variable for variable, told in variables.items() if not (told.get("description") and told.get("title"))
+        name for name, each in variables.items() if not (each.get("description") and each.get("title"))
     ] == []
     assert found["variables"]["required"] == ["image"]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_renders_with_nothing_left_open(name):
+def test_a_template_renders_without_placeholders_left(name):
     job = rendered(name)
     assert placeholders(job) == set()
     assert "{{" not in json.dumps(job)
@@ -56,18 +56,18 @@ def test_a_template_renders_with_nothing_left_open(name):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_prefect_takes_the_template_and_a_deployments_environment_is_added(name):
+def test_prefect_accepts_the_template_and_adds_a_deployments_environment(name):
     env = {"env": {"PREFECT_LOGGING_EXTRA_LOGGERS": "infra,tasks"}, "image": "registry/bolt:1"}
     found = asyncio.run(BaseJobConfiguration.from_template_and_values(template(name), env))
     assert found.env["PREFECT_LOGGING_EXTRA_LOGGERS"] == "infra,tasks"
 
 
-def test_a_pod_asks_for_what_a_run_needs():
+def test_a_pod_requests_what_a_run_needs():
     manifest = rendered("kubernetes", gpus=8, memory="512Gi")["job_manifest"]
     assert (manifest["apiVersion"], manifest["kind"]) == ("batch/v1", "Job")
     spec = manifest["spec"]
     pod = spec["template"]["spec"]
-    assert (spec["backoffLimit"], pod["restartPolicy"]) == (0, "Never")  # `rerun` tries again, and counts
+    assert (spec["backoffLimit"], pod["restartPolicy"]) == (0, "Never")  # only `rerun` retries, and it counts
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"memory": "512Gi", "nvidia.com/gpu": 8}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
@@ -83,7 +83,7 @@ def test_a_container_gets_every_gpu_and_shared_memory():
     assert rendered("docker", device_requests=[])["container_create_kwargs"]["device_requests"] == []
 
 
-def test_the_image_is_made_by_the_projects_own_set_up():
+def test_the_image_uses_the_projects_setup_script():
     text = re.sub(r"\\\n", " ", (FOLDER / "Dockerfile").read_text())
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     known = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"}

@@ -12,7 +12,7 @@ from infra.store.manifest import begin, finish, load
 from infra.store.schemas import GRADES, PAIRS, QUERIES, SCORES
 from infra.store.tables import Provenance, find, write_table
 
-KEY = "0123456789abcdef0123"  # as a cache key is spelt
+KEY = "0123456789abcdef0123"  # has the form of a cache key
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False)])
 
 
@@ -35,7 +35,7 @@ def folders(found):
     return [each.folder for each in found]
 
 
-def test_everything_is_listed_whole_or_not(store, made):
+def test_whole_torn_and_unfinished_artifacts_are_listed(store, made):
     store.write_bytes("runs/quick-fox/summary.json", b"{}")
     store.write_bytes(f"torn/{KEY}/manifest.json", b"{")
     store.write_bytes("app/static/manifest.json", b'{"name": "a web application in the same bucket"}')
@@ -50,7 +50,7 @@ def test_everything_is_listed_whole_or_not(store, made):
     assert all(found[name].manifest.digest == ref.digest for name, ref in made.items())
 
 
-def test_verify_names_each_part_that_is_not_what_was_written(store, made):
+def test_verify_names_each_damaged_part(store, made):
     assert not [line for each in artifacts(store) for line in problems(store, each)]
     store.write_bytes("sft/k/part-00000.parquet", b"garbage")
     store.delete("dpo/k/part-00000.parquet")
@@ -62,12 +62,12 @@ def test_verify_names_each_part_that_is_not_what_was_written(store, made):
     assert "stranger.txt is not in the manifest" in wrong["queries/k"][0]
 
 
-def test_needed_is_all_the_way_back(store, made):
+def test_needed_reaches_back_to_the_sources(store, made):
     manifests = [load(store, ref.step, ref.key) for ref in made.values()]
     assert needed(manifests, ["sft/k"]) == {"sft/k", "responses/k", "queries/k"}
 
 
-def test_prune_takes_nothing_that_something_kept_was_made_from(store, made):
+def test_prune_keeps_the_inputs_of_kept_artifacts(store, made):
     assert folders(unneeded(store, ["sft/k"])) == ["dpo/k", "responses/other"]
     assert folders(unneeded(store, ["dpo/k"])) == ["responses/k", "sft/k"]
     assert folders(unneeded(store, ["dpo/k", "sft/k"])) == []
@@ -75,16 +75,16 @@ def test_prune_takes_nothing_that_something_kept_was_made_from(store, made):
         unneeded(store, ["sft/gone"])
 
 
-def test_prune_does_not_guess_what_a_torn_artifact_was_made_from(store, made):
+def test_prune_does_not_guess_the_inputs_of_a_torn_artifact(store, made):
     torn = make(store, "responses", {"queries": made["queries/k"]}, KEY)
     make(store, "sft", {"responses": torn}, "other")
     store.write_bytes(f"responses/{KEY}/manifest.json", b"{")
-    with pytest.raises(ValueError, match=f"responses/{KEY}: needed by what is kept, but without a whole manifest"):
+    with pytest.raises(ValueError, match=f"responses/{KEY}: needed by a kept artifact, but without a whole manifest"):
         unneeded(store, ["sft/other"])
     assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"responses/{KEY}", "sft/other"]
 
 
-def test_prune_takes_what_was_begun_and_nothing_that_is_not_ours(store, made):
+def test_prune_includes_unfinished_artifacts_but_no_foreign_folders(store, made):
     store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
     store.write_bytes("work/ledgers/responses-k.jsonl", b"{}")
     store.write_bytes("mine/raw/a.parquet", b"x")
@@ -93,7 +93,7 @@ def test_prune_takes_what_was_begun_and_nothing_that_is_not_ours(store, made):
     assert folders(unneeded(store, ["dpo/k", "sft/k"])) == [f"begun/{KEY}"]
 
 
-def test_prune_by_age_keeps_the_young_and_what_they_need_and_what_is_being_written(store, made):
+def test_prune_by_age_keeps_recent_artifacts_their_inputs_and_unfinished_ones(store, made):
     store.write_bytes(f"begun/{KEY}/part-00000.parquet", b"x")
     now = datetime.now(UTC)
     assert folders(unneeded(store, [], now - timedelta(days=1))) == []
@@ -103,7 +103,7 @@ def test_prune_by_age_keeps_the_young_and_what_they_need_and_what_is_being_writt
     assert folders(unneeded(store, [], between)) == ["responses/k", "sft/k"]
 
 
-def test_removed_is_gone_and_the_rest_stays(store, made):
+def test_remove_deletes_only_the_given_artifacts(store, made):
     going = unneeded(store, ["sft/k"])
     assert sum(remove(store, each) for each in going) == 4
     assert not store.list("dpo/k")
@@ -136,7 +136,7 @@ def test_a_row_is_followed_back_to_its_source(store):
         "scores/k  row 5",
     ]
     assert "    source_row: 41" in lines
-    assert "\x1b" not in "".join(lines)  # model text cannot drive a terminal
+    assert "\x1b" not in "".join(lines)  # model text cannot control the terminal
     assert max(map(len, lines)) < 150
     with pytest.raises(ValueError, match="no row 1"):
         list(history(store, "pairs", "k", 1))
@@ -153,7 +153,7 @@ def test_a_grade_is_followed_to_its_problem(store):
     assert [line for line in lines if not line.startswith(" ")] == ["grades/k  row 0", "problems/k  row 1"]
 
 
-def test_a_model_is_followed_too_and_what_is_torn_is_drawn(store, made):
+def test_a_model_is_followed_too_and_a_torn_artifact_is_drawn(store, made):
     finish(
         store,
         "model",

@@ -1,4 +1,4 @@
-"""`make up` over PostgreSQL: one setting. A throwaway cluster; skipped where PostgreSQL is not installed."""
+"""`make up` with PostgreSQL, by one setting, on a temporary cluster. Skipped if PostgreSQL is not installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_stack import Local
+
+from tests.infra.operations.test_stack import Local
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 FOLDERS = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/local/bin"), Path("/usr/bin")]
@@ -26,9 +27,9 @@ if BIN is None:
 
 @pytest.fixture
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a new database. PostgreSQL refuses to run as root: then `nobody` runs it."""
+    """The address of a new database. PostgreSQL refuses to run as root; then it runs as `nobody`."""
     assert BIN is not None
-    folder = Path("/tmp") / f"bolt-postgres-{os.getpid()}"  # noqa: S108  # pytest's folders are closed to `nobody`
+    folder = Path("/tmp") / f"bolt-postgres-{os.getpid()}"  # noqa: S108  # `nobody` may not enter pytest's folders
     folder.mkdir()
     (folder / "password").write_text(PASSWORD)
     owner = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
@@ -57,12 +58,12 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_everything_is_deployed_over_postgresql_whose_address_stays_with_the_server(
+def test_everything_is_deployed_with_postgresql_and_only_the_server_has_its_address(
     database: str, tmp_path: Path
 ) -> None:
     local = Local(tmp_path, PREFECT_API_DATABASE_CONNECTION_URL=database)
     try:
-        said = local.up()
+        output = local.up()
         with local.client() as client:
             assert client.read_deployment_by_name("bolt/nano").work_pool_name == "bolt"
             assert client.read_automations_by_name("bolt: a run's process vanished")
@@ -74,6 +75,6 @@ def test_everything_is_deployed_over_postgresql_whose_address_stays_with_the_ser
                 assert PASSWORD not in " ".join(each.cmdline())
                 assert (PASSWORD in str(psutil.Process(each.pid).environ())) == (name == "server")
         texts = [path.read_text() for path in [*local.home.rglob("*.log"), local.home / "stack.json"]]
-        assert PASSWORD not in said + "".join(texts)
+        assert PASSWORD not in output + "".join(texts)
     finally:
         local.down()

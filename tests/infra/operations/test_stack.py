@@ -1,4 +1,4 @@
-"""`make up` for real: server, workers, deployments, automation; what failed, or lost its worker, is rerun."""
+"""`make up` for real: server, workers, deployments, automations; a run that failed or lost its worker is rerun."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter
 from small import SMALLEST
 
-from flows.__main__ import PROJECT, changed, deployment, flow_name
+from flows.__main__ import changed, deployment, flow_name
 from flows.rerun import LABEL
 from infra.operations.automations import VANISHED_S
 from infra.operations.stack import POOLS, Stack
+from infra.settings import PROJECT_ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
-DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
+DEPLOYMENTS = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_text())["deployments"]
 SMALL = ["queries.draw.limit=24", "shards=1", "generate.samples=4", "generate.max_truncated_share=1"]
 
 
 class Local:
-    """A stack of the test's own, in a folder of its own, on a free port."""
+    """A stack for the test, in its own folder and on a free port."""
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder, self.home = folder, folder / "stack"
@@ -49,17 +50,19 @@ class Local:
     def call(self, *words: str, given: str = "", **env: str) -> str:
         command = [sys.executable, "-m", *words]
         done = subprocess.run(
-            command, input=given, capture_output=True, text=True, cwd=PROJECT, env=self.env | env, check=False
+            command, input=given, capture_output=True, text=True, cwd=PROJECT_ROOT, env=self.env | env, check=False
         )
         assert done.returncode == 0, f"{words}: {done.stdout[-3000:]} {done.stderr[-3000:]}"
         return done.stdout
 
     def up(self) -> str:
-        said = self.call("infra.operations.stack", "up", "--home", str(self.home), "--port", "0")
-        with self.client() as client:  # the tests say when `rerun` runs; each deployment wakes its schedule again
+        output = self.call("infra.operations.stack", "up", "--home", str(self.home), "--port", "0")
+        with (
+            self.client() as client
+        ):  # the tests start `rerun` themselves; each deployment activates its schedule again
             each = client.read_deployment_by_name("rerun/scheduled")
             client.update_deployment_schedule(each.id, each.schedules[0].id, active=False)
-        return said
+        return output
 
     def down(self) -> str:
         return self.call("infra.operations.stack", "down", "--home", str(self.home))
@@ -74,8 +77,8 @@ class Local:
     def run(self, name: str, parameters: dict[str, Any]) -> UUID:
         """`prefect deployment run`, as a user would."""
         own = {"PREFECT_API_URL": self.stack.url, "PREFECT_HOME": str(self.folder / "cli")}
-        said = self.call("prefect", "deployment", "run", name, "--params", "-", given=json.dumps(parameters), **own)
-        return UUID(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", said)[0])
+        output = self.call("prefect", "deployment", "run", name, "--params", "-", given=json.dumps(parameters), **own)
+        return UUID(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", output)[0])
 
     def until(self, run_id: UUID, fits: Callable[[FlowRun], bool], seconds: float) -> FlowRun:
         end = time.monotonic() + seconds
@@ -97,7 +100,7 @@ class Local:
         return found
 
     def task_states(self, run_id: UUID) -> dict[str, str]:
-        """The last state of each step's last task run, by step."""
+        """The state of each step's last task run, by step."""
         with self.client() as client:
             runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
         runs.sort(key=lambda run: str(run.start_time))
@@ -152,9 +155,11 @@ def test_everything_is_deployed_with_the_parameters_descriptions(local: Local) -
     for name, each in found.items():
         definitions = each.parameter_openapi_schema["definitions"]
         for definition in definitions.values():
-            for field, told in definition.get("properties", {}).items():
-                inner = definitions.get(told.get("$ref", "").rpartition("/")[2], {})  # says the same: not said twice
-                assert told.get("description") or inner.get("description"), (name, definition["title"], field)
+            for field, schema in definition.get("properties", {}).items():
+                inner = definitions.get(
+                    schema.get("$ref", "").rpartition("/")[2], {}
+                )  # an equal description is omitted
+                assert schema.get("description") or inner.get("description"), (name, definition["title"], field)
 
 
 def test_a_second_make_up_finds_it_running(local: Local) -> None:
@@ -163,7 +168,7 @@ def test_a_second_make_up_finds_it_running(local: Local) -> None:
     assert local.stack == before
     with local.client() as client:
         automations = client.read_automations_by_name("bolt: a run's process vanished")
-        # An update makes Prefect forget which heartbeats it waits for, so that a vanished run would never be found.
+        # On an update, Prefect forgets which heartbeats it is waiting for, so a vanished run would never be found.
         updates = client.read_events(EventFilter(event=EventNameFilter(name=["prefect.automation.updated"])), limit=50)
     assert updates.events == []
     assert [automation.enabled for automation in automations] == [True]
@@ -173,7 +178,7 @@ def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
     local: Local, tmp_path: Path, posted: tuple[str, list[dict[str, Any]]]
 ) -> None:
     reward = tmp_path / "reward"
-    shutil.copytree(PROJECT / "nano" / "models" / "reward", reward)
+    shutil.copytree(PROJECT_ROOT / "nano" / "models" / "reward", reward)
     whole = (reward / "model.safetensors").read_bytes()
     (reward / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     parameters = changed(deployment("bolt/nano")["parameters"], [*SMALLEST, f"config.reward_model={reward}"])
@@ -196,8 +201,8 @@ def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
     names = {artifact["key"] for artifact in local.artifacts()}
     assert names >= {"bolt-summary", "bolt-stages", "bolt-report", "rerun", "progress-sft"}
 
-    told = [(body["flow"], body["state"]) for body in posted[1]]
-    assert told == [("bolt", "Failed"), ("bolt", "Completed"), ("rerun", "Completed")]
+    alerts = [(body["flow"], body["state"]) for body in posted[1]]
+    assert alerts == [("bolt", "Failed"), ("bolt", "Completed"), ("rerun", "Completed")]
     for path in [*local.home.rglob("*.log"), *(local.folder / "work").rglob("*.log")]:
         assert "secret-token-of-the-webhook" not in path.read_text(errors="replace"), path
     with local.client() as client:
@@ -211,9 +216,9 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
     with local.client() as client:
         run = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["bolt"])))[0]
         deployed = client.read_deployment_by_name("bolt/nano")
-        asked = {"artifacts": {"key": {"any_": ["rerun", "bolt-stages", "bolt-plots"]}}}
-        latest = client.request("POST", "/artifacts/latest/filter", json=asked).json()
-        told = {each["key"]: each["latest_id"] for each in latest}
+        wanted = {"artifacts": {"key": {"any_": ["rerun", "bolt-stages", "bolt-plots"]}}}
+        latest = client.request("POST", "/artifacts/latest/filter", json=wanted).json()
+        latest_ids = {each["key"]: each["latest_id"] for each in latest}
     page = browser.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -226,7 +231,7 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
     page.goto(f"{address}/artifacts")
     expect(page.get_by_text("rerun", exact=True).first).to_be_visible(timeout=30_000)
     for key, shown in (("rerun", run.name), ("bolt-stages", "online-1"), ("bolt-plots", "Rewards of stage 1")):
-        page.goto(f"{address}/artifacts/artifact/{told[key]}")
+        page.goto(f"{address}/artifacts/artifact/{latest_ids[key]}")
         expect(page.get_by_text(shown).first).to_be_visible(timeout=30_000)
     expect(page.locator("img[src^='data:image/svg+xml']").first).to_be_visible(timeout=30_000)
     page.goto(f"{address}/deployments/deployment/{deployed.id}/run")
@@ -240,7 +245,7 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
 
 
 def test_a_run_whose_worker_was_killed_is_found_and_rerun(local: Local) -> None:
-    parameters = small_bootstrap(PROJECT / "nano" / "models" / "reward", "generate.seed=5")
+    parameters = small_bootstrap(PROJECT_ROOT / "nano" / "models" / "reward", "generate.seed=5")
     run_id = local.run("bootstrap/nano", parameters)
     local.until(run_id, lambda _: "queries" in local.task_states(run_id), 120)
     worker = local.stack.processes["worker of bolt"]

@@ -1,4 +1,4 @@
-"""The processes of the local stack: only those that it started are ever ended, and secrets stay with the server."""
+"""The processes of the local stack: only those that it started are ever ended, and only the server has secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLEEPS = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEE
 
 @pytest.fixture
 def sleeper():
-    """A process in a session of its own, with a child."""
+    """A process with a child, in its own session."""
     found = subprocess.Popen([sys.executable, "-c", SLEEPS], start_new_session=True)
     end = time.monotonic() + 20
     while not psutil.Process(found.pid).children():
@@ -44,12 +44,12 @@ def known(process: subprocess.Popen[bytes], earlier: int = 0, since: str | None 
 
 
 def session(process: subprocess.Popen[bytes]) -> list[int]:
-    """Living processes of the session, zombies left out."""
+    """The session's living processes, without zombies."""
     living = [each for each in psutil.process_iter() if stack._session(each.pid) == process.pid]
     return [each.pid for each in living if each.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_process_ends_with_all_of_its_session(sleeper):
+def test_a_process_ends_with_its_whole_session(sleeper):
     assert known(sleeper).alive()
     assert len(known(sleeper).members()) == 2
     known(sleeper).end()
@@ -57,24 +57,24 @@ def test_a_process_ends_with_all_of_its_session(sleeper):
 
 
 @pytest.mark.parametrize("other", [{"earlier": 1}, {"since": "an earlier start of the machine"}])
-def test_a_later_process_with_the_same_id_is_left_alone(sleeper, other):
+def test_a_later_process_with_the_same_id_is_not_ended(sleeper, other):
     last = known(sleeper, **other)
     assert not last.alive()
     last.end()
     assert len(session(sleeper)) == 2
 
 
-def test_a_clock_that_was_set_changes_no_process(sleeper, monkeypatch):
-    """The kernel tells when a process began by the clock as it is now: `create_time` moves with it, ours does not."""
-    worker, told = known(sleeper), psutil.Process(sleeper.pid).create_time()
+def test_setting_the_clock_changes_no_process(sleeper, monkeypatch):
+    """`create_time` is relative to the clock as it is now, so it moves with the clock. Ours does not."""
+    worker, created = known(sleeper), psutil.Process(sleeper.pid).create_time()
     moved = psutil._pslinux.boot_time() + 3600
     monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: moved)
-    assert psutil.Process(sleeper.pid).create_time() > told + 3000
+    assert psutil.Process(sleeper.pid).create_time() > created + 3000
     assert worker.alive()
     assert len(worker.members()) == 2
 
 
-def test_what_a_killed_worker_left_is_ended(sleeper):
+def test_the_children_of_a_killed_worker_are_ended(sleeper):
     worker = known(sleeper)
     sleeper.send_signal(signal.SIGKILL)
     sleeper.wait()
@@ -83,9 +83,9 @@ def test_what_a_killed_worker_left_is_ended(sleeper):
     assert session(sleeper) == []
 
 
-def test_what_a_killed_worker_left_is_ended_where_nobody_reaps_it(sleeper):
+def test_the_children_of_a_killed_worker_that_stays_a_zombie_are_ended(sleeper):
     worker = known(sleeper)
-    sleeper.send_signal(signal.SIGKILL)  # not waited for: a zombie, as in a container whose first process reaps none
+    sleeper.send_signal(signal.SIGKILL)  # not waited for: a zombie, as in a container whose init reaps no children
     end = time.monotonic() + 20
     while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end
@@ -95,7 +95,7 @@ def test_what_a_killed_worker_left_is_ended_where_nobody_reaps_it(sleeper):
     assert session(sleeper) == []
 
 
-def test_what_a_killed_worker_left_is_ended_though_another_took_its_place(sleeper, tmp_path):
+def test_the_children_of_a_killed_worker_are_ended_even_if_another_worker_has_replaced_it(sleeper, tmp_path):
     before = Stack(url="http://127.0.0.1:1/api", processes={"worker": known(sleeper)})
     sleeper.send_signal(signal.SIGKILL)
     sleeper.wait()
@@ -109,7 +109,7 @@ def test_what_a_killed_worker_left_is_ended_though_another_took_its_place(sleepe
     assert not any(each.members() for each in after.processes.values())
 
 
-def test_down_ends_what_the_state_names_and_forgets_it(sleeper, tmp_path, capsys):
+def test_down_ends_the_listed_processes_and_deletes_the_list(sleeper, tmp_path, capsys):
     (tmp_path / "stack.json").write_text(
         Stack(url="http://127.0.0.1:1/api", processes={"server": known(sleeper)}).model_dump_json()
     )
@@ -119,7 +119,7 @@ def test_down_ends_what_the_state_names_and_forgets_it(sleeper, tmp_path, capsys
     assert down(tmp_path) == []
 
 
-def test_a_taken_port_is_told(tmp_path, capsys):
+def test_a_taken_port_is_an_error(tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -131,14 +131,14 @@ def test_a_taken_port_is_told(tmp_path, capsys):
     assert not (tmp_path / "stack.json").exists()
 
 
-def test_a_server_that_ends_at_once_shows_its_words(tmp_path, monkeypatch):
+def test_the_error_for_a_server_that_ends_at_once_has_its_log(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nosuchdatabase://here")
     with pytest.raises(StackError, match=r"the Prefect server ended; log: .*server\.log; its last lines:"):
         up(tmp_path, 0)
     assert down(tmp_path) == []
 
 
-def test_the_databases_address_stays_with_the_server(monkeypatch):
+def test_only_the_server_gets_the_databases_address(monkeypatch):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://u:secret@h/d")
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_PASSWORD", "secret")
     monkeypatch.setenv("BOLT_STORE", "s3://b")

@@ -1,4 +1,4 @@
-"""ArmoRM's scorer against an independent computation in numpy, on small random models of that architecture."""
+"""ArmoRM's scorer against an independent computation in NumPy, on small random models of this architecture."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def placed(chats: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
     return [(ids, armorm.gate_position(tokenizer, ids)) for ids in (chat_ids(*chat) for chat in chats)]
 
 
-def by_hand(folder: Path, ids: list[int], gate: int) -> float:
-    """The reward of one sequence, unpadded: transformers' backbone, and numpy for the rest."""
+def reference_reward(folder: Path, ids: list[int], gate: int) -> float:
+    """The reward of one unpadded sequence: the backbone from transformers, the rest in NumPy."""
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -62,17 +62,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_rewards_are_those_computed_by_hand(tmp_path, shards):
+def test_rewards_equal_those_computed_in_numpy(tmp_path, shards):
     model = make_armorm(tmp_path / "model", shards=shards, seed=shards)
     sequences = placed(CHATS)
     rewards = ArmoRM(model, torch.float32, torch.device("cpu")).rewards(sequences)  # one padded batch
-    expected = [by_hand(model, *sequence) for sequence in sequences]
+    expected = [reference_reward(model, *sequence) for sequence in sequences]
     assert rewards == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert np.ptp(expected) > 0.1  # they do differ
+    assert np.ptp(expected) > 0.1  # they differ
 
 
 def test_the_gate_weighs_by_the_prompt_alone(folder):
-    """Changing the answer leaves the weights as they are; another prompt, or a neighbouring token, does not."""
+    """The answer does not change the weights; the prompt and the gate's position do."""
     model = ArmoRM(folder, torch.float32, torch.device("cpu"))
 
     def weights(query: str, solution: str, shift: int = 0) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_batching_changes_no_reward_and_no_order(folder, tmp_path):
     assert found == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
-def test_the_architecture_is_told_by_config_json(folder, tmp_path):
+def test_the_architecture_is_read_from_config_json(folder, tmp_path):
     assert armorm.is_armorm(folder)
     assert not armorm.is_armorm(make_model(tmp_path / "classifier", reward=True))
 
@@ -158,25 +158,25 @@ def test_a_part_written_again_keeps_rewards_of_the_same_sequences_only(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_process_scores_what_is_owed_and_is_told_on_when_it_fails(folder, tmp_path):
+def test_the_process_scores_the_missing_parts_and_its_failure_is_an_error(folder, tmp_path):
     parts = tmp_path / "parts"
     parts.mkdir()
     for number in range(3):
         armorm.write_part(parts, number, placed(CHATS[number:]))
     held = np.array([7.0, 8.0, 9.0])
-    np.save(armorm.rewards_path(parts, 1), held)  # left by a scoring that was killed
+    np.save(armorm.rewards_path(parts, 1), held)  # from a scoring process that was killed
     config = armorm.ArmoConfig(model=folder, parts=parts, dtype="float32", batch_tokens=64)
     armorm.score_parts(config, ranks=2)
     for number in (0, 2):
-        expected = [by_hand(folder, *sequence) for sequence in placed(CHATS[number:])]
+        expected = [reference_reward(folder, *sequence) for sequence in placed(CHATS[number:])]
         assert np.load(armorm.rewards_path(parts, number)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert np.load(armorm.rewards_path(parts, 1)).tolist() == held.tolist()
 
     (parts / "rewards-00002.npy").unlink()
-    told = json.loads((folder / "config.json").read_text())
+    config_json = json.loads((folder / "config.json").read_text())
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "config.json").write_text(json.dumps(told))
+    (broken / "config.json").write_text(json.dumps(config_json))
     with pytest.raises(TrainerError, match=r"infra.serving.armorm_process on 1 ranks ended with status"):
         armorm.score_parts(config.model_copy(update={"model": broken}), ranks=1)
 

@@ -1,4 +1,4 @@
-"""What a chat model is sent, and what becomes of each way to answer; the server is a stand-in, HTTP is real."""
+"""What a chat model is sent, and how each kind of answer is handled; the server is a fake, HTTP is real."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content"
 
 
 def answer(content: Any = "[[7]]", **changes: Any) -> dict[str, Any]:
-    """A chat completion as OpenAI's API gives it."""
+    """A chat completion as OpenAI's API returns it."""
     message = {"role": "assistant", "content": content, "reasoning_content": "let me think"}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
@@ -45,7 +45,7 @@ def ask(url: str, count: int = 1, **more: Any) -> dict[str, Reply]:
     chats = (Chat(f"c{number}", MESSAGES) for number in range(count))
     settings = {"temperature": 0.5, "max_tokens": 9, "alive": lambda: None, "attempts": 3, "max_in_flight": 4, **more}
     asyncio.run(
-        chat(url, "judge", chats, on_reply=lambda asked, got: found.update({asked.request_id: got}), **settings)
+        chat(url, "judge", chats, on_reply=lambda each, reply: found.update({each.request_id: reply}), **settings)
     )
     return found
 
@@ -53,7 +53,7 @@ def ask(url: str, count: int = 1, **more: Any) -> dict[str, Reply]:
 # ---- asking
 
 
-def test_a_reply_is_the_answer_without_its_thoughts(endpoint):
+def test_a_reply_is_the_answer_without_the_thoughts(endpoint):
     assert ask(endpoint.url) == {"c0": Reply("[[7]]", "stop", 11, 5)}
     expected = {"model": "judge", "messages": MESSAGES, "temperature": 0.5, "max_tokens": 9}
     assert endpoint.asked == [expected]
@@ -78,7 +78,7 @@ def test_a_constraint_is_sent_when_given(endpoint):
     assert endpoint.asked[0]["structured_outputs"] == {"regex": "yes|no"}
 
 
-def test_chats_in_flight_are_bounded_and_each_is_asked_once(endpoint):
+def test_chats_in_flight_are_bounded_and_each_is_sent_once(endpoint):
     found = ask(endpoint.url, 40)
     assert sorted(found) == sorted(f"c{number}" for number in range(40))
     assert len(endpoint.asked) == 40
@@ -89,7 +89,7 @@ def test_chats_in_flight_are_bounded_and_each_is_asked_once(endpoint):
 
 
 def test_null_content_is_an_empty_text(endpoint):
-    """A reasoning model that was cut while it thought, or one that refuses, says nothing."""
+    """From a reasoning model that was cut while thinking, or a model that refuses."""
     cut = answer(None)
     cut["choices"][0]["finish_reason"] = "length"
     endpoint.reply = lambda _: (200, cut)
@@ -98,7 +98,7 @@ def test_null_content_is_an_empty_text(endpoint):
     assert ask(endpoint.url)["c0"] == Reply("", "", 11, 5)
 
 
-def test_half_a_character_can_be_stored(endpoint):
+def test_a_lone_surrogate_can_be_stored(endpoint):
     endpoint.reply = lambda _: (200, json.dumps(answer("good \ud83d [[7]]")).encode())
     text = ask(endpoint.url)["c0"].text
     assert text.encode()
@@ -106,7 +106,7 @@ def test_half_a_character_can_be_stored(endpoint):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "body",
     [
         {"error": {"message": "overloaded"}},
         {"choices": []},
@@ -127,8 +127,8 @@ def test_half_a_character_can_be_stored(endpoint):
         b"\xff\xfe",
     ],
 )
-def test_an_answer_in_no_form_of_openais_is_an_error_that_names_the_chat(endpoint, told):
-    endpoint.reply = lambda _: (200, told)
+def test_an_answer_that_is_not_a_chat_completion_is_an_error_that_names_the_chat(endpoint, body):
+    endpoint.reply = lambda _: (200, body)
     with pytest.raises(CompletionError, match=r"^chat c0: expected "):
         ask(endpoint.url)
     assert len(endpoint.asked) == 1
@@ -138,14 +138,14 @@ def test_an_answer_in_no_form_of_openais_is_an_error_that_names_the_chat(endpoin
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
-def test_what_may_heal_is_tried_again(endpoint, status):
+def test_transient_failures_are_retried(endpoint, status):
     endpoint.reply = lambda number: (status, {"error": {"message": "later"}}) if number < 3 else (200, answer())
     assert ask(endpoint.url)["c0"].text == "[[7]]"
     assert len(endpoint.asked) == 3
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_lasting_failure_ends_with_the_servers_words(endpoint, status):
+def test_a_lasting_failure_ends_with_the_servers_message(endpoint, status):
     endpoint.reply = lambda _: (status, {"error": {"message": "quota used up"}})
     with pytest.raises(CompletionError, match=rf"^chat c0: the server answered {status}: quota used up$"):
         ask(endpoint.url)
@@ -154,11 +154,11 @@ def test_a_lasting_failure_ends_with_the_servers_words(endpoint, status):
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 @pytest.mark.parametrize(
-    "told", [{"error": {"message": "no: KEY"}}, {"detail": "no: KEY"}, b"no: KEY", {"error": "KEY"}]
+    "body", [{"error": {"message": "no: KEY"}}, {"detail": "no: KEY"}, b"no: KEY", {"error": "KEY"}]
 )
-def test_a_refusal_is_an_error_at_once_and_holds_no_key(endpoint, caplog, status, told):
-    """Also where the server says the key back."""
-    text = (told if isinstance(told, bytes) else json.dumps(told).encode()).replace(b"KEY", KEY.encode())
+def test_a_refusal_is_an_error_at_once_without_the_key(endpoint, caplog, status, body):
+    """Even if the server repeats the key."""
+    text = (body if isinstance(body, bytes) else json.dumps(body).encode()).replace(b"KEY", KEY.encode())
     endpoint.reply = lambda _: (status, text)
     with caplog.at_level(logging.DEBUG), pytest.raises(CompletionError) as error:
         ask(endpoint.url, headers={"Authorization": f"Bearer {KEY}"})
@@ -167,7 +167,7 @@ def test_a_refusal_is_an_error_at_once_and_holds_no_key(endpoint, caplog, status
     assert len(endpoint.asked) == 1
 
 
-def test_no_key_in_the_log_of_what_is_tried_again(endpoint, caplog):
+def test_the_log_of_a_retry_has_no_key(endpoint, caplog):
     endpoint.reply = lambda number: (429, {"error": {"message": f"{KEY} is busy"}}) if number < 3 else (200, answer())
     with caplog.at_level(logging.DEBUG):
         ask(endpoint.url, headers={"Authorization": f"Bearer {KEY}"})
@@ -187,7 +187,7 @@ def test_one_refusal_ends_the_run_and_keeps_what_came_before(endpoint):
                 chats,
                 temperature=0,
                 max_tokens=1,
-                on_reply=lambda asked, _: kept.append(asked.request_id),
+                on_reply=lambda each, _: kept.append(each.request_id),
                 alive=lambda: None,
                 max_in_flight=1,
             )
@@ -196,13 +196,13 @@ def test_one_refusal_ends_the_run_and_keeps_what_came_before(endpoint):
     assert len(endpoint.asked) == 6
 
 
-def test_an_endpoint_that_is_not_there_is_named_with_the_chat(endpoint):
+def test_an_unreachable_endpoint_is_an_error_that_names_the_chat(endpoint):
     endpoint.close()
     with pytest.raises(CompletionError, match=r"^chat c0: ConnectError"):
         ask(endpoint.url)
 
 
-def test_a_dead_server_is_named_by_alive(endpoint):
+def test_a_dead_server_is_reported_by_alive(endpoint):
     def alive() -> None:
         raise RuntimeError("the server's last words")
 

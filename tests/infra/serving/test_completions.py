@@ -1,4 +1,4 @@
-"""The clients' manners towards a server that fails; a real server is in test_vllm_server."""
+"""Requests to a server that fails in various ways; test_vllm_server has a real server."""
 
 from __future__ import annotations
 
@@ -56,10 +56,21 @@ def test_a_seed_is_sent_when_given(server: Endpoint) -> None:
 
 def test_a_constraint_is_sent_when_given(server: Endpoint) -> None:
     sample(server.url)
-    held = SAMPLING.model_copy(update={"constraint": {"choice": ["a", "b"]}})
+    constrained = SAMPLING.model_copy(update={"constraint": {"choice": ["a", "b"]}})
     requests, keep = [Request("r", [5], None)], lambda _request, _samples: None
-    asyncio.run(complete(server.url, "m", requests, held, max_in_flight=1, on_result=keep, alive=lambda: None))
+    asyncio.run(complete(server.url, "m", requests, constrained, max_in_flight=1, on_result=keep, alive=lambda: None))
     assert [body.get("structured_outputs") for body in server.asked] == [None, {"choice": ["a", "b"]}]
+
+
+def test_headers_are_sent_with_every_request(server: Endpoint) -> None:
+    requests, keep = [Request(str(i), [5], None) for i in range(3)], lambda _request, _samples: None
+    headers = {"Authorization": "Bearer key"}
+    asyncio.run(
+        complete(
+            server.url, "m", requests, SAMPLING, max_in_flight=1, on_result=keep, alive=lambda: None, headers=headers
+        )
+    )
+    assert server.keys == ["Bearer key"] * 3
 
 
 def test_requests_in_flight_are_bounded(server: Endpoint) -> None:
@@ -73,7 +84,7 @@ def test_a_passing_failure_is_retried(server: Endpoint) -> None:
     assert len(server.asked) == 3
 
 
-def test_a_lasting_failure_ends_with_the_servers_words(server: Endpoint) -> None:
+def test_a_lasting_failure_ends_with_the_servers_message(server: Endpoint) -> None:
     server.reply = lambda _: (503, {"error": {"message": "no memory"}})
     with pytest.raises(CompletionError, match=r"request r0 .*503: no memory"):
         sample(server.url)
@@ -93,7 +104,7 @@ def test_too_few_samples_are_an_error(server: Endpoint) -> None:
         sample(server.url)
 
 
-def test_a_dead_server_is_named_by_alive(server: Endpoint) -> None:
+def test_a_dead_server_is_reported_by_alive(server: Endpoint) -> None:
     server.close()
 
     def alive() -> None:
@@ -113,13 +124,13 @@ def test_an_error_of_the_receiver_ends_the_run(server: Endpoint) -> None:
     assert len(server.asked) < 10
 
 
-def test_a_process_that_is_told_to_end_waits_for_no_answer(server: Endpoint, monkeypatch) -> None:
-    """Nor for one of a server elsewhere, which does not end with us."""
-    told = threading.Event()
-    monkeypatch.setattr(watchdog, "ending", told)
+def test_a_process_that_has_to_end_waits_for_no_answer(server: Endpoint, monkeypatch) -> None:
+    """A remote server does not end with this process, so its answer may come late."""
+    ending = threading.Event()
+    monkeypatch.setattr(watchdog, "ending", ending)
 
     def slow(_: object) -> tuple[int, object]:
-        told.set()
+        ending.set()
         time.sleep(5)
         return 200, ANSWER
 

@@ -30,7 +30,7 @@ def fill(path: Path, content: dict[str, dict]) -> bytes:
 
 @settings(max_examples=60, deadline=None)
 @given(content=records, data=st.data())
-def test_any_cut_leaves_a_prefix_and_the_ledger_goes_on(content, data):
+def test_after_any_cut_a_prefix_is_left_and_the_ledger_continues(content, data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ledger.jsonl")
         whole = fill(path, content)
@@ -56,7 +56,7 @@ def test_every_cut_of_one_ledger(tmp_path):
             assert len(ledger) == max(0, whole[:end].count(b"\n") - 1)
 
 
-def test_a_torn_line_is_told(tmp_path, caplog):
+def test_a_torn_line_is_logged(tmp_path, caplog):
     path = tmp_path / "ledger.jsonl"
     whole = fill(path, {"a": {}, "b": {}})
     for bad in (whole[:-3], whole[:-3] + b"\n", whole + b"\0" * 40):
@@ -65,7 +65,7 @@ def test_a_torn_line_is_told(tmp_path, caplog):
         with caplog.at_level(logging.WARNING), Ledger(path, "shard") as ledger:
             assert "a" in ledger
         assert "torn" in caplog.text
-        assert "owed again" in caplog.text
+        assert "asked again" in caplog.text
     path.write_bytes(whole)
     caplog.clear()
     Ledger(path, "shard").close()
@@ -110,10 +110,10 @@ def test_the_key_is_the_files_stem_by_default(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"my notes\n", b"{}\n", b'{"id": "a", "record": {}}\n', b"a\nb\n"])
-def test_a_file_that_is_no_ledger_is_left_alone(tmp_path, content):
+def test_a_file_that_is_not_a_ledger_is_not_changed(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(LedgerError, match="is no ledger"):
+    with pytest.raises(LedgerError, match="is not a ledger"):
         Ledger(path)
     assert path.read_bytes() == content
 
@@ -128,7 +128,7 @@ def test_one_process_at_a_time(tmp_path):
 def test_what_cannot_be_appended(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", "shard")
     ledger.append("a", {})
-    with pytest.raises(ValueError, match="finished already"):
+    with pytest.raises(ValueError, match="already finished"):
         ledger.append("a", {})
     with pytest.raises(ValueError, match="JSON"):
         ledger.append("b", {"x": float("nan")})
@@ -160,18 +160,18 @@ def test_a_failed_write_leaves_no_half_line(tmp_path):
         "import resource, sys; from pathlib import Path; from infra.serving.ledger import Ledger\n"
         "ledger = Ledger(Path(sys.argv[1]), 'shard'); ledger.append('a', {})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
-        "try:\n    ledger.append('big', {'x': 'y' * 1000})\nexcept OSError as error: print('told', error)\n"
+        "try:\n    ledger.append('big', {'x': 'y' * 1000})\nexcept OSError as error: print('caught', error)\n"
         "ledger.append('b', {}); ledger.close()"
     )
     path = tmp_path / "ledger.jsonl"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert "told [Errno 27] File too large (make room in BOLT_WORK_DIR and run again" in done.stdout
+    assert "caught [Errno 27] File too large (make room in BOLT_WORK_DIR and run again" in done.stdout
     assert str(path) in done.stdout
     with Ledger(path, "shard") as ledger:
         assert list(ledger) == ["a", "b"]
 
 
-def test_a_killed_process_owes_at_most_its_last_request(tmp_path):
+def test_a_killed_process_loses_at_most_its_last_request(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from infra.serving.ledger import Ledger\n"
         "ledger = Ledger(Path(sys.argv[1]), 'shard')\n"

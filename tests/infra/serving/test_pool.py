@@ -1,4 +1,5 @@
-"""Dealing requests to several servers: groups stay together, the dead hand theirs on, killers are set aside."""
+"""Requests spread over several servers: groups stay together, a dead server's requests go to the others, and requests
+that kill servers are quarantined."""
 
 from __future__ import annotations
 
@@ -16,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.serving.completions import CompletionError, Request, Sampling
-from infra.serving.pool import Pool, Queue, complete_on
+from infra.serving.pool import Pool, Queue, Schedule, Turn, complete_on
 from infra.serving.vllm_server import ServerError
 
 
 class Stub:
-    """A server that answers, and dies by the requests named in `killers`; it breaks every connection then."""
+    """A server that answers until one of the requests `killers` kills it, or until `dies_after` requests.
+
+    Once dead, it breaks every connection. Until `gate` is set, it answers nothing.
+    """
 
     served_name = "m"
     headers: Mapping[str, str] = {"Authorization": "Bearer word"}
@@ -83,7 +87,7 @@ class Stub:
 
 @pytest.fixture
 def stub() -> Iterator[Callable[..., Stub]]:
-    """Start stand-in servers; all end with the test."""
+    """Starts fake servers, which all end with the test."""
     made: list[Stub] = []
 
     def start(*killers: str, **more: Any) -> Stub:
@@ -96,9 +100,9 @@ def stub() -> Iterator[Callable[..., Stub]]:
 
 
 def ask(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[str], dict[str, str]]:
-    """What was answered, in order, and what was set aside with its reason."""
+    """The answered requests, in order, and the reasons by quarantined request."""
     answered: list[str] = []
-    aside: dict[str, str] = {}
+    quarantined: dict[str, str] = {}
     asking = complete_on(
         pool,
         groups,
@@ -106,10 +110,10 @@ def ask(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[s
         Sampling(n=1, max_tokens=3),
         max_in_flight=in_flight,
         on_result=lambda request, _: answered.append(request.request_id),
-        on_quarantine=lambda request, reason: aside.update({request.request_id: reason}),
+        on_quarantine=lambda request, reason: quarantined.update({request.request_id: reason}),
     )
     asyncio.run(asking)
-    return answered, aside
+    return answered, quarantined
 
 
 def names(groups: int, size: int) -> list[list[str]]:
@@ -120,7 +124,9 @@ def names(groups: int, size: int) -> list[list[str]]:
 
 
 @given(st.lists(st.integers(0, 6), max_size=12), st.lists(st.integers(0, 3), max_size=80), st.integers(0, 3))
-def test_every_request_is_taken_once_whoever_takes_and_dies(sizes: list[int], takers: list[int], dying: int) -> None:
+def test_every_request_is_taken_once_whichever_servers_take_or_die(
+    sizes: list[int], takers: list[int], dying: int
+) -> None:
     groups = [[f"{group}-{number}" for number in range(size)] for group, size in enumerate(sizes)]
     queue, taken = Queue(groups), []
     for turn, server in enumerate(takers):
@@ -132,7 +138,7 @@ def test_every_request_is_taken_once_whoever_takes_and_dies(sizes: list[int], ta
     assert Counter(found) == Counter(each for group in groups for each in group)
 
 
-def test_a_group_stays_on_a_server_until_none_is_left():
+def test_a_group_stays_on_a_server_which_then_helps_with_the_others():
     queue = Queue(names(3, 2))
     assert [queue.take("a"), queue.take("b"), queue.take("b"), queue.take("b"), queue.take("a")] == [
         "0-0",
@@ -141,7 +147,7 @@ def test_a_group_stays_on_a_server_until_none_is_left():
         "2-0",
         "0-1",
     ]
-    assert [queue.take("a"), queue.take("a")] == ["2-1", None]  # helps with what is left of another's
+    assert [queue.take("a"), queue.take("a")] == ["2-1", None]  # of b's group
 
 
 def test_the_rest_of_a_dead_servers_group_comes_next():
@@ -151,14 +157,96 @@ def test_the_rest_of_a_dead_servers_group_comes_next():
     assert [queue.take("b") for _ in range(5)] == ["1-1", "0-1", "2-0", "2-1", None]
 
 
+# ---- the schedule
+
+
+def test_a_server_takes_requests_in_order_until_none_is_left():
+    schedule, lock = Schedule(names(1, 2)), threading.Lock()
+    assert [schedule.take("a", lock) for _ in range(3)] == [Turn("0-0", False), Turn("0-1", False), None]
+    assert not lock.locked()
+
+
+def test_a_suspect_waits_for_a_free_server_and_the_others_wait_for_it():
+    schedule, lock = Schedule(names(1, 3)), threading.Lock()
+    busy = schedule.take("a", lock)
+    schedule.suspect("0-9")
+    assert schedule.take("a", lock) is None  # "0-0" is in flight
+    schedule.release("a", lock, busy)
+    suspect = schedule.take("a", lock)
+    assert suspect == Turn("0-9", True)
+    assert schedule.take("a", lock) is None  # the suspect is alone
+    assert schedule.take("b", threading.Lock()) == Turn("0-1", False)  # another server is not concerned
+    schedule.release("a", lock, suspect)
+    assert schedule.take("a", lock) == Turn("0-2", False)
+
+
+def test_suspects_are_handed_to_different_servers():
+    schedule, a, b = Schedule([]), threading.Lock(), threading.Lock()
+    for name in ("1", "2", "3"):
+        schedule.suspect(name)
+    assert [schedule.take("a", a), schedule.take("b", b), schedule.take("b", b)] == [
+        Turn("1", True),
+        Turn("2", True),
+        None,
+    ]
+
+
+def test_a_suspect_of_another_shard_blocks_the_server():
+    one, other, lock = Schedule(names(1, 1)), Schedule(names(1, 2)), threading.Lock()
+    one.suspect("s")
+    turn = one.take("a", lock)
+    assert other.take("a", lock) is None
+    other.suspect("t")
+    assert other.take("a", lock) is None
+    one.release("a", lock, turn)
+    assert other.take("a", lock) == Turn("t", True)
+
+
+@given(st.lists(st.integers(0, 6), max_size=6), st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), max_size=120))
+def test_each_request_ends_once_and_is_quarantined_only_after_two_deaths(sizes, events):
+    """A random walk: each of two places takes a request, answers one, or loses its server and gets another."""
+    groups = [[f"{group}-{number}" for number in range(size)] for group, size in enumerate(sizes)]
+    schedule, ended, deaths = Schedule(groups), Counter[str](), Counter[str]()
+    servers, flying = [("a", threading.Lock()), ("b", threading.Lock())], {0: [], 1: []}
+
+    def finish(place: int, turn: Turn) -> None:
+        schedule.release(*servers[place], turn)
+        ended[turn.request_id] += 1
+
+    for number, (place, event) in enumerate(events):
+        if event < 3 and (turn := schedule.take(*servers[place])) is not None:
+            flying[place].append(turn)
+        elif event < 5 and flying[place]:
+            finish(place, flying[place].pop())
+        elif event == 5:
+            for turn in flying[place]:
+                deaths[turn.request_id] += 1
+                if turn.suspect:
+                    assert deaths[turn.request_id] == 2
+                    finish(place, turn)
+                else:
+                    schedule.suspect(turn.request_id)
+                    schedule.release(*servers[place], turn)
+            schedule.lost(servers[place][0])
+            servers[place], flying[place] = (str(number), threading.Lock()), []
+        suspects = [turn for turn in flying[place] if turn.suspect]
+        assert not suspects or len(flying[place]) == 1  # alone
+    for place in (0, 1):
+        for turn in flying[place]:
+            finish(place, turn)
+    while (turn := schedule.take(*servers[0])) is not None:
+        finish(0, turn)
+    assert ended == Counter(each for group in groups for each in group)
+
+
 # ---- several servers
 
 
-def test_all_is_answered_once_and_no_server_has_more_under_way_than_allowed(stub):
+def test_all_are_answered_once_with_a_bounded_number_in_flight_on_each_server(stub):
     servers = [stub(), stub()]
-    answered, aside = ask(Pool(servers), names(10, 7))
+    answered, quarantined = ask(Pool(servers), names(10, 7))
     assert sorted(answered) == sorted(each for group in names(10, 7) for each in group)
-    assert aside == {}
+    assert quarantined == {}
     assert sorted(servers[0].asked + servers[1].asked) == sorted(answered)
     assert all(server.max_open <= 3 and len(server.asked) > 7 for server in servers)
 
@@ -172,22 +260,22 @@ def test_one_server_gets_the_groups_in_their_order(stub):
 def test_a_dead_servers_requests_go_to_the_others(stub, caplog):
     dying, living = stub(dies_after=5), stub()
     with caplog.at_level(logging.WARNING, "infra.serving.pool"):
-        answered, aside = ask(Pool([dying, living]), names(8, 5))
+        answered, quarantined = ask(Pool([dying, living]), names(8, 5))
     assert sorted(answered) == sorted(each for group in names(8, 5) for each in group)
-    assert aside == {}
+    assert quarantined == {}
     assert dying.stopped
     assert not living.stopped
     assert caplog.text.count("a server is lost; its requests go to the other 1: ended with status 137") == 1
 
 
-def test_a_server_that_nobody_reaches_is_lost_as_well(stub):
+def test_an_unreachable_server_is_lost_as_well(stub):
     gone, living = stub(), stub()
     gone.close()
     answered, _ = ask(Pool([gone, living]), names(4, 3), in_flight=1)
     assert len(answered) == 12
 
 
-def test_the_last_server_is_started_again_and_two_times_at_most(stub, caplog):
+def test_the_last_server_is_restarted_twice_at_most(stub, caplog):
     made: list[Stub] = []
 
     def restarted(_dead: Any) -> Stub:
@@ -201,7 +289,7 @@ def test_the_last_server_is_started_again_and_two_times_at_most(stub, caplog):
         ask(Pool([stub(dies_after=0)]), names(1, 2))
 
 
-def test_a_request_that_kills_twice_is_set_aside_and_the_others_are_answered(stub):
+def test_a_request_that_kills_twice_is_quarantined_and_the_others_are_answered(stub):
     made: list[Stub] = []
 
     def restarted(_dead: Any) -> Stub:
@@ -209,20 +297,20 @@ def test_a_request_that_kills_twice_is_set_aside_and_the_others_are_answered(stu
         return made[-1]
 
     pool = Pool([stub("0-3", "0-7")], restarted)
-    answered, aside = ask(pool, names(1, 30))
-    assert set(aside) == {"0-3", "0-7"}
-    assert all("killed a server twice: ended with status 137" in reason for reason in aside.values())
+    answered, quarantined = ask(pool, names(1, 30))
+    assert set(quarantined) == {"0-3", "0-7"}
+    assert all("killed a server twice: ended with status 137" in reason for reason in quarantined.values())
     assert sorted(answered) == sorted(set(names(1, 30)[0]) - {"0-3", "0-7"})
     assert len(made) <= 4
 
 
-def test_one_suspect_at_a_time_is_under_way(stub):
-    """All that was under way at a death is suspected; were suspects asked side by side, more would be set aside."""
+def test_suspects_are_asked_one_at_a_time(stub):
+    """Every request in flight at a death is a suspect; asked side by side, several of them would be quarantined."""
     gate = threading.Event()
     dying = stub("0-5", gate=gate)
     threading.Timer(0.5, gate.set).start()
-    answered, aside = ask(Pool([dying], lambda _dead: stub("0-5")), names(1, 12), in_flight=12)
-    assert set(aside) == {"0-5"}
+    answered, quarantined = ask(Pool([dying], lambda _dead: stub("0-5")), names(1, 12), in_flight=12)
+    assert set(quarantined) == {"0-5"}
     assert len(answered) == 11
 
 
@@ -240,7 +328,14 @@ def test_shards_that_share_a_pool_see_one_death(stub):
     assert pool.living() == [living]
 
 
-def test_a_refusal_and_an_error_of_the_receiver_end_the_run(stub):
+@pytest.mark.parametrize(
+    ("samples", "error"),
+    [
+        (2, pytest.raises(CompletionError, match="asked for 2 samples, got 1")),
+        (1, pytest.raises(OSError, match="disk full")),
+    ],
+)
+def test_a_bad_answer_and_an_error_of_the_receiver_end_the_run(stub, samples, error):
     def full(_request: Request, _samples: Any) -> None:
         raise OSError("disk full")
 
@@ -249,17 +344,17 @@ def test_a_refusal_and_an_error_of_the_receiver_end_the_run(stub):
         Pool([server]),
         names(1, 50),
         lambda name: Request(name, (1,), None),
-        Sampling(n=2, max_tokens=3),
+        Sampling(n=samples, max_tokens=3),
         max_in_flight=2,
         on_result=full,
         on_quarantine=full,
     )
-    with pytest.raises(CompletionError, match="asked for 2 samples, got 1"):
+    with error:
         asyncio.run(asking)
     assert len(server.asked) <= 4
 
 
-def test_stopped_servers_end_what_is_under_way(stub):
+def test_stopping_the_servers_ends_the_run(stub):
     gate = threading.Event()
     server = stub(gate=gate)
     pool = Pool([server], lambda _dead: stub())

@@ -1,4 +1,4 @@
-"""Who is served by which servers: the settings, servers elsewhere, and what does not change a cache key."""
+"""Which servers serve which model: settings, remote servers, cache keys, and the speed shown as progress."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ vllm:prefix_cache_hits_total{engine="0",model_name="m"} 900.0
 """
 
 
-class Elsewhere(Endpoint):
-    """Answers GET as a vLLM server does; 401 without the key, where it has one."""
+class Remote(Endpoint):
+    """Answers GET as a vLLM server does; with a `key`, it answers 401 to requests without it."""
 
     def __init__(self, models: Any, key: str | None = None) -> None:
         self.metrics = METRICS
 
         def reply(number: int) -> tuple[int, Any]:
             allowed = key is None or self.keys[number - 1] == f"Bearer {key}"
-            told = self.metrics if self.paths[number - 1] == "/metrics" else {"data": models}
-            return (200 if allowed else 401), told
+            answer = self.metrics if self.paths[number - 1] == "/metrics" else {"data": models}
+            return (200 if allowed else 401), answer
 
         super().__init__(reply)
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Callable[..., Elsewhere]]:
-    made: list[Elsewhere] = []
+def start_remote() -> Iterator[Callable[..., Remote]]:
+    made: list[Remote] = []
 
-    def start(*models: tuple[str, int | None], key: str | None = None) -> Elsewhere:
-        made.append(Elsewhere([{"id": name, "max_model_len": length} for name, length in models], key))
+    def start(*models: tuple[str, int | None], key: str | None = None) -> Remote:
+        made.append(Remote([{"id": name, "max_model_len": length} for name, length in models], key))
         return made[-1]
 
     yield start
@@ -78,32 +78,32 @@ def model(step: str = "imported", digest: str = "d") -> Ref:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
-        ({"policy_servers": 2, "policy_devices": ["0"]}, "GPUs for 1 servers, policy_servers is 2"),
+        ({"policy_servers": 2, "policy_devices": ["0"]}, "GPUs of 1 servers, but policy_servers is 2"),
         ({"policy_urls": ["http://h:1"]}, "policy_urls and policy_name go together"),
         ({"policy_name": "m"}, "policy_urls and policy_name go together"),
         (
             {"policy": {"max_model_len": 9, "tensor_parallel_size": 2}, "policy_servers": 2},
-            "say in policy_devices which GPUs each one has",
+            "list the GPUs of each server in policy_devices",
         ),
     ],
 )
-def test_servings_that_contradict_themselves_are_refused(given, said):
-    with pytest.raises(ValidationError, match=said):
+def test_contradictory_settings_are_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
         ServingConfig(**({"policy": OPTIONS, "reward": OPTIONS} | given))
 
 
-def test_how_many_servers_and_where_changes_no_cache_key(servers):
+def test_the_number_and_place_of_servers_change_no_cache_key(servers):
     many = servers(policy_servers=4, policy_devices=["0", "1", "2", "3"])
-    far = servers(policy_urls=["http://h:1"], policy_name="m")
-    assert servers().engine("policy") == many.engine("policy") == far.engine("policy")
+    remote = servers(policy_urls=["http://h:1"], policy_name="m")
+    assert servers().engine("policy") == many.engine("policy") == remote.engine("policy")
 
 
 # ---- servers started here
 
 
-def test_each_server_has_its_devices_and_one_that_fails_ends_all(servers, monkeypatch):
+def test_each_server_has_its_devices_and_one_failed_start_ends_all(servers, monkeypatch):
     started: list[tuple[str | None, str]] = []
     stopped: list[str | None] = []
 
@@ -126,7 +126,7 @@ def test_each_server_has_its_devices_and_one_that_fails_ends_all(servers, monkey
 
 
 @pytest.mark.parametrize(("devices", "seen"), [("2,3", "2,3"), (None, None)])
-def test_a_server_sees_its_devices_alone(monkeypatch, tmp_path, devices, seen):
+def test_a_server_sees_only_its_devices(monkeypatch, tmp_path, devices, seen):
     found: dict[str, str] = {}
 
     def refused(_command: list[str], *, log_path: Path, env: dict[str, str]) -> None:
@@ -140,93 +140,97 @@ def test_a_server_sees_its_devices_alone(monkeypatch, tmp_path, devices, seen):
     assert found.get("CUDA_VISIBLE_DEVICES") == seen
 
 
-# ---- servers elsewhere
+# ---- remote servers
 
 
-def test_servers_elsewhere_are_used_as_they_are_and_the_key_is_never_shown(servers, elsewhere, caplog):
-    there = [elsewhere(("m", 4096), ("other", 1), key=KEY), elsewhere(("m", 128), key=KEY)]
+def test_remote_servers_are_used_as_they_are_and_the_key_is_never_shown(servers, start_remote, caplog):
+    there = [start_remote(("m", 4096), ("other", 1), key=KEY), start_remote(("m", 128), key=KEY)]
     with (
         caplog.at_level(logging.DEBUG),
-        servers(KEY, policy_urls=[f"{t.url}/v1" for t in there], policy_name="m") as far,
+        servers(KEY, policy_urls=[f"{t.url}/v1" for t in there], policy_name="m") as remote,
     ):
-        pool = far.policies(model())
+        pool = remote.policies(model())
         assert [server.url for server in pool.living()] == [t.url for t in there]
         assert {server.served_name for server in pool.living()} == {"m"}
         assert pool.living()[0].headers == {"Authorization": f"Bearer {KEY}"}
-        assert far.policies(model()) is pool
+        assert remote.policies(model()) is pool
         assert len(pool.living()) == 2
         assert KEY not in f"{pool.living()[0]!r} {vars(pool.living()[0])}"
     assert KEY not in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("models", "key", "said"),
+    ("models", "key", "text"),
     [
         ([("other", 4096)], None, r"serves \['other'\], expected 'm': correct serving.policy_name"),
-        ([("m", 127)], None, "takes 127 tokens at most, expected 128"),
-        ([("m", None)], None, "takes None tokens at most, expected 128"),
+        ([("m", 127)], None, "accepts 127 tokens at most, expected 128"),
+        ([("m", None)], None, "accepts None tokens at most, expected 128"),
         ([("m", 4096)], KEY, r"refuses us \(401\): set BOLT_POLICY_API_KEY"),
     ],
 )
-def test_a_server_elsewhere_that_does_not_fit_is_an_error(servers, elsewhere, models, key, said):
-    fits, there = elsewhere(("m", 4096)), elsewhere(*models, key=key)
-    with pytest.raises(MisfitError, match=said), servers(policy_urls=[fits.url, there.url], policy_name="m") as far:
-        far.policies(model())
+def test_a_remote_server_that_does_not_match_the_settings_is_an_error(servers, start_remote, models, key, text):
+    fits, there = start_remote(("m", 4096)), start_remote(*models, key=key)
+    with (
+        pytest.raises(MisfitError, match=text),
+        servers(policy_urls=[fits.url, there.url], policy_name="m") as remote,
+    ):
+        remote.policies(model())
 
 
-def test_a_server_elsewhere_that_is_no_vllm_is_an_error(servers, elsewhere):
-    odd = elsewhere()
-    odd.close()
-    made = Elsewhere("text")
-    with pytest.raises(MisfitError, match="is no vLLM server"), servers(policy_urls=[made.url], policy_name="m") as far:
-        far.policies(model())
-    made.close()
+def test_a_remote_server_that_is_not_vllm_is_an_error(servers):
+    other = Remote("text")
+    with (
+        pytest.raises(MisfitError, match="is not a vLLM server"),
+        servers(policy_urls=[other.url], policy_name="m") as remote,
+    ):
+        remote.policies(model())
+    other.close()
 
 
-def test_servers_that_can_not_be_reached_are_left_out_and_taken_in_when_they_are_back(servers, elsewhere, caplog):
-    up, down = elsewhere(("m", 128)), elsewhere(("m", 128))
+def test_unreachable_servers_are_skipped_and_added_once_they_are_back(servers, start_remote, caplog):
+    up, down = start_remote(("m", 128)), start_remote(("m", 128))
     down.close()
-    with servers(policy_urls=[up.url, down.url], policy_name="m") as far:
+    with servers(policy_urls=[up.url, down.url], policy_name="m") as remote:
         with caplog.at_level(logging.WARNING, "infra.serving.servers"):
-            pool = far.policies(model())
-        assert f"{down.url} can not be reached" in caplog.text
+            pool = remote.policies(model())
+        assert f"{down.url} cannot be reached" in caplog.text
         assert [server.url for server in pool.living()] == [up.url]
-        pool.add(lost := type(pool.living()[0])(elsewhere(("m", 128)).url, "m"))
+        pool.add(lost := type(pool.living()[0])(start_remote(("m", 128)).url, "m"))
         pool.lost(lost, ServerError("gone"))
-        assert [server.url for server in far.policies(model()).living()] == [up.url]
+        assert [server.url for server in remote.policies(model()).living()] == [up.url]
     with pytest.raises(ServerError, match=r"none of serving\.policy_urls can be reached"):
         servers(policy_urls=[down.url], policy_name="m").policies(model())
 
 
-def test_servers_that_were_all_away_are_asked_again(servers, elsewhere):
-    up = elsewhere(("m", 128))
-    with servers(policy_urls=[up.url], policy_name="m") as far:
-        pool = far.policies(model())
+def test_servers_that_were_all_unreachable_are_tried_again(servers, start_remote):
+    up = start_remote(("m", 128))
+    with servers(policy_urls=[up.url], policy_name="m") as remote:
+        pool = remote.policies(model())
         with pytest.raises(ServerError, match="down for a moment"):
             pool.lost(pool.living()[0], ServerError("down for a moment"))
-        assert [server.url for server in far.policies(model()).living()] == [up.url]
+        assert [server.url for server in remote.policies(model()).living()] == [up.url]
 
 
-def test_servers_elsewhere_serve_one_model_and_none_that_the_run_has_made(servers, elsewhere, monkeypatch):
-    there = elsewhere(("m", 128))
-    with servers(policy_urls=[there.url], policy_name="m") as far:
-        far.policies(model())
+def test_remote_servers_serve_one_model_and_none_that_the_run_has_trained(servers, start_remote, monkeypatch):
+    there = start_remote(("m", 128))
+    with servers(policy_urls=[there.url], policy_name="m") as remote:
+        remote.policies(model())
         with pytest.raises(MisfitError, match="policy_urls serve one model"):
-            far.policies(model(digest="another"))
-        monkeypatch.setattr(far, "_pool", lambda role, asked: (role, asked.step))
-        assert far.policies(model("sft")) == ("policy", "sft")
+            remote.policies(model(digest="another"))
+        monkeypatch.setattr(remote, "_pool", lambda role, asked: (role, asked.step))
+        assert remote.policies(model("sft")) == ("policy", "sft")
 
 
-# ---- what progress tells
+# ---- progress
 
 
-def test_progress_tells_requests_speed_cache_hits_and_the_time_left(servers, elsewhere):
-    there = elsewhere(("m", 128))
-    with servers(policy_urls=[there.url], policy_name="m") as far:
-        pool = far.policies(model())
+def test_progress_shows_speed_and_cache_hits(servers, start_remote):
+    there = start_remote(("m", 128))
+    with servers(policy_urls=[there.url], policy_name="m") as remote:
+        pool = remote.policies(model())
         assert prompt_tokens(pool.living()[0]) == (1200, 900)
         rate = Rate(pool)
-        assert rate.text() == "0 tok/s"  # what was cached before us doesn't count
+        assert rate.text() == "0 tok/s"  # earlier cache hits do not count
         there.metrics = METRICS.replace(" 1000.0", " 1400.0").replace(" 900.0", " 1000.0")
         rate.add(500)
         assert re.fullmatch(r"[1-9][\d,]* tok/s, 25% of prompt tokens cached", rate.text())

@@ -1,4 +1,4 @@
-"""A shard's ledger with its copy on S3: what one machine has asked, another does not ask again."""
+"""A shard's ledger with its copy on S3: another machine does not repeat the finished requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ with module.shard_ledger(store, Path(sys.argv[1]), "responses", "k") as ledger:
 
 
 def interrupted(store: Store, place: Path, asked: list[str], text: str = "x") -> list[str]:
-    """Ask for these and fail; what was there before."""
+    """Finish these requests and fail. Returns the requests that were finished before."""
     with pytest.raises(KeyboardInterrupt), shard_ledger(store, place, "responses", "k") as ledger:  # noqa: PT012
         found = list(ledger)
         for each in asked:
@@ -43,11 +43,11 @@ def interrupted(store: Store, place: Path, asked: list[str], text: str = "x") ->
     return found
 
 
-def test_another_machine_goes_on_and_both_are_known_to_the_first(s3_store, tmp_path, monkeypatch):
+def test_another_machine_resumes_and_the_first_then_has_both_parts(s3_store, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 60)
     one, two = tmp_path / "one", tmp_path / "two"
     assert interrupted(s3_store, one, ["a", "b", "c"]) == []
-    assert len(s3_store.list(FOLDER)) == 2  # in pieces
+    assert len(s3_store.list(FOLDER)) == 2  # two pieces
     assert sorted(interrupted(s3_store, two, ["d"], "of two")) == ["a", "b", "c"]
     assert sorted(interrupted(s3_store, one, [])) == ["a", "b", "c", "d"]
     with shard_ledger(s3_store, one, "responses", "k") as ledger:
@@ -56,7 +56,7 @@ def test_another_machine_goes_on_and_both_are_known_to_the_first(s3_store, tmp_p
     assert s3_store.list(FOLDER) == []
 
 
-def test_a_killed_process_leaves_what_it_asked(s3_store, s3_url, s3_bucket, tmp_path):
+def test_a_killed_process_leaves_its_finished_requests(s3_store, s3_url, s3_bucket, tmp_path):
     settings = s3_settings(s3_url, s3_bucket)
     environment = {**os.environ, "BOLT_STORE": settings.store, "BOLT_ENDPOINT_URL": s3_url, "BOLT_REGION": "us-east-1"}
     environment["BOLT_ACCESS_KEY_ID"] = settings.access_key_id.get_secret_value()
@@ -71,22 +71,22 @@ def test_a_killed_process_leaves_what_it_asked(s3_store, s3_url, s3_bucket, tmp_
         asked = process.stdout.read().split()
     found = interrupted(s3_store, tmp_path / "two", [])
     assert found
-    assert found == [f"q{n}" for n in range(len(found))]  # the first ones, none left out
+    assert found == [f"q{n}" for n in range(len(found))]  # the first ones, without a gap
     assert len(found) <= len(asked) + 1
 
 
-def test_an_outage_is_told_and_made_up_for(s3_store, tmp_path, monkeypatch, caplog):
+def test_after_an_outage_the_copy_catches_up(s3_store, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "EVERY_S", 0.05)
     with pytest.raises(KeyboardInterrupt), shard_ledger(s3_store, tmp_path / "one", "responses", "k") as ledger:  # noqa: PT012
         with monkeypatch.context() as outage:
 
-            def away(*_: object) -> None:
+            def unreachable(*_: object) -> None:
                 raise StoreError("the endpoint cannot be reached", transient=True)
 
-            outage.setattr(type(s3_store), "write_bytes", away)
+            outage.setattr(type(s3_store), "write_bytes", unreachable)
             ledger.append("a", {"text": "x"})
             end = time.monotonic() + 20
-            while "is not copied to the store for now" not in caplog.text:
+            while "could not be copied to the store" not in caplog.text:
                 assert time.monotonic() < end
                 time.sleep(0.02)
         raise KeyboardInterrupt

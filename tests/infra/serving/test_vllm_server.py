@@ -1,4 +1,4 @@
-"""Real vLLM servers: one that samples, one that scores, and what is left when they or their parent die."""
+"""Real vLLM servers, one that samples and one that scores; no process outlives them or their parent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,7 @@ from tiny import make_model
 
 from infra.processes.watchdog import _descendants
 from infra.serving import vllm_server
-from infra.serving.completions import (
-    Completion,
-    CompletionError,
-    Request,
-    Sampling,
-    classify,
-    complete,
-    http_client,
-    poster,
-)
+from infra.serving.completions import Client, Completion, CompletionError, Request, Sampling, classify, complete
 from infra.serving.vllm_server import ServerError, ServerOptions, VllmServer
 
 OPTIONS = ServerOptions(max_model_len=128, dtype="float32", kv_cache_gib=0.25, max_num_seqs=32)
@@ -70,13 +61,13 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_missing_model_is_said_before_any_start(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_before_any_start(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"config\.json does not exist"):
         VllmServer(tmp_path / "none", OPTIONS, tmp_path / "log").start()
     assert not (tmp_path / "log").exists()
 
 
-def test_a_taken_port_is_said_before_any_start(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_before_any_start(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -95,7 +86,7 @@ def test_a_server_that_is_not_started_says_so(tmp_path: Path) -> None:
 
 
 def test_a_server_that_another_thread_stops_meanwhile_says_so(tmp_path: Path) -> None:
-    """As where one shard finds it dead and stops it, while another looks."""
+    """This happens when one shard finds it dead and stops it while another shard checks it."""
     server = VllmServer(tmp_path, OPTIONS, tmp_path / "log")
 
     class Ended:
@@ -166,9 +157,9 @@ def test_samples_carry_ids_counts_and_reasons(served: VllmServer) -> None:
 @pytest.mark.slow
 def test_special_tokens_in_a_sample_stay_visible(served: VllmServer) -> None:
     samples = sample(served, [Request("r", (1, 4, 8, 5), None)], Sampling(n=32, max_tokens=60))["r"]
-    odd = [one for one in samples if {4, 5} & set(one.token_ids)]
-    assert odd
-    assert all("<|user|>" in one.text or "<|assistant|>" in one.text for one in odd)
+    special = [one for one in samples if {4, 5} & set(one.token_ids)]
+    assert special
+    assert all("<|user|>" in one.text or "<|assistant|>" in one.text for one in special)
 
 
 @pytest.mark.slow
@@ -186,8 +177,8 @@ def test_scores_equal_those_of_transformers(tmp_path: Path) -> None:
     inputs = [[1, 4, *range(8, 9 + i), 5] for i in range(40)]
     with VllmServer(folder, OPTIONS, tmp_path / "server.log", runner="pooling", served_name="rm") as server:
         scores = asyncio.run(classify(server.url, "rm", inputs, max_in_flight=4, alive=server.check, batch_size=8))
-        left = [server.pid, *_descendants(server.pid)]
-    assert gone(left)
+        processes = [server.pid, *_descendants(server.pid)]
+    assert gone(processes)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         expected = [model(torch.tensor([ids])).logits.item() for ids in inputs]
@@ -198,24 +189,24 @@ def test_scores_equal_those_of_transformers(tmp_path: Path) -> None:
 def test_a_server_that_stands_still_for_a_while_cuts_no_connection(
     served: VllmServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a machine that is busy, or paused, for longer than vLLM keeps a connection without a request."""
-    below, post = _descendants(served.pid), poster(served.check, attempts=5)
+    """As on a machine that is busy, or paused, for longer than vLLM's default keeps an idle connection open."""
+    below = _descendants(served.pid)
     payload = {"model": "policy", "prompt": [1, 4, 8, 5], "max_tokens": 3}
 
     async def run() -> int:
-        async with http_client(served.url, 8) as client:
+        async with Client(served.url, max_in_flight=8, alive=served.check) as client:
 
             async def ask() -> list[dict[str, Any]]:
-                return await asyncio.gather(*(post(client, "/v1/completions", payload, "r") for _ in range(8)))
+                return await asyncio.gather(*(client.post("/v1/completions", payload, "r") for _ in range(8)))
 
             await ask()
             for process in below:
                 os.kill(process, signal.SIGSTOP)
-            asked = asyncio.ensure_future(ask())  # on the same connections
+            requests = asyncio.ensure_future(ask())  # on the same connections
             await asyncio.sleep(6)
             for process in below:
                 os.kill(process, signal.SIGCONT)
-            return len(await asked)
+            return len(await requests)
 
     with caplog.at_level("WARNING", logger="infra.serving.completions"):
         assert asyncio.run(run()) == 8
@@ -224,7 +215,7 @@ def test_a_server_that_stands_still_for_a_while_cuts_no_connection(
 
 @pytest.mark.slow
 def test_a_server_killed_midway_is_an_error_with_its_log(policy: Path, served: VllmServer) -> None:
-    """Last in this file: it ends the shared server."""
+    """The last test that uses `served`, since it kills it."""
     below = _descendants(served.pid)
     requests = [Request(str(i), (1, 4, 8, 5), None) for i in range(2000)]
 
@@ -267,7 +258,7 @@ def test_kill_9_of_the_parent_leaves_no_process(tmp_path: Path) -> None:
         deadline = time.monotonic() + 10
         while len(_descendants(watchdog)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        left = [watchdog, *_descendants(watchdog)]
-        assert len(left) == 3
+        processes = [watchdog, *_descendants(watchdog)]
+        assert len(processes) == 3
         parent.kill()
-    assert gone(left)
+    assert gone(processes)

@@ -88,16 +88,16 @@ def test_a_key_is_short_and_stable(root, tmp_path):
     assert key(plant(tmp_path / "elsewhere")) == one
 
 
-def test_code_that_was_changed_since_the_process_began_has_no_key(root, monkeypatch):
-    """What runs is the code that was imported: a key of the new one would be wrong for what it makes."""
+def test_code_that_has_changed_since_the_process_began_has_no_key(root, monkeypatch):
+    """The process runs the code that it imported, so a key of the new code would be wrong for its results."""
     monkeypatch.setattr(keys, "PROJECT_ROOT", root)
     keys._at_start.cache_clear()
     try:
         before = key(root)
         (root / "tasks" / "stranger.py").write_text("x = 2\n")
-        assert key(root) == before  # of another step
+        assert key(root) == before  # not reached by this step
         (root / "infra" / "more.py").write_text("thing = 2\n")
-        with pytest.raises(keys.CodeChangedError, match=r"infra/more\.py was changed .* start it again"):
+        with pytest.raises(keys.CodeChangedError, match=r"infra/more\.py was changed .* start the run again"):
             key(root)
     finally:
         keys._at_start.cache_clear()
@@ -141,7 +141,7 @@ def test_source_that_is_reached_changes_the_key(root, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - REACHED))
-def test_source_of_strangers_does_not(root, name):
+def test_source_of_other_modules_does_not(root, name):
     before = key(root)
     (root / name).write_text("changed = 1\n")
     assert key(root) == before

@@ -1,4 +1,4 @@
-"""Progress artifacts: keys, and none outside of a task run; tests/flows/test_progress_in_flows.py has the rest."""
+"""Keys of progress artifacts, and no artifact outside of a task run; test_progress_in_flows has the rest."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from infra.steps.progress import artifact_key, progress
         ("answers-My_Model.v2-", "progress-answers-my-model-v2"),
     ],
 )
-def test_keys_are_what_prefect_takes(step, key):
+def test_keys_are_what_prefect_accepts(step, key):
     assert artifact_key(step) == key
 
 
 def test_outside_of_a_task_run_nothing_is_drawn():
-    def asked() -> float:
-        raise AssertionError("asked for a share that nobody sees")
+    def done() -> float:
+        raise AssertionError("called although no progress is shown")
 
     before = threading.active_count()
-    with progress("responses", asked, 10, "requests", bar_s=0):
+    with progress("responses", done, 10, "requests", bar_s=0):
         assert threading.active_count() == before

@@ -1,4 +1,4 @@
-"""Progress artifacts of a real task run: drawn in between, at its end, and never in the step's way."""
+"""Progress artifacts of a real task run: updated meanwhile and at its end, and never disturbing the step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def working(step: str, shares: list[float], fails: bool = False) -> str:
 
 
 @task
-def telling(step: str, texts: list[str]) -> str:
+def detailing(step: str, texts: list[str]) -> str:
     given = iter([*texts, *[texts[-1]] * 1000])
     with progress(step, lambda: 20, 40, "requests", detail=lambda: next(given), bar_s=0.05):
         time.sleep(0.6)
@@ -36,8 +36,8 @@ def telling(step: str, texts: list[str]) -> str:
 
 
 @flow
-def tells(step: str, texts: list[str]) -> str:
-    return telling(step, texts)
+def details(step: str, texts: list[str]) -> str:
+    return detailing(step, texts)
 
 
 @flow
@@ -46,7 +46,7 @@ def works(step: str, shares: list[float], fails: bool = False) -> str:
 
 
 def drawn(key: str) -> list[tuple[float, bool]]:
-    """The artifacts of a key: its share in per cent, and whether it belongs to a task run."""
+    """The artifacts with this key: the percentage, and whether it belongs to a task run."""
     with get_client(sync_client=True) as client:
         found = client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": [key]}}}).json()
     assert {each["type"] for each in found} <= {"progress"}
@@ -64,23 +64,23 @@ def test_a_failed_steps_bar_stays_where_it_was():
     assert drawn("progress-step-b") == [(25.0, True)]
 
 
-def test_a_share_out_of_bounds_is_cut():
+def test_a_share_out_of_bounds_is_clipped():
     assert works("step-c", [7.0]) == "done"
     with pytest.raises(ValueError, match="the step's own"):
         works("step-d", [-7.0], fails=True)
     assert (drawn("progress-step-c"), drawn("progress-step-d")) == ([(100.0, True)], [(0.0, True)])
 
 
-def test_what_is_told_stands_beside_the_steps_name():
-    assert tells("step-e", ["1 of 2", "2 of 2"]) == "done"
+def test_the_details_are_in_the_description():
+    assert details("step-e", ["1 of 2", "2 of 2"]) == "done"
     with get_client(sync_client=True) as client:
-        asked = {"artifacts": {"key": {"any_": ["progress-step-e"]}}}
-        assert [each["description"] for each in client.request("POST", "/artifacts/filter", json=asked).json()] == [
+        wanted = {"artifacts": {"key": {"any_": ["progress-step-e"]}}}
+        assert [each["description"] for each in client.request("POST", "/artifacts/filter", json=wanted).json()] == [
             "step-e: 20 of 40 requests, 2 of 2"
         ]
 
 
-def test_an_api_that_is_gone_does_not_disturb_the_step(caplog, monkeypatch):
+def test_a_failing_api_does_not_disturb_the_step(caplog, monkeypatch):
     def gone(*_args: object, **_more: object) -> None:
         raise ConnectionError("the API is gone")
 

@@ -1,4 +1,4 @@
-"""What @step makes of a function, called as a worker would but without Prefect; tests/flows has the rest."""
+"""What `@step` makes of a function, called as a worker would but without Prefect; test_step_in_flows has the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from prefect.states import Failed
 
 from infra.settings import Settings
-from infra.steps.step import Plan, heals, step
+from infra.steps.step import Job, Plan, is_transient, step
 from infra.store.manifest import BadArtifact, Provenance, Ref, read_manifest
 from infra.store.store import Store, StoreError
 from infra.store.tables import read_rows, write_table
@@ -41,17 +41,17 @@ PLAN = Plan(step="numbers", key="k", provenance=Provenance(config={"count": 3}))
 def test_the_task_keeps_name_and_text_and_takes_plan_settings_arguments():
     assert numbers.task.name == "numbers"
     assert numbers.task.description == "Count."
-    assert list(inspect.signature(numbers.task.fn).parameters) == ["plan", "settings", "arguments"]
+    assert list(inspect.signature(numbers.task.fn).parameters) == ["job"]
     assert numbers.task.persist_result is False
 
 
 def test_first_makes_then_finds(settings):
-    made = numbers.task.fn(PLAN, settings, {"count": 3})
+    made = numbers.task.fn(Job(PLAN, settings, {"count": 3}))
     assert isinstance(made, Ref)
-    found = numbers.task.fn(PLAN, settings, {"count": 3})
+    found = numbers.task.fn(Job(PLAN, settings, {"count": 3}))
     assert (found.name, found.type.name, found.data) == ("Cached", "COMPLETED", made)
     assert calls == [3]
-    numbers.task.fn(PLAN.model_copy(update={"key": "other"}), settings, {"count": 3})
+    numbers.task.fn(Job(PLAN.model_copy(update={"key": "other"}), settings, {"count": 3}))
     assert calls == [3, 3]
     store = Store.open(settings)
     assert [row["n"] for row in read_rows(store, made)] == [0, 1, 2]
@@ -60,7 +60,7 @@ def test_first_makes_then_finds(settings):
 
 @pytest.mark.parametrize("harm", ["flipped byte", "cut short", "part gone", "manifest gone", "manifest torn"])
 def test_what_is_not_whole_is_made_again(settings, harm, caplog):
-    made = numbers.task.fn(PLAN, settings, {"count": 3})
+    made = numbers.task.fn(Job(PLAN, settings, {"count": 3}))
     store = Store.open(settings)
     part, manifest = "numbers/k/part-00000.parquet", "numbers/k/manifest.json"
     data = store.read_bytes(part)
@@ -73,21 +73,21 @@ def test_what_is_not_whole_is_made_again(settings, harm, caplog):
     else:
         store.delete(part if harm == "part gone" else manifest)
     with caplog.at_level(logging.WARNING):
-        again = numbers.task.fn(PLAN, settings, {"count": 3})
+        again = numbers.task.fn(Job(PLAN, settings, {"count": 3}))
     assert again == made
     assert calls == [3, 3]
     assert [row["n"] for row in read_rows(store, again)] == [0, 1, 2]
     assert ("will be made again" in caplog.text) == (harm != "manifest gone")
-    assert numbers.task.fn(PLAN, settings, {"count": 3}).name == "Cached"
+    assert numbers.task.fn(Job(PLAN, settings, {"count": 3})).name == "Cached"
 
 
 def test_a_write_that_fails_fails_the_step(settings):
     Store.open(settings).write_bytes("numbers", b"a file where the step's folder should be")
     with pytest.raises(StoreError, match="a file stands where a folder should be"):
-        numbers.task.fn(PLAN, settings, {"count": 3})
+        numbers.task.fn(Job(PLAN, settings, {"count": 3}))
 
 
-# ---- which failures are tried again
+# ---- which failures are retried
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_a_write_that_fails_fails_the_step(settings):
         (RuntimeError("the server died"), False),
     ],
 )
-def test_heals_only_where_the_network_failed(error, again):
-    assert heals(None, None, Failed(data=error)) is again
+def test_only_network_failures_are_transient(error, again):
+    assert is_transient(None, None, Failed(data=error)) is again
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_heals_only_where_the_network_failed(error, again):
         (type("NoCredentialsError", (Exception,), {})(), False),
     ],
 )
-def test_the_store_tells_outages_from_what_needs_mending(error, transient):
+def test_the_store_distinguishes_outages_from_lasting_errors(error, transient):
     if isinstance(error, SimpleNamespace):  # as botocore's ClientError holds its code, behind s3fs's OSError
         cause = type("ClientError", (Exception,), {"response": {"Error": {"Code": error.code}}})()
         error = OSError(errno.EIO, error.code)
@@ -135,7 +135,7 @@ def test_the_store_tells_outages_from_what_needs_mending(error, transient):
     with pytest.raises(StoreError) as raised, store.explained("read", "a/b"):
         raise error
     assert raised.value.transient is transient
-    assert heals(None, None, Failed(data=raised.value)) is transient
+    assert is_transient(None, None, Failed(data=raised.value)) is transient
 
 
 def test_an_endpoint_that_is_down_is_an_outage(tmp_path):

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.futures import wait
 
 from infra.settings import Settings
-from infra.steps.step import Plan, step
+from infra.steps.step import Job, Plan, step
 from infra.store.manifest import Provenance, Ref
 from infra.store.store import Store, StoreError
 from infra.store.tables import write_table
@@ -24,7 +24,7 @@ failures: list[Exception] = []
 
 @step
 def numbers(plan: Plan, store: Store, *, count: int) -> Ref:
-    """Count; fail first with what `failures` holds."""
+    """Count, but first raise the next one of `failures`."""
     calls.append(count)
     if failures:
         raise failures.pop(0)
@@ -38,7 +38,7 @@ at_once = numbers.task.with_options(retry_delay_seconds=0)
 def counting(settings: Settings, keys: list[str]) -> list[tuple[str, Any]]:
     """Submit the step for each key; each future's state name and data."""
     plans = [Plan(step="numbers", key=key, provenance=Provenance()) for key in keys]
-    futures = [at_once.submit(plan, settings, {"count": 3}) for plan in plans]
+    futures = [at_once.submit(Job(plan, settings, {"count": 3})) for plan in plans]
     wait(futures)
     return [(future.state.name, future.result(raise_on_failure=False)) for future in futures]
 
@@ -50,7 +50,7 @@ def settings(tmp_path):
     return Settings(store=str(tmp_path / "store"), work_dir=tmp_path / "work")
 
 
-def test_made_then_cached_then_made_again_where_damaged(settings):
+def test_made_then_cached_then_made_again_if_damaged(settings):
     first = counting(settings, ["a", "b"])
     assert [name for name, _ in first] == ["Completed", "Completed"]
     again = counting(settings, ["a", "b"])
@@ -76,7 +76,7 @@ def test_made_then_cached_then_made_again_where_damaged(settings):
         (ValueError("wrong"), 1),
     ],
 )
-def test_only_outages_are_tried_again(settings, error, tries):
+def test_only_outages_are_retried(settings, error, tries):
     failures.extend([error, error])
     ((name, result),) = counting(settings, ["a"])
     assert len(calls) == tries
@@ -95,7 +95,7 @@ def test_a_write_that_fails_fails_the_flow(settings):
 
     @flow
     def strict(settings: Settings) -> None:
-        at_once.submit(Plan(step="numbers", key="k", provenance=Provenance()), settings, {"count": 1}).result()
+        at_once.submit(Job(Plan(step="numbers", key="k", provenance=Provenance()), settings, {"count": 1})).result()
 
     state = strict(settings, return_state=True)
     assert state.is_failed()

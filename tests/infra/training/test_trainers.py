@@ -1,4 +1,4 @@
-"""The trainers: which tokens the losses cover, under real templates, and real runs with DeepSpeed on two ranks."""
+"""The trainers: the tokens that the losses cover, with real chat templates, and real DeepSpeed runs on two ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny import PROMPT, TEMPLATE, make_model, make_tokenizer
 
 from infra.processes.torchrun import TrainerError, launch, metrics_path
 from infra.text import chat
-from infra.training.config import DpoConfig, SftConfig, trained_path
+from infra.training.config import DpoConfig, SftConfig, SftRecipe, trained_path
 from infra.training.deepspeed import deepspeed_config
 
 THOUGHTS = "<think> w5 w6 w7 </think> w8 w9"
@@ -31,7 +31,7 @@ QWEN3 = (  # deletes the thoughts of assistant turns
     "{{ ' <|im_start|> ' + m.role + ' ' + text + ' <|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' <|im_start|> assistant ' }}{% endif %}"
 )
-DEEPSEEK = (  # deletes thoughts, and opens them in the prompt
+DEEPSEEK = (  # deletes the thoughts, and the prompt opens new ones
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ ' <｜User｜> ' + m.content }}{% else %}"
     "{{ ' <｜Assistant｜> ' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' <｜Assistant｜> <think> ' }}{% endif %}"
@@ -45,9 +45,9 @@ TEMPLATES = {
 
 
 def test_a_rank_waits_for_rank_0_which_tokenises_alone() -> None:
-    """Longer than the 10 minutes of DeepSpeed, which 200,000 responses do not fit in."""
+    """Longer than DeepSpeed's default of 10 minutes, which is too short for 200,000 responses."""
     code = (
-        "import torch; from infra import training; training.join_ranks()\n"
+        "import torch; from infra.training import trainer as training; training.join_ranks()\n"
         "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))\n"
         "assert group.options._timeout == training.PATIENCE, group.options._timeout"
     )
@@ -77,7 +77,7 @@ def test_the_losses_cover_exactly_thoughts_solution_and_end(family: str) -> None
     assert tokenizer.convert_ids_to_tokens(pair["rejected_ids"]) == ["w3", end]
 
 
-def test_an_end_that_is_already_there_is_not_doubled() -> None:
+def test_an_existing_end_token_is_not_doubled() -> None:
     from infra.training.trainer import completion_ids
 
     tokenizer = make_tokenizer()
@@ -112,14 +112,14 @@ def config(policy: Path, tmp_path: Path, rows: dict[str, list[str]], **changes: 
     return {**settings, **changes}
 
 
-def test_the_batch_must_be_met_exactly(tmp_path: Path) -> None:
+def test_the_batch_must_be_exact(tmp_path: Path) -> None:
     sft = SftConfig(**config(tmp_path, tmp_path, {"prompt": []}))
     assert sft.accumulation(2) == 1
     with pytest.raises(ValueError, match=r"batch 4 .* micro_batch 2 x ranks 3"):
         sft.accumulation(3)
 
 
-def test_the_reference_is_never_a_default(tmp_path: Path) -> None:
+def test_the_reference_has_no_default(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="reference"):
         DpoConfig(**config(tmp_path, tmp_path, {"prompt": []}))
 
@@ -133,8 +133,9 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_deepspeed_batches_multiply_up(stage: Any) -> None:
-    made = deepspeed_config(stage, bf16=True, micro_batch=2, accumulation=8, ranks=4)
+    made = deepspeed_config(SftRecipe(zero_stage=stage, batch=64, micro_batch=2), ranks=4)
     assert made["train_batch_size"] == 64
+    assert made["gradient_accumulation_steps"] * made["train_micro_batch_size_per_gpu"] * 4 == 64
     assert made["zero_optimization"]["stage"] == stage
 
 
@@ -176,7 +177,7 @@ def test_dpo_prefers_the_chosen(policy: Path, tmp_path: Path, stage: int) -> Non
     launch("infra.training.dpo", dpo, ranks=2, log_path=tmp_path / "train.log", timeout_s=300)
     lines = [json.loads(line) for line in metrics_path(tmp_path / "train.log").open()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[0] == pytest.approx(0.6931, abs=2e-3)  # policy and reference start equal
+    assert losses[0] == pytest.approx(0.6931, abs=2e-3)  # policy and reference are equal at the start
     assert losses[-1] < losses[0]
     assert json.loads(trained_path(dpo.output).read_text())["samples"] == 8
 

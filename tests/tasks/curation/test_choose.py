@@ -1,4 +1,4 @@
-"""Which candidates become the table `examples`; and the examples that this project ships pass all of it."""
+"""Which candidates become the table `examples`; the examples that this project ships pass all checks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from infra.settings import PROJECT_ROOT
 from infra.store.models import fetch_model
 from infra.text.chat import load_tokenizer, render_prompt
 from nano.vocabulary import encoder
-from tasks.curation.choose import Room, choose_examples, leave_held_out
-from tasks.examples.read import ExamplesConfig, candidates, judged, remaining
+from tasks.curation.choose import Room, choose_examples, reject_held_out
+from tasks.examples.read import ExamplesConfig, candidates, checked, remaining
 from tasks.queries.overlap import near_duplicates
-from tasks.responses.generate import PromptConfig, in_context_prompt
+from tasks.responses.prompt import PromptConfig, in_context_prompt
 
 SHIPPED = PROJECT_ROOT / "prompts" / "examples"
 BENCH = PROJECT_ROOT.parent / "shared" / "bench"
@@ -31,7 +31,7 @@ THOUGHTS = "I need to find {0} and {0}. My plan is {0} or {1} by {0}. Alternativ
 
 
 def written(folder: Path, *changes: dict[str, Any]) -> Path:
-    """A table of candidates c0, c1, ... with little in common but their last changes."""
+    """A table of candidates c0, c1, ... that resemble each other only in their `changes`."""
     rows = [
         {
             "example_id": f"c{n}",
@@ -73,10 +73,12 @@ def ids(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def why(counts: dict[str, Any]) -> dict[str, str]:
-    return {each["example_id"]: f"{each['left']}: {each['why']}" for each in counts["candidates"] if each["left"]}
+    return {
+        each["example_id"]: f"{each['rejected']}: {each['why']}" for each in counts["candidates"] if each["rejected"]
+    }
 
 
-def test_the_table_holds_what_is_taken_and_the_manifest_tells_of_all(choose):
+def test_the_table_holds_what_is_taken_and_the_manifest_describes_all(choose):
     rows, counts = choose({}, {"thoughts": "It is 7."}, {"author": "Ada", "licence": "MIT"}, {})
     assert ids(rows) == ["c0", "c2"]
     assert rows[0] == {
@@ -90,17 +92,17 @@ def test_the_table_holds_what_is_taken_and_the_manifest_tells_of_all(choose):
     funnel = {name: value for name, value in counts.items() if name != "candidates"}
     assert funnel == {
         "read": 4,
-        "left: too few actions": 1,
-        "left: not needed": 1,
+        "rejected: too few actions": 1,
+        "rejected: not needed": 1,
         "taken": 2,
         "topics": {"topic 0": 1, "topic 2": 1},
     }
-    told = counts["candidates"][2]
-    assert (told["author"], told["licence"], told["left"], told["words"]) == ("Ada", "MIT", None, 24)
-    assert told["evidence"]["planning"]["quote"].startswith(
+    found = counts["candidates"][2]
+    assert (found["author"], found["licence"], found["rejected"], found["words"]) == ("Ada", "MIT", None, 24)
+    assert found["evidence"]["planning"]["quote"].startswith(
         "I need to find word2 and word2. My plan is word2 or other2"
     )
-    assert "thoughts" not in told
+    assert "thoughts" not in found
 
 
 def test_the_table_can_be_the_candidates_of_another_run(choose, tmp_path):
@@ -116,20 +118,20 @@ def test_the_reward_model_ranks_by_query_and_solution_alone(choose, serve):
     rows, counts = choose({}, {"thoughts": "It is 7."}, {}, {}, server=server, reward=True)
     assert ids(rows) == ["c2", "c3"]  # longer solutions; in the candidates' order
     rewards = {each["example_id"]: each["reward"] for each in counts["candidates"]}
-    assert rewards["c1"] is None  # left before: the server is not asked
+    assert rewards["c1"] is None  # already rejected: not scored
     assert rewards["c0"] < rewards["c2"] < rewards["c3"]
     sent = [item for body in server.asked for item in body["input"]]
     assert len(sent) == 3
     assert not any(encoder()["check"] in item for item in sent)  # a word that only the thoughts hold
 
 
-def test_a_reward_that_is_no_number_stops_the_step(choose, serve):
+def test_a_reward_that_is_not_finite_fails_the_step(choose, serve):
     server = serve(classify=classifications(lambda _: float("nan")))
-    with pytest.raises(ValueError, match="the reward model gave nan for the example c0"):
+    with pytest.raises(ValueError, match="the reward model gave nan for example c0, not a finite number"):
         choose({}, {}, server=server, reward=True)
 
 
-def test_of_near_duplicates_the_better_is_taken(choose, serve):
+def test_the_better_of_two_near_duplicates_is_taken(choose, serve):
     same = THOUGHTS.format("word0", "other0")
     rows, counts = choose(
         {}, {"query": "Which MON is 0 and 10 ?"}, {"thoughts": same, "solution": "answer : mon 0 ."}, {}
@@ -145,7 +147,7 @@ def test_of_near_duplicates_the_better_is_taken(choose, serve):
     assert why(counts) == {"c0": "near-duplicate: its query is a near-duplicate (100%) of c1"}
 
 
-def test_what_is_near_to_an_evaluation_set_is_left(choose, tmp_path):
+def test_candidates_that_resemble_an_evaluation_set_are_rejected(choose, tmp_path):
     run = " ".join(f"w{n}" for n in range(13))
     held_out = tmp_path / "held.jsonl"
     queries = ("quite another one", "WHICH tue is 1 and  11", f"a {run} b")
@@ -156,14 +158,14 @@ def test_what_is_near_to_an_evaluation_set_is_left(choose, tmp_path):
     assert ids(rows) == ["c0", "c3"]
     assert why(counts) == {
         "c1": f"held out: its query is a near-duplicate (100%) of {held_out}, row 1",
-        "c2": "held out: its query shares 13 words in a row with a held-out one",
+        "c2": "held out: its query shares 13 consecutive words with a held-out one",
     }
     held_out.write_text('{"problem": "one"}\n')
     with pytest.raises(BadInput, match=r"held\.jsonl, row 0: expected a field query"):
         choose({}, {}, held_out=[held_out])
 
 
-def test_the_longest_are_left_until_any_three_fit(choose, world, model):
+def test_the_longest_are_rejected_until_any_three_fit(choose, world, model):
     changes = [{"thoughts": THOUGHTS.format(f"a{n}", f"b{n}") + f" day{n}" * (20 * n)} for n in range(6)]
     wide = Room(prompt=PROMPT, max_tokens=100, max_model_len=100_000)
     config = {"count": 3, "query_tokens": 50, "format": "r1"}
@@ -204,7 +206,7 @@ def test_no_candidates_are_too_few(choose):
 # ---- what is shipped
 
 
-def test_the_nano_worlds_examples_serve(world):
+def test_the_nano_worlds_examples_pass(world):
     config = ExamplesConfig(path=PROJECT_ROOT / "nano" / "examples", min_actions=3, min_words=10)
     made = world.do(choose_examples, config=config, servers=TinyServers(world.work_dir))
     assert made.rows == 10
@@ -226,11 +228,11 @@ def test_the_shipped_examples_pass_every_check(world, model):
 @pytest.mark.parametrize("format", ["r1", "still2", "rlmt", "marco"])
 def test_the_shipped_examples_can_be_shown_in_other_formats(format):
     config = ExamplesConfig(path=SHIPPED, format=format)
-    assert [judged(each, config)["why"] for each in candidates(config)] == [None] * 10
+    assert [checked(each, config)["why"] for each in candidates(config)] == [None] * 10
 
 
 @pytest.mark.skipif(not BENCH.is_dir(), reason="the real benchmarks (../shared/bench) are not here")
-def test_the_shipped_examples_are_near_to_no_real_benchmark(tmp_path):
+def test_the_shipped_examples_resemble_no_real_benchmark(tmp_path):
     fields = {
         "math500/math500.jsonl": "problem",
         "math_l5/problems.jsonl": "problem",
@@ -246,14 +248,14 @@ def test_the_shipped_examples_are_near_to_no_real_benchmark(tmp_path):
                 texts = [json.loads(line)[field] for line in lines]
             out.writelines(json.dumps({"query": each[0] if isinstance(each, list) else each}) + "\n" for each in texts)
     config = ExamplesConfig(path=SHIPPED, held_out=(held_out,), near_duplicates=0.3)
-    found = [judged(each, config) for each in candidates(config)]
-    leave_held_out(found, config)
+    found = [checked(each, config) for each in candidates(config)]
+    reject_held_out(found, config)
     assert [each["why"] for each in remaining(found)] == [None] * 10
     assert len(held_out.read_text().splitlines()) > 3_000
     found[0]["query"] = json.loads(held_out.read_text().splitlines()[7])["query"]
-    leave_held_out(found, config)
-    assert found[0]["left"] == "held out"  # it would be seen
+    reject_held_out(found, config)
+    assert found[0]["rejected"] == "held out"  # a copy is recognised
 
 
-def test_near_duplicates_of_nothing_are_none():
+def test_no_texts_have_no_near_duplicates():
     assert near_duplicates([], 0.6) == []

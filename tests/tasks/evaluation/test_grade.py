@@ -11,17 +11,17 @@ from evals.graders import short_answer
 from infra.errors import BadInput
 from infra.processes.limited import Limited, LimitedError
 from infra.store.schemas import GRADES, PROBLEMS, QUERIES, RESPONSES
-from tasks.evaluation.grade import grade, graded
+from tasks.evaluation.grade import grade, grade_row
 from tasks.evaluation.problems import READ, as_row
 
 
-def test_a_row_has_the_grade_and_how_the_response_ended(response):
+def test_a_row_has_the_grade_and_the_faults_of_the_response(response):
     found = {"prediction": "p", "correct": True, "parts": 6, "correct_parts": 6}
-    row = graded(response("a", 3, thought_tokens=7, solution_tokens=8), found)
+    row = grade_row(response("a", 3, thought_tokens=7, solution_tokens=8), found)
     ended = {"thought_tokens": 7, "solution_tokens": 8, "truncated": False, "malformed": False}
     assert row == {"problem_id": "a", "sample": 3, **found, **ended}
     assert list(row) == GRADES.names
-    cut = graded(response(finish_reason="length", violations=["no_solution"]), found)
+    cut = grade_row(response(finish_reason="length", violations=["no_solution"]), found)
     assert (cut["truncated"], cut["malformed"]) == (True, True)
 
 
@@ -29,11 +29,11 @@ def test_only_the_solution_is_graded(world, query, response):
     problems = world.table(QUERIES, [query("q", reference="ann")], "problems")
     right = {"thoughts": "answer : ann .", "text": "answer : ann ."}
     solutions = ["answer : bob .", None, "Answer: Ann."]
-    rows = [response("q", number, **right, solution=said) for number, said in enumerate(solutions)]
+    rows = [response("q", number, **right, solution=each) for number, each in enumerate(solutions)]
     made = world.do(grade, responses=[world.table(RESPONSES, rows)], problems=problems)
     found = [(r["prediction"], r["correct"]) for r in world.rows(made)]
     assert found == [("bob", False), (None, False), ("Ann", True)]
-    assert found == [(g["prediction"], g["correct"]) for g in (short_answer(said, "ann") for said in solutions)]
+    assert found == [(g["prediction"], g["correct"]) for g in (short_answer(each, "ann") for each in solutions)]
 
 
 def test_the_step_grades_every_shard_and_tallies(world, query, response, bars):
@@ -61,7 +61,7 @@ def test_the_step_grades_every_shard_and_tallies(world, query, response, bars):
     assert bars == {"made": 1.0}
 
 
-def test_a_problem_whose_request_was_set_aside_counts_as_answered_by_nothing(world, query, response):
+def test_a_problem_whose_request_was_quarantined_is_graded_wrong(world, query, response):
     problems = world.table(QUERIES, [query(name, reference="mon") for name in "abc"], "problems")
     rows = [response(name, n, solution="answer : mon .") for name in "ac" for n in range(2)]
     made = world.do(grade, responses=[world.table(RESPONSES, rows)], problems=problems)
@@ -69,7 +69,7 @@ def test_a_problem_whose_request_was_set_aside_counts_as_answered_by_nothing(wor
     assert found == {(name, n): name != "b" for name in "abc" for n in range(2)}
     (nothing, _) = (row for row in world.rows(made) if row["problem_id"] == "b")
     assert (nothing["prediction"], nothing["thought_tokens"], nothing["truncated"]) == (None, 0, False)
-    assert world.counts(made) == {"graded": 4, "correct": 4, "no answer": 0, "set aside": 2}
+    assert world.counts(made) == {"graded": 4, "correct": 4, "no answer": 0, "quarantined": 2}
 
 
 def test_problems_without_a_reference_are_named(world, query, response):
@@ -102,13 +102,13 @@ def test_math_is_graded_in_a_process_of_its_own(world, response):
     assert world.counts(made) == {"graded": 4, "correct": 2, "no answer": 1}
 
 
-def test_a_puzzles_parts_are_counted(world, response, monkeypatch):
+def test_the_cells_of_a_puzzle_are_counted(world, response, monkeypatch):
     monkeypatch.setattr(tasks.evaluation.grade, "Limited", lambda *_, **__: pytest.fail("a process is not needed"))
     problems = problems_of(world, "zebralogic", zebra(1))
     houses = {"House 1": {"Name": "Eric", "Pet": "cat"}, "House 2": {"Name": "Arnold", "Pet": "fish"}}
     near = json.dumps({"reasoning": "r", "solution": houses})
     solutions = [near.replace("fish", "dog"), near, "no JSON", None]
-    rows = [response("lgp-test-2x2-1", n, solution=said, thoughts=near) for n, said in enumerate(solutions)]
+    rows = [response("lgp-test-2x2-1", n, solution=each, thoughts=near) for n, each in enumerate(solutions)]
     made = world.do(grade, responses=[world.table(RESPONSES, rows)], problems=problems, benchmark="zebralogic")
     found = [(r["correct"], r["correct_parts"], r["parts"], r["prediction"] is None) for r in world.rows(made)]
     assert found == [(True, 4, 4, False), (False, 3, 4, False), (False, 0, 4, True), (False, 0, 4, True)]
@@ -116,7 +116,7 @@ def test_a_puzzles_parts_are_counted(world, response, monkeypatch):
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Put other limits, or another function, in the place of those that the step asks for."""
+    """Replace the limits or the function that the step asks for."""
 
     def change(**changes: Any) -> None:
         def made(function: str, **limits: Any) -> Limited:
@@ -128,11 +128,11 @@ def limited(monkeypatch):
     return change
 
 
-def test_a_grader_that_runs_out_of_time_is_counted_and_the_grading_goes_on(world, response, limited):
+def test_a_grader_that_runs_out_of_time_is_counted_and_grading_continues(world, response, limited):
     limited(function="graders_that_hang:hangs", timeout_s=0.5)
     problems = problems_of(world, "math500", math500(1, "7"))
-    said = ["7", "hang", "7", "raise", "die", "7", None]
-    rows = [response("test/algebra/1.json", n, solution=each) for n, each in enumerate(said)]
+    solutions = ["7", "hang", "7", "raise", "die", "7", None]
+    rows = [response("test/algebra/1.json", n, solution=each) for n, each in enumerate(solutions)]
     made = world.do(grade, responses=[world.table(RESPONSES, rows)], problems=problems, benchmark="math500")
     assert [(row["prediction"], row["correct"]) for row in world.rows(made)] == [
         ("7", True),
@@ -161,7 +161,7 @@ def test_a_grader_that_cannot_be_started_fails_the_step(world, response, limited
 
 
 @pytest.mark.parametrize("benchmark", ["math500", "math-level5"])
-def test_the_graders_that_need_a_limit_have_the_names_that_the_step_calls(benchmark):
+def test_limited_graders_are_found_under_the_names_that_the_step_uses(benchmark):
     with Limited(f"evals.graders:{benchmark.replace('-', '_')}", timeout_s=60, memory_bytes=4 << 30) as child:
         assert child(r"so it is $\boxed{42}$. I hope it is correct.", "42")["correct"] is True
         assert child(None, "42") == {"prediction": None, "correct": False, "parts": None, "correct_parts": None}

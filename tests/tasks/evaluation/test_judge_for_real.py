@@ -1,7 +1,7 @@
-"""The constraint on a real vLLM: every answer can be read, and a server killed on the way costs no finished answer.
+"""Constrained judging on a real vLLM: every answer can be read, and killing a server loses no finished answer.
 
-Two judges: the shipped nano model, whose tokenizer knows whole words and no blank, and a random model with the bytes of
-UTF-8 for tokens, like the tokenizers of real models in that they can spell anything.
+There are two judges: the shipped nano model, whose tokenizer knows only whole words and no space, and a random model
+whose tokens are the bytes of UTF-8, so that, like real models, it can spell anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from infra.store.models import import_model
 from infra.store.schemas import QUERIES, TOPICS
 from nano.judge import make_judge
 from tasks.queries.difficulty import CRITERIA, RateConfig, judge_difficulty, rate_queries
-from tasks.queries.topics import TopicsConfig, judge_topic, propose_topics
+from tasks.queries.topic_proposals import propose_topics
+from tasks.queries.topic_tags import judge_topic
+from tasks.queries.topics import TopicsConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVED = ServerOptions(
@@ -35,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 @pytest.fixture(params=["nano", "bytes"])
 def judging(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> tuple[Ref, list[str]]:
-    """A judge, and topics that it can spell."""
+    """A judge model, and topics that it can spell."""
     if request.param == "nano":
         return import_model(world.store, ROOT / "nano" / "models" / "instruct", "nano"), ["days", "month", "older"]
     topics = ['the "big" questions', "coding", "coding in C++", "Übung & Spiel"]
@@ -44,7 +46,7 @@ def judging(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> tuple
 
 @pytest.fixture
 def templates(tmp_path: Path) -> dict[str, Path]:
-    """Short ones: a model of bytes reads a token a letter."""
+    """Short prompt templates: for the byte-level model every letter is a token."""
     texts = {
         "rate": "judge {query}",
         "propose": "name {most} topics of {queries}",
@@ -57,7 +59,7 @@ def templates(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def servers(world: Any) -> Iterator[Callable[[], Servers]]:
-    """Start anew, as a flow run does."""
+    """Start new servers, as a flow run does."""
     made: list[Servers] = []
 
     def start() -> Servers:
@@ -71,12 +73,12 @@ def servers(world: Any) -> Iterator[Callable[[], Servers]]:
         each.release()
 
 
-def asked(server: Any) -> int:
-    """Requests that all servers of this log have got."""
+def requests_logged(server: Any) -> int:
+    """Number of requests in the server's log, which all servers of a work folder share."""
     return len(re.findall(rb"Received request cmpl-", server.log_path.read_bytes()))
 
 
-def test_every_answer_is_read_and_a_killed_server_costs_none(world, query, judging, templates, servers, monkeypatch):
+def test_every_answer_is_read_and_a_killed_server_loses_none(world, query, judging, templates, servers, monkeypatch):
     judge, topics = judging
     rows = [
         query(f"q{n}", f"today is mon . go {n % 30} days on . which day is it ?", difficulty=None) for n in range(60)
@@ -101,10 +103,10 @@ def test_every_answer_is_read_and_a_killed_server_costs_none(world, query, judgi
     assert 20 <= finished < 30
 
     second = servers()
-    before = asked(second.generation(judge))
+    before = requests_logged(second.generation(judge))
     assert before >= finished
     judged = world.do(judge_difficulty, "judged", config=rate, queries=queries, model=judge, servers=second)
-    assert asked(second.generation(judge)) - before == 60 - finished
+    assert requests_logged(second.generation(judge)) - before == 60 - finished
     assert world.counts(judged) == {"asked": 60, "asked again": 0, "unread": 0}
     assert not ledger.exists()
     rated = world.do(rate_queries, "rated", min_difficulty=0, queries=queries, judgements=[judged])

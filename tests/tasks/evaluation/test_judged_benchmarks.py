@@ -1,4 +1,4 @@
-"""What the judge is shown of MT-Bench, Arena-Hard and WildBench, and what becomes of its verdicts: never a thought."""
+"""What the judge sees of MT-Bench, Arena-Hard and WildBench (never the thoughts), and how its verdicts are read."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def problem_table(world: Any, *problems: Problem) -> Any:
 
 @pytest.fixture
 def turn(world, response):
-    """Responses whose thoughts and text hold a secret: a table a shard, in another order than the problems'."""
+    """Responses whose thoughts and text contain a secret, in one shard each, and in another order than the problems."""
     made = 0
 
     def tables(**solutions: str | None) -> list[Any]:
         nonlocal made
         made += 1
         hidden = {"thoughts": SECRET, "text": f"{SECRET} {SECRET}"}
-        rows = [response(name.lstrip("_"), solution=said, **hidden) for name, said in solutions.items()]
+        rows = [response(name.lstrip("_"), solution=solution, **hidden) for name, solution in solutions.items()]
         return [world.table(RESPONSES, [row], key=f"k{made}.{n}") for n, row in enumerate(rows[::-1])]
 
     return tables
@@ -49,10 +49,10 @@ def turn(world, response):
 
 @pytest.fixture
 def judged(world, serve):
-    """The rows, and the conversations that the judge saw."""
+    """Run a judging step; returns its rows and the conversations that the judge saw."""
 
-    def run(step: Any, said: Any, judge_model: Any = None, **more: Any) -> tuple[list[dict[str, Any]], list[Any]]:
-        server: FakeVllm = serve(completions=chats(said))
+    def run(step: Any, answer: Any, judge_model: Any = None, **more: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+        server: FakeVllm = serve(completions=chats(answer))
         settings = {"model": "nano"} if judge_model else {"url": f"{server.url}/v1", "name": "judge"}
         judge = Judge(**settings, in_flight=1, max_unread_share=1)
         servers = TinyServers(world.work_dir, server if judge_model else None)
@@ -66,7 +66,7 @@ def judged(world, serve):
 
 
 def in_order(text: str, *parts: str) -> bool:
-    """Whether the parts stand in the text one after the other, each once."""
+    """Whether the text contains the parts in this order, each once."""
     places = [text.find(part) for part in parts]
     return -1 not in places and places == sorted(places) and all(text.count(part) == 1 for part in parts)
 
@@ -74,7 +74,7 @@ def in_order(text: str, *parts: str) -> bool:
 # ---- MT-Bench
 
 
-def test_mtbench_rates_each_turn_alone_and_shows_references_of_math(world, turn, judged):
+def test_mtbench_rates_each_turn_and_shows_references_for_math(world, turn, judged):
     problems = problems_of(
         world,
         "mt-bench",
@@ -96,7 +96,7 @@ def test_mtbench_rates_each_turn_alone_and_shows_references_of_math(world, turn,
     assert in_order(first, "first 1", "one 1")
     assert "then 1" not in first
     assert "two 1" not in first
-    assert "truth" not in f"{first} {second} {single}"  # roleplay's own reference is none of the judge's
+    assert "truth" not in f"{first} {second} {single}"  # the reference of a roleplay question is not shown
     assert in_order(second, "first 1", "one 1", "then 1", "two 1")
     assert in_order(math, "first 2", "truth 2.1", "one 2")
     assert "truth 2.2" not in math
@@ -108,11 +108,11 @@ def test_mtbench_rates_each_turn_alone_and_shows_references_of_math(world, turn,
 
 
 def test_mtbench_reads_ratings_as_its_authors_do(world, turn, judged):
-    said = {"one a": "[[7.5]] then [[2]]", "one b": "[9]", "one c": "[[11]]", "one d": "nine"}
+    answers = {"one a": "[[7.5]] then [[2]]", "one b": "[9]", "one c": "[[11]]", "one d": "nine"}
     records = [mtbench(name, turns=[f"first {name}"]) for name in "abcd"]
     rows, shown = judged(
         judge_mtbench,
-        lambda text: next(verdict for part, verdict in said.items() if part in text),
+        lambda text: next(verdict for part, verdict in answers.items() if part in text),
         problems=problems_of(world, "mt-bench", *records),
         turns=[turn(**{name: f"one {name}" for name in "abcd"}), []],
     )
@@ -129,7 +129,7 @@ def baselines_of(world: Any, **texts: str) -> Any:
 
 
 @pytest.mark.parametrize("version", ["v0.1", "v2.0"])
-def test_arenahard_plays_two_games_with_the_sides_changed(world, turn, judged, version):
+def test_arenahard_plays_two_games_with_the_sides_swapped(world, turn, judged, version):
     category = "arena-hard-v0.1" if version == "v0.1" else "hard_prompt"
     problems = problems_of(world, f"arena-hard-{version}", arena(1, category), arena(2, category))
     verdicts = iter(["[[B>>A]]", "[[A>B]]", "[[A=B]]", "no label", "[[C]]"])
@@ -178,10 +178,10 @@ def verdict(text: str) -> str:
     return json.dumps({"analysis of A": "x", "choice": "A+"} if pair else {"strengths": "x", "score": "7"})
 
 
-def test_wildbench_scores_each_and_compares_where_there_are_baselines(world, turn, judged):
+def test_wildbench_scores_and_compares_if_there_are_baselines(world, turn, judged):
     numbers = (1, 2, 3, 4, 5, 6)
     problems = problems_of(world, "wildbench", *(wildbench(n) for n in numbers))
-    turns = [turn(**{f"s{n}": f"ours {n}." for n in numbers if n != 3})]  # the third was set aside
+    turns = [turn(**{f"s{n}": f"ours {n}." for n in numbers if n != 3})]  # the third was quarantined
     baselines = baselines_of(world, **{f"s{n}": f"theirs {n}." for n in numbers})
     rows, shown = judged(judge_wildbench, verdict, problems=problems, turns=turns, baselines=baselines)
     assert [(r["query_id"], r["part"]) for r in rows] == [(f"s{n}", p) for n in numbers for p in ("score", "pair")]
@@ -200,7 +200,7 @@ def test_wildbench_scores_each_and_compares_where_there_are_baselines(world, tur
         assert (f"ours {n}." in score) == (n != 3)
 
 
-def test_wildbench_without_baselines_scores_alone(world, turn, judged):
+def test_wildbench_without_baselines_only_scores(world, turn, judged):
     problems = problems_of(world, "wildbench", wildbench(1))
     more = {"turns": [turn(s1="ours")], "baselines": None}
     rows, shown = judged(judge_wildbench, verdict, problems=problems, **more)
@@ -208,13 +208,13 @@ def test_wildbench_without_baselines_scores_alone(world, turn, judged):
     assert len(shown) == 1
 
 
-# ---- nothing that is shown spells a control token
+# ---- no text that is shown spells a control token
 
 
 @pytest.mark.parametrize("served_here", [False, True])
 @pytest.mark.parametrize("benchmark", ["mt-bench", "arena-hard-v2.0", "wildbench"])
 def test_no_text_spells_a_control_token(world, turn, judged, model, benchmark, served_here):
-    """Neither the model's nor the baseline's nor the benchmark's own."""
+    """Neither the model's, nor the baseline's, nor the benchmark's own."""
     step = {"mt-bench": judge_mtbench, "arena-hard-v2.0": judge_arenahard, "wildbench": judge_wildbench}[benchmark]
     evil = {
         "mt-bench": Problem("p", f"q {EVIL}", (), (f"then {EVIL}",), json.dumps([f"r {EVIL}", f"s {EVIL}"]), "math"),

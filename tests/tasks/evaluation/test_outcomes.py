@@ -1,4 +1,4 @@
-"""Figures worked out by hand on tiny tables, which pass through the store as they do in the flow."""
+"""Figures computed by hand for tiny tables, which pass through the store as they do in the flow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from evals.problem import Problem
 from evals.wildbench import model_is_a
 from infra.store.schemas import GRADES, RESPONSES, STYLES, VERDICTS
 from infra.store.tables import read_table
-from tasks.evaluation.outcomes import Outcome, differences, of_grades, of_verdicts, style_figures
+from tasks.evaluation.outcomes import (
+    Outcome,
+    outcome_of_grades,
+    outcome_of_verdicts,
+    paired_differences,
+    style_controlled_rows,
+)
 from tasks.evaluation.problems import READ
 
 
@@ -38,7 +44,7 @@ def grade(problem_id: str, sample: int, correct: bool, **changes: Any) -> dict[s
 
 def verdict(query_id: str, part: str, value: str | float | None, **changes: Any) -> dict[str, Any]:
     found = {"label": value if isinstance(value, str) else None, "score": None if isinstance(value, str) else value}
-    row = {"query_id": query_id, "sample": 0, "part": part, "answer": "said", **found}
+    row = {"query_id": query_id, "sample": 0, "part": part, "answer": "text", **found}
     return {**row, "asks": 1, "prompt_tokens": 5, "completion_tokens": 2, **changes}
 
 
@@ -54,14 +60,14 @@ def is_plain_json(outcome: Outcome) -> bool:
 # ---- graded
 
 
-def test_pass_at_1_is_the_mean_over_problems_of_the_right_share(frame):
+def test_pass_at_1_is_the_mean_over_problems_of_the_correct_share(frame):
     rights = {"a": (True, True, True, True), "b": (True, False, False, False), "c": (False,) * 4}
     rows = [grade(name, n, right) for name, all_of in rights.items() for n, right in enumerate(all_of)]
     rows[0] |= {"thought_tokens": 22, "solution_tokens": 14, "truncated": True}
     rows[5] |= {"prediction": None, "malformed": True}
     greedy = [grade("a", 0, True), grade("b", 0, True), grade("c", 0, False)]
     categories = {"a": "Algebra", "b": "Geometry", "c": "Geometry"}
-    outcome = of_grades("math500", "m", frame(GRADES, rows), frame(GRADES, greedy), categories)
+    outcome = outcome_of_grades("math500", "m", frame(GRADES, rows), frame(GRADES, greedy), categories)
     assert outcome.per_problem.to_dict() == {"a": 1.0, "b": 0.25, "c": 0.0}
     row = outcome.row
     assert (row["benchmark"], row["model"], row["metric"]) == ("math500", "m", "pass@1")
@@ -77,7 +83,7 @@ def test_pass_at_1_is_the_mean_over_problems_of_the_right_share(frame):
 
 def test_problems_without_a_category_have_no_figures(frame):
     grades = frame(GRADES, [grade("a", 0, True), grade("b", 0, False)])
-    outcome = of_grades("short-answer", "m", grades, grades, {"a": None, "b": None})
+    outcome = outcome_of_grades("short-answer", "m", grades, grades, {"a": None, "b": None})
     assert (outcome.row["score"], outcome.figures) == (0.5, {})
 
 
@@ -88,7 +94,7 @@ def test_zebralogic_has_its_authors_figures(frame):
         grade("z3", 0, False, parts=4, correct_parts=0, prediction=None),
     ]
     grades = frame(GRADES, rows)
-    outcome = of_grades("zebralogic", "m", grades, grades, {"z1": "2*2", "z2": "4*3", "z3": "2*2"})
+    outcome = outcome_of_grades("zebralogic", "m", grades, grades, {"z1": "2*2", "z2": "4*3", "z3": "2*2"})
     assert outcome.row["score"] == pytest.approx(1 / 3)
     expected = {"puzzles": 3, "puzzle accuracy": 100 / 3, "cell accuracy": 50.0, "no answer": 100 / 3}
     groups = {"easy": 50.0, "hard": 0.0, "small": 50.0, "medium": 0.0, "2*2": 50.0, "4*3": 0.0}
@@ -105,22 +111,22 @@ def outcome_of(name: str, **scores: float) -> Outcome:
 
 def test_differences_are_of_the_same_problems(frame):
     first, last = outcome_of("one", a=0.5, b=0.25, c=1.0), outcome_of("two", c=0.5, a=1.0, d=0.0)
-    (row,) = differences([first, last])
+    (row,) = paired_differences([first, last])
     assert (row["benchmark"], row["from"], row["to"], row["problems"]) == ("math500", "one", "two", 2)
     assert row["gain"] == 0.0  # a: + 0.5, c: - 0.5
     assert row["low"] == -0.5
     assert row["high"] == 0.5
 
 
-def test_differences_are_between_neighbours_and_of_the_last_from_the_first():
+def test_differences_are_between_neighbours_and_between_first_and_last():
     outcomes = [outcome_of(name, a=share, b=share) for name, share in (("x", 0.0), ("y", 0.5), ("z", 0.25))]
-    assert [(d["from"], d["to"], d["gain"]) for d in differences(outcomes)] == [
+    assert [(d["from"], d["to"], d["gain"]) for d in paired_differences(outcomes)] == [
         ("x", "y", 0.5),
         ("y", "z", -0.25),
         ("x", "z", 0.25),
     ]
-    assert differences(outcomes[:1]) == []
-    assert differences([outcomes[0], outcome_of("none in common", c=1.0)]) == []
+    assert paired_differences(outcomes[:1]) == []
+    assert paired_differences([outcomes[0], outcome_of("none in common", c=1.0)]) == []
 
 
 # ---- judged
@@ -139,12 +145,12 @@ def judged(frame, response):
         arguments = {"styles": None, "baselines": {}, "margin": None, **more}
         model = arguments.pop("model", "m")
         tables = frame(VERDICTS, verdicts), frame(RESPONSES, given)
-        return of_verdicts(benchmark, model, *tables, problems, **arguments)
+        return outcome_of_verdicts(benchmark, model, *tables, problems, **arguments)
 
     return outcome
 
 
-def test_mtbench_is_the_mean_of_all_ratings_that_could_be_read(judged, response):
+def test_mtbench_is_the_mean_of_all_readable_ratings(judged, response):
     problems = problems_of("mt-bench", mtbench(1), mtbench(2), mtbench(3, "stem"))
     ratings = {"1": (8.0, 4.0), "2": (6.0, None), "3": (None, None)}
     verdicts = [verdict(name, f"turn-{n}", value) for name, two in ratings.items() for n, value in enumerate(two, 1)]
@@ -184,12 +190,12 @@ def games(name: str, first: str | None, second: str | None) -> list[dict[str, An
     ("version", "category", "score", "per_problem"),
     [
         ("v0.1", "arena-hard-v0.1", 90.0, {"u1": 100.0, "u2": 50.0}),  # (4 won + 1 tied / 2) of 5 battles
-        ("v2.0", "hard_prompt", 100.0, {"u1": 100.0}),  # of two games with one unread neither counts
+        ("v2.0", "hard_prompt", 100.0, {"u1": 100.0}),  # neither of two games counts if one verdict is unreadable
     ],
 )
 def test_arenahards_win_rate_is_of_battles(judged, frame, version, category, score, per_problem):
     problems = problems_of(f"arena-hard-{version}", *(arena(n, category) for n in (1, 2)))
-    # Game 1 has the baseline as A, game 2 the model: it wins much, then wins.
+    # In game 1 the baseline is A, in game 2 the model is: it wins by much, then wins.
     verdicts = [*games("u1", "B>>A", "A>B"), *games("u2", "A=B", None)]
     outcome = judged(f"arena-hard-{version}", verdicts, problems, styles=frame(STYLES, styles_of("u1", "u2")))
     assert outcome.per_problem.to_dict() == per_problem
@@ -201,7 +207,7 @@ def test_arenahards_win_rate_is_of_battles(judged, frame, version, category, sco
 
 
 def test_arenahards_differences_are_of_the_win_rates(judged, frame):
-    """A question counts by its battles, `>>` three times: the other way round than where all count alike."""
+    """A question's weight is its number of battles, three for `>>`: here this reverses the sign of the difference."""
     problems = problems_of("arena-hard-v0.1", *(arena(n, "arena-hard-v0.1") for n in range(1, 6)))
     styles = frame(STYLES, styles_of(*(f"u{n}" for n in range(1, 6))))
     labels = {"much": ("B>>A", "A>>B"), "won": ("B>A", "A>B"), "lost": ("A>B", "B>A"), "badly": ("A>>B", "B>>A")}
@@ -216,14 +222,14 @@ def test_arenahards_differences_are_of_the_win_rates(judged, frame):
         )
         for model, hows in played.items()
     )
-    (row,) = differences([x, y])
+    (row,) = paired_differences([x, y])
     assert x.row["score"] == pytest.approx(100 * 12 / 18)
     assert y.row["score"] == pytest.approx(100 * 6 / 14)
     assert row["gain"] == pytest.approx(y.row["score"] - x.row["score"])
     assert row["low"] <= row["gain"] <= row["high"]
 
 
-def test_arenahard_tells_each_category_apart(judged, frame):
+def test_arenahard_has_a_figure_for_each_category(judged, frame):
     problems = problems_of("arena-hard-v2.0", arena(1), arena(2, "creative_writing"), arena(3, "creative_writing"))
     verdicts = [*games("u1", "B>A", "A>B"), *games("u2", "A>B", "B>A"), *games("u3", None, None)]
     outcome = judged("arena-hard-v2.0", verdicts, problems, styles=frame(STYLES, styles_of("u1", "u2", "u3")))
@@ -231,7 +237,7 @@ def test_arenahard_tells_each_category_apart(judged, frame):
     assert outcome.row["score"] == 50.0
 
 
-def test_style_rows_are_the_win_rates_where_all_have_one_style(judged, frame):
+def test_style_rows_are_the_win_rates_if_all_styles_are_equal(judged, frame):
     problems = problems_of("arena-hard-v2.0", arena(1), arena(2), arena(3, "creative_writing"))
     style = frame(STYLES, styles_of("u1", "u2", "u3"))
     last = games("u3", "A=B", "A=B")
@@ -241,7 +247,7 @@ def test_style_rows_are_the_win_rates_where_all_have_one_style(judged, frame):
         judged("arena-hard-v2.0", [*verdicts, *last], problems, styles=style, model=model)
         for model, verdicts in won.items()
     ]
-    rows = style_figures(outcomes)
+    rows = style_controlled_rows(outcomes)
     found = {(row["category"], row["model"]): row["style-controlled"] for row in rows}
     expected = {("hard_prompt", "good"): 75.0, ("hard_prompt", "fair"): 50.0}
     expected |= {("creative_writing", "good"): 50.0, ("creative_writing", "fair"): 50.0}
@@ -252,12 +258,12 @@ def test_style_rows_are_the_win_rates_where_all_have_one_style(judged, frame):
 
 
 def test_other_benchmarks_have_no_style_rows():
-    assert style_figures([outcome_of("one", a=1.0)]) == []
-    assert style_figures([]) == []
+    assert style_controlled_rows([outcome_of("one", a=1.0)]) == []
+    assert style_controlled_rows([]) == []
 
 
 def choice(name: str, model: str) -> str:
-    """The judge's choice where the model wins (+, ++), ties (=) or loses (-, --), by the side that it was shown on."""
+    """The judge's choice if the model wins (+, ++), ties (=) or loses (-, --), given the side that it is shown on."""
     sign = model.replace("-", "+")
     return "A=B" if model == "=" else ("A" if model_is_a(name) == model.startswith("+") else "B") + sign
 
@@ -268,8 +274,8 @@ def test_wildbench_has_both_of_its_figures(judged, response):
     pairs = {"s1": choice("s1", "++"), "s2": choice("s2", "-"), "s3": None, "s4": choice("s4", "+")}
     verdicts = [verdict(name, "score", value) for name, value in scores.items()]
     verdicts += [verdict(name, "pair", value) for name, value in pairs.items()]
-    said: dict[str, str | None] = {"s1": "ours", "s2": "short", "s3": "ours", "s4": None}
-    responses = [response(name, solution=solution) for name, solution in said.items()]
+    solutions: dict[str, str | None] = {"s1": "ours", "s2": "short", "s3": "ours", "s4": None}
+    responses = [response(name, solution=solution) for name, solution in solutions.items()]
     baselines = {"s1": "theirs", "s2": "x" * 600, "s3": "theirs", "s4": "theirs"}
     outcome = judged("wildbench", verdicts, problems, responses, baselines=baselines, margin=None)
     assert outcome.per_problem.to_dict() == {"s1": 40.0, "s2": 80.0, "s4": 0.0}
@@ -278,9 +284,9 @@ def test_wildbench_has_both_of_its_figures(judged, response):
     figures = outcome.figures
     assert (figures["WB-Score mean"], figures["WB-Score score"]) == (7.0, 40.0)
     assert figures["WB-Score by task Coding & Debugging"] == figures["WB-Score by task Math & Data Analysis"] == 60.0
-    assert figures["WB-Score task macro"] is None  # three of the five groups have no problems
+    assert figures["WB-Score task macro"] is None  # three of the five task groups have no problems
     assert (figures["WB-Score scored"], figures["WB-Score unread"]) == (3, 1)
-    # (1 - 1/2) of three: won much, lost, and one with an empty answer, which is as good as a tie
+    # (1 - 1/2) of three: won by much, lost, and one with an empty answer, which counts as a tie
     assert figures["WB-Reward reward"] == pytest.approx(100 * 0.5 / 3)
     assert (figures["WB-Reward judged"], figures["WB-Reward left out"], figures["WB-Reward unread"]) == (2, 1, 1)
     assert (figures["WB-Reward outcomes win much"], figures["WB-Reward outcomes lose"]) == (1, 1)
@@ -298,11 +304,11 @@ def test_wildbench_without_baselines_has_no_reward(judged):
     assert not [name for name in outcome.figures if name.startswith("WB-Reward")]
 
 
-# ---- nothing could be read
+# ---- no verdict could be read
 
 
 @pytest.mark.parametrize("benchmark", ["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"])
-def test_all_verdicts_unread_give_no_score_and_no_error(judged, frame, benchmark):
+def test_if_no_verdict_can_be_read_there_is_no_score_and_no_error(judged, frame, benchmark):
     records: dict[str, list[dict[str, Any]]] = {
         "mt-bench": [mtbench(1), mtbench(2)],
         "arena-hard-v0.1": [arena(1, "arena-hard-v0.1"), arena(2, "arena-hard-v0.1")],
@@ -316,14 +322,14 @@ def test_all_verdicts_unread_give_no_score_and_no_error(judged, frame, benchmark
     outcome = judged(benchmark, verdicts, problems, **more)
     row = outcome.row
     assert (row["score"], row["low"], row["high"], row["unread"]) == (None, None, None, 1.0)
-    assert style_figures([outcome, outcome]) == []
-    assert differences([outcome, outcome]) == []
+    assert style_controlled_rows([outcome, outcome]) == []
+    assert paired_differences([outcome, outcome]) == []
     assert is_plain_json(outcome)
 
 
 def test_rows_of_all_benchmarks_have_the_same_columns(judged, frame):
     grades = frame(GRADES, [grade("a", 0, True)])
-    rows = [of_grades("math500", "m", grades, grades, {"a": "Algebra"}).row]
+    rows = [outcome_of_grades("math500", "m", grades, grades, {"a": "Algebra"}).row]
     rows.append(judged("mt-bench", [verdict("1", "turn-1", 3.0)], problems_of("mt-bench", mtbench(1))).row)
     problems = problems_of("arena-hard-v2.0", arena(1))
     style = frame(STYLES, styles_of("u1"))

@@ -57,7 +57,7 @@ def test_the_first_problems_are_taken(world, tmp_path):
     assert again.rows == 4
 
 
-def test_a_row_gives_the_problem_back(world):
+def test_a_row_converts_back_to_its_problem(world):
     problem = Problem(
         problem_id="p",
         query="q é \n {x}",
@@ -70,7 +70,7 @@ def test_a_row_gives_the_problem_back(world):
     assert [as_problem(row) for row in world.rows(table)] == [problem]
 
 
-# ---- what is wrong with a file is told before anything is sampled
+# ---- faults of a file are reported before anything is sampled
 
 
 def refused(world: Any, benchmark: Any, *sources: Source, **more: Any) -> str:
@@ -93,26 +93,26 @@ def refused(world: Any, benchmark: Any, *sources: Source, **more: Any) -> str:
 )
 def test_source_row_and_field_are_named(world, tmp_path, benchmark, bad, field):
     source = file_of(tmp_path / "f.jsonl", [LAYOUTS[benchmark](0), bad])
-    told = refused(world, benchmark, source)
-    assert told.startswith(f"{source.place}, row 1")
-    assert f"field {field}: expected" in told
+    message = refused(world, benchmark, source)
+    assert message.startswith(f"{source.place}, row 1")
+    assert f"field {field}: expected" in message
 
 
-def test_a_problem_that_comes_twice_is_refused_also_across_files(world, tmp_path):
+def test_a_duplicate_problem_is_refused_also_across_files(world, tmp_path):
     sources = [file_of(tmp_path / name, [zebra(1), zebra(n)]) for name, n in (("a.jsonl", 2), ("b.jsonl", 3))]
-    told = refused(world, "zebralogic", *sources)
-    assert told == f"{sources[1].place}, row 0: problem lgp-test-2x2-1 comes twice: leave one out"
+    message = refused(world, "zebralogic", *sources)
+    assert message == f"{sources[1].place}, row 0: problem lgp-test-2x2-1 is a duplicate: remove it"
 
 
 @pytest.mark.parametrize(
     ("benchmark", "category"), [("arena-hard-v0.1", "hard_prompt"), ("arena-hard-v2.0", "arena-hard-v0.1")]
 )
-def test_the_prompts_of_another_version_of_arena_hard_are_refused(world, tmp_path, benchmark, category):
-    told = refused(world, benchmark, file_of(tmp_path / "f.jsonl", [arena(1, category)]))
-    assert f"row 0: field category: expected one of {benchmark[-4:]}'s, found '{category}'" in told
+def test_prompts_of_the_other_version_of_arena_hard_are_refused(world, tmp_path, benchmark, category):
+    message = refused(world, benchmark, file_of(tmp_path / "f.jsonl", [arena(1, category)]))
+    assert f"row 0: field category: expected one of {benchmark[-4:]}'s, found '{category}'" in message
 
 
-def test_half_a_character_is_named(world, tmp_path):
+def test_half_of_a_surrogate_pair_is_named(world, tmp_path):
     source = file_of(tmp_path / "f.jsonl", [wildbench(0), wildbench(1)])
     path = tmp_path / "f.jsonl"
     path.write_text(path.read_text().replace("said 1", r"said \ud83d"))
@@ -122,7 +122,7 @@ def test_half_a_character_is_named(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "gone.parquet"])
-def test_a_file_that_is_not_there_is_named(world, tmp_path, name):
+def test_a_missing_file_is_named(world, tmp_path, name):
     assert name in refused(world, "math500", Source(path=str(tmp_path / name)))
 
 
@@ -144,21 +144,21 @@ def test_reference_answers_are_joined_by_the_id(world, tmp_path):
         assert [p.reference and json.loads(p.reference) for p in found] == [None, ["truth 111.1", "truth 111.2"], ["x"]]
 
 
-def test_only_the_questions_taken_need_a_reference(world, tmp_path):
+def test_only_questions_within_the_limit_need_a_reference(world, tmp_path):
     source = file_of(tmp_path / "question.jsonl", [mtbench(1), mtbench(2, "math")])
     assert len(problems_of(world, "mt-bench", source, limit=1)) == 1
 
 
 @pytest.mark.parametrize("given", [None, [mtbench_reference(7)], [mtbench_reference(111, "one turn")]])
-def test_a_missing_reference_answer_is_told_when_the_questions_are_read(world, tmp_path, given):
+def test_a_missing_reference_answer_is_reported_when_the_questions_are_read(world, tmp_path, given):
     source = file_of(tmp_path / "question.jsonl", [mtbench(81), mtbench(111, "math")])
     references = file_of(tmp_path / "gpt-4.jsonl", given) if given else None
-    told = refused(world, "mt-bench", source, references=references)
-    assert told.startswith((references or source).place)
-    assert "question 111 (math)" in told
+    message = refused(world, "mt-bench", source, references=references)
+    assert message.startswith((references or source).place)
+    assert "question 111 (math)" in message
 
 
-def test_references_of_the_questions_file_will_do(world, tmp_path):
+def test_references_in_the_question_file_are_enough(world, tmp_path):
     source = file_of(tmp_path / "question.jsonl", [mtbench(111, "math", reference=["a", "b"])])
     assert problems_of(world, "mt-bench", source)[0].reference == '["a", "b"]'
 
@@ -166,5 +166,5 @@ def test_references_of_the_questions_file_will_do(world, tmp_path):
 def test_a_bad_file_of_reference_answers_is_named(world, tmp_path):
     source = file_of(tmp_path / "question.jsonl", [mtbench(111, "math")])
     references = file_of(tmp_path / "gpt-4.jsonl", [mtbench_reference(111), mtbench_reference(111)])
-    told = refused(world, "mt-bench", source, references=references)
-    assert told == f"{references.place}: row 1: the reference answer to question 111 comes twice"
+    message = refused(world, "mt-bench", source, references=references)
+    assert message == f"{references.place}: row 1: the reference answer to question 111 is a duplicate"

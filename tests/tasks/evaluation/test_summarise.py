@@ -13,7 +13,7 @@ def grades(by_problem: dict[str, list[int]], **columns: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_the_interval_of_a_coin_is_the_known_one():
+def test_the_interval_of_coin_tosses_is_as_the_normal_approximation_says():
     tossed = np.array([0.0, 1.0] * 200)
     low, high = interval(tossed)
     half = 1.96 * 0.5 / np.sqrt(400)  # normal approximation of the mean of 400 tosses
@@ -22,7 +22,7 @@ def test_the_interval_of_a_coin_is_the_known_one():
     assert interval(tossed) == (low, high)  # seeded
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_the_interval_covers_the_mean_as_often_as_it_should():
     rng = np.random.default_rng(1)
     hits = sum(low <= 0.3 <= high for low, high in (interval((rng.random(80) < 0.3).astype(float)) for _ in range(60)))
     assert hits >= 51  # 57 of 60 expected; fewer than 51 has a chance below 1 %
@@ -34,7 +34,7 @@ def test_intervals_without_spread_are_points():
 
 
 def test_samples_of_a_problem_stay_together():
-    """1000 samples of two problems say no more about the mean over problems than two do."""
+    """1,000 samples of two problems say no more about the mean over problems than two samples do."""
     many = summarise("x", grades({"a": [1] * 500, "b": [0] * 500}), None)
     assert (many["accuracy_low"], many["accuracy_high"]) == (0.0, 1.0)
     assert (many["problems"], many["samples"], many["greedy_accuracy"]) == (2, 1000, None)

@@ -13,13 +13,13 @@ from infra.errors import BadInput
 from tasks.examples.read import (
     ExamplesConfig,
     candidates,
-    enough,
+    checked,
     evidence,
     example_files,
-    judged,
     read_example,
     remaining,
     select,
+    taken_examples,
 )
 
 GOOD = """---
@@ -63,30 +63,30 @@ def test_reads_front_matter_and_sections(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("---\ntopic", "topic"), "front matter between two lines"),
-        (("topic: planning", "topic: [planning"), "no YAML"),
-        (("topic: planning", "subject: planning"), "must name the topic as a text, e.g. 'topic: coding'"),
+        (("topic: planning", "topic: [planning"), "not YAML"),
+        (("topic: planning", "subject: planning"), "must name the topic as a string, e.g. 'topic: coding'"),
         (("topic: planning", "topic: 3"), "must name the topic"),
         (("topic: planning", "topic: ' '"), "must name the topic"),
         (("author: Ada\n", ""), "must name the author"),
-        (("licence: CC-BY-4.0\n", ""), "must name the licence as a text, e.g. 'licence: CC-BY-4.0'"),
+        (("licence: CC-BY-4.0\n", ""), "must name the licence as a string, e.g. 'licence: CC-BY-4.0'"),
         (("## Thoughts\n", "## Ideas\n"), "found ## Query, ## Solution"),
         (("## Thoughts\n", "## Query\n"), "found ## Query, ## Query, ## Solution"),
         (("How do I pack ?", " "), "section '## Query' is empty"),
         (("\nHow do I pack ?\n\n", ""), "section '## Query' is empty"),
     ],
 )
-def test_what_is_wrong_is_said_with_the_file(tmp_path, change, said):
+def test_errors_name_the_file(tmp_path, change, message):
     assert change[0] in GOOD
     path = written(tmp_path, GOOD.replace(*change, 1))
     with pytest.raises(BadInput, match=r"one\.md") as error:
         read_example(path)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_sections_in_another_order_are_refused(tmp_path):
+def test_sections_in_another_order_are_an_error(tmp_path):
     swapped = GOOD.replace("## Query", "## X").replace("## Thoughts", "## Query").replace("## X", "## Thoughts")
     with pytest.raises(BadInput, match="in order, found ## Thoughts, ## Query, ## Solution"):
         read_example(written(tmp_path, swapped))
@@ -100,13 +100,13 @@ def test_a_file_in_another_encoding_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "notes.txt"])
-def test_candidates_that_are_not_there_are_named(tmp_path, name):
+def test_missing_candidates_are_an_error(tmp_path, name):
     (tmp_path / "notes.txt").write_text("no table")
-    with pytest.raises(BadInput, match=rf"{name} is no table \(\.parquet, \.jsonl\) and no folder that holds"):
+    with pytest.raises(BadInput, match=rf"{name} is neither a table \(\.parquet, \.jsonl\) nor a folder with"):
         example_files(ExamplesConfig(path=tmp_path / name))
 
 
-def test_plain_is_no_format_for_examples(tmp_path):
+def test_examples_need_a_format_with_thoughts(tmp_path):
     with pytest.raises(ValueError, match="format"):
         ExamplesConfig(path=tmp_path, format="plain")
 
@@ -128,7 +128,7 @@ def table(path: Path, rows: list[dict[str, object]]) -> ExamplesConfig:
 
 
 @pytest.mark.parametrize("name", ["more.jsonl", "more.parquet"])
-def test_a_table_is_read_as_a_folder_is(tmp_path, name):
+def test_a_table_is_read_like_a_folder(tmp_path, name):
     rows = [row(0, example_id=None, licence="MIT", reward=None), row(1, query=" q 1\n", example_id="mine", reward=2.5)]
     found = candidates(table(tmp_path / name, rows))
     assert [each["example_id"] for each in found] == ["more-00000", "mine"]
@@ -139,32 +139,32 @@ def test_a_table_is_read_as_a_folder_is(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["more.jsonl", "more.parquet"])
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"query": 3}, "field query must be a text that is not blank, found int"),
-        ({"thoughts": None}, "field thoughts must be a text that is not blank, found none"),
-        ({"topic": ""}, "field topic must be a text that is not blank, found an empty text"),
-        ({"author": 7}, "field author must be a text or absent, found int"),
+        ({"query": 3}, "field query must be a non-blank string, found int"),
+        ({"thoughts": None}, "field thoughts must be a non-blank string, found none"),
+        ({"topic": ""}, "field topic must be a non-blank string, found a blank one"),
+        ({"author": 7}, "field author must be a string or absent, found int"),
     ],
 )
-def test_a_row_that_is_wrong_is_named_with_its_field(tmp_path, name, changes, said):
+def test_errors_name_row_and_field(tmp_path, name, changes, message):
     rows = [row(1, **changes)] if name.endswith("parquet") else [row(0), row(1, **changes)]
     with pytest.raises(BadInput) as error:
         candidates(table(tmp_path / name, rows))
-    assert f"{name}, row {len(rows) - 1}: {said}" in str(error.value)
+    assert f"{name}, row {len(rows) - 1}: {message}" in str(error.value)
 
 
 def test_broken_tables_are_named(tmp_path):
     whole = table(tmp_path / "more.parquet", [row(n) for n in range(9)]).path
     (tmp_path / "half.parquet").write_bytes(whole.read_bytes()[:-100])
-    with pytest.raises(BadInput, match=r"half\.parquet: no whole Parquet file .*write it again"):
+    with pytest.raises(BadInput, match=r"half\.parquet: not a complete Parquet file .*write it again"):
         candidates(ExamplesConfig(path=tmp_path / "half.parquet"))
     with pytest.raises(
-        BadInput, match=r"bare\.parquet: column thoughts, topic is missing; expected .* found query, sol"
+        BadInput, match=r"bare\.parquet: column thoughts, topic is missing: expected .* found query, sol"
     ):
         candidates(table(tmp_path / "bare.parquet", [{"query": "q", "solution": "s"}]))
     (tmp_path / "torn.jsonl").write_text(json.dumps(row()) + '\n{"query": "q')
-    with pytest.raises(BadInput, match=r"torn\.jsonl, row 1: no JSON .*one object a line"):
+    with pytest.raises(BadInput, match=r"torn\.jsonl, row 1: not JSON .*one object per line"):
         candidates(ExamplesConfig(path=tmp_path / "torn.jsonl"))
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(BadInput, match=r"list\.jsonl, row 0: expected a JSON object, found list"):
@@ -174,66 +174,66 @@ def test_broken_tables_are_named(tmp_path):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused_by_name(tmp_path_factory, data):
+def test_any_bytes_are_read_or_are_an_error_that_names_the_file(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(data)
-    said = "any.jsonl"
+    message = "any.jsonl"
     try:
         candidates(ExamplesConfig(path=path))
     except BadInput as error:
-        said = str(error)
-    assert "any.jsonl" in said
+        message = str(error)
+    assert "any.jsonl" in message
 
 
-# ---- judging one by its text
+# ---- checking a candidate by its text
 
 THOUGHTS = "I need to find a way. My plan is this. Alternatively, take two. Wait, the bag is torn."
 
 
 def verdict(solution: str = "Take one bag.", thoughts: str = THOUGHTS, **changes: object) -> tuple[object, str]:
     config = ExamplesConfig(**{"min_words": 1, **changes})
-    found = judged({**row(), "example_id": "e", "thoughts": thoughts, "solution": solution}, config)
-    return found["left"], found["why"] or ""
+    found = checked({**row(), "example_id": "e", "thoughts": thoughts, "solution": solution}, config)
+    return found["rejected"], found["why"] or ""
 
 
-def test_a_good_one_is_not_left():
+def test_a_good_candidate_is_not_rejected():
     assert verdict() == (None, "")
 
 
 @pytest.mark.parametrize(
-    ("changes", "left", "why"),
+    ("changes", "rejected", "why"),
     [
         ({"solution": "Write </internal_thoughts> here."}, "malformed", "solution contains the delimiter </internal_"),
-        ({"thoughts": THOUGHTS.replace("Wait, t", "T")}, "too few actions", "shows 3 of the four reasoning actions "),
-        ({"thoughts": "It is 7."}, "too few actions", "actions (none), expected at least 4: say out loud"),
+        ({"thoughts": THOUGHTS.replace("Wait, t", "T")}, "too few actions", "show 3 of the four reasoning actions "),
+        ({"thoughts": "It is 7."}, "too few actions", "actions (none), expected at least 4: spell out"),
         ({"min_words": 400}, "length", "thoughts of 18 words, expected 400 to 1500"),
         ({"max_words": 17}, "length", "thoughts of 18 words, expected 1 to 17"),
         (
             {"solution": "As computed above, 7."},
-            "solution leans on the thoughts",
-            "leans on the thoughts: 'As computed",
+            "solution relies on the thoughts",
+            "relies on the thoughts: 'As computed",
         ),
     ],
 )
-def test_each_rule_has_a_name_and_a_reason(changes, left, why):
+def test_each_rule_has_a_name_and_a_reason(changes, rejected, why):
     found = verdict(**changes)
-    assert found[0] == left
+    assert found[0] == rejected
     assert why in found[1]
 
 
-def test_all_reasons_are_told():
-    left, why = verdict("As I worked out earlier, 7.", "It is 7.", min_words=5)
-    assert left == "too few actions"
-    assert [part in why for part in ("shows 0 of", "thoughts of 3 words", "'As I worked out earlier'")] == [True] * 3
+def test_all_reasons_are_given():
+    rejected, why = verdict("As I worked out earlier, 7.", "It is 7.", min_words=5)
+    assert rejected == "too few actions"
+    assert [part in why for part in ("show 0 of", "thoughts of 3 words", "'As I worked out earlier'")] == [True] * 3
 
 
-def test_a_delimiter_of_another_format_is_text():
+def test_a_delimiter_of_another_format_is_plain_text():
     assert verdict("Write </think> here.") == (None, "")
     assert verdict("Write </think> here.", format="r1")[0] == "malformed"
 
 
 @pytest.mark.parametrize(
-    "leaning",
+    "solution",
     [
         "As I worked out above, it is 7.",
         "It is 7, as we\u2019ve already shown.",
@@ -247,12 +247,12 @@ def test_a_delimiter_of_another_format_is_text():
         "It follows from the internal reasoning.",
     ],
 )
-def test_solutions_that_lean_on_the_thoughts_are_found(leaning):
-    assert verdict(leaning)[0] == "solution leans on the thoughts"
+def test_solutions_that_rely_on_the_thoughts_are_found(solution):
+    assert verdict(solution)[0] == "solution relies on the thoughts"
 
 
 @pytest.mark.parametrize(
-    "alone",
+    "solution",
     [
         "Here are my thoughts on the film: it is long.",
         "Equation (1) above gives x = 2.",
@@ -263,8 +263,8 @@ def test_solutions_that_lean_on_the_thoughts_are_found(leaning):
         "The previous chapter explains reasoning by analogy.",
     ],
 )
-def test_ordinary_words_are_no_leaning(alone):
-    assert verdict(alone)[0] is None
+def test_ordinary_phrases_are_accepted(solution):
+    assert verdict(solution)[0] is None
 
 
 def test_the_spans_show_the_actions():
@@ -282,11 +282,11 @@ def test_the_spans_show_the_actions():
     assert evidence("It is 7.") == {}
 
 
-# ---- choosing
+# ---- selecting
 
 
 def ranked(*topics: str) -> list[dict[str, object]]:
-    return [{"example_id": f"e{n}", "topic": topic, "left": None, "why": None} for n, topic in enumerate(topics)]
+    return [{"example_id": f"e{n}", "topic": topic, "rejected": None, "why": None} for n, topic in enumerate(topics)]
 
 
 def taken(examples: list[dict[str, object]]) -> list[object]:
@@ -297,8 +297,8 @@ def test_the_best_are_taken_with_a_limit_per_topic():
     examples = ranked("a", "A", "a", "b", "c", "d")
     select(examples, ExamplesConfig(count=4, max_per_topic=2))
     assert taken(examples) == ["e0", "e1", "e3", "e4"]
-    assert examples[2]["why"] == "topic a has its 2 examples already"
-    assert (examples[5]["left"], examples[5]["why"]) == ("not needed", "ranked behind the 4 taken")
+    assert examples[2]["why"] == "topic a already has its 2 examples"
+    assert (examples[5]["rejected"], examples[5]["why"]) == ("not needed", "ranked behind the 4 taken")
 
 
 def test_a_required_topic_is_taken_before_better_ones():
@@ -306,17 +306,17 @@ def test_a_required_topic_is_taken_before_better_ones():
     config = ExamplesConfig(count=2, topics=("C",))
     select(examples, config)
     assert taken(examples) == ["e0", "e2"]
-    assert [each["example_id"] for each in enough(examples, config)] == ["e0", "e2"]
+    assert [each["example_id"] for each in taken_examples(examples, config)] == ["e0", "e2"]
 
 
-def test_too_few_are_an_error_that_tells_each_reason(tmp_path):
+def test_too_few_are_an_error_with_a_reason_for_each_candidate(tmp_path):
     examples = ranked("a", "b")
-    examples[1] |= {"left": "length", "why": "thoughts of 3 words"}
+    examples[1] |= {"rejected": "length", "why": "thoughts of 3 words"}
     with pytest.raises(BadInput) as error:
-        enough(examples, ExamplesConfig(path=tmp_path, count=2))
+        taken_examples(examples, ExamplesConfig(path=tmp_path, count=2))
     assert str(error.value) == (
-        f"{tmp_path}: 2 examples are needed, 1 of 2 candidates can be taken: mend or add candidates, or change what is "
-        "asked of them.\n- e1: thoughts of 3 words"
+        f"{tmp_path}: 2 examples are needed, 1 of 2 candidates can be taken: fix or add candidates, or relax the "
+        "settings.\n- e1: thoughts of 3 words"
     )
     with pytest.raises(BadInput, match=r"no example of the topic law \(topics\) is among those taken"):
-        enough(ranked("a"), ExamplesConfig(path=tmp_path, count=1, topics=("a", "law")))
+        taken_examples(ranked("a"), ExamplesConfig(path=tmp_path, count=1, topics=("a", "law")))

@@ -18,12 +18,12 @@ def rows(query, *texts, source="f.jsonl"):
 def test_the_funnel_counts_every_row_once(world, query, bars):
     texts = [
         "Why is the sky blue at noon?",
-        "why  is the SKY blue at noon?",  # the same query
+        "why  is the SKY blue at noon?",  # a duplicate
         "short",
         "long " * 50,
         "Schreibe einen Brief an meine Mutter, die im Krankenhaus liegt.",
         LONG,
-        LONG.replace("largest", "smallest"),  # nearly the same
+        LONG.replace("largest", "smallest"),  # a near-duplicate
         " \x00\ufeff ",
     ]
     first = world.table(QUERIES, rows(query, *texts), key="one")
@@ -44,19 +44,19 @@ def test_the_funnel_counts_every_row_once(world, query, bars):
     assert bars == {"made": 1.0, "made: near-duplicates": 1.0}
 
 
-def test_problems_lose_exact_duplicates_alone(world, query):
+def test_only_exact_duplicates_of_problems_are_dropped(world, query):
     texts = ["1 + 1", "1 + 2", "１ + 1", "été", "?"]
     made = world.do(clean_queries, config=AS_THEY_ARE, sources=(world.table(QUERIES, rows(query, *texts)),))
     assert [row["query"] for row in world.rows(made)] == ["1 + 1", "1 + 2", "été", "?"]
 
 
-def test_a_text_that_cleaning_changes_gets_the_id_of_what_it_is_now(world, query):
+def test_a_text_that_cleaning_changes_gets_the_id_of_the_cleaned_text(world, query):
     text = "one\r\ntwo\x07 cafe\u0301\u200b three"
     (row,) = world.rows(world.do(clean_queries, config=AS_THEY_ARE, sources=(world.table(QUERIES, rows(query, text)),)))
     assert (row["query"], row["query_id"]) == ("one\ntwo café three", query_id("one\ntwo café three"))
 
 
-def test_more_rows_than_a_batch_keep_their_fates_apart(world, query, monkeypatch):
+def test_fates_are_right_across_batches(world, query, monkeypatch):
     monkeypatch.setattr("tasks.queries.clean.BATCH_ROWS", 7)
     texts = [f"question number {n % 40} about {'x' * (n % 40)}" for n in range(60)]
     made = world.do(
@@ -81,17 +81,17 @@ def test_more_rows_than_a_batch_keep_their_fates_apart(world, query, monkeypatch
         ("Was ist das für ein Gerät, und wie benutze ich es?", False),
     ],
 )
-def test_short_queries_are_kept_by_language(text, kept):
+def test_the_language_filter_works_on_short_queries(text, kept):
     assert (language_share(text, ("en",)) >= CleanConfig().min_language) == kept
 
 
-def test_a_language_that_cannot_be_told_is_named():
-    with pytest.raises(ValueError, match=r"tlh cannot be told; known are .*en"):
+def test_an_unknown_language_is_named():
+    with pytest.raises(ValueError, match=r"tlh not supported; expected some of .*en"):
         language_share("nuqneH", ("tlh",))
     with pytest.raises(ValueError, match="English: expected ISO 639-1 codes"):
         CleanConfig(languages=("English",))
 
 
 @given(st.text())
-def test_cleaning_twice_changes_nothing_more(text):
+def test_cleaning_is_idempotent(text):
     assert cleaned(cleaned(text)) == cleaned(text)

@@ -46,7 +46,7 @@ def signs(index: Problems, *texts: str) -> list[str | None]:
     return [hit and hit[1] for hit in index.hits(texts)]
 
 
-def test_each_sign_is_told(tmp_path):
+def test_each_sign_is_found(tmp_path):
     long = " ".join(WORDS)
     found = index(problems(tmp_path, "What is 2+3, exactly?", long))
     assert signs(
@@ -59,30 +59,30 @@ def test_each_sign_is_told(tmp_path):
         "entirely another matter",
         "",
     ) == ["same text", *["one word differs"] * 3, "shared 13-gram", None, None]
-    mixed = " ".join([*WORDS[:5], "of", *WORDS[5:10], "to", *WORDS[10:]])  # two words put in: no 13 in a row
+    mixed = " ".join([*WORDS[:5], "of", *WORDS[5:10], "to", *WORDS[10:]])  # two words inserted: no 13 in a row
     assert signs(found, mixed) == [None]
     assert signs(index(problems(tmp_path, long), near_duplicates=0.4), mixed) == ["near-duplicate"]
 
 
 def test_a_problem_among_its_siblings_is_found(tmp_path):
-    """Problems that resemble one another share bands: the one that is near enough may stand behind others."""
+    """Problems that resemble one another share bands: the one that is similar enough may come after others."""
     draw = random.Random(0)
     vocabulary = [f"word{n}" for n in range(300)]
     missed = tried = 0
     for number in range(40):
         text = draw.sample(vocabulary, 40)
         siblings = [[*text[:at], f"other{at}", *text[at + 1 :]] for at in draw.sample(range(40), 20)]
-        asked = " ".join(["new" if at in (9, 19, 29) else word for at, word in enumerate(text)])
+        changed = " ".join(["new" if at in (9, 19, 29) else word for at, word in enumerate(text)])
         name, everything = f"{number}.jsonl", [" ".join(each) for each in (*siblings, text)]
         options = {"ngram": None, "near_duplicates": 0.6}
-        alone = signs(index(problems(tmp_path, everything[-1], name=f"alone-{name}"), **options), asked)
+        alone = signs(index(problems(tmp_path, everything[-1], name=f"alone-{name}"), **options), changed)
         tried += alone == ["near-duplicate"]
-        missed += alone != signs(index(problems(tmp_path, *everything, name=name), **options), asked)
+        missed += alone != signs(index(problems(tmp_path, *everything, name=name), **options), changed)
     assert tried > 30
     assert missed == 0
 
 
-def test_what_is_turned_off_tells_nothing(tmp_path):
+def test_a_check_that_is_turned_off_gives_no_sign(tmp_path):
     found = index(problems(tmp_path, " ".join(WORDS), "Is 7 odd ?"), ngram=None, near_duplicates=None)
     assert signs(found, "Is 8 odd ?", f"more {' '.join(WORDS)}", "is 7 ODD?") == [None, None, "same text"]
 
@@ -96,11 +96,11 @@ def test_boilerplate_of_many_problems_is_no_sign(tmp_path):
     assert signs(index(problems(tmp_path, *texts[:10] * 9)), query) == ["shared 13-gram"]  # the same ten again
 
 
-def test_hits_are_kept_with_their_problem_and_counted(world, query, tmp_path, bars):
+def test_contaminated_queries_are_recorded_with_their_problem_and_counted(world, query, tmp_path, bars):
     one = problems(tmp_path, "How tall is Mont Blanc?", name="one.jsonl")
     two = problems(tmp_path, "Who was Ada?", "Name three rivers of Peru.", name="two.jsonl")
-    asked = ["how tall is mont blanc", "Name four rivers of Peru.", "Where do cats sleep at night?"]
-    queries = world.table(QUERIES, [query(str(n), text) for n, text in enumerate(asked)])
+    texts = ["how tall is mont blanc", "Name four rivers of Peru.", "Where do cats sleep at night?"]
+    queries = world.table(QUERIES, [query(str(n), text) for n, text in enumerate(texts)])
     config = DecontaminateConfig(held_out=(one,)).without(two)
     assert config.without(two) == config
     found = world.do(find_contaminated, name="contaminated", config=config, queries=queries)
@@ -109,9 +109,9 @@ def test_hits_are_kept_with_their_problem_and_counted(world, query, tmp_path, ba
         ("1", "two.jsonl", 1, "one word differs"),
     ]
     assert world.rows(found)[1]["problem"] == "Name three rivers of Peru."
-    left = world.do(decontaminate, queries=queries, contaminated=found)
-    assert [row["query"] for row in world.rows(left)] == asked[2:]
-    assert world.counts(left) == {
+    kept = world.do(decontaminate, queries=queries, contaminated=found)
+    assert [row["query"] for row in world.rows(kept)] == texts[2:]
+    assert world.counts(kept) == {
         "read": 3,
         "dropped: held out for evaluation, same text": 1,
         "dropped: held out for evaluation, one word differs": 1,
@@ -144,7 +144,7 @@ def real() -> Problems:
 
 
 def one_word_changed(text: str, rng: random.Random) -> str:
-    """One of the words between white space made another."""
+    """The text with one of its words replaced."""
     parts = re.split(r"(\s+)", text.strip())
     parts[2 * rng.randrange((len(parts) + 1) // 2)] = "banana"
     return "".join(parts)
@@ -164,7 +164,7 @@ def one_word_changed(text: str, rng: random.Random) -> str:
 )
 def test_planted_copies_of_all_problems_are_caught(real, change: Callable[[str, random.Random], str]):
     rng = random.Random(7)
-    # of fewer than four words nothing is left to tell by once one is another
+    # shorter texts have too few words in common with a copy in which one is replaced
     whole = [p["query"] for p in real.rows if len(p["query"].split()) > 3 and len(words(p["query"])) > 3]
     some = rng.sample(whole, 1_000) + sorted(whole, key=len)[:300]
     missed = [text for text, hit in zip(some, real.hits([change(text, rng) for text in some]), strict=True) if not hit]
@@ -172,7 +172,7 @@ def test_planted_copies_of_all_problems_are_caught(real, change: Callable[[str, 
 
 
 @real_texts
-def test_real_queries_are_left_alone(real):
-    asked = [row["query"] for row in problems_of(Source(path=str(BENCH / "queries/wildchat-if.jsonl")))][:2_000]
-    hits = Counter(hit[1] for hit in real.hits(asked) if hit)
-    assert hits.total() < 0.01 * len(asked), hits
+def test_real_queries_are_kept(real):
+    texts = [row["query"] for row in problems_of(Source(path=str(BENCH / "queries/wildchat-if.jsonl")))][:2_000]
+    hits = Counter(hit[1] for hit in real.hits(texts) if hit)
+    assert hits.total() < 0.01 * len(texts), hits

@@ -1,4 +1,4 @@
-"""Difficulty by the seven criteria: the question, reading its answer, and what is kept."""
+"""Difficulty by the seven criteria: the question, reading its answers, and which queries are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.queries.difficulty import CRITERIA, DIFFICULTY, RateConfig, judge_dif
 CONFIG = RateConfig(template=PROJECT_ROOT / "prompts" / "judge_difficulty.md")
 
 
-def said(verdicts: list[bool], between: str = "\n", colon: str = ": ") -> str:
+def spelled(verdicts: list[bool], between: str = "\n", colon: str = ": ") -> str:
     return between.join(f"{n}{colon}{'yes' if met else 'no'}" for n, met in enumerate(verdicts, 1))
 
 
@@ -29,18 +29,18 @@ def said(verdicts: list[bool], between: str = "\n", colon: str = ": ") -> str:
     st.sampled_from([":", ": ", " : ", " :"]),
 )
 def test_every_answer_that_the_constraint_allows_is_read(verdicts, between, colon):
-    text = said(verdicts, between, colon)
+    text = spelled(verdicts, between, colon)
     assert re.fullmatch(DIFFICULTY.constraint["regex"], text)
     assert len(text) <= DIFFICULTY.longest
     assert read_criteria(text) == [name for name, met in zip(CRITERIA, verdicts, strict=True) if met]
 
 
-def test_the_servers_grammar_takes_the_constraint():
-    xgrammar.Grammar.from_regex(DIFFICULTY.constraint["regex"])  # stricter than `re`: no line end as it is in a class
+def test_the_servers_grammar_accepts_the_constraint():
+    xgrammar.Grammar.from_regex(DIFFICULTY.constraint["regex"])  # stricter than `re`: no literal line end in a class
 
 
-def test_the_longest_answer_is_no_longer():
-    assert len(said([True] * 7, "\n", " : ")) == DIFFICULTY.longest
+def test_the_longest_answer_is_measured_right():
+    assert len(spelled([True] * 7, "\n", " : ")) == DIFFICULTY.longest
 
 
 @pytest.mark.parametrize(
@@ -48,23 +48,23 @@ def test_the_longest_answer_is_no_longer():
     [
         "",
         "yes",
-        said([True] * 6),
-        said([True] * 7) + "\n8: yes",
-        said([True] * 7).replace("3: yes", "3: maybe"),
-        said([True] * 7).replace("yes", "Yes", 1),
-        "Sure! " + said([True] * 7),
-        said([True] * 7) + " because",
-        said([True] * 7).replace("1:", "2:"),
+        spelled([True] * 6),
+        spelled([True] * 7) + "\n8: yes",
+        spelled([True] * 7).replace("3: yes", "3: maybe"),
+        spelled([True] * 7).replace("yes", "Yes", 1),
+        "Sure! " + spelled([True] * 7),
+        spelled([True] * 7) + " because",
+        spelled([True] * 7).replace("1:", "2:"),
     ],
 )
-def test_any_other_answer_is_not(text):
+def test_any_other_answer_is_not_read(text):
     assert read_criteria(text) is None
 
 
 def test_the_nano_judge_can_spell_its_answer():
-    spelled = tokenizer().decode([encoder()[word] for n in range(1, 8) for word in (str(n), ":", "yes")])
-    assert spelled == "1 : yes 2 : yes 3 : yes 4 : yes 5 : yes 6 : yes 7 : yes"
-    assert read_criteria(spelled) == list(CRITERIA)
+    text = tokenizer().decode([encoder()[word] for n in range(1, 8) for word in (str(n), ":", "yes")])
+    assert text == "1 : yes 2 : yes 3 : yes 4 : yes 5 : yes 6 : yes 7 : yes"
+    assert read_criteria(text) == list(CRITERIA)
 
 
 def test_the_shipped_question_lists_the_criteria_in_their_order():
@@ -73,7 +73,7 @@ def test_the_shipped_question_lists_the_criteria_in_their_order():
 
 
 def test_ratings_fill_in_criteria_and_difficulty_and_the_funnel_adds_up(world, query, model, serve):
-    answers = {f"q{n}": said([k < n for k in range(7)]) for n in range(8)} | {"q8": "no idea"}
+    answers = {f"q{n}": spelled([k < n for k in range(7)]) for n in range(8)} | {"q8": "no idea"}
     rows = [query(f"q{n}", f"which day is {n} ?", difficulty=None) for n in range(9)]
     rows += [query("stated", difficulty=6, criteria=["complexity"]), query("easy", difficulty=1)]
     table = world.table(QUERIES, rows, "queries")
@@ -87,7 +87,7 @@ def test_ratings_fill_in_criteria_and_difficulty_and_the_funnel_adds_up(world, q
     config = CONFIG.model_copy(update={"max_unread_share": 0.25, "template": CONFIG.template})
     common = {"config": config, "queries": table, "model": model, "servers": TinyServers(world.work_dir, server)}
     judged = [world.do(judge_difficulty, "judged", f"k{n}", shard=n, shards=2, **common) for n in range(2)]
-    assert len(server.asked) == 10  # one for each that states none, and the one off the form again
+    assert len(server.asked) == 10  # one per query of unknown difficulty, and the malformed one again
     made = world.do(rate_queries, min_difficulty=5, queries=table, judgements=judged)
     found = {row["query_id"]: (row["criteria"], row["difficulty"]) for row in world.rows(made)}
     assert found == {
@@ -104,10 +104,10 @@ def test_ratings_fill_in_criteria_and_difficulty_and_the_funnel_adds_up(world, q
         "dropped: the judge's answer on difficulty could not be read": 1,
     }
     kept = world.do(rate_queries, key="lower", min_difficulty=0, queries=table, judgements=judged)
-    assert kept.rows == 10  # another limit asks nobody again
+    assert kept.rows == 10  # another limit sends no request again
 
 
-def test_no_query_at_all(world, model):
+def test_an_empty_table(world, model):
     table = world.table(QUERIES, [], "queries")
     servers = TinyServers(world.work_dir)
     judged = world.do(judge_difficulty, "judged", config=CONFIG, queries=table, model=model, servers=servers)
@@ -115,7 +115,7 @@ def test_no_query_at_all(world, model):
     assert (made.rows, world.counts(made)) == (0, {})
 
 
-def test_a_question_without_its_query_is_refused(world, query, model, tmp_path):
+def test_a_template_without_its_query_is_an_error(world, query, model, tmp_path):
     (tmp_path / "bare.md").write_text("Is it hard?")
     config = CONFIG.model_copy(update={"template": tmp_path / "bare.md"})
     table = world.table(QUERIES, [query("q", difficulty=None)], "queries")
@@ -123,7 +123,7 @@ def test_a_question_without_its_query_is_refused(world, query, model, tmp_path):
         world.do(judge_difficulty, config=config, queries=table, model=model, servers=TinyServers(world.work_dir))
 
 
-def test_judgements_of_other_queries_are_refused(world, query):
+def test_judgements_of_other_queries_are_an_error(world, query):
     table = world.table(QUERIES, [query("q", difficulty=None)], "queries")
     other = world.table(JUDGEMENTS, [{"request_id": "p", "answer": "", "labels": None}], "judged")
     with pytest.raises(ValueError, match="expected query q, found p"):

@@ -62,17 +62,17 @@ def test_too_few_are_an_error_that_says_how_many(world, thirty):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
-        ({"weights": {"a": 1}}, "give one"),
-        ({"weights": {"a": 1}, "limit": 3, "skip": 1}, "neither with `skip`"),
-        ({"weights": {"a": -1, "b": 2}, "limit": 3}, "no number below 0"),
-        ({"weights": {"a": 0}, "limit": 3}, "one above it"),
-        ({"caps": {"a": -1}}, "no number below 0"),
+        ({"weights": {"a": 1}}, "set a limit"),
+        ({"weights": {"a": 1}, "limit": 3, "skip": 1}, "cannot be combined with `skip`"),
+        ({"weights": {"a": -1, "b": 2}, "limit": 3}, "weights: expected numbers >= 0"),
+        ({"weights": {"a": 0}, "limit": 3}, "at least one of them > 0"),
+        ({"caps": {"a": -1}}, "caps: expected numbers >= 0"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(config, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_contradict_each_other_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
         DrawConfig(**config)
 
 

@@ -44,8 +44,8 @@ def test_words_and_chunks(text, as_words, as_chunks):
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SPOKEN, min_size=1, max_size=6), st.integers(1, 4))
-def test_hashes_are_equal_exactly_where_what_they_stand_for_is(texts, n):
-    """Against the plain definitions: n-grams, whole texts, texts with a word masked or left out."""
+def test_hashes_are_equal_if_and_only_if_what_they_hash_is(texts, n):
+    """Against the plain definitions of n-grams, whole texts, and texts with a word masked or deleted."""
     hashed = Hashed.of(texts)
     numbers = hashed.rows().tolist()
     assert numbers == [number for number, text in enumerate(texts) for _ in text]
@@ -53,27 +53,27 @@ def test_hashes_are_equal_exactly_where_what_they_stand_for_is(texts, n):
     plain = {
         "masked": [(*text[:i], None, *text[i + 1 :]) for text, i in places],
         "whole": [tuple(text) for text in texts],
-        "lessened": [(*text[:i], *text[i + 1 :]) for text, i in places],
+        "shortened": [(*text[:i], *text[i + 1 :]) for text, i in places],
         "ngrams": [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)],
     }
     grams, rows = hashed.ngrams(n)
     assert rows.tolist() == [number for number, text in enumerate(texts) for _ in range(len(text) - n + 1)]
-    ours = {"masked": hashed.masked(), "whole": hashed.totals(), "lessened": hashed.lessened(), "ngrams": grams}
+    ours = {"masked": hashed.masked(), "whole": hashed.totals(), "shortened": hashed.shortened(), "ngrams": grams}
     for kind, meant in plain.items():
-        told = ours[kind].tolist()
-        assert len(set(zip(meant, told, strict=True))) == len(set(meant)) == len(set(told)), kind
-    both = [*plain["whole"], *plain["lessened"]], [*ours["whole"].tolist(), *ours["lessened"].tolist()]
+        hashes = ours[kind].tolist()
+        assert len(set(zip(meant, hashes, strict=True))) == len(set(meant)) == len(set(hashes)), kind
+    both = [*plain["whole"], *plain["shortened"]], [*ours["whole"].tolist(), *ours["shortened"].tolist()]
     assert len(set(zip(*both, strict=True))) == len(set(both[0])) == len(set(both[1]))
 
 
-def test_a_text_shorter_than_a_shingle_is_one():
+def test_a_text_shorter_than_a_shingle_is_one_shingle():
     shingles = Hashed.of([["a"], [], ["a", "b", "c", "d"], ["a"]]).shingles()
     assert np.diff(shingles.ends).tolist() == [1, 0, 2, 1]
     assert shingles.hashes[0] == shingles.hashes[3]
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9])
-def test_bands_meet_the_recall_that_is_told(threshold):
+def test_bands_meet_the_recall(threshold):
     width = band_width(threshold)
     assert 1 - (1 - threshold**width) ** (VALUES // width) >= RECALL
 
@@ -83,7 +83,7 @@ def test_near_duplicates_are_found_and_others_are_not():
     changed = [" ".join(["new", *text.split()[1:]]) for text in texts[:50]]
     pairs = near_duplicates([*texts, *changed, "", "  ", "two words", "Two WORDS!"], 0.8)
     assert {(a, b) for a, b, _ in pairs} == {(n, 300 + n) for n in range(50)} | {(352, 353)}
-    assert all(0.8 <= alike <= 1 for _, _, alike in pairs)
+    assert all(0.8 <= similarity <= 1 for _, _, similarity in pairs)
     assert near_duplicates([], 0.8) == near_duplicates(["alone"], 0.8) == []
 
 

@@ -18,7 +18,7 @@ from tasks.queries.collect import collect_queries
 from tasks.queries.sources import Source, normalised, problems_of, queries_of, query_id
 
 __all__ = ["s3_bucket", "s3_url"]
-ASKED = {
+RECORDS = {
     "messages": {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "What is it?"}]},
     "conversations": {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "That."}]},
     "alpaca": {"instruction": "What is it?", "input": " ", "output": "That."},
@@ -36,20 +36,20 @@ def found(path: str, **more: Any) -> list[str]:
     return [row["query"] for row in queries_of(Source(path=path, **more))]
 
 
-@pytest.mark.parametrize("layout", [None, *ASKED])
-def test_every_layout_is_told_by_its_fields_or_named(tmp_path, layout):
-    rows = ASKED.values() if layout is None else [ASKED[layout]]
+@pytest.mark.parametrize("layout", [None, *RECORDS])
+def test_every_layout_is_detected_or_can_be_named(tmp_path, layout):
+    rows = RECORDS.values() if layout is None else [RECORDS[layout]]
     path = written(tmp_path / "q.jsonl", *rows)
     assert found(path, layout=layout) == ["What is it?"] * len(rows)
 
 
-def test_the_named_layout_wins_where_a_row_fits_two(tmp_path):
-    path = written(tmp_path / "q.jsonl", {**ASKED["column"], "instruction": "Do it", "input": "to this"})
+def test_the_named_layout_wins_if_a_row_fits_two(tmp_path):
+    path = written(tmp_path / "q.jsonl", {**RECORDS["column"], "instruction": "Do it", "input": "to this"})
     assert found(path) == ["What is it?"]
     assert found(path, layout="alpaca") == ["Do it\n\nto this"]
 
 
-def test_a_column_of_turns_gives_the_first(tmp_path):
+def test_the_first_turn_of_a_column_of_turns_is_taken(tmp_path):
     assert found(written(tmp_path / "q.jsonl", {"turns": ["one", "two"]}), column="turns") == ["one"]
 
 
@@ -58,7 +58,7 @@ def test_only_the_first_user_turn_counts(tmp_path):
     assert found(written(tmp_path / "q.jsonl", {"messages": turns})) == ["user1"]
 
 
-def test_parquet_and_csv_say_the_same_as_json_lines(tmp_path):
+def test_parquet_and_csv_are_read_like_json_lines(tmp_path):
     rows = [
         {"query": 'a "quoted"\nquery', "reference": "1", "difficulty": 3, "topic": "maths", "other": "x"},
         {"query": "plain, with a comma", "reference": None, "difficulty": None, "topic": None, "other": "y"},
@@ -76,9 +76,9 @@ def test_parquet_and_csv_say_the_same_as_json_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
-        ({"text": "hello"}, "expected a field query or messages or conversations or instruction, found text; name the"),
+        ({"text": "hello"}, "expected a field query or messages or conversations or instruction, found text: set"),
         ({}, "found no field"),
         ({"query": 3}, "field query must be str or absent, found int"),
         ({"query": []}, "field query must be str or absent, found list"),
@@ -87,28 +87,28 @@ def test_parquet_and_csv_say_the_same_as_json_lines(tmp_path):
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "field conversations has no turn with from 'human'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "first turn of the user has no string content",
+            "the first user turn has no string content",
         ),
         ({"instruction": "x", "input": 5}, "field input must be str or absent, found int"),
         ({"query": "x", "difficulty": "5"}, "field difficulty must be int or absent, found str"),
         ({"query": "x", "difficulty": True}, "field difficulty must be int or absent, found bool"),
-        ({"query": "x", "difficulty": 8}, "field difficulty must be from 0 to 7"),
+        ({"query": "x", "difficulty": 8}, "field difficulty must be 0 to 7"),
         ({"query": "x", "reference": 5}, "field reference must be str or absent, found int"),
         ({"query": "x", "topic": ["y"]}, "field topic must be str or absent, found list"),
         ('{"query": "half \\ud83d"}', "field query holds '\\ud83d', half of a character"),
         ('{"messages": [{"role": "user", "content": "\\ude00"}]}', "field messages holds '\\ude00'"),
-        ('{"query": "cut', "no JSON"),
-        ("", "no JSON"),
+        ('{"query": "cut', "not JSON"),
+        ("", "not JSON"),
         ("[1]", "expected a JSON object, found list"),
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
-def test_bad_rows_are_named_with_file_row_and_field(tmp_path, row, said):
+def test_errors_name_file_row_and_field(tmp_path, row, message):
     path = written(tmp_path / "queries.jsonl", {"query": "good"}, row, {"query": "good too"})
     with pytest.raises(BadInput, match=r"queries\.jsonl, row 1: ") as error:
         found(path)
-    assert said in str(error.value)
-    if not (isinstance(row, dict) and {"difficulty", "reference", "topic"} & set(row)):  # a problem needs no more
+    assert message in str(error.value)
+    if not (isinstance(row, dict) and {"difficulty", "reference", "topic"} & set(row)):  # not read of a problem
         with pytest.raises(BadInput, match=r"queries\.jsonl, row 1: "):
             list(problems_of(Source(path=path)))
 
@@ -123,7 +123,7 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path):
 def test_a_parquet_file_cut_short_without_the_column_or_of_another_type_is_named(tmp_path):
     path = tmp_path / "q.parquet"
     pq.write_table(pa.table({"text": ["one"] * 1_000}), path)
-    with pytest.raises(BadInput, match=r"q\.parquet, row 0: expected a field query or .*, found text; name the right"):
+    with pytest.raises(BadInput, match=r"q\.parquet, row 0: expected a field query or .*, found text: set"):
         found(str(path))
     assert len(found(str(path), column="text")) == 1_000
     pq.write_table(pa.table({"query": [1, 2]}), path)
@@ -131,28 +131,28 @@ def test_a_parquet_file_cut_short_without_the_column_or_of_another_type_is_named
         found(str(path))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadInput, match=r"q\.parquet: no whole Parquet file .*copy or write it again"):
+    with pytest.raises(BadInput, match=r"q\.parquet: not a complete Parquet file .*copy or write it again"):
         found(str(path))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("query,topic\nx\n", r"row 0: expected 2 fields, as in the first line"),
         ("query\nx,y\n", r"row 0: expected 1 fields"),
         ("query,difficulty\nx,hard\n", r"row 0: field difficulty must be a whole number or empty, found 'hard'"),
-        ('query\n"open\n', r"no CSV in UTF-8"),
+        ('query\n"open\n', r"not CSV in UTF-8"),
         ("text\nx\n", r"row 0: expected a field query"),
     ],
 )
-def test_a_bad_csv_file_is_named(tmp_path, text, said):
+def test_a_bad_csv_file_is_named(tmp_path, text, message):
     (tmp_path / "q.csv").write_text(text)
-    with pytest.raises(BadInput, match=rf"q\.csv(, |: ){said}"):
+    with pytest.raises(BadInput, match=rf"q\.csv(, |: ){message}"):
         found(str(tmp_path / "q.csv"))
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.parquet"])
-def test_files_that_are_missing_or_hold_nothing_are_named(tmp_path, name):
+def test_missing_and_empty_files_are_named(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(BadInput, match=rf"query file .*{name} does not exist"):
         found(str(path))
@@ -167,30 +167,30 @@ def test_files_that_are_missing_or_hold_nothing_are_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({}, "either a path or a dataset"),
         ({"path": "a.jsonl", "dataset": "a/b@c"}, "either a path or a dataset"),
-        ({"path": "a.txt"}, r"expected a file that ends in \.jsonl, \.parquet, \.csv"),
+        ({"path": "a.txt"}, r"expected a file name that ends in \.jsonl, \.parquet, \.csv"),
         ({"dataset": "org/name"}, "a revision is required"),
     ],
 )
-def test_a_source_that_is_none_is_refused(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings_of_a_source_are_an_error(given, message):
+    with pytest.raises(ValueError, match=message):
         Source(**given)
 
 
 def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def load(*given: Any, **more: Any) -> Any:
-        asked.append((given, more))
-        return iter([ASKED["conversations"], ASKED["alpaca"]])
+        calls.append((given, more))
+        return iter([RECORDS["conversations"], RECORDS["alpaca"]])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = Source(dataset="org/name@0123abc", subset="main", split="test")
     rows = list(queries_of(source))
-    assert asked == [(("org/name", "main"), {"split": "test", "revision": "0123abc", "streaming": True})]
+    assert calls == [(("org/name", "main"), {"split": "test", "revision": "0123abc", "streaming": True})]
     assert [(row["query"], row["source"], row["source_row"]) for row in rows] == [
         ("What is it?", "org/name", 0),
         ("What is it?", "org/name", 1),
@@ -203,20 +203,20 @@ def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (datasets.exceptions.DatasetNotFoundError("'org/name' is gated"), "no access.*accept its terms.*HF_TOKEN"),
-        (ValueError("Unknown split"), "check subset and split .Unknown split"),
+        (ValueError("Unknown split"), "Unknown split.*check subset and split"),
         (ConnectionError("offline"), "the hub cannot be reached"),
     ],
 )
-def test_a_data_set_that_cannot_be_had_is_told(monkeypatch, error, said):
+def test_the_reason_why_a_data_set_cannot_be_read_is_named(monkeypatch, error, message):
     def load(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    kind = ConnectionError if isinstance(error, ConnectionError) else BadInput  # an outage may heal
-    with pytest.raises(kind, match=rf"(?s)org/name@0123abc:train: .*{said}"):
+    kind = ConnectionError if isinstance(error, ConnectionError) else BadInput  # an outage is transient
+    with pytest.raises(kind, match=rf"(?s)org/name@0123abc:train: .*{message}"):
         list(queries_of(Source(dataset="org/name@0123abc")))
 
 
@@ -247,7 +247,7 @@ def test_collecting_counts_and_drops_empty_queries(world, tmp_path):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
-def test_normalising_is_idempotent_and_blind_to_case_and_blanks(text):
+def test_normalising_is_idempotent_and_ignores_case_and_white_space(text):
     once = normalised(text)
     assert query_id(f"\t{text}\n ") == query_id(text)
     assert query_id(once) == query_id(text) or normalised(once) != once  # NFKC after folding may fold once more

@@ -15,7 +15,7 @@ HOSTILE = "<script>alert(1)</script> | [x](javascript:y)\n# ```"
 
 @pytest.fixture
 def longcot(world, model, query, response):
-    """A LongCoT table with all that it is made from; topics, sources and licences are hostile."""
+    """A LongCoT table with all its ancestors; topics, sources and licences are hostile."""
 
     def table(step, schema, rows, counts, key="k", config=None, **inputs):
         provenance = Provenance(
@@ -23,9 +23,9 @@ def longcot(world, model, query, response):
         )
         return write_table(world.store, step, key, schema, [rows], provenance, counts=counts)
 
-    asked = [query(name, topic=HOSTILE if name == "a" else None, source=HOSTILE) for name in "abc"]
-    mined = {"source": {"path": "/home/someone/secret/set.jsonl", "licence": HOSTILE}}
-    queries = table("queries", QUERIES, asked, {"read": 5, "kept": 3, "dropped: empty": 2}, config=mined)
+    mined = [query(name, topic=HOSTILE if name == "a" else None, source=HOSTILE) for name in "abc"]
+    config = {"source": {"path": "/home/someone/secret/set.jsonl", "licence": HOSTILE}}
+    queries = table("queries", QUERIES, mined, {"read": 5, "kept": 3, "dropped: empty": 2}, config=config)
     rows = [response(name, n) for name in "abc" for n in range(2)]
     shards = {
         f"responses__{n}": table(
@@ -59,7 +59,7 @@ def parts_of(card: str) -> tuple[dict, dict[str, str]]:
     return yaml.safe_load(head), sections
 
 
-def test_the_card_tells_what_the_manifests_hold(world, longcot):
+def test_the_card_shows_what_is_in_the_manifests(world, longcot):
     head, sections = parts_of(dataset_card(ancestors(world.store, longcot), "apache-2.0"))
     assert head["license"] == "apache-2.0"
     assert head["size_categories"] == ["n<1K"]
@@ -74,7 +74,7 @@ def test_the_card_tells_what_the_manifests_hold(world, longcot):
     assert "| longcot | kept | 2 |" in lines
     assert "| reward | 4 | " in sections["Rewards and lengths of the rows"]
     assert "| (none) | 2 | 100.0% |" in sections["Topics"]
-    assert '"percentile"' not in sections["Settings"]  # the test's plan names no settings of `longcot`
+    assert '"percentile"' not in sections["Settings"]  # the test's plan has no settings of `longcot`
     assert '"samples": 2' in sections["Settings"]
     assert longcot.digest[:16] in sections["Provenance"]
 
@@ -86,7 +86,7 @@ def test_only_manifests_are_read(world, longcot):
     assert "2 rows." in dataset_card(ancestors(world.store, longcot))
 
 
-def test_what_users_wrote_is_no_markup_and_folders_stay_untold(world, longcot):
+def test_what_users_wrote_is_escaped_and_folders_are_not_shown(world, longcot):
     card = dataset_card(ancestors(world.store, longcot))
     _, sections = parts_of(card)
     assert "<script>" not in card
@@ -95,7 +95,7 @@ def test_what_users_wrote_is_no_markup_and_folders_stay_untold(world, longcot):
     assert sections["Settings"].count("```") == 2
 
 
-def test_inputs_that_are_gone_are_left_out_and_the_table_itself_is_not(world, longcot):
+def test_missing_ancestors_are_left_out_but_the_table_itself_must_exist(world, longcot):
     world.store.delete("queries/k/manifest.json")
     made = ancestors(world.store, longcot)
     assert "queries" not in {each.step for each in made}
@@ -105,7 +105,7 @@ def test_inputs_that_are_gone_are_left_out_and_the_table_itself_is_not(world, lo
         ancestors(world.store, longcot)
 
 
-def test_sizes_are_the_hubs():
+def test_size_categories_are_the_hubs():
     assert [size_category(n) for n in (0, 999, 1_000, 220_000, 5_000_000)] == [
         "n<1K",
         "n<1K",

@@ -1,4 +1,4 @@
-"""The report's figures and its page, from real tables of a run in a local store."""
+"""The report's figures and its page, made from real tables of a run in a local store."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def page_of(store: Store, run: MadeRun, **limits: int) -> Page:
 
 
 def items_of(page: Page, name: str) -> list[dict]:
-    """What the reader can show of a set, with what the index tells of it."""
+    """The items of a set in the reader, each with its entry in the index."""
     found = []
     for entry in json.loads(page.data["index"]):
         if entry["set"] == name:
@@ -67,7 +67,7 @@ def items_of(page: Page, name: str) -> list[dict]:
     return found
 
 
-def test_everything_a_run_made_is_found_with_all_its_shards(store):
+def test_all_artifacts_of_a_run_are_found_with_all_shards(store):
     run = MadeRun(store)
     made = report.made_by(store, run.summary)
     assert {step: len(refs) for step, refs in made.items() if len(refs) > 1} == {
@@ -76,10 +76,10 @@ def test_everything_a_run_made_is_found_with_all_its_shards(store):
     assert set(made) == {step["name"] for step in run.summary["steps"]}
 
 
-def test_an_artifact_that_is_gone_is_told(store):
+def test_a_missing_artifact_is_reported(store):
     run = MadeRun(store)
     store.delete("longcot/k/manifest.json")
-    with pytest.raises(BadArtifact, match=r"longcot/k is gone"):
+    with pytest.raises(BadArtifact, match=r"longcot/k is missing"):
         page_of(store, run)
 
 
@@ -92,9 +92,9 @@ def test_the_reader_holds_all_answers_side_by_side(store):
     greedy = first["rows"][0]["answers"]
     assert [answer["thoughts"] for answer in greedy] == [None, *(f"plan of {s} for 0 ." for s in STAGES[1:])]
     assert [answer["marks"][0] for answer in greedy] == [
-        ["good", "right: sun"],
+        ["good", "correct: sun"],
         ["bad", "wrong: no answer found"],
-        ["good", "right: sun"],
+        ["good", "correct: sun"],
         ["bad", "wrong: no answer found"],
     ]
     assert first["shares"] == [0.5] * 4
@@ -105,7 +105,7 @@ def test_the_reader_holds_all_answers_side_by_side(store):
     assert first["rows"][1]["answers"][2]["raw"] is None
 
 
-def test_the_reader_tells_what_became_of_training_samples(store):
+def test_the_reader_shows_how_training_samples_were_used(store):
     page = page_of(store, MadeRun(store))
     items = items_of(page, "training samples, stage 1")
     assert items[0]["columns"] == ["sample 1", "sample 0"]  # by reward
@@ -119,7 +119,7 @@ def test_the_reader_tells_what_became_of_training_samples(store):
 
 
 def test_a_benchmarks_own_problems_are_shown_by_category(store):
-    """Its steps have names of their own, and its problems a category in place of a topic."""
+    """Its steps have names of their own, and its problems have a category instead of a topic."""
     run = MadeRun(store, benchmark="math500")
     assert "grades-math500-sft-sampled" in {step["name"] for step in run.summary["steps"]}
     items = items_of(page_of(store, run), "held-out problems")
@@ -128,19 +128,19 @@ def test_a_benchmarks_own_problems_are_shown_by_category(store):
     assert topics[1] == {"topic": "days", "problems": 2, **dict.fromkeys(STAGES, "0.500")}
 
 
-def test_what_was_set_aside_is_shown_as_such(store):
+def test_quarantined_requests_are_shown_as_such(store):
     """A request that killed a server twice has no samples; a whole topic may have none in a stage."""
-    run = MadeRun(store, aside={("sft", 0), ("sft", 3), ("", 1), ("-online-1", 3)})
+    run = MadeRun(store, quarantined={("sft", 0), ("sft", 3), ("", 1), ("-online-1", 3)})
     page = page_of(store, run)
     first, second = items_of(page, "held-out problems")[:2]
     assert first["shares"] == [0.5, 0.5, None, 0.5]
-    assert ["sft", "set aside"] in first["outcomes"]
+    assert ["sft", "quarantined"] in first["outcomes"]
     assert [[answer["marks"][0] for answer in row["answers"]][2] for row in first["rows"]] == [
-        ["warn", "set aside"]
+        ["warn", "quarantined"]
     ] * 3
     assert second["shares"] == [0.5] * 4
-    assert items_of(page, "training samples, stage 1")[1]["outcomes"] == [["", "set aside"]]
-    assert items_of(page, "training samples, online-1")[3]["outcomes"] == [["", "set aside"]]
+    assert items_of(page, "training samples, stage 1")[1]["outcomes"] == [["", "quarantined"]]
+    assert items_of(page, "training samples, online-1")[3]["outcomes"] == [["", "quarantined"]]
     days = report.topic_rows(store, report.made_by(store, run.summary), "short-answer", STAGES)[1]
     assert (days["topic"], days["sft"], days["online-1"]) == ("days", "", "0.500")
 
@@ -185,8 +185,8 @@ def test_figures_come_from_the_manifests(store):
     made = report.made_by(store, run.summary)
     found = report.manifests(store, made)
     funnel = report.funnel_rows(found)
-    assert funnel[0] == {"step": "filtered", "what": "read", "rows": 10, "share": "100.0%"}
-    assert {"step": "pairs-1", "what": "dropped: equal scores", "rows": 1, "share": "25.0%"} in funnel
+    assert funnel[0] == {"step": "filtered", "counted": "read", "rows": 10, "share": "100.0%"}
+    assert {"step": "pairs-1", "counted": "dropped: equal scores", "rows": 1, "share": "25.0%"} in funnel
     topics = report.topic_rows(store, made, "short-answer", STAGES)
     assert topics[0] == {"topic": "(none)", "problems": 2, **dict.fromkeys(STAGES, "0.500")}
     assert [row["topic"] for row in topics] == ["(none)", "days", "months"]
@@ -211,12 +211,12 @@ def test_a_cached_step_is_timed_by_the_run_that_made_it(store, caplog):
     assert report.making_seconds(store, again) == {}
 
 
-def test_iterations_are_numbered_not_spelt():
+def test_iterations_are_sorted_by_number():
     assert report.numbered(["dpo-10", "dpo-2", "dpo-x", "dp-1"], "dpo-") == ["dpo-2", "dpo-10"]
 
 
 def test_twenty_thousand_answers(store, tmp_path, capsys):
-    """4 stages x (2 sampled + 1 greedy) x 1,667 problems. Size and time are printed; asserted is that all are in."""
+    """4 stages x (2 sampled + 1 greedy) x 1,667 problems. Prints size and time, and checks that all are in the page."""
     run = MadeRun(store, problems=1_667)
     path = tmp_path / "report.html"
     began = time.perf_counter()

@@ -1,5 +1,4 @@
-"""The report in a headless Chromium, from file:// as a user opens it: the reader is clicked through, and model text
-does nothing."""
+"""The report in a headless Chromium, opened from file:// as users do: the reader works, model text does nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Browser, report: Path) -> Iterator[Page]:
-    """The report, open. When the test is over, nothing may have gone wrong, run or been asked for over the network."""
+    """The open report. A test must end without errors, scripts run by model text, or network requests."""
     shown = browser.new_page(viewport={"width": 1440, "height": 900})
     troubles: list[Any] = []
     shown.on("console", lambda message: troubles.append(message.text))
@@ -67,7 +66,7 @@ def test_the_overview_shows_tables_and_plots(page):
     assert page.locator("img.plot").count() == 5
     widths = page.evaluate("[...document.querySelectorAll('img.plot')].map((img) => img.naturalWidth)")
     assert all(width > 100 for width in widths)
-    page.click("text=The funnel in figures")
+    page.click("text=Counts of each step")
     expect(page.locator("text=dropped: equal scores")).to_be_visible()
 
 
@@ -78,11 +77,11 @@ def test_one_problem_is_shown_with_all_stages_side_by_side(page):
     assert len(boxes) == len(STAGES)
     assert len({box["y"] for box in boxes}) == 1
     assert [box["x"] for box in boxes] == sorted({box["x"] for box in boxes})
-    expect(page.locator("#answers")).to_contain_text("right: sun")
+    expect(page.locator("#answers")).to_contain_text("correct: sun")
     expect(page.locator("#answers")).to_contain_text("wrong: no answer found")
 
 
-def test_thoughts_are_folded_until_asked_for(page):
+def test_thoughts_are_collapsed_until_expanded(page):
     reader(page)
     first = page.locator("details.thoughts .text").first
     expect(first).to_be_hidden()
@@ -92,18 +91,18 @@ def test_thoughts_are_folded_until_asked_for(page):
     assert page.locator("details.thoughts:not([open])").count() == 0
     page.keyboard.press("ArrowRight")
     assert page.locator("details.thoughts:not([open])").count() == 0  # the next problem's too
-    page.click("text=Fold all thoughts")
+    page.click("text=Collapse all thoughts")
     assert page.locator("details.thoughts[open]").count() == 0
 
 
-def test_arrow_keys_go_through_the_problems(page):
+def test_arrow_keys_move_through_the_problems(page):
     reader(page)
     for key, number in (("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1), ("ArrowUp", 0), ("ArrowLeft", 0)):
         page.keyboard.press(key)
         assert query(page) == f"which day is {number} ?"
     expect(page.locator("#list [aria-current]")).to_contain_text("which day is 0 ?")
     page.locator("#list button >> nth=199").click()
-    page.keyboard.press("ArrowDown")  # past what is listed: the list grows
+    page.keyboard.press("ArrowDown")  # beyond the end of the list, which grows
     assert query(page) == "which day is 200 ?"
     expect(page.locator("#list [aria-current]")).to_be_visible()
 
@@ -121,12 +120,12 @@ def test_search_finds_words_of_answers(page):
     page.keyboard.type("Needle in")
     expect(page.locator("#found")).to_contain_text(f"1 of {PROBLEMS}")
     assert query(page) == "which day is 440 ?"
-    expect(page.locator("details[open]", has_text="needle")).to_be_visible()  # though thoughts are folded
+    expect(page.locator("details[open]", has_text="needle")).to_be_visible()  # although thoughts are collapsed
     assert page.locator("details[open]").count() == 1
     page.keyboard.press("ArrowLeft")  # moves the cursor in the search box, not the problem
     page.fill("#search", "no such words")
     expect(page.locator("#found")).to_contain_text(f"0 of {PROBLEMS}")
-    expect(page.locator("#facts")).to_contain_text("Nothing is found.")
+    expect(page.locator("#facts")).to_contain_text("No matches.")
     page.fill("#search", "")
     expect(page.locator("#found")).to_contain_text(f"{PROBLEMS} of {PROBLEMS}")
 
@@ -143,7 +142,7 @@ def test_problems_are_filtered_by_topic_and_outcome(page):
     expect(page.locator("#found")).to_contain_text(f"0 of {PROBLEMS}")
 
 
-def test_training_samples_are_read_with_their_scores(page):
+def test_training_samples_are_shown_with_their_scores(page):
     reader(page)
     page.select_option("#set", "training samples, online-1")
     expect(page.locator("#found")).to_contain_text("4 of 4")
@@ -156,18 +155,18 @@ def test_training_samples_are_read_with_their_scores(page):
     assert query(page) == "online query 3"
 
 
-def test_model_text_is_shown_as_it_is_and_does_nothing(page):
+def test_model_text_is_shown_verbatim_and_does_nothing(page):
     reader(page)
     page.keyboard.press("t")
     shown = page.locator("#answers .text").all_text_contents()
     assert shown.count(HOSTILE) == 4  # thoughts and solution of two answers
     assert page.locator("#reader img, #reader svg, #reader a, #reader script").count() == 0
     page.locator("#answers .text", has_text="markdown").first.click()
-    page.wait_for_timeout(200)  # long enough for an image to fail
+    page.wait_for_timeout(200)  # long enough for an image to fail to load
 
 
-def test_nothing_but_the_projects_script_could_run(browser, report):
-    """Even markup that got in would do nothing: the browser itself refuses."""
+def test_only_the_projects_script_can_run(browser, report):
+    """Even injected markup would do nothing: the browser itself refuses it."""
     page = browser.new_page()
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text))
@@ -181,7 +180,7 @@ def test_nothing_but_the_projects_script_could_run(browser, report):
 
 
 class LongRun(MadeRun):
-    """Answers of 6,000 characters, thoughts included; one of them holds a needle."""
+    """Answers of 6,000 characters, thoughts included; one of them contains a needle."""
 
     def response(
         self, query_id: str, sample: int, solution: str, thoughts: str | None, **changes: Any
@@ -195,7 +194,7 @@ class LongRun(MadeRun):
 
 @pytest.mark.faults
 def test_twenty_thousand_long_answers_open(browser: Browser, tmp_path: Path):
-    """Size and time are printed; asserted is that the page opens, finds, steps and says nothing on the console."""
+    """Prints size and time; checks that the page opens, searches and steps without a message on the console."""
     problems = 1_667  # x 4 stages x (2 sampled + 1 greedy)
     store = Store.open(Settings(store=str(tmp_path / "store")))
     run = LongRun(store, problems)

@@ -23,10 +23,10 @@ SHOWN = {
 }
 
 
-def reason(response, *, asked="which day is it ?", shown=(), **rules):
-    """Of a response with one rule on."""
+def reason(response, *, query="which day is it ?", shown=(), **rules):
+    """Why a response is dropped when only the given rules are on."""
     config = OFF.model_copy(update=rules)
-    return reason_to_drop(response, asked, [passages_of(example, config) for example in shown], config, "rlmt")
+    return reason_to_drop(response, query, [passages_of(example, config) for example in shown], config, "rlmt")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def reason(response, *, asked="which day is it ?", shown=(), **rules):
         ({"violations": ["empty_solution"], "solution": None}, "empty part: solution"),
     ],
 )
-def test_the_format_counts_whatever_is_off(response, changes, expected):
+def test_truncated_and_malformed_responses_are_dropped_even_if_all_rules_are_off(response, changes, expected):
     assert reason(response(**changes)) == expected
 
 
@@ -77,11 +77,11 @@ def test_a_long_passage_of_an_example_is_a_copy_and_its_query_is_not(response):
     assert reason(response(thoughts=SHOWN["query"]), shown=[SHOWN], copied_words=5) is None
 
 
-def test_what_the_query_is_written_in_is_no_mixed_language(response):
+def test_the_language_that_the_query_uses_or_names_is_not_foreign(response):
     row = response(solution="Это понедельник")
     assert reason(row, max_foreign_share=0.0) == "mixed language"
-    assert reason(row, asked="какой сегодня день?", max_foreign_share=0.0) is None
-    assert reason(row, asked="Say 'it is Monday' in Russian.", max_foreign_share=0.0) is None
+    assert reason(row, query="какой сегодня день?", max_foreign_share=0.0) is None
+    assert reason(row, query="Say 'it is Monday' in Russian.", max_foreign_share=0.0) is None
 
 
 def given(world, query, rows):
@@ -91,8 +91,8 @@ def given(world, query, rows):
     return {"responses": shards, "queries": queries, "examples": examples}
 
 
-def test_what_cannot_be_written_in_the_format_that_is_trained_is_dropped(world, query, response):
-    """Nothing that is kept may stop the selection, after all of it was scored."""
+def test_a_response_that_cannot_be_rendered_in_the_trained_format_is_dropped(world, query, response):
+    """Otherwise one kept response could stop the selection after everything has been scored."""
     xml = "Use <response>ok</response> as the body."
     assert reason(response(solution=xml)) == "cannot be written as rlmt"
     assert reason(response(thoughts=xml)) == "cannot be written as rlmt"
@@ -119,7 +119,7 @@ def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, res
     }
 
 
-def test_nothing_kept_is_an_empty_table(world, query, response):
+def test_if_nothing_is_kept_the_table_is_empty(world, query, response):
     rows = [[response(violations=["text_after"])]]
     made = world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
     assert made.rows == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import pytest
@@ -8,11 +9,11 @@ from shown_examples import NANO_PROMPT, example
 
 import tasks.responses.generate
 from cot_formats import bolt
-from infra.serving.completions import Completion
-from infra.serving.ledger import LedgerError
+from infra.serving.completions import Completion, Request
+from infra.serving.ledger import Ledger, LedgerError
 from infra.serving.pool import Pool
 from infra.serving.vllm_server import ServerError
-from infra.steps.step import Plan
+from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance
 from infra.store.models import import_model
 from infra.store.schemas import EXAMPLES, QUERIES
@@ -23,10 +24,18 @@ from tasks.responses.generate import (
     GenerateConfig,
     QuarantineError,
     TruncationError,
+    check_quarantined,
+    check_truncated,
     generate,
+    keep_quarantined,
+    keep_samples,
+    owed_groups,
+    request_for,
     request_seed,
+    response_rows,
     shard_of,
 )
+from tasks.responses.prompt import QueryPrompt
 
 IDS = encoder()
 
@@ -43,7 +52,7 @@ def queries(world, query):
     return world.table(QUERIES, [query(f"q{n}", f"which day is {n} ?") for n in range(10)], "queries")
 
 
-def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, model, serve, bars):
+def test_a_shard_samples_its_own_queries_and_keeps_every_sample(world, queries, model, serve, bars):
     server = serve(completions=completions(sample_text))
     servers = TinyServers(world.work_dir, server)
     config = GenerateConfig(samples=3, max_tokens=50, temperature=0.5, top_p=0.9, in_flight=1)
@@ -67,7 +76,7 @@ def test_a_shard_asks_for_its_queries_and_keeps_every_sample(world, queries, mod
     assert bars == {"made": 1.0}
 
 
-def test_no_request_seed_where_the_engine_can_not_take_one(world, queries, model, serve):
+def test_no_request_seed_if_the_engine_cannot_take_one(world, queries, model, serve):
     server = serve(completions=completions(sample_text))
     config = GenerateConfig(samples=1, request_seeds=False)
     made = world.do(generate, config=config, queries=queries, model=model, servers=TinyServers(world.work_dir, server))
@@ -75,7 +84,7 @@ def test_no_request_seed_where_the_engine_can_not_take_one(world, queries, model
     assert {row["seed"] for row in world.rows(made)} == {None}
 
 
-def test_examples_are_shown_and_said(world, queries, model, serve):
+def test_the_examples_shown_are_named_in_the_rows(world, queries, model, serve):
     server = serve(completions=completions(sample_text))
     table = [example(n) for n in range(5)]
     made = world.do(
@@ -93,12 +102,12 @@ def test_examples_are_shown_and_said(world, queries, model, serve):
     sets = []
     for body in server.asked:
         text = reading.decode(body["prompt"])
-        asked = next(f"q{n}" for n in range(10) if f"which day is {n} ?" in text)
+        query_id = next(f"q{n}" for n in range(10) if f"which day is {n} ?" in text)
         numbers = [n for n in range(5) if f"goal : find number {n} ." in text]
-        assert rows[asked] == [f"e{n}" for n in numbers]
+        assert rows[query_id] == [f"e{n}" for n in numbers]
         assert len(numbers) == 2
         sets.append(numbers)
-    assert sets == sorted(sets)  # equal sets side by side: the server's prefix cache is hit
+    assert sets == sorted(sets)  # equal sets in a row, so that the server's prefix cache is hit
 
 
 def test_control_tokens_in_a_query_stay_text(world, query, model, serve):
@@ -136,7 +145,7 @@ def test_delimiters_that_are_control_tokens_survive_in_examples_but_not_in_queri
     assert world.rows(made)[0]["thoughts"] == "plan"
 
 
-def test_thoughts_that_the_chat_template_opens_are_read(world, queries, opening_model, serve):
+def test_thoughts_opened_by_the_chat_template_are_parsed(world, queries, opening_model, serve):
     texts = ["plan : one .\n</think>\n\nanswer : 1 .", "<think>\nplan\n</think>\n\nanswer : 1 .", "answer : 1 ."]
     server = serve(completions=completions(lambda i: (texts[i], "stop")))
     made = world.do(
@@ -153,7 +162,7 @@ def test_thoughts_that_the_chat_template_opens_are_read(world, queries, opening_
     assert "unclosed_thoughts" in unclosed["violations"]
 
 
-def test_a_set_aside_request_is_counted_and_in_no_row_and_not_asked_again(world, queries, model, serve, monkeypatch):
+def test_a_quarantined_request_is_counted_without_rows_and_not_sent_again(world, queries, model, serve, monkeypatch):
     async def one_kills(_pool, groups, request, _sampling, *, on_result, on_quarantine, **_):
         first, *others = [each for group in groups for each in group]
         on_quarantine(request(first), "killed a server twice: ended with status 137")
@@ -168,14 +177,14 @@ def test_a_set_aside_request_is_counted_and_in_no_row_and_not_asked_again(world,
         with pytest.raises(QuarantineError) as error:
             world.do(generate, config=config, **common)
     for part in (
-        "made: 1 of 10 requests were set aside, limit 5.0%",
+        "made: 1 of 10 requests were quarantined, limit 5.0%",
         "query q0: killed a server twice",
         "made-k.jsonl",
     ):
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
     made = world.do(generate, config=config.model_copy(update={"max_quarantined_share": 0.1}), **common)
-    assert server.asked == []  # the ledger has it all
+    assert server.asked == []  # the ledger has everything
     assert [row["query_id"] for row in world.rows(made)] == [f"q{n}" for n in range(1, 10)]
     assert world.counts(made) == {"truncated": 0, "malformed": 9, "completion_tokens": 18, "quarantined": 1}
 
@@ -207,14 +216,14 @@ def test_several_servers_share_a_shard_and_groups_stay_together(world, query, mo
         for each in both
     ]
     assert len(sets[0] | sets[1]) == 10
-    assert len(sets[0] & sets[1]) <= 3  # but for the last groups, where one helps the other
+    assert len(sets[0] & sets[1]) <= 3  # except for the last groups, where one helps the other
 
 
 # ---- the ledger
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_second_run_asks_only_for_what_is_owed(make_world, query, tokenizer_folder, serve, torn):
+def test_a_second_run_sends_only_the_requests_that_are_owed(make_world, query, tokenizer_folder, serve, torn):
     rows = [query(f"q{n}", f"which day is {n} ?") for n in range(10)]
     config = GenerateConfig(samples=2, in_flight=1)
 
@@ -241,14 +250,14 @@ def test_a_second_run_asks_only_for_what_is_owed(make_world, query, tokenizer_fo
     second = serve(completions=completions(sample_text))
     resumed = run(world, second)
     assert len(second.asked) == 6 + torn
-    asked = [tuple(body["prompt"]) for body in [*dying.asked, *second.asked]]
-    assert len(set(asked)) == 10
+    sent = [tuple(body["prompt"]) for body in [*dying.asked, *second.asked]]
+    assert len(set(sent)) == 10
     assert resumed.digest == undisturbed.digest
     assert resumed.rows == 20
     assert not ledger.exists()  # the table holds it all now
 
 
-def test_the_ledger_outlives_a_table_that_can_not_be_written(world, queries, model, serve, monkeypatch):
+def test_the_ledger_outlives_a_table_that_cannot_be_written(world, queries, model, serve, monkeypatch):
     common = {"config": GenerateConfig(samples=2), "queries": queries, "model": model}
 
     def full(*_: object, **__: object) -> None:
@@ -259,17 +268,17 @@ def test_the_ledger_outlives_a_table_that_can_not_be_written(world, queries, mod
         patch.setattr(tasks.responses.generate, "write_table", full)
         with pytest.raises(StoreError, match="no room is left"):
             world.do(generate, **common, servers=TinyServers(world.work_dir, server))
-    made = world.do(generate, **common, servers=TinyServers(world.work_dir))  # has no server to give
+    made = world.do(generate, **common, servers=TinyServers(world.work_dir))  # there is no server to start
     assert made.rows == 20
     assert not list((world.work_dir / "ledgers").iterdir())
 
 
-def test_a_ledger_that_a_kill_left_beside_the_table_is_harmless(world, queries, model, serve):
+def test_a_ledger_left_beside_the_table_by_a_kill_does_no_harm(world, queries, model, serve):
     server = serve(completions=completions(sample_text))
     common = {"config": GenerateConfig(samples=2), "queries": queries, "model": model}
     made = world.do(generate, **common, servers=TinyServers(world.work_dir, server))
     (world.work_dir / "ledgers" / "made-k.jsonl").write_text('{"ledger":1,"key":"k"}\n{"torn')
-    found = generate.task.fn(Plan(step="made", key="k", provenance=Provenance()), world.settings, {})
+    found = generate.task.fn(Job(Plan(step="made", key="k", provenance=Provenance()), world.settings, {}))
     assert (found.name, found.data.digest) == ("Cached", made.digest)
 
 
@@ -281,7 +290,7 @@ def test_a_ledger_of_another_shard_is_refused(world, queries, model):
         world.do(generate, config=GenerateConfig(), queries=queries, model=model, servers=TinyServers(world.work_dir))
 
 
-def test_too_many_cut_samples_fail_the_step_and_name_the_limit(world, queries, model, serve):
+def test_too_many_truncated_samples_fail_the_step_and_the_message_names_the_limit(world, queries, model, serve):
     cut = serve(completions=completions(lambda i: ("<internal_thoughts> plan", "length") if i == 0 else sample_text(i)))
     common = {"queries": queries, "model": model, "servers": TinyServers(world.work_dir, cut)}
     config = GenerateConfig(samples=4, max_tokens=77, max_truncated_share=0.2)
@@ -298,7 +307,93 @@ def test_too_many_cut_samples_fail_the_step_and_name_the_limit(world, queries, m
     assert "unclosed_thoughts" in first["violations"]
 
 
-def test_shards_cut_the_table_without_loss(world, queries):
+def test_shards_split_the_table_without_loss(world, queries):
     for shards in (1, 3, 11):
         pieces = [[q["query_id"] for q in shard_of(world.store, queries, n, shards)] for n in range(shards)]
         assert sorted(each for piece in pieces for each in piece) == [f"q{n}" for n in range(10)]
+
+
+# ---- its parts
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "shard.jsonl") as opened:
+        yield opened
+
+
+def done(*reasons: str) -> dict:
+    """A ledger's record with a sample for each finish reason."""
+    samples = [{"text": sample_text(n)[0], "finish_reason": reason, "tokens": 7} for n, reason in enumerate(reasons)]
+    return {"samples": samples, "prompt_tokens": 5, "seed": None}
+
+
+def test_owed_queries_are_grouped_by_equal_examples(ledger):
+    shown = {"a": ["e1", "e2"], "b": ["e0", "e3"], "c": ["e1", "e2"], "d": ["e0", "e3"], "e": ["e0", "e1"]}
+    prompts = {query_id: QueryPrompt("text", ids) for query_id, ids in shown.items()}
+    assert owed_groups(prompts, ledger) == [["e"], ["b", "d"], ["a", "c"]]
+    for finished in "bac":
+        ledger.append(finished, done("stop"))
+    assert owed_groups(prompts, ledger) == [["e"], ["d"]]
+    assert owed_groups({}, ledger) == []
+
+
+def test_a_request_has_the_prompts_ids_and_a_seed_only_if_seeds_are_on():
+    prompts = {"q": QueryPrompt(f"{USER} which day {END}", [])}
+    found = request_for(GenerateConfig(seed=3), prompts, tokenizer(), "q")
+    assert found.prompt_ids == [IDS[word] for word in (USER, "which", "day", END)]
+    assert (found.request_id, found.seed) == ("q", request_seed(3, "q"))
+    assert request_for(GenerateConfig(request_seeds=False), prompts, tokenizer(), "q").seed is None
+
+
+def test_finished_and_quarantined_requests_are_put_into_the_ledger(ledger, caplog):
+    counted: list[int] = []
+    request = Request("a", [1, 2, 3], 11)
+    keep_samples(
+        ledger, counted.append, request, [Completion("x", "stop", (4, 5), 3), Completion("y", "length", (6,), 3)]
+    )
+    assert ledger["a"] == {
+        "samples": [
+            {"text": "x", "finish_reason": "stop", "tokens": 2},
+            {"text": "y", "finish_reason": "length", "tokens": 1},
+        ],
+        "prompt_tokens": 3,
+        "seed": 11,
+    }
+    assert counted == [3]
+    with caplog.at_level(logging.WARNING):
+        keep_quarantined("responses", ledger, Request("b", [1], None), "killed a server twice: status 137")
+    assert ledger["b"] == {"quarantined": "killed a server twice: status 137"}
+    assert "responses: request b is quarantined: it killed a server twice: status 137" in caplog.text
+
+
+def test_the_share_of_quarantined_requests_may_reach_its_limit():
+    config = GenerateConfig(max_quarantined_share=0.1)
+    reasons = {"q3": "killed a server twice", "q5": "killed a server twice too"}
+    check_quarantined("s", config, {}, 0, "the ledger")
+    check_quarantined("s", config, reasons, 20, "the ledger")
+    with pytest.raises(QuarantineError, match=r"s: 2 of 19 .* 10.0%; the first is query q3: .* twice; .* the ledger"):
+        check_quarantined("s", config, reasons, 19, "the ledger")
+
+
+def test_the_share_of_truncated_samples_may_reach_its_limit():
+    config = GenerateConfig(max_truncated_share=0.25)
+    assert check_truncated("s", config, []) == 0
+    assert check_truncated("s", config, iter([done("stop", "length"), done("stop", "stop")])) == 1
+    with pytest.raises(TruncationError, match=r"s: 2 of 4 samples \(50.0%\)"):
+        check_truncated("s", config, [done("stop", "length"), done("length", "stop")])
+
+
+def test_rows_follow_the_queries_and_are_counted():
+    counts = {"malformed": 0, "completion_tokens": 0}
+    records = {"a": done("stop"), "b": {**done("stop", "length"), "seed": 9}}
+    records["b"]["samples"][1]["text"] = "no delimiter"
+    rows = list(response_rows(tokenizer(), {"b": ["e1"], "a": []}, records, "bolt", False, counts))
+    names = ("query_id", "sample", "example_ids", "seed", "prompt_tokens", "finish_reason", "thoughts")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("b", 0, ["e1"], 9, 5, "stop", "plan : step 0 ."),
+        ("b", 1, ["e1"], 9, 5, "length", None),
+        ("a", 0, [], None, 5, "stop", "plan : step 0 ."),
+    ]
+    assert [(row["thought_tokens"], row["solution_tokens"]) for row in rows[1:]] == [(0, 0), (5, 4)]
+    assert counts == {"malformed": 1, "completion_tokens": 21}

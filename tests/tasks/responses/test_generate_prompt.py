@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -11,25 +12,22 @@ from shown_examples import NANO_PROMPT, example
 
 from cot_formats import bolt
 from infra.errors import BadInput
+from infra.settings import PROJECT_ROOT
 from infra.store.manifest import Ref
 from infra.text.templates import text_of
 from nano.corpus import PROMPT_TEMPLATE
-from tasks.responses.generate import (
-    GenerateConfig,
-    PromptConfig,
-    draw_examples,
-    generate,
-    in_context_prompt,
-    request_seed,
-)
+from nano.vocabulary import ASSISTANT, END, USER, tokenizer
+from tasks.examples.read import ExamplesConfig
+from tasks.responses.generate import GenerateConfig, generate, request_seed
+from tasks.responses.prompt import PromptConfig, draw_examples, first_prompt, in_context_prompt, query_prompt
 
 
 def key(prompt: PromptConfig) -> str:
-    """The cache key of sampling with a prompt."""
+    """The cache key of sampling with this prompt."""
     given = Ref(kind="table", step="queries", key="k", uri="", digest="d", rows=1)
     servers = SimpleNamespace(engine=str)
-    asked = {"config": GenerateConfig(), "queries": given, "model": given, "servers": servers, "prompt": prompt}
-    return generate.plan("responses", asked).key
+    arguments = {"config": GenerateConfig(), "queries": given, "model": given, "servers": servers, "prompt": prompt}
+    return generate.plan("responses", arguments).key
 
 
 def template(folder: Path, text: str, shown: str = "{query} -> {response}") -> PromptConfig:
@@ -41,7 +39,7 @@ def template(folder: Path, text: str, shown: str = "{query} -> {response}") -> P
 # ---- the prompt
 
 
-def test_the_in_context_prompt_is_the_wording_that_the_nano_model_read():
+def test_the_in_context_prompt_has_the_wording_that_the_nano_model_was_trained_on():
     shown = [example(1), example(2)]
     given = "\n\n".join(f"query : {e['query']}\nresponse : {bolt.render(e['thoughts'], e['solution'])}" for e in shown)
     expected = PROMPT_TEMPLATE.format(examples=given, query="what now ?")
@@ -52,8 +50,8 @@ def test_the_in_context_prompt_is_the_wording_that_the_nano_model_read():
     assert expected.endswith("now answer this query in the same form .\nquery : what now ?")
 
 
-def test_a_template_that_is_edited_under_a_run_changes_nothing_of_it(tmp_path):
-    """The key is planned at the start, and shards ask hours later: both with the same text."""
+def test_editing_a_template_does_not_change_a_run_in_progress(tmp_path):
+    """The key is planned at the start and shards are sampled hours later: both use the same text."""
     prompt = template(tmp_path, "{examples}\n{query}")
     digest = key(prompt)
     template(tmp_path, "edited: {examples}\n{query}")
@@ -64,7 +62,7 @@ def test_a_template_that_is_edited_under_a_run_changes_nothing_of_it(tmp_path):
     assert key(prompt) != digest
 
 
-def test_fields_spelled_in_what_is_put_in_stay_as_they_are(tmp_path):
+def test_fields_spelled_in_inserted_text_stay_as_they_are(tmp_path):
     prompt = template(tmp_path, "Q {query}\nE {examples}\nagain {query} {other}")
     shown = [{**example(1), "query": "{response} {query}"}]
     assert in_context_prompt(prompt, shown, "{examples}", "r1") == (
@@ -74,22 +72,61 @@ def test_fields_spelled_in_what_is_put_in_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "shown", "said"),
+    ("text", "shown", "message"),
     [
         ("{query}", "{query} {response}", "in_context.md: the prompt template lacks the field {examples}"),
         ("{examples}", "{query} {response}", "in_context.md: the prompt template lacks the field {query}"),
         ("{examples} {query}", "{query}", "example.md: the prompt template lacks the field {response}"),
     ],
 )
-def test_a_template_without_a_field_is_refused(tmp_path, text, shown, said):
+def test_a_template_without_a_field_is_refused(tmp_path, text, shown, message):
     with pytest.raises(BadInput) as error:
         in_context_prompt(template(tmp_path, text, shown), [example(1)], "x", "bolt")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_plain_answers_can_not_be_shown(tmp_path):
+def test_examples_cannot_be_shown_as_plain_answers(tmp_path):
     with pytest.raises(ValueError, match="not `plain`"):
         in_context_prompt(NANO_PROMPT, [example(1)], "x", "plain")
+
+
+# ---- the whole chat prompt
+
+
+def test_a_query_alone_is_one_user_turn():
+    found = query_prompt({"query_id": "q", "query": "which day ?"}, tokenizer(), "bolt", 0, None, [])
+    assert found == (f"{USER} which day ? {END}{ASSISTANT}", [])
+
+
+def test_examples_go_into_the_last_turn_and_are_named_in_order():
+    table = [example(n) for n in range(5)]
+    query = {"query_id": "q", "query": "what now ?", "history": '[{"role": "user", "content": "who ?"}]'}
+    found = query_prompt(query, tokenizer(), "bolt", 7, NANO_PROMPT, table)
+    drawn = draw_examples(table, 3, 7, "q")
+    assert found.example_ids == [each["example_id"] for each in drawn]
+    last = in_context_prompt(NANO_PROMPT, drawn, "what now ?", "bolt")
+    assert found.text == f"{USER} who ? {END}{USER} {last} {END}{ASSISTANT}"
+
+
+@pytest.mark.parametrize(("format", "kept"), [("r1", True), ("plain", False)])
+def test_only_the_assistants_own_delimiters_survive_in_the_history(format, kept):
+    spoken = tokenizer()
+    spoken.add_tokens(["<think>", "</think>"], special_tokens=True)
+    turns = [{"role": role, "content": f"<think> {role} </think> {END}"} for role in ("user", "assistant")]
+    query = {"query_id": "q", "query": "<think> why </think>", "history": json.dumps(turns)}
+    text = query_prompt(query, spoken, format, 0, None, []).text
+    assert ("<think> assistant </think>" in text) == kept
+    assert text.count("<think>") == kept
+    assert text.count(END) == 3
+
+
+def test_a_dry_run_shows_the_first_prompt_from_the_users_files():
+    count = len(list((PROJECT_ROOT / "prompts/examples").glob("*.md")))
+    examples = ExamplesConfig(path=PROJECT_ROOT / "prompts/examples", count=count)
+    found = first_prompt(NANO_PROMPT, examples, {"query_id": "q", "query": "what now ?"}, 0, "bolt")
+    assert found.startswith("here are worked examples .")
+    assert found.endswith("query : what now ?")
+    assert "(the query: its source is not read in a dry run)" in first_prompt(NANO_PROMPT, examples, None, 0, "bolt")
 
 
 # ---- the seeded draw
@@ -104,14 +141,14 @@ def test_every_set_of_examples_is_drawn_equally_often():
     assert all(abs(times - 6_000) < 250 for times in shown.values())  # four standard deviations
 
 
-def test_the_draw_depends_on_seed_query_and_examples_alone():
+def test_the_draw_depends_only_on_seed_query_and_examples():
     table = [example(n) for n in range(10)]
     first = draw_examples(table, 3, 0, "q")
     assert [draw_examples(table, 3, 0, "q") for _ in range(3)] == [first] * 3
     assert len({str(draw_examples(table, 3, seed, "q")) for seed in range(20)}) > 10
     assert len({str(draw_examples(table, 3, 0, f"q{n}")) for n in range(20)}) > 10
     assert draw_examples(table[:3], 3, 7, "q") == table[:3]
-    with pytest.raises(ValueError, match="11 in-context examples a prompt, but the table `examples` holds 10"):
+    with pytest.raises(ValueError, match="11 in-context examples per prompt, but the table `examples` holds only 10"):
         draw_examples(table, 11, 0, "q")
 
 

@@ -1,4 +1,4 @@
-"""The rules on any text, and on real LongCoT texts: how often they drop what is well-formed, and what they find."""
+"""The rules on arbitrary text and on real LongCoT texts: how often they drop well-formed rows, and what they find."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.responses import rules
 from tasks.responses.filter import FilterConfig, reason_to_drop
 
 TEXTS = Path(__file__).parents[3].parent / "shared" / "bench" / "longcot"
-real = pytest.mark.skipif(not TEXTS.is_dir(), reason="the real texts (../shared/bench/longcot) are not here")
+real = pytest.mark.skipif(not TEXTS.is_dir(), reason="the real texts are missing (../shared/bench/longcot)")
 
 FILES = {
     "icl_qwen2.5-32b_begin_of_thought": "still2",
@@ -27,7 +27,7 @@ FILES = {
     "r1_think": "r1",
     "marco-o1_thought_output": "marco",
 }
-LIMIT = 0.02  # of a file's well-formed rows may be dropped by one rule
+LIMIT = 0.02  # largest share of a file's well-formed rows that one rule may drop
 
 texts = st.text(max_size=300) | st.text(alphabet="ab 直д<|>[]/s.\n", max_size=300)
 
@@ -59,7 +59,7 @@ def test_a_loop_is_found_at_any_period(unit, times):
     assert rules.repeated_share(unit * times, 3) > 0.5
 
 
-def test_words_are_told_apart_in_scripts_without_blanks():
+def test_characters_are_words_in_scripts_without_spaces():
     assert rules.words("Don't panic, it's 42 你好") == ["don", "t", "panic", "it", "s", "42", "你", "好"]
     assert rules.repeated_share(rules.words("等一下" * 30), 6) > 0.9
 
@@ -85,7 +85,7 @@ def test_control_tokens_are_found(text):
     "text",
     ["x <| y |> z", "a || b", "<s>struck</s> through", "P(A|B) < |c|", "<sup>2</sup>", "[instance]", "vec<|T|, 3 >"],
 )
-def test_ordinary_text_holds_no_control_token(text):
+def test_ordinary_text_contains_no_control_token(text):
     assert rules.special_token(text) is None
 
 
@@ -99,7 +99,7 @@ def test_ordinary_text_holds_no_control_token(text):
         "The thoughts section shows it.",
     ],
 )
-def test_solutions_that_lean_on_the_thoughts_are_found(text):
+def test_solutions_that_refer_to_the_thoughts_are_found(text):
     assert rules.mention_of_thoughts(text)
 
 
@@ -107,12 +107,12 @@ def test_solutions_that_lean_on_the_thoughts_are_found(text):
     "text",
     ["My thoughts on the film are mixed.", "Critical thinking is a skill.", "He was lost in thoughts.", "I think so."],
 )
-def test_speaking_of_thoughts_is_no_mention(text):
+def test_the_word_thoughts_alone_is_no_mention(text):
     assert rules.mention_of_thoughts(text) is None
 
 
 def verdicts(name: str, config: FilterConfig) -> tuple[Counter[str | None], Counter[str | None]]:
-    """Reasons for the rows that keep to the format and for the others; tokens are taken as four characters."""
+    """Counts of reasons for the well-formed rows and for the others; a token is taken to be four characters."""
     good: Counter[str | None] = Counter()
     bad: Counter[str | None] = Counter()
     with (TEXTS / f"{name}.jsonl").open(encoding="utf-8") as lines:
@@ -137,7 +137,7 @@ def test_few_well_formed_real_texts_are_dropped_and_all_malformed_ones_are(name)
     whole = good.total()
     assert {reason: count for reason, count in good.items() if reason and count > max(1, LIMIT * whole)} in (
         {},
-        {"mixed language": 3},  # QwQ-32B: Chinese words in English thoughts, in 3 of 69: no false alarm
+        {"mixed language": 3},  # QwQ-32B: Chinese words in English thoughts in 3 of 69, so no false alarm
     )
     assert all(reason and reason.startswith(("malformed: ", "empty part: ")) for reason in bad)
 
@@ -147,12 +147,12 @@ def test_what_the_rules_find_in_well_formed_real_texts():
     found: Counter[str | None] = Counter()
     for name in FILES:
         found += verdicts(name, FilterConfig())[0]
-    # Six leaked Chinese words; two solutions that go round in circles for over 10,000 characters. Looked at by eye.
+    # Checked by reading: six leak Chinese words; two solutions go round in circles for over 10,000 characters.
     assert found == {None: 1463, "mixed language": 6, "repetition loop": 2}
 
 
 @real
-def test_repetition_is_what_tells_runaway_texts_from_well_formed_ones():
+def test_repetition_separates_runaway_texts_from_well_formed_ones():
     texts = {True: [], False: []}
     with (TEXTS / "sky-t1_begin_of_thought.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
@@ -163,8 +163,8 @@ def test_repetition_is_what_tells_runaway_texts_from_well_formed_ones():
 
 
 @real
-def test_copies_of_the_prompt_in_responses_asked_in_context():
-    """A part of one prompt's example in 1 of 708 well-formed rows."""
+def test_how_many_in_context_responses_copy_the_prompt():
+    """1 of 708 well-formed rows repeats a part of an example of its prompt."""
     prompts = json.loads((TEXTS / "icl_prompts_skythought.json").read_text())
     shown = {name.replace("/", " "): set(rules.passages(rules.words(text), 15)) for name, text in prompts.items()}
     found: Counter[bool] = Counter()

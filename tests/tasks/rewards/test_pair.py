@@ -44,7 +44,7 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
     kept = cut = 0
     for drawn in queries:
         found = choose(drawn, config, funnel)
-        scored = [row for row in drawn if row["finish_reason"] == "stop"]  # what was cut is never learned from
+        scored = [row for row in drawn if row["finish_reason"] == "stop"]  # truncated samples are never trained on
         cut += len(drawn) - len(scored)
         totals = [row["total"] for row in scored]
         if found is None:
@@ -75,7 +75,7 @@ def test_chosen_is_the_highest_and_rejected_the_lowest(queries, config):
     assert kept + sum(n for name, n in funnel.items() if name.startswith("dropped")) == len(queries)
 
 
-def test_the_step_pairs_texts_as_they_were_drawn(world, model, query, response):
+def test_the_step_pairs_texts_as_they_were_generated(world, model, query, response):
     totals = {
         "a": [1.0, 3.0, 2.0, 0.0, 9.0, -9.0],
         "b": [1.0, 1.0, 1.0, 1.0],
@@ -88,7 +88,7 @@ def test_the_step_pairs_texts_as_they_were_drawn(world, model, query, response):
         for n, t in enumerate(values)
     ]
     rows = [response(row["query_id"], row["sample"]) for row in scores]
-    for row in rows[4:6]:  # a's best and worst, cut
+    for row in rows[4:6]:  # a's best and worst are truncated
         row["finish_reason"] = "length"
     rows.append(response("a", 6, text="without a score", violations=["missing_solution"]))
     rows[-2 - 2]["completion_tokens"] = 400  # d/1, the best of d
@@ -168,7 +168,7 @@ def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_t
         (PairConfig(min_samples=3), "'dropped: too few scored samples': 1"),
     ],
 )
-def test_no_pair_at_all_is_said_before_anything_is_trained(world, model, query, response, config, why):
+def test_without_any_pair_the_step_fails_before_training(world, model, query, response, config, why):
     scores = [
         {"query_id": "q", "sample": n, "reward_model": "m", "reward": 1.0, "format_reward": 0.0, "total": 1.0}
         for n in range(2)
@@ -187,7 +187,7 @@ def test_no_pair_at_all_is_said_before_anything_is_trained(world, model, query, 
     assert why in str(error.value)
 
 
-def test_a_pair_stands_on_either_side_of_the_boundary():
+def test_chosen_and_rejected_are_on_either_side_of_the_boundary():
     rows = [
         {"sample": n, "reward": reward, "total": reward, "completion_tokens": 9, "finish_reason": "stop"}
         for n, reward in enumerate([3.0, 1.0, -2.0])

@@ -2,18 +2,34 @@ from __future__ import annotations
 
 from itertools import chain
 
+import numpy as np
 import pytest
 from fakes import TinyServers, classifications
 
+import tasks.rewards.score
 from infra.errors import BadInput
-from infra.serving.armorm import gate_position
+from infra.serving.armorm import gate_position, part_count, rewards_path
 from infra.store.models import import_model
 from infra.store.schemas import QUERIES, RESPONSES
 from nano.corpus import chat
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
-from tasks.rewards.score import ScoreConfig, check_reward_model, judged_ids, score
+from tasks.rewards.score import (
+    Batch,
+    ScoreConfig,
+    armorm_rewards,
+    batches_of,
+    check_reward_model,
+    references_of,
+    reward_input_ids,
+    score,
+    score_row,
+    score_rows,
+    served_rewards,
+    share_computed,
+    verifier,
+)
 
-INNER = "wait"  # a word that only the thoughts hold
+INNER = "wait"  # a word that occurs only in the thoughts
 
 
 def length(ids: list[int]) -> float:
@@ -49,21 +65,19 @@ def test_thoughts_never_reach_the_reward_model(world, scored, response, serve):
     assert sorted(texts) == sorted(f"{USER} which day ? {END} {ASSISTANT} answer : {n} . {END}" for n in range(40))
 
 
-def test_what_is_read_is_what_the_nano_reward_model_was_trained_on():
-    assert judged_ids(tokenizer(), "which day ?", "answer : mon .") == [
+def test_the_input_has_the_form_that_the_nano_reward_model_was_trained_on():
+    assert reward_input_ids(tokenizer(), "which day ?", "answer : mon .") == [
         encoder()[word] for word in chat("which day ?", "answer : mon .").split()
     ]
 
 
 def test_control_tokens_in_a_solution_stay_text():
-    ids = judged_ids(tokenizer(), f"day {END}", f"answer : 1 . {END} {USER} good ? {ASSISTANT} yes")
+    ids = reward_input_ids(tokenizer(), f"day {END}", f"answer : 1 . {END} {USER} good ? {ASSISTANT} yes")
     spelled = [ids.count(encoder()[token]) for token in (USER, ASSISTANT, END)]
     assert spelled == [1, 1, 2]
 
 
-def test_every_row_gets_its_own_score_and_the_format_reward_is_for_the_well_formed(
-    world, model, scored, response, serve
-):
+def test_every_row_gets_its_own_score_and_well_formed_ones_the_format_reward(world, model, scored, response, serve):
     shards = [
         [
             response("a", 0, solution="answer : 1 ."),
@@ -88,7 +102,7 @@ def test_every_row_gets_its_own_score_and_the_format_reward_is_for_the_well_form
     assert world.counts(made) == {"scored": 4, "without a solution": 1}
 
 
-def test_equal_solutions_of_a_query_are_judged_once(world, scored, response, serve, bars):
+def test_equal_solutions_of_a_query_are_scored_once(world, scored, response, serve, bars):
     server = serve(classify=classifications(length))
     rows = [response(query, n, solution=f"answer : {n % 2} .") for query in ("a", "b") for n in range(6)]
     made = scored(server, [rows])
@@ -98,7 +112,7 @@ def test_equal_solutions_of_a_query_are_judged_once(world, scored, response, ser
     assert bars == {"made": 1.0}
 
 
-def test_without_any_solution_nothing_is_asked(world, scored, response, serve):
+def test_without_any_solution_nothing_is_sent(world, scored, response, serve):
     server = serve(classify=classifications(length))
     made = scored(server, [[response("a", 0, solution=None)], []])
     assert made.rows == len(server.asked) == 0
@@ -106,16 +120,17 @@ def test_without_any_solution_nothing_is_asked(world, scored, response, serve):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_fails_the_step(world, scored, response, serve, bad):
+def test_a_reward_that_is_not_finite_fails_the_step(world, scored, response, serve, bad):
     with pytest.raises(ValueError, match=f"gave {bad} for query a, sample 0"):
         scored(serve(classify=classifications(lambda _: bad)), [[response("a", 0)]])
     assert not world.store.exists("made/k/manifest.json")
 
 
 @pytest.mark.slow
-def test_armorm_is_scored_with_by_a_process_of_its_own(world, query, response, tmp_path):
+def test_armorm_scores_in_a_process_of_its_own(world, query, response, tmp_path):
     from armo import llama3_tokenizer, make_armorm
-    from test_armorm import by_hand
+
+    from tests.infra.serving.test_armorm import by_hand
 
     folder = make_armorm(tmp_path / "armo")
     reward_model = import_model(world.store, folder, "armo")
@@ -123,10 +138,10 @@ def test_armorm_is_scored_with_by_a_process_of_its_own(world, query, response, t
         [response("a", n, solution=f"w{n % 3} w4", violations=["text_after"] if n == 3 else []) for n in range(4)],
         [response("b", 0, solution=None, violations=["missing_solution"]), response("b", 1, solution="w9")],
     ]
-    asked = {"a": "w1 w2", "b": "w3 <|eot_id|>"}
+    texts = {"a": "w1 w2", "b": "w3 <|eot_id|>"}
     given = {
         "responses": [world.table(RESPONSES, rows, key=f"k{n}") for n, rows in enumerate(shards)],
-        "queries": world.table(QUERIES, [query(name, text) for name, text in asked.items()], "queries"),
+        "queries": world.table(QUERIES, [query(name, text) for name, text in texts.items()], "queries"),
         "reward_model": reward_model,
     }
     servers = TinyServers(world.work_dir)
@@ -138,7 +153,7 @@ def test_armorm_is_scored_with_by_a_process_of_its_own(world, query, response, t
     assert [(row["query_id"], row["sample"]) for row in rows] == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 1)]
     solutions = {(r["query_id"], r["sample"]): r["solution"] for r in chain(*shards)}
     for row in rows:
-        ids = judged_ids(tokenizer, asked[row["query_id"]], solutions[row["query_id"], row["sample"]])
+        ids = reward_input_ids(tokenizer, texts[row["query_id"]], solutions[row["query_id"], row["sample"]])
         assert row["reward"] == pytest.approx(by_hand(folder, ids, gate_position(tokenizer, ids)), rel=1e-4, abs=1e-5)
     assert [row["format_reward"] for row in rows] == [0.5, 0.5, 0.5, 0.0, 0.5]
     assert rows[0]["reward"] == rows[3]["reward"] != rows[1]["reward"]
@@ -146,7 +161,7 @@ def test_armorm_is_scored_with_by_a_process_of_its_own(world, query, response, t
     assert not list((world.work_dir / "scoring").iterdir())
 
     long = [world.table(RESPONSES, [response("a", 0, solution="w1 " * 130)], key="long")]
-    with pytest.raises(ValueError, match=r"tokens long, serving.reward.max_model_len is 128: raise it"):
+    with pytest.raises(ValueError, match=r"tokens long, but serving.reward.max_model_len is 128: raise it"):
         world.do(score, key="long", config=ScoreConfig(), servers=servers, **{**given, "responses": long})
 
 
@@ -161,7 +176,7 @@ def test_a_reward_model_without_a_chat_template_is_refused(world, model, tmp_pat
         check_reward_model(world.store, silent)
 
 
-def test_a_right_answer_counts_where_there_is_a_reference_and_a_weight(world, model, query, response, serve):
+def test_a_correct_answer_counts_if_there_is_a_reference_and_a_weight(world, model, query, response, serve):
     queries = world.table(QUERIES, [query("a", "what is 1/2 ?", reference="0.5"), query("b", "who ?")], "queries")
     solutions = {"a": [r"it is \boxed{\frac{1}{2}}", r"it is \boxed{2}"], "b": [r"it is \boxed{0.5}"]}
     rows = [response(q, n, solution=text) for q, texts in solutions.items() for n, text in enumerate(texts)]
@@ -189,4 +204,94 @@ def test_a_right_answer_counts_where_there_is_a_reference_and_a_weight(world, mo
         (1.0, 1.5, False),
         (1.0, 1.5, None),
     ]
-    assert (counts["verified"], counts["right"]) == (2, 1)
+    assert (counts["verified"], counts["correct"]) == (2, 1)
+
+
+# ---- its parts
+
+
+def test_responses_are_streamed_in_batches_without_those_that_have_no_solution(world, response):
+    shards = [
+        [response("a", 0), response("a", 1, solution=None)],
+        [],
+        [response("b", 0), response("b", 1, solution="")],
+    ]
+    found = list(batches_of(world.store, [world.table(RESPONSES, rows, key=f"k{n}") for n, rows in enumerate(shards)]))
+    assert [[(row["query_id"], row["sample"]) for row in batch.rows] for batch in found if batch.rows] == [
+        [("a", 0)],
+        [("b", 0)],
+    ]
+    assert sum(batch.without for batch in found) == 2
+
+
+def test_a_batchs_answers_are_distinct_and_in_order(response):
+    rows = [response("b", 0, solution="x"), response("a", 0, solution="x"), response("b", 1, solution="x")]
+    assert Batch(rows, 0).answers == [("b", "x"), ("a", "x")]
+
+
+def test_only_queries_with_a_reference_are_verified(world, query):
+    rows = [query("a", reference="0.5"), query("b"), query("c", reference="")]
+    assert references_of(world.store, world.table(QUERIES, rows, "queries")) == {"a": "0.5", "c": ""}
+
+
+def test_rows_get_the_reward_of_their_answer_and_verified_ones_more(model, response):
+    batches = [
+        Batch([response("a", 0, solution="x"), response("a", 1, solution="y"), response("b", 0, solution="x")], 1),
+        Batch([], 2),
+        Batch([response("a", 2, solution="x")], 0),
+    ]
+    counts = {"scored": 0, "without a solution": 0, "verified": 0, "correct": 0}
+    config = ScoreConfig(verified_weight=10)
+    rewards = [[1.0, 2.0, 3.0], [], [4.0]]
+    found = score_rows(
+        batches, rewards, {"a": "x"}, lambda solution, reference: solution == reference, model, config, counts
+    )
+    rows = [(row["query_id"], row["sample"], row["reward"], row["verified"]) for rows in found for row in rows]
+    assert rows == [("a", 0, 11.0, True), ("a", 1, 2.0, False), ("b", 0, 3.0, None), ("a", 2, 14.0, True)]
+    assert counts == {"scored": 4, "without a solution": 3, "verified": 3, "correct": 2}
+    for wrong in (rewards[:2], [[1.0], [], []]):
+        with pytest.raises(ValueError, match="zip"):
+            list(score_rows(batches, wrong, {}, bool, model, config, counts))
+
+
+def test_a_row_adds_up(model, response):
+    config = ScoreConfig(format_weight=0.5, verified_weight=2)
+    well_formed, malformed = response("q", 3), response("q", 4, violations=["text_after"])
+    row = score_row(well_formed, 1.0, True, model, config)
+    assert (row["reward"], row["format_reward"], row["total"], row["verified"]) == (3.0, 0.5, 3.5, True)
+    assert (row["query_id"], row["sample"], row["reward_model"]) == ("q", 3, model.key)
+    row = score_row(malformed, 1.0, None, model, config)
+    assert (row["reward"], row["format_reward"], row["total"], row["verified"]) == (1.0, 0.0, 1.0, None)
+    with pytest.raises(ValueError, match=r"gave -inf for query q, sample 3: expected a finite number"):
+        score_row(well_formed, float("-inf"), None, model, config)
+
+
+def test_the_verifier_compares_mathematical_answers():
+    with verifier() as verify:
+        assert verify(r"so \boxed{\frac{1}{2}}", "0.5") is True
+        assert verify(r"so \boxed{2}", "0.5") is False
+
+
+def test_served_rewards_come_batch_by_batch(world, model, serve):
+    servers = TinyServers(world.work_dir, serve(classify=classifications(length)))
+    found = served_rewards(iter([[[1, 2], [3]], [], [[4, 5, 6, 7]]]), model, ScoreConfig(in_flight=1), servers)
+    assert list(found) == [[0.5, 0.25], [], [1.0]]
+
+
+def test_armorm_reads_all_sequences_before_the_first_reward_comes(world, tmp_path, monkeypatch):
+    parts, folder = tmp_path / "parts", tmp_path / "model"
+
+    def score_parts(config, *, ranks):
+        assert (config.model, config.parts, part_count(config.parts), ranks) == (folder, parts, 2, 1)
+        for number in range(2):
+            assert share_computed(parts) == number / 2
+            np.save(rewards_path(parts, number), np.array([number + 0.5] * (2 - number)))
+
+    monkeypatch.setattr(tasks.rewards.score, "gate_position", lambda _tokenizer, ids: len(ids) - 1)
+    monkeypatch.setattr(tasks.rewards.score, "score_parts", score_parts)
+    assert share_computed(parts) == 0.0
+    found = armorm_rewards(iter([[[1, 2], [3]], [[4]]]), None, folder, parts, TinyServers(world.work_dir))
+    assert list(found) == [[0.5, 0.5], [1.5]]
+    assert share_computed(parts) == 1.0
+    with pytest.raises(ValueError, match="a query and its solution are 129 tokens long"):
+        list(armorm_rewards(iter([[[0] * 129]]), None, folder, parts, TinyServers(world.work_dir)))

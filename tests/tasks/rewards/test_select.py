@@ -49,10 +49,10 @@ def test_the_threshold_is_the_exact_percentile(values, percentile):
     percentile=st.floats(0, 100) | st.sampled_from([0.0, 30.0, 50.0, 100.0]),
     cut=st.integers(1, 50),
 )
-def test_the_percentile_of_a_stream_is_numpys(values, percentile, cut):
+def test_the_percentile_of_a_stream_equals_numpys(values, percentile, cut):
     held = np.array(values)
     pieces = [held[start : start + cut] for start in range(0, len(held), cut)]
-    with np.errstate(over="ignore", invalid="ignore"):  # of values near the largest there is
+    with np.errstate(over="ignore", invalid="ignore"):  # values near the largest float
         expected = np.percentile(held, percentile)
         assert repr(percentile_of(lambda: pieces, len(held), percentile) + 0.0) == repr(float(expected) + 0.0)
 
@@ -64,7 +64,7 @@ def test_order_statistics_are_the_sorted_values(values, data):
     assert order_statistics(lambda: [np.array(values)], ranks) == [ordered[rank] for rank in ranks]
 
 
-def test_the_percentile_of_many_rewards_holds_few_of_them():
+def test_the_percentile_of_many_rewards_needs_little_memory():
     def stream():
         rng = np.random.default_rng(1)
         return (rng.normal(size=10_000) for _ in range(200))
@@ -83,7 +83,7 @@ def test_the_percentile_of_many_rewards_holds_few_of_them():
 
 @settings(max_examples=50, deadline=None)
 @given(values=st.lists(rewards, min_size=1, max_size=60))
-def test_the_histogram_is_numpys(values):
+def test_the_histogram_equals_numpys(values):
     with tempfile.TemporaryDirectory() as folder:
         store = Store(root=folder, is_local=True)
         rows = [[scored("q", n, value)] for n, value in enumerate(values)]
@@ -98,15 +98,15 @@ def test_the_best_of_each_query_ties_to_the_lowest_sample(table, least):
     rows = [scored(*row) for row in table]
     best = best_of_each(rows, least)
     for query_id in "abc":
-        left = sorted((-reward, sample) for name, sample, reward in table if name == query_id and reward >= least)
-        assert (query_id in best) == bool(left)
-        if left:
-            assert (-best[query_id]["reward"], best[query_id]["sample"]) == left[0]
+        rivals = sorted((-reward, sample) for name, sample, reward in table if name == query_id and reward >= least)
+        assert (query_id in best) == bool(rivals)
+        if rivals:
+            assert (-best[query_id]["reward"], best[query_id]["sample"]) == rivals[0]
 
 
 @pytest.fixture
 def chosen(world, model, query, response):
-    """Select from rewards given by query."""
+    """Run the selection on rewards given by query."""
 
     def run(by_query: dict[str, list[float]], percentile: float, key: str = "k", format: str = "bolt"):
         scores = [scored(q, n, value) for q, values in by_query.items() for n, value in enumerate(values)]
@@ -135,12 +135,12 @@ def test_the_step_writes_prompt_and_canonical_completion(world, chosen):
         }
         for name, reward in (("a", 3.0), ("b", 2.0))
     ]
-    # nine rewards, the median is 0.0: four lie below it
+    # nine rewards; the median is 0.0, and four are below it
     counts = {"scored": 9, "below the percentile": 4, "not the best of its query": 3, "kept": 2, "threshold": 0.0}
     found = world.counts(made)
     assert {name: found[name] for name in counts} == counts
     assert found["of those kept"]["reward"]["mean"] == 2.5
-    assert found["of those kept"]["thought_tokens"] == dict.fromkeys(["mean", "5 %", "median", "95 %", "most"], 4.0)
+    assert found["of those kept"]["thought_tokens"] == dict.fromkeys(["mean", "5 %", "median", "95 %", "max"], 4.0)
     assert (found["topics"], found["sources"]) == ({"": 2}, {"f.jsonl": 2})
     assert sum(found["rewards"]["samples"]) == 9
     assert [found["rewards"]["edges"][at] for at in (0, -1)] == [-6.0, 3.0]
@@ -165,7 +165,7 @@ def test_another_format_can_be_trained(world, chosen):
     assert row["completion"] == "<think>\nplan : 0 .\n</think>\n\nanswer : 0 ."
 
 
-def test_without_scores_the_step_says_so(chosen):
+def test_without_scores_the_step_fails_and_says_why(chosen):
     with pytest.raises(ValueError, match="scores/k holds no scores"):
         chosen({"a": []}, 30)
 

@@ -1,4 +1,4 @@
-"""Training as a step: where its files lie, and what becomes of them."""
+"""Training as a step: where its files are, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.training.sft import SftStage, train_sft
 
 
 class Servers(TinyServers):
-    """Counts how often its devices were asked for."""
+    """Counts how often its devices were freed."""
 
     released = 0
 
@@ -40,11 +40,11 @@ def longcot(world) -> Ref:
     return world.table(LONGCOT, [], "longcot")
 
 
-def trainer(told: Any, *, log_path: Path, **_: Any) -> None:
-    """What a trainer leaves."""
-    told.output.mkdir()
-    (told.output / "config.json").write_text(json.dumps({"folder": told.output.parent.name}))
-    trained_path(told.output).write_text('{"steps": 1}')
+def trainer(config: Any, *, log_path: Path, **_: Any) -> None:
+    """Write the files that a trainer writes."""
+    config.output.mkdir()
+    (config.output / "config.json").write_text(json.dumps({"folder": config.output.parent.name}))
+    trained_path(config.output).write_text('{"steps": 1}')
     log_path.write_text("all is well")
     metrics_path(log_path).write_text('{"step": 1, "loss": 0.5}\n')
 
@@ -57,14 +57,12 @@ def published(world, ref: Ref) -> dict[str, Any]:
     return json.loads(world.store.read_bytes(f"{ref.step}/{ref.key}/config.json"))
 
 
-def test_both_stages_train_on_what_they_are_given_and_leave_no_folder(
-    world, servers, longcot, model, monkeypatch, bars
-):
+def test_both_stages_train_on_their_inputs_and_leave_no_folder(world, servers, longcot, model, monkeypatch, bars):
     seen: dict[str, Any] = {}
 
-    def launch(module: str, told: Any, *, ranks: int, log_path: Path) -> None:
-        seen[module] = (told, ranks)
-        trainer(told, log_path=log_path)
+    def launch(module: str, config: Any, *, ranks: int, log_path: Path) -> None:
+        seen[module] = (config, ranks)
+        trainer(config, log_path=log_path)
 
     monkeypatch.setattr(tasks.training.train, "launch", launch)
     sft = world.do(train_sft, "sft", config=SftStage(ranks=2), longcot=longcot, model=model, servers=servers)
@@ -73,19 +71,19 @@ def test_both_stages_train_on_what_they_are_given_and_leave_no_folder(
     dpo = world.do(train_dpo, "dpo-1", config=DpoStage(ranks=3), **given, servers=servers)
     assert world.counts(sft) == world.counts(dpo) == {"steps": 1, "curve": [{"step": 1, "loss": 0.5}]}
     assert [seen[f"infra.training.{stage}"][1] for stage in ("sft", "dpo")] == [2, 3]
-    told = seen["infra.training.dpo"][0]
-    assert (told.model, told.reference) == (world.store.local_path("sft/k"),) * 2
-    assert [path.name for path in told.data] == ["part-00000.parquet"]
+    config = seen["infra.training.dpo"][0]
+    assert (config.model, config.reference) == (world.store.local_path("sft/k"),) * 2
+    assert [path.name for path in config.data] == ["part-00000.parquet"]
     assert servers.released == 2
     assert files(world) == []
-    assert bars == {"sft": 0.0, "dpo-1": 0.0}  # the trainer of this test tells no epoch
+    assert bars == {"sft": 0.0, "dpo-1": 0.0}  # the trainer of this test logs no epoch
 
 
 def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot, model, monkeypatch):
     common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
 
-    def failing(_module: str, told: Any, *, log_path: Path, **_: Any) -> None:
-        trainer(told, log_path=log_path)
+    def failing(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
+        trainer(config, log_path=log_path)
         raise TrainerError(f"log: {log_path}; its last lines: ...")
 
     monkeypatch.setattr(tasks.training.train, "launch", failing)
@@ -96,25 +94,25 @@ def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot,
     assert metrics_path(log).exists()
     assert not world.store.exists("sft/k/manifest.json")
 
-    monkeypatch.setattr(tasks.training.train, "launch", lambda _module, told, **rest: trainer(told, **rest))
+    monkeypatch.setattr(tasks.training.train, "launch", lambda _module, config, **rest: trainer(config, **rest))
     world.do(train_sft, "sft", **common)
     assert files(world) == []
 
 
-def test_a_training_that_could_not_be_published_is_not_done_again(world, servers, longcot, model, monkeypatch):
+def test_a_training_that_could_not_be_published_is_not_repeated(world, servers, longcot, model, monkeypatch):
     common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
     trained: list[Path] = []
 
-    def launch(_module: str, told: Any, *, log_path: Path, **_: Any) -> None:
-        trainer(told, log_path=log_path)
-        trained.append(told.output)
+    def launch(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
+        trainer(config, log_path=log_path)
+        trained.append(config.output)
 
-    def away(*_: Any, **__: Any) -> Ref:
+    def unreachable(*_: Any, **__: Any) -> Ref:
         raise StoreError("the endpoint cannot be reached", transient=True)
 
     monkeypatch.setattr(tasks.training.train, "launch", launch)
     with monkeypatch.context() as outage:
-        outage.setattr(tasks.training.train, "publish_model", away)
+        outage.setattr(tasks.training.train, "publish_model", unreachable)
         with pytest.raises(StoreError):
             world.do(train_sft, "sft", **common)
     made = world.do(train_sft, "sft", **common)
@@ -124,22 +122,22 @@ def test_a_training_that_could_not_be_published_is_not_done_again(world, servers
     assert files(world) == []
 
 
-def test_two_runs_that_train_the_same_at_once_both_end_with_the_model_that_was_first(
+def test_two_concurrent_runs_of_one_training_both_return_the_model_published_first(
     world, servers, longcot, model, monkeypatch
 ):
     common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
     faster: list[Ref] = []
 
-    def launch(_module: str, told: Any, *, log_path: Path, **_: Any) -> None:
-        trainer(told, log_path=log_path)
+    def launch(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
+        trainer(config, log_path=log_path)
         if not faster:
-            faster.append(told)  # what follows is the other run, from start to end
+            faster.append(config)  # what follows is the other run, from start to end
             faster[0] = world.do(train_sft, "sft", **common)
 
     monkeypatch.setattr(tasks.training.train, "launch", launch)
     monkeypatch.setattr(
         infra.steps.step, "claimed", lambda *_: nullcontext()
-    )  # as after a claim that was thought lapsed
+    )  # as after a claim that was taken for lapsed
     slower = world.do(train_sft, "sft", **common)
     assert slower == faster[0]
     assert published(world, slower)

@@ -1,0 +1,110 @@
+"""Links in Prefect's run graph, and the time to submit shards: `python bench/graph.py [--shards 400]`.
+
+One flow run samples in `--shards` shards that are all cache hits (their artifacts are written first), then filters
+them. It is run twice against one Prefect server of its own: as the flows do it (arguments quoted, the inputs' task runs named
+by `wait_for`), and with Prefect's own search for dependencies in the arguments, as the flows did it before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+
+from common import surroundings
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.testing.utilities import prefect_test_harness
+
+import infra.steps.step
+from flows.stages.run import TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import sample
+from infra.store.manifest import Provenance, Ref
+from infra.store.schemas import EXAMPLES, QUERIES, RESPONSES
+from infra.store.tables import write_table
+from tasks.responses.filter import FilterConfig, filter_responses
+from tasks.responses.generate import GenerateConfig, generate
+
+SERVING: Any = {"policy": {"max_model_len": 64}, "reward": {"max_model_len": 64}}
+CONFIG = GenerateConfig()
+MODEL = Ref(kind="model", step="imported", key="m", uri="", digest="m", rows=1)
+
+
+class Nothing(dict[Any, Any]):
+    """Remembers nothing, so that no task run is named as a parent."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        """Forget at once."""
+
+
+def write_shards(run: Run, queries: Ref, shards: int) -> None:
+    """Write what the shards would make: empty tables, under the keys that the flow will look for."""
+    for shard in range(shards):
+        call = {"config": CONFIG, "queries": queries, "model": MODEL, "shard": shard, "shards": shards}
+        plan = generate.plan("responses", {**call, "servers": run.servers})
+        write_table(run.store, plan.step, plan.key, RESPONSES, [], plan.provenance)
+
+
+@flow(task_runner=TASK_RUNNER)
+def sampling(shards: int) -> tuple[float, str]:
+    """Submit all shards, wait for them, then filter; the shards' seconds, and the flow run's id."""
+    with begin(Common(serving=SERVING)) as run:
+        queries = write_table(run.store, "queries", "k", QUERIES, [], Provenance())
+        examples = write_table(run.store, "examples", "k", EXAMPLES, [], Provenance())
+        write_shards(run, queries, shards)
+        if infra.steps.step.quote is identity:
+            run.task_runs = Nothing()
+        began = time.perf_counter()
+        responses = sample(run, "responses", CONFIG, queries, MODEL, shards=shards)
+        seconds = time.perf_counter() - began
+        given = {"responses": responses, "queries": queries, "examples": examples}
+        run.do(filter_responses, "filtered", config=FilterConfig(), target="bolt", **given)
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        return seconds, str(context.flow_run.id)
+
+
+def identity(value: Any) -> Any:
+    """In place of Prefect's `quote`: the argument is searched."""
+    return value
+
+
+def links(flow_run: str) -> int:
+    """The links of a run's graph as Prefect's UI draws it, read once its task runs have been recorded."""
+    counts: list[int] = []
+    with get_client(sync_client=True) as client:
+        while len(counts) < 3 or len(set(counts[-3:])) > 1:
+            time.sleep(1)
+            graph = client.request("GET", f"/flow_runs/{flow_run}/graph-v2").json()
+            counts.append(sum(len(node["parents"]) for _, node in graph["nodes"]))
+    return counts[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=400)
+    given = parser.parse_args()
+    found: dict[str, Any] = {"shards": given.shards}
+    quote = infra.steps.step.quote
+    with tempfile.TemporaryDirectory() as folder, prefect_test_harness(server_startup_timeout=120):
+        for name, wrapper in (("ours", quote), ("searched", identity)):
+            os.environ["BOLT_STORE"], os.environ["BOLT_WORK_DIR"] = f"{folder}/{name}", f"{folder}/work"
+            infra.steps.step.quote = wrapper  # type: ignore[misc,assignment]
+            seconds, flow_run = sampling(given.shards)
+            found[name] = {"seconds": round(seconds, 2), "links": links(flow_run)}
+    print(json.dumps({**found, **surroundings()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Prompts for sampling: a query, with in-context examples if wanted, as the text that the policy continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cot_formats import FORMATS
+from cot_formats.responses import PLAIN, Format, delimiters
+from infra.text.chat import neutralise, prompt_text
+from infra.text.templates import filled
+from tasks.examples.read import ExamplesConfig, candidates
+
+
+class PromptConfig(BaseModel):
+    """How in-context examples and the query become one user turn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    examples: int = Field(
+        3, ge=1, description="Number of in-context examples per prompt, drawn for each query (BOLT: 3 of 10)."
+    )
+    template: Path = Field(
+        Path("prompts/in_context.md"), description="File with the text of the user turn; fields {examples} and {query}."
+    )
+    example_template: Path = Field(
+        Path("prompts/example.md"), description="File with the text of one example; fields {query} and {response}."
+    )
+
+
+class QueryPrompt(NamedTuple):
+    """The prompt of one query."""
+
+    text: str
+    """The whole chat prompt, up to where the assistant's answer starts."""
+    example_ids: list[str]
+    """The in-context examples shown, in order."""
+
+
+def query_prompt(
+    query: dict[str, Any],
+    tokenizer: Any,
+    format: Format,
+    seed: int,
+    prompt: PromptConfig | None,
+    examples: Sequence[dict[str, Any]],
+) -> QueryPrompt:
+    """The prompt of a row of `queries` or `problems`; no text in it but the project's own spells control tokens.
+
+    Earlier turns of a benchmark problem (`history`) come first, and in-context examples go into the last turn.
+
+    Args:
+        format: of the responses; its delimiters are kept in the examples and in what the model itself wrote before.
+        seed: of the draw of examples.
+        prompt: how examples are shown; None for none.
+        examples: rows of the table `examples` to draw from.
+    """
+    drawn = draw_examples(examples, prompt.examples, seed, query["query_id"]) if prompt else []
+    text = neutralise(query["query"], tokenizer)
+    if prompt:
+        text = in_context_prompt(prompt, drawn, text, format)
+    earlier = [neutralised_turn(turn, tokenizer, format) for turn in json.loads(query.get("history", "[]"))]
+    keep = delimiters(format) if prompt or earlier else ()  # safe: those that the query spells are broken already
+    whole = prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], keep)
+    return QueryPrompt(whole, [example["example_id"] for example in drawn])
+
+
+def neutralised_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> dict[str, str]:
+    """An earlier turn without control tokens; in the assistant's turns the delimiters of thoughts are kept."""
+    keep = delimiters(format) if turn["role"] == "assistant" else ()
+    return {**turn, "content": neutralise(turn["content"], tokenizer, keep)}
+
+
+def in_context_prompt(prompt: PromptConfig, shown: Sequence[dict[str, Any]], query: str, format: Format) -> str:
+    """The user turn that shows the examples `shown` and asks for a LongCoT response to `query`.
+
+    Raises:
+        ValueError: `format` is `plain`, which cannot show thoughts; or an example cannot be rendered in `format`.
+        infra.errors.BadInput: a template lacks a field.
+    """
+    if format == PLAIN:
+        raise ValueError("in-context examples show thoughts: sample in a LongCoT format, not `plain`")
+    render = FORMATS[format].render
+    examples = [
+        filled(prompt.example_template, query=e["query"], response=render(e["thoughts"], e["solution"])) for e in shown
+    ]
+    return filled(prompt.template, examples="\n\n".join(examples), query=query)
+
+
+def first_prompt(
+    prompt: PromptConfig, examples: ExamplesConfig, query: dict[str, Any] | None, seed: int, format: Format
+) -> str:
+    """The first query's user turn, for a dry run: examples are read from the user's files, before any artifact exists.
+
+    `query`: None if the queries are not known yet.
+    """
+    query = query or {"query_id": "", "query": "(the query: its source is not read in a dry run)"}
+    shown = draw_examples(candidates(examples), prompt.examples, seed, query["query_id"])
+    return in_context_prompt(prompt, shown, query["query"], format)
+
+
+def draw_examples(examples: Sequence[dict[str, Any]], count: int, seed: int, query_id: str) -> list[dict[str, Any]]:
+    """Draw `count` examples for a query, in table order, so that equal draws share a prompt prefix.
+
+    Every set of `count` examples is equally likely: a hash of seed and query id, modulo the number of sets, is the
+    rank of the set in lexicographic order. So a draw depends on nothing else, such as earlier draws.
+
+    Raises:
+        ValueError: there are fewer than `count` examples.
+    """
+    if count > len(examples):
+        raise ValueError(
+            f"{count} in-context examples per prompt, but the table `examples` holds only {len(examples)}: "
+            "lower prompt.examples or add examples"
+        )
+    digest = hashlib.sha256(f"examples:{seed}:{query_id}".encode()).digest()
+    number = int.from_bytes(digest, "big") % math.comb(len(examples), count)
+    return list(next(islice(combinations(examples, count), number, None)))
