@@ -29,7 +29,7 @@ from bench.common import ROOT, surroundings
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
 from infra.settings import Settings
-from infra.steps.step import Plan
+from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref
 from infra.store.models import import_model
 from infra.store.store import Store
@@ -73,7 +73,7 @@ class Ours:
         self.examples = self._made(choose_examples, "examples", config=examples, servers=servers)
 
     def _made(self, task: Any, name: str, **arguments: Any) -> Ref:
-        ref: Ref = task.fn(Plan(step="bench", key=name, provenance=Provenance()), self.settings, arguments)
+        ref: Ref = task.task.fn(Job(Plan(step="bench", key=name, provenance=Provenance()), self.settings, arguments))
         return ref
 
     def asked(self) -> Asked:

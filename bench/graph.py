@@ -1,8 +1,8 @@
 """Links in Prefect's run graph, and the time to submit shards: `python bench/graph.py [--shards 400]`.
 
 One flow run samples in `--shards` shards that are all cache hits (their artifacts are written first), then filters
-them. It is run twice against one Prefect server of its own: as the flows do it (arguments quoted, the inputs' task runs named
-by `wait_for`), and with Prefect's own search for dependencies in the arguments, as the flows did it before.
+them. It is run twice against one Prefect server of its own: as the flows do it (the job quoted, the task runs of its
+inputs named by `wait_for`), and with Prefect's own search for dependencies in the arguments, as it was done before.
 """
 
 from __future__ import annotations

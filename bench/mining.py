@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import surroundings
 from infra.settings import Settings
-from infra.steps.step import Plan
+from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref, read_manifest
 from infra.store.store import Store
 from tasks.queries.clean import CleanConfig, clean_queries
@@ -115,7 +115,7 @@ def mine(folder: Path, languages: tuple[str, ...]) -> dict[str, Any]:
 
     def do(task: Any, name: str, **arguments: Any) -> Ref:
         began = time.perf_counter()
-        made: Ref = task.fn(Plan(step=name, key="k", provenance=Provenance()), settings, arguments)
+        made: Ref = task.task.fn(Job(Plan(step=name, key="k", provenance=Provenance()), settings, arguments))
         seconds[name] = round(time.perf_counter() - began, 2)
         counts[name] = read_manifest(Store.open(settings), made)["counts"]
         return made

@@ -1,7 +1,7 @@
 """Run a preset here: `python -m flows bolt/nano [--set config.online.iterations=3] [--dry-run]`.
 
-Without arguments, all flows and presets are listed; `python -m flows FLOW --help` lists a flow's parameters. A preset is
-a deployment of prefect.yaml: `prefect deployment run` starts the same flow with the same parameters on a worker.
+Without arguments, all flows and presets are listed. `python -m flows FLOW --help` lists a flow's parameters. A preset
+is a deployment of prefect.yaml: `prefect deployment run` starts the same flow with the same parameters on a worker.
 
 The last line printed is what the flow made: the path of its summary, or the artifact STEP/KEY; `evaluate` prints its
 table. The exit status is 0 if all went well, 1 if the run failed, and 2 if the input was wrong.
@@ -76,8 +76,8 @@ def listing() -> str:
     for name, each in deployments().items():
         if flow_name(each) not in seen:
             seen.add(flow_name(each))
-            lines.append(f"{flow_name(each):24}{_first_line(each)}")
-        lines.append(f"  {name:22}{each['description']}")
+            lines.append(f"{flow_name(each):26}{_first_line(each)}")
+        lines.append(f"  {name:24}{each['description']}")
     return "\n".join(lines)
 
 
@@ -174,6 +174,17 @@ def shown(result: Any) -> str:
     return markdown_table(stage_rows(result)) if result else ""
 
 
+class _WithoutTrace(logging.Formatter):
+    """Another formatter's lines, without the traces of errors."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.inner.format(logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None}))
+
+
 @contextmanager
 def logged(debug: bool) -> Iterator[Path]:
     """Keep all log lines, with the traces of errors, in a file. The screen gets no traces unless `debug`."""
@@ -187,14 +198,16 @@ def logged(debug: bool) -> Iterator[Path]:
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    for handler in root.handlers:
-        if handler.formatter and not debug:
-            handler.formatter.formatException = lambda _: ""  # type: ignore[method-assign]
+    formatters = {handler: handler.formatter for handler in root.handlers if handler.formatter and not debug}
+    for handler, formatter in formatters.items():
+        handler.setFormatter(_WithoutTrace(formatter))
     root.addHandler(file)
     try:
         yield path
     finally:
         root.removeHandler(file)
+        for handler, formatter in formatters.items():
+            handler.setFormatter(formatter)
         file.close()
 
 

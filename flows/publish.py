@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.stages.run import ALERTS, TASK_RUNNER
 from flows.stages.summary import run_folder
+from infra.errors import BadInput
 from infra.settings import Settings
 from infra.steps.inputs import artifact_parts
 from infra.store.manifest import Manifest, Ref
@@ -73,14 +74,14 @@ def publish(config: PublishConfig) -> str | None:
     step, _, key = config.longcot.partition("/")
     longcot = find(store, step, key)
     if longcot is None:
-        raise ValueError(f"longcot: no whole artifact {config.longcot} in {store.root}")
+        raise BadInput(f"longcot: no whole artifact {config.longcot} in {store.root}")
     card = dataset_card(ancestors(store, longcot), config.licence)
     if config.dry_run:
         print(f"{card}\n{longcot.rows} rows of {longcot.uri} would be pushed to {config.repo}")
         return None
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise ValueError(f"no token to push to {config.repo} with: set the environment variable HF_TOKEN")
+        raise BadInput(f"no token to push to {config.repo} with: set the environment variable HF_TOKEN")
     parts = artifact_parts(store, longcot, settings.work_dir)
     return pushed(config, card, parts, token)
 

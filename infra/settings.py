@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import BadInput
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 """The checkout: the folder that holds the project's packages."""
@@ -98,14 +101,22 @@ class Settings(BaseSettings):
         The block holds a JSON object with this class's field names. A `BOLT_*` variable wins over the block.
 
         Raises:
-            ValueError: the block holds no JSON object, or a value does not fit (values are never shown).
+            BadInput: the block holds no JSON object, or a value does not fit (values are never shown).
         """
-        name = os.environ.get(BLOCK_VARIABLE)
-        if not name:
-            return cls()
         prefix = cls.model_config.get("env_prefix", "")
-        block = _secret_block(name.removeprefix("secret/"))
-        return cls(**{field: value for field, value in block.items() if not os.environ.get(f"{prefix}{field.upper()}")})
+        name = os.environ.get(BLOCK_VARIABLE)
+        block = _secret_block(name.removeprefix("secret/")) if name else {}
+        given = {field: value for field, value in block.items() if not os.environ.get(f"{prefix}{field.upper()}")}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise BadInput("; ".join(_problem(prefix, each) for each in error.errors(include_input=False))) from None
+
+
+def _problem(prefix: str, error: Mapping[str, Any]) -> str:
+    """One setting that does not fit, by the name of its environment variable; its value is not shown."""
+    where = f"{prefix}{error['loc'][0]}".upper() if error["loc"] else "settings"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _secret_block(name: str) -> dict[str, Any]:
@@ -113,5 +124,5 @@ def _secret_block(name: str) -> dict[str, Any]:
 
     value = Secret.load(name, _sync=True).get()  # type: ignore[union-attr,call-arg]
     if not isinstance(value, dict):
-        raise ValueError(f"{BLOCK_VARIABLE}: Prefect block secret/{name} must hold a JSON object of settings")  # noqa: TRY004
+        raise BadInput(f"{BLOCK_VARIABLE}: Prefect block secret/{name} must hold a JSON object of settings")  # noqa: TRY004
     return value

@@ -50,7 +50,7 @@ def recorded(client: SyncPrefectClient, run: FlowRun) -> dict[str, Counter[str]]
 
 
 def expected(store: Path, names: set[str]) -> Links:
-    """The inputs that the manifests name; those that no task of the run made or found (imported models) are left out."""
+    """The inputs that the manifests name, less those that no task of the run made or found: imported models."""
     found = {}
     for name in names:
         inputs = json.loads((store / name / "manifest.json").read_text())["inputs"].values()

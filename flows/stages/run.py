@@ -17,6 +17,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.errors import BadInput
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
 from infra.serving.servers import Servers, ServingConfig
@@ -182,7 +183,7 @@ class Run:
         """The model that a user names; a dry run copies and downloads nothing.
 
         Raises:
-            ValueError: there is none; the text says what was looked for.
+            BadInput: there is none; the text says what was looked for.
         """
         if Path(named).is_dir():
             take = imported_ref if self.dry else import_model
@@ -193,7 +194,7 @@ class Run:
         if revision and name.count("/") == 1:
             plain = name.replace("/", "--")
             return self._stand_in("model", "imported", plain) if self.dry else self._from_hub(name, revision)
-        raise ValueError(
+        raise BadInput(
             f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
             "and no hub id ORG/NAME@REVISION (a revision is required)"
         )
@@ -210,10 +211,10 @@ class Run:
         return import_model(self.store, Path(folder), name)
 
     def table(self, named: str) -> Ref:
-        """The artifact STEP/KEY of another run. Raises `ValueError` where it does not exist."""
+        """The artifact STEP/KEY of another run. Raises `BadInput` if it does not exist."""
         found = self._artifact(named)
         if found is None:
-            raise ValueError(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
+            raise BadInput(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
         return found
 
     def _artifact(self, named: str) -> Ref | None:

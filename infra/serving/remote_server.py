@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import httpx
 from pydantic import SecretStr
 
+from infra.errors import BadInput
 
-class MisfitError(ValueError):
+
+class MisfitError(BadInput):
     """A remote server does not match the settings; the text has its URL, what was expected and how to fix it."""
 
 

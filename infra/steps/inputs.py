@@ -26,12 +26,12 @@ def digest_of_files(paths: Sequence[Path]) -> str:
     """sha256 (hex) over the files' names and contents, in the given order; their folders do not count.
 
     Raises:
-        FileNotFoundError: a file does not exist; the text has its path.
+        BadInput: a file does not exist; the text has its path.
     """
     total = hashlib.sha256()
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"input file {path} does not exist; relative paths start at {Path.cwd()}")
+            raise BadInput(f"input file {path} does not exist; relative paths start at {Path.cwd()}")
         with path.open("rb") as file:
             total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

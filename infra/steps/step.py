@@ -100,7 +100,7 @@ class Step:
         Raises:
             TypeError: an argument is missing, unknown, or has no exact JSON form.
             ValueError: as `infra.steps.keys.cache_key`.
-            BadInput, FileNotFoundError: a file that a configuration names cannot be read.
+            BadInput: a file that a configuration names cannot be read.
         """
         bound = inspect.signature(self.make).bind(None, None, **arguments)
         bound.apply_defaults()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from infra.errors import BadInput
 from infra.store.claims import claimed
 from infra.store.manifest import (
     MANIFEST,
@@ -36,7 +37,7 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 IMPORTED = "imported"  # the step under which models from outside stand
 
 
-class ModelError(ValueError):
+class ModelError(BadInput):
     """A folder is no model that this project takes; the text says why."""
 
 

@@ -94,7 +94,7 @@ class ExamplesConfig(BaseModel):
     )
 
     def contents(self) -> str:
-        """Digest of the files of candidates and of the held-out files. Raises `BadInput`, `FileNotFoundError`."""
+        """Digest of the files of candidates and of the held-out files. Raises `BadInput`."""
         return digest_of_files([*example_files(self), *self.held_out])
 
 

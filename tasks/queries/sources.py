@@ -78,7 +78,7 @@ class Source(BaseModel):
         For a local file it is a digest of the content, for a file on S3 it has the ETag, for a data set the revision.
 
         Raises:
-            FileNotFoundError: there is no such file; the message names it.
+            BadInput: there is no such file; the message names it.
             StoreError: S3 cannot be reached.
         """
         if self.dataset is not None:
@@ -88,7 +88,7 @@ class Source(BaseModel):
         folder, name = _on_s3(self)
         found = folder.stat(name)
         if found is None:
-            raise FileNotFoundError(f"input file {self.path} does not exist")
+            raise BadInput(f"input file {self.path} does not exist")
         return f"{name}:{found.size}:{found.mark}"
 
     @property

@@ -142,7 +142,7 @@ def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sa
 
 def test_a_query_file_that_is_missing_is_named(world):
     Path(world["bootstrap"]["queries"]["sources"][0]["path"]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"input file .*queries\.jsonl does not exist; relative paths start"):
+    with pytest.raises(BadInput, match=r"input file .*queries\.jsonl does not exist; relative paths start"):
         made(world)
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.__main__ import PROJECT, changed, deployment, flow_name, main, told
+from flows.__main__ import FAILED, OK, WRONG_INPUT, changed, check, deployment, flow_name, main, shown
 from flows.stages.run import SHARDS_AT_ONCE
+from infra.errors import BadInput
+from infra.settings import PROJECT_ROOT
 from infra.store.manifest import Ref
+from infra.store.store import StoreError
 
-DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
+DEPLOYMENTS = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_text())["deployments"]
 NAMES = [f"{flow_name(each)}/{each['name']}" for each in DEPLOYMENTS]
 
 
@@ -37,14 +42,17 @@ def test_deployments_are_found_by_flow_and_name():
         assert deployment(name) == each
 
 
-def test_an_unknown_deployment_is_told_with_those_there_are():
-    with pytest.raises(ValueError, match=r"no deployment 'bolt/huge' in prefect\.yaml; there are .*bolt/nano"):
-        deployment("bolt/huge")
+@pytest.mark.parametrize(("name", "near"), [("bolt/nan", "bolt/nano"), ("evaluate/benchmark", "evaluate/benchmarks")])
+def test_an_unknown_preset_is_refused_with_the_nearest_and_all_there_are(name, near):
+    with pytest.raises(
+        BadInput, match=rf"no preset '{name}' in prefect\.yaml: did you mean {near}\? There are .*mine/nano"
+    ):
+        deployment(name)
 
 
 @pytest.mark.parametrize("each", DEPLOYMENTS, ids=NAMES)
 def test_every_presets_parameters_fit_its_flow(each, monkeypatch):
-    monkeypatch.chdir(PROJECT)
+    monkeypatch.chdir(PROJECT_ROOT)
     found = flow_of(each)
     assert found.name == flow_name(each)
     parameters = found.validate_parameters(each["parameters"])
@@ -106,31 +114,157 @@ def test_a_place_that_a_list_has_not_is_refused(place):
 @pytest.mark.parametrize(
     ("assignment", "said"), [("config.c", "expected a.b.c=VALUE"), ("config.c.d=1", "c holds a plain value")]
 )
-def test_bad_assignments_are_told(assignment, said):
+def test_bad_assignments_are_refused(assignment, said):
     with pytest.raises(ValueError, match=said) as error:
         changed({"config": {"c": 2}}, [assignment])
     assert assignment in str(error.value)
 
 
-def test_the_command_line_hands_the_parameters_to_the_flow(monkeypatch, capsys):
-    seen = {}
-    import flows.bolt
+class Stub:
+    """In place of the flow `bolt`: takes its parameters and does as it is told."""
 
-    monkeypatch.setattr(flows.bolt, "bolt", lambda **parameters: seen.update(parameters) or {"path": "there"})
-    main(["bolt/nano", "--dry-run", "--set", "config.online.iterations=3", "--set", "config.sft.epochs=1"])
+    def __init__(self, does: Callable[[dict[str, Any]], Any]) -> None:
+        self.fn, self.does = flow_of(deployment("bolt/nano")).fn, does
+
+    def __call__(self, **parameters: Any) -> Any:
+        return self.does(parameters)
+
+
+@pytest.fixture
+def bolt(monkeypatch, tmp_path) -> Callable[[Callable[[dict[str, Any]], Any]], None]:
+    """Put a stub in the place of the flow; its logs go to a temporary folder."""
+    monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path))
+    return lambda does: monkeypatch.setattr("flows.bolt.bolt", Stub(does))
+
+
+def test_the_command_line_hands_the_parameters_to_the_flow(bolt, capsys):
+    seen: dict[str, Any] = {}
+    bolt(lambda parameters: seen.update(parameters) or {"path": "there"})
+    changes = ["--set", "config.online.iterations=3", "--set", "config.sft.epochs=1"]
+    assert main(["bolt/nano", "--dry-run", *changes]) == OK
     assert seen["config"]["dry_run"] is True
     assert (seen["config"]["online"]["iterations"], seen["config"]["sft"]["epochs"]) == (3, 1)
     assert capsys.readouterr().out == ""  # what a dry run returns has not been made
-    main(["bolt/nano"])
+    assert main(["bolt/nano"]) == OK
     assert capsys.readouterr().out == "there\n"
 
 
-def test_a_made_artifact_is_told_and_an_evaluation_shown():
+def raising(error: Exception) -> Callable[[dict[str, Any]], Any]:
+    def does(_parameters: dict[str, Any]) -> None:
+        raise error
+
+    return does
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (BadInput("queries.jsonl, row 3: no JSON"), WRONG_INPUT, "wrong input: queries.jsonl, row 3: no JSON"),
+        (StoreError("the bucket does not exist"), FAILED, "failed: StoreError: the bucket does not exist"),
+        (KeyError("reward"), FAILED, "failed: KeyError: 'reward'"),
+    ],
+)
+def test_an_error_is_one_paragraph_and_the_logs_path_without_a_trace(bolt, tmp_path, capsys, error, status, said):
+    bolt(raising(error))
+    assert main(["bolt/nano"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    (log,) = (tmp_path / "logs").glob("flows-*.log")
+    assert err.rstrip().endswith(str(log))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bolt/nanoo"], ["bolt/nano", "--set", "config.a"], ["bolt/nano", "--set", "sft=1"]]
+)
+def test_wrong_arguments_end_with_status_2_before_anything_runs(bolt, tmp_path, capsys, arguments):
+    bolt(lambda _: pytest.fail("the flow ran"))
+    assert main(arguments) == WRONG_INPUT
+    assert capsys.readouterr().err.startswith("wrong input: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("config.online.itertions=3", "config.online.itertions: there is no such setting; did you mean 'iterations'?"),
+        (
+            "config.sft.learning_rat=1",
+            "sft.learning_rat: there is no such setting; did you mean 'learning_rate'?",
+        ),
+        ("config.evaluate.problems.xyzzy=1", "there is no such setting; expected one of sources, draw"),
+        ("config.bootstrap.queries.sources.0.pth=x", "sources.0.pth: there is no such setting; did you mean 'path'?"),
+        ("config.online.iterations=many", "config.online.iterations: Input should be a valid integer"),
+        ("online.iterations=3", "every path begins with `config.`, say config.online"),
+    ],
+)
+def test_a_mistyped_setting_is_refused_with_the_nearest(assignment, said):
+    each = deployment("bolt/nano")
+    with pytest.raises(BadInput) as error:
+        check(changed(each["parameters"], [assignment]), flow_of(each))
+    assert said in str(error.value)
+
+
+def test_all_wrong_settings_are_named_at_once():
+    each = deployment("bolt/nano")
+    with pytest.raises(BadInput) as error:
+        check(changed(each["parameters"], ["config.modell=x", "config.sft.epochs=-1"]), flow_of(each))
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_without_arguments_flows_and_presets_are_listed(capsys):
+    assert main([]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    for name, each in zip(NAMES, DEPLOYMENTS, strict=True):
+        assert any(line.split() == [name, *each["description"].split()] for line in lines)
+    for each in FLOWS:
+        found = next(line for line in lines if line.startswith(f"{each.name} "))
+        assert len(found.split()) > 3  # its first line
+
+
+@pytest.mark.parametrize("each", FLOWS, ids=lambda each: each.name)
+def test_help_lists_every_parameter_with_its_default(each, capsys):
+    assert main([each.name, "--help"]) == OK
+    out = capsys.readouterr().out
+    assert "config.dry_run  (true, false; `false`)" in out
+    assert "[" not in "".join(line for line in out.splitlines() if line.startswith("config."))  # no links of Markdown
+
+
+def test_help_of_a_preset_shows_its_values(capsys):
+    assert main(["bolt/nano", "--help"]) == OK
+    out = capsys.readouterr().out
+    assert "config.online.queries_per_iteration  (int, ≥ 1; `1200`)" in out
+    assert "config.model  (text; `nano/models/instruct`)" in out
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == OK
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_bad_setting_of_the_environment_is_wrong_input(tmp_path):
+    """The real command: one paragraph, no trace, the log has it."""
+    own = {"BOLT_STORE": "ftp://somewhere", "BOLT_WORK_DIR": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
+    changes = ["--set", "config.longcot=longcot/a", "--set", "config.repo=a/b"]
+    command = [sys.executable, "-m", "flows", "publish/hub", *changes]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=PROJECT_ROOT, env={**os.environ, **own}, check=False
+    )
+    assert done.returncode == WRONG_INPUT
+    assert "wrong input: BOLT_STORE: must be a local folder, file:///folder or s3://bucket/prefix" in done.stderr
+    assert "Traceback" not in done.stderr
+    (log,) = (tmp_path / "logs").glob("flows-*.log")
+    assert f"log: {log}" in done.stderr
+    assert "Traceback" in log.read_text()
+
+
+def test_what_a_flow_made_is_shown():
     made = Ref(kind="model", step="sft", key="k", uri="", digest="", rows=1)
-    assert told(made) == "sft/k"
+    assert shown(made) == "sft/k"
     stage = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "greedy_accuracy"), 0.5)
     stage |= dict.fromkeys(("thought_tokens", "solution_tokens", "truncated", "malformed"), 0.25)
-    assert told([{"name": "sft", **stage}]).splitlines()[-1].startswith("| sft | 0.500 | 0.500 to 0.500 |")
+    assert shown([{"name": "sft", **stage}]).splitlines()[-1].startswith("| sft | 0.500 | 0.500 to 0.500 |")
 
 
 def parameter_models(model: type[BaseModel]) -> set[type[BaseModel]]:
@@ -165,10 +299,10 @@ def test_a_reward_model_is_asked_for_only_where_it_is_used():
 
 
 def test_flows_load_without_the_heavy_libraries():
-    modules = ["flows.__main__", *(f"flows.{path.stem}" for path in Path(PROJECT, "flows").glob("[a-z]*.py"))]
+    modules = ["flows.__main__", *(f"flows.{path.stem}" for path in Path(PROJECT_ROOT, "flows").glob("[a-z]*.py"))]
     code = (
         f"import {', '.join(modules)}, sys; "
         "print([n for n in ('torch', 'vllm', 'transformers', 'trl', 'deepspeed', 'datasets') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_ROOT, check=True)
     assert done.stdout.strip() == "[]"

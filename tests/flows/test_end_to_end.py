@@ -113,6 +113,14 @@ def test_the_second_run_is_all_cached(place: Path) -> None:
     assert [step["name"] for step in summary["steps"] if not step["cached"]] == []
 
 
+def test_the_run_graph_shows_what_each_step_read(place: Path) -> None:
+    """As the Prefect UI would draw it: one link from every task that made or found an input, and no other."""
+    command = [sys.executable, str(ROOT / "tests" / "graph.py"), str(place / "store")]
+    done = subprocess.run(command, cwd=ROOT, env=environment(place), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) > 40
+
+
 def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
     written = next((place / "store" / "runs").glob("*/summary.json"), None)
     summary = json.loads(written.read_text()) if written else finished(place)  # the tests before ran it

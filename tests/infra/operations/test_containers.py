@@ -41,9 +41,7 @@ def test_the_placeholders_are_the_variables_and_each_has_a_description(name):
     variables = found["variables"]["properties"]
     assert placeholders(found["job_configuration"]) == set(variables)
     assert set(variables) >= PREFECTS_OWN
-    assert [
-        name for name, each in variables.items() if not (each.get("description") and each.get("title"))
-    ] == []
+    assert [name for name, each in variables.items() if not (each.get("description") and each.get("title"))] == []
     assert found["variables"]["required"] == ["image"]
 
 

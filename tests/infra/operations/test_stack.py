@@ -236,7 +236,7 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
     expect(page.locator("img[src^='data:image/svg+xml']").first).to_be_visible(timeout=30_000)
     page.goto(f"{address}/deployments/deployment/{deployed.id}/run")
     expect(page.get_by_text("Instruct model: a local folder").first).to_be_visible(timeout=30_000)
-    expect(page.get_by_text("Samples a query (BOLT: 8).").first).to_be_attached()
+    expect(page.get_by_text("Number of samples per query (BOLT: 8).").first).to_be_attached()
     assert "nano/models/instruct" in page.locator("textarea, input").evaluate_all(
         "all => all.map((each) => each.value)"
     )

@@ -156,7 +156,7 @@ def test_missing_and_empty_files_are_named(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(BadInput, match=rf"query file .*{name} does not exist"):
         found(str(path))
-    with pytest.raises(FileNotFoundError, match=rf"input file .*{name} does not exist"):
+    with pytest.raises(BadInput, match=rf"input file .*{name} does not exist"):
         Source(path=str(path)).contents()
     if name.endswith("parquet"):
         pq.write_table(pa.table({"query": pa.array([], pa.string())}), path)
