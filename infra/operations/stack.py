@@ -34,10 +34,7 @@ POOLS = ("bolt", "bolt-rerun")
 SERVER = "server"
 HEALTHY_S = 180.0  # maximum time for the server to become healthy
 END_S = 45.0  # maximum time for processes to end after SIGTERM: a flow ends its own servers first
-DATABASE = (
-    "PREFECT_API_DATABASE_",
-    "PREFECT_SERVER_DATABASE_",
-)  # for the server only: the address may contain a password
+DATABASE = ("PREFECT_API_DATABASE_", "PREFECT_SERVER_DATABASE_")  # for the server only: may contain a password
 
 
 class StackError(RuntimeError):
@@ -68,8 +65,8 @@ class Process(BaseModel, frozen=True):
         for each in members:
             with suppress(psutil.NoSuchProcess):
                 each.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(members, timeout=END_S)
-        for each in {*left, *self.members()}:
+        _, remaining = psutil.wait_procs(members, timeout=END_S)
+        for each in {*remaining, *self.members()}:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
 
@@ -281,9 +278,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("what", choices=["up", "down"])
     parser.add_argument("--home", type=Path, default=Path(".bolt"), help="folder for state, database and logs")
-    parser.add_argument(
-        "--port", type=int, help="the server's port (default: the last one, at first 4200; 0: a free one)"
-    )
+    parser.add_argument("--port", type=int, help="server port (default: the last one, at first 4200; 0: a free one)")
     given = parser.parse_args(argv)
     if given.what == "down":
         ran = down(given.home)

@@ -1,4 +1,4 @@
-"""A shard's ledger: each finished request is on disk at once, so that after a crash only the others are asked again."""
+"""A shard's ledger: each finished request is on disk at once, so that after a crash only the others are sent again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ledger(Mapping[str, dict[str, Any]]):
     """An append-only JSONL file: a header line with the shard's key, then one line per finished request.
 
     It is a mapping from request ids to records. The records stay on disk; memory holds only the position of each line.
-    A torn or corrupt last line is cut off, so that this request is asked again.
+    A torn or corrupt last line is cut off, so that its request is sent again.
     """
 
     def __init__(self, path: Path, key: str | None = None) -> None:
@@ -123,7 +123,7 @@ class Ledger(Mapping[str, dict[str, Any]]):
         if not size and not self._header().startswith(torn):
             raise LedgerError(f"{self.path} is not a ledger: its first line is not a ledger's header")
         if torn:
-            log.warning("ledger %s: the last line is torn (%d bytes): its request is asked again", self.path, len(torn))
+            log.warning("ledger %s: the last line is torn (%d bytes): its request is sent again", self.path, len(torn))
         if size < os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, size)
         return size

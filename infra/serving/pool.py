@@ -4,8 +4,8 @@ Requests come in groups that share a prompt prefix. A server works through one g
 request when it has room for it. So the least busy server gets the next request, and a group stays on one server, whose
 prefix cache holds its prefix. When no whole group is left, a server helps with the largest rest of another server's.
 
-A request that was in flight when a server died may have killed it. Such a suspect is asked again alone. If the server
-dies again, the suspect is quarantined.
+A request that was in flight when a server died may have killed it. Such a suspect is sent again, alone. If the server
+then dies too, the suspect is quarantined.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Pool:
 
 
 class Queue:
-    """The ids of the requests that are still to be asked, in groups."""
+    """The ids of the requests that are still to be sent, in groups."""
 
     def __init__(self, groups: Iterable[Iterable[str]]) -> None:
         self._groups = deque(found for group in groups if (found := deque(group)))
@@ -149,15 +149,15 @@ class Queue:
 
 
 class Turn(NamedTuple):
-    """A request that a server is to be asked now."""
+    """The request that a server takes next."""
 
     request_id: str
     suspect: bool
-    """Whether it was in flight when a server died, so that it is asked alone."""
+    """Whether it was in flight when a server died, so that it is sent alone."""
 
 
 class Schedule:
-    """Decides which request a server takes next. One shard's; it neither asks nor waits.
+    """Decides which request of a shard a server takes next. It sends nothing and never waits.
 
     A suspect waits for a server with no other request of this shard and no suspect of another shard (`lock`, see
     `Pool.suspect_lock`). As long as a suspect waits, no other request is handed out, so that a server becomes free.
@@ -188,7 +188,7 @@ class Schedule:
             lock.release()
 
     def suspect(self, request_id: str) -> None:
-        """Ask a request again, alone: it was in flight when a server died."""
+        """Have a request sent again, alone: it was in flight when a server died."""
         self._suspects.append(request_id)
 
     def lost(self, server: object) -> None:
@@ -208,8 +208,8 @@ async def complete_on(
 ) -> None:
     """Sample for every request of `groups`, with `max_in_flight` requests at a time on each living server of the pool.
 
-    A request that was in flight when a server died is a suspect. It is asked again with no other suspect beside it, and
-    if the server dies again, it is quarantined.
+    A request that was in flight when a server died is a suspect. It is sent again with no other suspect beside it, and
+    if that server dies too, it is quarantined.
 
     Args:
         groups: request ids; those of a group share a prompt prefix.
@@ -260,7 +260,7 @@ class _Shard:
     """A server was lost, or all requests are finished."""
 
     async def work(self, server: Server, client: Client) -> None:
-        """Ask a server one request after the other, until all are finished or the server is lost."""
+        """Send a server one request after the other, until all are finished or the server is lost."""
         lock = self.pool.suspect_lock(server)
         while self.unfinished and self.pool.holds(server):
             try:
@@ -273,12 +273,12 @@ class _Shard:
                 await asyncio.sleep(_POLL_S)
                 continue
             try:
-                await self.ask(server, client, turn)
+                await self.send(server, client, turn)
             finally:
                 self.schedule.release(server, lock, turn)
 
-    async def ask(self, server: Server, client: Client, turn: Turn) -> None:
-        """Ask one request. If the server dies, it becomes a suspect; if it is one already, it is quarantined."""
+    async def send(self, server: Server, client: Client, turn: Turn) -> None:
+        """Send one request. If the server dies, the request becomes a suspect, or a suspect is quarantined."""
         request = self.request(turn.request_id)
         try:
             completions = await sample(client, server.served_name, request, self.sampling)

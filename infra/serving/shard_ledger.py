@@ -52,7 +52,7 @@ def shard_ledger(store: Store, work_dir: Path, step: str, key: str) -> Iterator[
 
 
 def places(store: Store, ledger: Ledger) -> str:
-    """The places, for a message, that the user deletes to ask all requests of a shard again."""
+    """The places, for a message, that the user deletes to make a shard from scratch."""
     return str(ledger.path) if store.is_local else f"{ledger.path} and {store.uri(_folder(ledger))}"
 
 

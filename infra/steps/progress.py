@@ -94,14 +94,14 @@ class Gauge:
         return round(100 * min(1.0, max(0.0, share)), 1)
 
     def text(self) -> str:
-        """Such as `responses: 12 of 40 requests, 1.5 a second, about 1 min left`, and the details."""
+        """Such as `responses: 12 of 40 requests, 1.5 per second, about 1 min left`, and the details."""
         done, seconds = self.done(), time.monotonic() - self.began
         if self.before is None:
             self.before = done
         parts = [f"{_number(done)} of {_number(self.total)} {self.unit}"]
         made = done - self.before
         if made > 0 and seconds > 0:
-            parts.append(f"{_number(made / seconds)} a second")
+            parts.append(f"{_number(made / seconds)} per second")
             parts.append(f"about {duration(seconds / made * max(0.0, self.total - done))} left")
         if self.detail:
             parts.append(self.detail())

@@ -76,7 +76,7 @@ def test_several_sources_become_one_table_whose_funnel_adds_up(tmp_path):
         ("two.jsonl", 1),
     ]
     first = next((tmp_path / "store").glob("collected-one/*/manifest.json"))
-    assert json.loads(first.read_text())["config"]["licence"] == "CC0-1.0"
+    assert json.loads(first.read_text())["config"]["source"]["licence"] == "CC0-1.0"
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["bolt-mining"])))
     artifact = max(found, key=lambda each: each.created)

@@ -65,7 +65,7 @@ def test_a_torn_line_is_logged(tmp_path, caplog):
         with caplog.at_level(logging.WARNING), Ledger(path, "shard") as ledger:
             assert "a" in ledger
         assert "torn" in caplog.text
-        assert "asked again" in caplog.text
+        assert "sent again" in caplog.text
     path.write_bytes(whole)
     caplog.clear()
     Ledger(path, "shard").close()

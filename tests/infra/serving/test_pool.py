@@ -31,7 +31,7 @@ class Stub:
     headers: Mapping[str, str] = {"Authorization": "Bearer word"}
 
     def __init__(self, *killers: str, dies_after: int | None = None, gate: threading.Event | None = None) -> None:
-        self.asked: list[str] = []
+        self.received: list[str] = []
         self.dead, self.stopped = False, False
         self.open = self.max_open = 0
         lock = threading.Lock()
@@ -45,10 +45,10 @@ class Stub:
                 name = self.headers["X-Request-Id"]
                 with lock:
                     assert self.headers["Authorization"] == "Bearer word"
-                    outer.asked.append(name)
+                    outer.received.append(name)
                     outer.open += 1
                     outer.max_open = max(outer.open, outer.max_open)
-                    if name in killers or (dies_after is not None and len(outer.asked) > dies_after):
+                    if name in killers or (dies_after is not None and len(outer.received) > dies_after):
                         outer.dead = True
                 if gate is not None:
                     gate.wait(10)
@@ -99,11 +99,11 @@ def stub() -> Iterator[Callable[..., Stub]]:
         server.close()
 
 
-def ask(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[str], dict[str, str]]:
+def run(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[str], dict[str, str]]:
     """The answered requests, in order, and the reasons by quarantined request."""
     answered: list[str] = []
     quarantined: dict[str, str] = {}
-    asking = complete_on(
+    running = complete_on(
         pool,
         groups,
         lambda name: Request(name, (1, 2), None),
@@ -112,7 +112,7 @@ def ask(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[s
         on_result=lambda request, _: answered.append(request.request_id),
         on_quarantine=lambda request, reason: quarantined.update({request.request_id: reason}),
     )
-    asyncio.run(asking)
+    asyncio.run(running)
     return answered, quarantined
 
 
@@ -244,23 +244,23 @@ def test_each_request_ends_once_and_is_quarantined_only_after_two_deaths(sizes, 
 
 def test_all_are_answered_once_with_a_bounded_number_in_flight_on_each_server(stub):
     servers = [stub(), stub()]
-    answered, quarantined = ask(Pool(servers), names(10, 7))
+    answered, quarantined = run(Pool(servers), names(10, 7))
     assert sorted(answered) == sorted(each for group in names(10, 7) for each in group)
     assert quarantined == {}
-    assert sorted(servers[0].asked + servers[1].asked) == sorted(answered)
-    assert all(server.max_open <= 3 and len(server.asked) > 7 for server in servers)
+    assert sorted(servers[0].received + servers[1].received) == sorted(answered)
+    assert all(server.max_open <= 3 and len(server.received) > 7 for server in servers)
 
 
 def test_one_server_gets_the_groups_in_their_order(stub):
     server = stub()
-    ask(Pool([server]), names(5, 4), in_flight=1)
-    assert server.asked == [each for group in names(5, 4) for each in group]
+    run(Pool([server]), names(5, 4), in_flight=1)
+    assert server.received == [each for group in names(5, 4) for each in group]
 
 
 def test_a_dead_servers_requests_go_to_the_others(stub, caplog):
     dying, living = stub(dies_after=5), stub()
     with caplog.at_level(logging.WARNING, "infra.serving.pool"):
-        answered, quarantined = ask(Pool([dying, living]), names(8, 5))
+        answered, quarantined = run(Pool([dying, living]), names(8, 5))
     assert sorted(answered) == sorted(each for group in names(8, 5) for each in group)
     assert quarantined == {}
     assert dying.stopped
@@ -271,7 +271,7 @@ def test_a_dead_servers_requests_go_to_the_others(stub, caplog):
 def test_an_unreachable_server_is_lost_as_well(stub):
     gone, living = stub(), stub()
     gone.close()
-    answered, _ = ask(Pool([gone, living]), names(4, 3), in_flight=1)
+    answered, _ = run(Pool([gone, living]), names(4, 3), in_flight=1)
     assert len(answered) == 12
 
 
@@ -283,10 +283,10 @@ def test_the_last_server_is_restarted_twice_at_most(stub, caplog):
         return made[-1]
 
     with pytest.raises(ServerError, match="status 137"):
-        ask(Pool([stub(dies_after=4)], restarted), names(1, 60), in_flight=1)
+        run(Pool([stub(dies_after=4)], restarted), names(1, 60), in_flight=1)
     assert len(made) == 2
     with pytest.raises(ServerError, match="status 137"):
-        ask(Pool([stub(dies_after=0)]), names(1, 2))
+        run(Pool([stub(dies_after=0)]), names(1, 2))
 
 
 def test_a_request_that_kills_twice_is_quarantined_and_the_others_are_answered(stub):
@@ -297,19 +297,19 @@ def test_a_request_that_kills_twice_is_quarantined_and_the_others_are_answered(s
         return made[-1]
 
     pool = Pool([stub("0-3", "0-7")], restarted)
-    answered, quarantined = ask(pool, names(1, 30))
+    answered, quarantined = run(pool, names(1, 30))
     assert set(quarantined) == {"0-3", "0-7"}
     assert all("killed a server twice: ended with status 137" in reason for reason in quarantined.values())
     assert sorted(answered) == sorted(set(names(1, 30)[0]) - {"0-3", "0-7"})
     assert len(made) <= 4
 
 
-def test_suspects_are_asked_one_at_a_time(stub):
-    """Every request in flight at a death is a suspect; asked side by side, several of them would be quarantined."""
+def test_suspects_are_sent_one_at_a_time(stub):
+    """Every request in flight at a death is a suspect; if sent at once, several of them would be quarantined."""
     gate = threading.Event()
     dying = stub("0-5", gate=gate)
     threading.Timer(0.5, gate.set).start()
-    answered, quarantined = ask(Pool([dying], lambda _dead: stub("0-5")), names(1, 12), in_flight=12)
+    answered, quarantined = run(Pool([dying], lambda _dead: stub("0-5")), names(1, 12), in_flight=12)
     assert set(quarantined) == {"0-5"}
     assert len(answered) == 11
 
@@ -319,7 +319,7 @@ def test_shards_that_share_a_pool_see_one_death(stub):
     pool = Pool([dying, living])
     found: list[list[str]] = []
     groups = [[[f"{shard}:{each}" for each in group] for group in names(6, 5)] for shard in range(3)]
-    shards = [threading.Thread(target=lambda each=each: found.append(ask(pool, each)[0])) for each in groups]
+    shards = [threading.Thread(target=lambda each=each: found.append(run(pool, each)[0])) for each in groups]
     for shard in shards:
         shard.start()
     for shard in shards:
@@ -340,7 +340,7 @@ def test_a_bad_answer_and_an_error_of_the_receiver_end_the_run(stub, samples, er
         raise OSError("disk full")
 
     server = stub()
-    asking = complete_on(
+    running = complete_on(
         Pool([server]),
         names(1, 50),
         lambda name: Request(name, (1,), None),
@@ -350,8 +350,8 @@ def test_a_bad_answer_and_an_error_of_the_receiver_end_the_run(stub, samples, er
         on_quarantine=full,
     )
     with error:
-        asyncio.run(asking)
-    assert len(server.asked) <= 4
+        asyncio.run(running)
+    assert len(server.received) <= 4
 
 
 def test_stopping_the_servers_ends_the_run(stub):
@@ -361,4 +361,4 @@ def test_stopping_the_servers_ends_the_run(stub):
     stopping = threading.Timer(0.3, lambda: (pool.stop(), setattr(server, "dead", True), gate.set()))
     stopping.start()
     with pytest.raises(ServerError, match="the servers were stopped"):
-        ask(pool, names(1, 5))
+        run(pool, names(1, 5))

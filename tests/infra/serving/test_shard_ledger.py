@@ -33,11 +33,11 @@ with module.shard_ledger(store, Path(sys.argv[1]), "responses", "k") as ledger:
 """
 
 
-def interrupted(store: Store, place: Path, asked: list[str], text: str = "x") -> list[str]:
+def interrupted(store: Store, place: Path, requests: list[str], text: str = "x") -> list[str]:
     """Finish these requests and fail. Returns the requests that were finished before."""
     with pytest.raises(KeyboardInterrupt), shard_ledger(store, place, "responses", "k") as ledger:  # noqa: PT012
         found = list(ledger)
-        for each in asked:
+        for each in requests:
             ledger.append(each, {"text": text})
         raise KeyboardInterrupt
     return found
@@ -68,11 +68,11 @@ def test_a_killed_process_leaves_its_finished_requests(s3_store, s3_url, s3_buck
             assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-        asked = process.stdout.read().split()
+        printed = process.stdout.read().split()
     found = interrupted(s3_store, tmp_path / "two", [])
     assert found
     assert found == [f"q{n}" for n in range(len(found))]  # the first ones, without a gap
-    assert len(found) <= len(asked) + 1
+    assert len(found) <= len(printed) + 1
 
 
 def test_after_an_outage_the_copy_catches_up(s3_store, tmp_path, monkeypatch, caplog):
