@@ -37,7 +37,7 @@ help:
 	@echo 'make down    end what make up started'
 	@echo 'make test    lint, types and all tests, one run of the real flow included'
 	@echo 'make test-faults  the heavy fault tests: kills at random, a faulty S3, runs at once'
-	@echo 'make lint    ruff and mypy'
+	@echo 'make lint    ruff, mypy and codespell'
 	@echo 'make bench   the performance measurements of bench/'
 	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the others do so themselves'
 
@@ -60,6 +60,7 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell
 
 # Debian's own, where there is none and we may install it.
 browser:

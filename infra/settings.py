@@ -124,5 +124,5 @@ def _secret_block(name: str) -> dict[str, Any]:
 
     value = Secret.load(name, _sync=True).get()  # type: ignore[union-attr,call-arg]
     if not isinstance(value, dict):
-        raise BadInput(f"{BLOCK_VARIABLE}: Prefect block secret/{name} must hold a JSON object of settings")  # noqa: TRY004
+        raise BadInput(f"{BLOCK_VARIABLE}: Prefect block secret/{name} must hold a JSON object of settings")
     return value
