@@ -1,9 +1,9 @@
-# `make demo` and `make test` set themselves up: all that must be there is Python 3.11, make, gcc and git.
-#   FLAVOUR=cpu|gpu   what to install; default: gpu where `nvidia-smi -L` works
-#   TORCH_INDEX=URL   package index of torch's CPU build (PyTorch's CPU wheel index); empty: as pip is configured
-#   PYTHON=PATH       the interpreter that makes .venv; default python3.11
-#   CHROMIUM=PATH     the browser that `make test` opens the report in; default: chromium or google-chrome of the PATH
-#   PORT=N            for `make up`: the Prefect server's port; default: the last one, at first 4200; 0: a free one
+# `make demo` and `make test` set themselves up. They need only Python 3.11, make, gcc and git.
+#   FLAVOUR=cpu|gpu   what to install; default: gpu if `nvidia-smi -L` works
+#   TORCH_INDEX=URL   package index of torch's CPU build (PyTorch's CPU wheel index); empty: pip's own configuration
+#   PYTHON=PATH       the interpreter that creates .venv; default: python3.11
+#   CHROMIUM=PATH     the browser that `make test` opens the report in; default: chromium or google-chrome on the PATH
+#   PORT=N            for `make up`: the Prefect server's port; default: the last one used, else 4200; 0: a free one
 #   ARGS=...          for `make demo`, e.g. ARGS=--dry-run;   PYTEST_ARGS=...  for `make test`, e.g. PYTEST_ARGS='-k ledger'
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP = .venv/.set-up-$(FLAVOUR)
 
-# A Prefect of the project's own: its server starts with a run, ends with it, and touches no profile of yours.
+# The project has a Prefect home of its own: a server starts and ends with each run, and your profiles stay untouched.
 export PREFECT_HOME := $(CURDIR)/.bolt/prefect
 export PREFECT_RESULTS_LOCAL_STORAGE_PATH := $(PREFECT_HOME)/storage
 export PREFECT_SERVER_MEMO_STORE_PATH := $(PREFECT_HOME)/memo_store.toml
@@ -28,25 +28,25 @@ export PREFECT_LOGGING_LEVEL ?= INFO
 export PREFECT_LOGGING_EXTRA_LOGGERS := infra,tasks
 export DO_NOT_TRACK := 1
 unexport PREFECT_PROFILE PREFECT_API_URL PREFECT_API_KEY PREFECT_API_AUTH_STRING
-# Tests must not reach a server or a store that your shell names.
+# Tests must not reach a server or a store that your shell is configured for.
 OWN_ENV = env $(foreach name,$(filter-out BOLT_TEST_%,$(filter PREFECT_API_% BOLT_% AWS_%,$(.VARIABLES))),-u $(name))
 
 help:
-	@echo 'make demo    the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
-	@echo 'make up      Prefect server, workers, deployments, automation; prints the address of the UI (PORT=N)'
-	@echo 'make down    end what make up started'
-	@echo 'make test    lint, types and all tests, one run of the real flow included'
-	@echo 'make test-faults  the heavy fault tests: kills at random, a faulty S3, runs at once'
+	@echo 'make demo    run the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
+	@echo 'make up      start the Prefect server, workers, deployments, automations; prints the UI address (PORT=N)'
+	@echo 'make down    stop what make up started'
+	@echo 'make test    lint, type checks and all tests, including one run of the real flow'
+	@echo 'make test-faults  the heavy fault tests: random kills, a faulty S3, concurrent runs'
 	@echo 'make lint    ruff, mypy and codespell'
-	@echo 'make bench   the performance measurements of bench/'
-	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the others do so themselves'
+	@echo 'make bench   run the performance measurements of bench/'
+	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the other targets do so themselves'
 
 setup: $(STAMP)
 
 $(STAMP): constraints.txt pyproject.toml infra/setup.sh
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' infra/setup.sh $(FLAVOUR)
 
-# What the flow prints is its result: kept to the end, so that the path is the last line. Progress goes to stderr.
+# The flow prints its result to stdout, which is shown at the end so that the path is the last line. Progress is on stderr.
 demo: setup
 	@mkdir -p .bolt; $(BIN)/python -m flows bolt/nano $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 
@@ -62,13 +62,13 @@ lint: setup
 	@$(BIN)/mypy
 	@$(BIN)/codespell
 
-# Debian's own, where there is none and we may install it.
+# Debian's Chromium is installed if there is no browser and we are root.
 browser:
 	@[ -n '$(CHROMIUM)' ] || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && echo 'installing chromium' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=300 chromium >/dev/null; } \
-	|| { echo 'make test opens the report in a browser: install Chromium, or name one: make test CHROMIUM=/path/to/it' >&2; exit 1; }
+	|| { echo 'make test opens the report in a browser: install Chromium, or give its path: make test CHROMIUM=/path/to/it' >&2; exit 1; }
 
-# Two files of tests at a time: many wait for a server.
+# Two test files at a time, since many tests wait for a server.
 test: lint browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS) </dev/null
 

@@ -1,4 +1,4 @@
-"""What every measurement says of itself: the machine, the load, the command and the commit."""
+"""The circumstances that every measurement records: machine, load, command and commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def surroundings() -> dict[str, Any]:
-    """Machine, load, interpreter, command and commit (`-dirty` where files differ from it)."""
+    """Machine, load, interpreter, command and commit (`-dirty` if files differ from it)."""
     git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     return {

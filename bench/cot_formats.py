@@ -1,10 +1,11 @@
-"""Megabytes of responses parsed a second, per format, against a plain non-greedy regex in the same run.
+"""Measure the parsing of responses, in MB/s per format, against a plain non-greedy regex in the same run.
 
     python bench/cot_formats.py [--rounds 5] [--megabytes 8]
 
-Texts are made in memory from a seed; the real texts beside the repository are measured too where they are. Prints one
-line of JSON. `baseline` is `re.search(r"<a>(.*?)</a>\\s*<b>(.*?)</b>", DOTALL)`, which splits but neither counts
-delimiters nor names faults; for qwq it is a regex that looks for one heading from the end, and so reads little.
+Texts are made in memory from a seed. Real texts from the folder beside the repository are measured too, if they exist.
+Prints one line of JSON. `baseline` is `re.search(r"<a>(.*?)</a>\\s*<b>(.*?)</b>", DOTALL)`, which splits a text but
+neither counts delimiters nor reports violations. For qwq it is a regex that searches for one heading from the end, and
+so reads little.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def made(name: str, size: int) -> list[str]:
 
 
 def hostile(name: str, size: int) -> list[str]:
-    """One text of nothing but delimiters, and one of all but their last characters."""
+    """A text of delimiters alone, and a text of delimiters that lack their last character."""
     marks = qwq.HEADINGS if name == "qwq" else FORMATS[name].render("t", "s").split()
     unit = "".join(marks)
     cut = "".join(mark[:-1] for mark in marks)
@@ -64,13 +65,14 @@ def hostile(name: str, size: int) -> list[str]:
 
 
 def real(name: str) -> list[str]:
+    """Real responses in this format; empty if the folder beside the repository does not exist."""
     folder = ROOT.parent / "shared" / "bench" / "longcot"
     paths = [folder / f"{file}.jsonl" for file in REAL.get(name, ())]
     return [json.loads(line)["response"] for path in paths if path.is_file() for line in path.open(encoding="utf-8")]
 
 
 def speed(parse: Callable[[str], object], texts: list[str], rounds: int) -> float | None:
-    """Megabytes (UTF-8) a second, best of `rounds`."""
+    """Megabytes (UTF-8) per second, best of `rounds`; None without texts."""
     size = sum(len(text.encode()) for text in texts)
     best = float("inf")
     for _ in range(rounds):
@@ -90,7 +92,7 @@ def main() -> None:
     table = []
     for name, module in FORMATS.items():
         for corpus, texts in (("made", made(name, size)), ("real", real(name)), ("hostile", hostile(name, size // 8))):
-            # On the hostile texts the baseline matches at once or takes time without end: it is not asked.
+            # On hostile texts the baseline matches at once or runs almost forever, so that it is left out.
             other = None if corpus == "hostile" else speed(baseline(name), texts, given.rounds)
             row = {"format": name, "corpus": corpus, "texts": len(texts)}
             table.append({**row, "parse_mb_s": speed(module.parse, texts, given.rounds), "baseline_mb_s": other})

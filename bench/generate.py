@@ -1,12 +1,13 @@
-"""Tokens generated a second: our generation step against bare vLLM, same requests, same engine options, same run.
+"""Measure tokens generated per second by our generation step, against bare vLLM on the same requests and options.
 
     python bench/generate.py [--model nano/models/instruct] [--requests 2000] [--samples 2] [--rounds 3]
 
-Ours is the step `generate` as the flows run it, from reading the queries to the finished table: prompts rendered, the
-server asked over HTTP, each answer kept in the ledger, texts parsed, Parquet and manifest written. Bare is one
-`vllm.LLM.generate` over the same token ids in a process of its own, built from the server's own command line; what that
-does not name (such as --max-num-batched-tokens) has vLLM's default for either way in. Both stay up for the whole run,
-are warmed up with one unmeasured round and then take turns; starting is timed apart. Medians over the rounds.
+Ours is the step `generate` as the flows run it, from reading the queries to the finished table: prompts are rendered,
+requests sent over HTTP, answers kept in the ledger, texts parsed, Parquet and manifest written. Bare is one call of
+`vllm.LLM.generate` over the same token ids in a process of its own, built from the server's own command line. An option
+that it does not set (such as --max-num-batched-tokens) has vLLM's default of each entry point. Both stay up for the
+whole run, are warmed up with one unmeasured round and then take turns. Start-up is timed separately. Figures are
+medians over the rounds.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from tasks.queries.sources import Source
 from tasks.responses.generate import GenerateConfig, generate, request_seed
 from tasks.responses.prompt import PromptConfig, draw_examples, in_context_prompt
 
-Asked = list[tuple[list[int], int | None]]  # token ids and seed
+Prompts = list[tuple[list[int], int | None]]  # token ids and seed
 
 
 class Ours:
@@ -76,8 +77,8 @@ class Ours:
         ref: Ref = task.task.fn(Job(Plan(step="bench", key=name, provenance=Provenance()), self.settings, arguments))
         return ref
 
-    def asked(self) -> Asked:
-        """What the step will ask the server, in its order."""
+    def prompts(self) -> Prompts:
+        """The requests of the step, in its order."""
         tokenizer = load_tokenizer(Path(self.store.local_path(f"{self.model.step}/{self.model.key}")))
         examples = list(read_rows(self.store, self.examples))
         found = []
@@ -110,10 +111,10 @@ class Ours:
 class Bare:
     """`vllm.LLM` in a process of its own."""
 
-    def __init__(self, command: list[str], asked: Asked, config: GenerateConfig, log: Path) -> None:
+    def __init__(self, command: list[str], requests: Prompts, config: GenerateConfig, log: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, command, asked, config, log))
+        self.process = context.Process(target=_serve, args=(other, command, requests, config, log))
         began = time.perf_counter()
         self.process.start()
         other.close()
@@ -139,8 +140,8 @@ class Bare:
             self.process.kill()
 
 
-def _serve(pipe: Connection, command: list[str], asked: Asked, config: GenerateConfig, log: Path) -> None:
-    """The bare process: start from the server's command line, then one round for each message."""
+def _serve(pipe: Connection, command: list[str], requests: Prompts, config: GenerateConfig, log: Path) -> None:
+    """The bare process: start with the server's command line, then run one round per message."""
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -150,7 +151,7 @@ def _serve(pipe: Connection, command: list[str], asked: Asked, config: GenerateC
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(allow_abbrev=False))
     named, _of_the_http_server = parser.parse_known_args(command)
     llm = LLM.from_engine_args(EngineArgs.from_cli_args(named))
-    prompts = [{"prompt_token_ids": ids} for ids, _ in asked]
+    prompts = [{"prompt_token_ids": ids} for ids, _ in requests]
     sampling = {
         "n": config.samples,
         "temperature": config.temperature,
@@ -158,7 +159,7 @@ def _serve(pipe: Connection, command: list[str], asked: Asked, config: GenerateC
         "max_tokens": config.max_tokens,
         "skip_special_tokens": False,
     }
-    params = [SamplingParams(**sampling, seed=seed) for _, seed in asked]
+    params = [SamplingParams(**sampling, seed=seed) for _, seed in requests]
     scheduler = llm.llm_engine.vllm_config.scheduler_config
     shown = ("max_num_seqs", "max_num_batched_tokens")
     pipe.send({name: getattr(scheduler, name) for name in shown})
@@ -193,7 +194,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         assert isinstance(server, VllmServer)
         startup = {"ours": time.perf_counter() - began}
         os.environ.update(_environment("generate"))
-        bare = Bare([*server.command()[4:], "--disable-log-stats"], ours.asked(), ours.config, folder / "bare.log")
+        bare = Bare([*server.command()[4:], "--disable-log-stats"], ours.prompts(), ours.config, folder / "bare.log")
         try:
             startup["bare"] = bare.startup_s
             found = _rounds({"ours": ours.round, "bare": bare.round}, given.rounds)
@@ -201,7 +202,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             bare.close()
     speed = {name: statistics.median(tokens / seconds for seconds, tokens, _ in rows) for name, rows in found.items()}
     if len({prompt for rows in found.values() for _, _, prompt in rows}) != 1:
-        raise SystemExit(f"the contenders were not asked the same: {found}")
+        raise SystemExit(f"the contenders had different prompts: {found}")
     return {
         "bench": "generate",
         "model": str(given.model),
@@ -223,7 +224,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _rounds(contenders: dict[str, Any], rounds: int) -> dict[str, list[tuple[float, int, int]]]:
-    """One unmeasured round, then `rounds` in which who goes first alternates."""
+    """One unmeasured round, then `rounds` in which the order alternates."""
     found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         order = list(contenders) if number % 2 else list(reversed(contenders))

@@ -1,8 +1,8 @@
-"""Links in Prefect's run graph, and the time to submit shards: `python bench/graph.py [--shards 400]`.
+"""Measure the links in Prefect's run graph, and the time to submit shards: `python bench/graph.py [--shards 400]`.
 
 One flow run samples in `--shards` shards that are all cache hits (their artifacts are written first), then filters
-them. It is run twice against one Prefect server of its own: as the flows do it (the job quoted, the task runs of its
-inputs named by `wait_for`), and with Prefect's own search for dependencies in the arguments, as it was done before.
+them. It runs twice against one temporary Prefect server: as the flows do it (the job is quoted, and the task runs of
+its inputs are given as `wait_for`), and with Prefect's own search for dependencies in the arguments.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ MODEL = Ref(kind="model", step="imported", key="m", uri="", digest="m", rows=1)
 
 
 class Nothing(dict[Any, Any]):
-    """Remembers nothing, so that no task run is named as a parent."""
+    """A dictionary that stays empty, so that no task run is given as a parent."""
 
     def update(self, *_: Any, **__: Any) -> None:
-        """Forget at once."""
+        """Ignore the items."""
 
 
 def write_shards(run: Run, queries: Ref, shards: int) -> None:
-    """Write what the shards would make: empty tables, under the keys that the flow will look for."""
+    """Write the shards' tables, empty, under the keys that the flow will look up."""
     for shard in range(shards):
         call = {"config": CONFIG, "queries": queries, "model": MODEL, "shard": shard, "shards": shards}
         plan = generate.plan("responses", {**call, "servers": run.servers})
@@ -57,7 +57,7 @@ def write_shards(run: Run, queries: Ref, shards: int) -> None:
 
 @flow(task_runner=TASK_RUNNER)
 def sampling(shards: int) -> tuple[float, str]:
-    """Submit all shards, wait for them, then filter; the shards' seconds, and the flow run's id."""
+    """Submit all shards, wait for them, then filter. Returns the shards' seconds and the flow run's id."""
     with begin(Common(serving=SERVING)) as run:
         queries = write_table(run.store, "queries", "k", QUERIES, [], Provenance())
         examples = write_table(run.store, "examples", "k", EXAMPLES, [], Provenance())
@@ -76,12 +76,12 @@ def sampling(shards: int) -> tuple[float, str]:
 
 
 def identity(value: Any) -> Any:
-    """In place of Prefect's `quote`: the argument is searched."""
+    """Replaces Prefect's `quote`, so that the argument is searched for dependencies."""
     return value
 
 
 def links(flow_run: str) -> int:
-    """The links of a run's graph as Prefect's UI draws it, read once its task runs have been recorded."""
+    """The number of links in a run's graph as Prefect's UI draws it, once all of its task runs are recorded."""
     counts: list[int] = []
     with get_client(sync_client=True) as client:
         while len(counts) < 3 or len(set(counts[-3:])) > 1:

@@ -1,15 +1,15 @@
-"""Query mining on made-up queries: rows a second of each step, and what memory does as the table grows tenfold.
+"""Measure query mining on made-up queries: rows per second, and peak memory as the table grows tenfold.
 
     python bench/mining.py [--rows 1000000] [--languages en] [--baseline PYTHON] [--folder DIR] [--out FILE.jsonl]
 
-The queries: half from templates, half random words of a skewed vocabulary; 10 % exact copies, 5 % near copies (one word
-in forty changed, one at least), 0.5 % copies of 1,000 made-up problems. All steps run: collect, clean (language, exact
-and near-duplicates), decontaminate, draw. Each size is a process of its own, so that its peak of memory is its own.
+Half of the queries are from templates, half are random words of a skewed vocabulary. 10 % are exact copies, 5 % near
+copies (one word in forty changed, at least one), 0.5 % copies of 1,000 made-up problems. All steps run: collect, clean
+(language, exact and near-duplicates), decontaminate, draw. Each size has a process of its own, for its peak memory.
 
-`--baseline` names a Python that has datatrove[io,processing] 0.10.1, orjson and spacy (not of ours):
-the same rows go through its JSON reader, MinHash deduplication (four steps, 3-grams, 20 buckets of 6), JSON writer, on
-one core as ours.
-distilabel is left out: its MinHash step is datasketch, one row at a time, in memory.
+`--baseline` is the path of a Python with datatrove[io,processing] 0.10.1, orjson and spacy (they are no dependencies of
+this project). The same rows go through its JSON reader, MinHash deduplication (four steps, 3-grams, 20 buckets of 6)
+and JSON writer, on one core like ours. distilabel is not compared: its MinHash step is datasketch, which works on one
+row at a time, in memory.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ for number, stage in enumerate(stages):
 
 
 def texts(rows: int, problems: list[str], seed: int = 0) -> Iterator[str]:
-    """Made-up queries; copies are of the last 10,000 new ones."""
+    """`rows` made-up queries; copies are made of the last 10,000 new ones."""
     rng = random.Random(seed)
     syllables = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(1, 3))) for _ in range(400)]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(20_000)]
@@ -103,12 +103,13 @@ def texts(rows: int, problems: list[str], seed: int = 0) -> Iterator[str]:
 
 
 def written(path: Path, lines: Iterator[str]) -> None:
+    """Write the lines as queries, one JSON object each."""
     with path.open("w") as file:
         file.writelines(json.dumps({"query": line}) + "\n" for line in lines)
 
 
 def mine(folder: Path, languages: tuple[str, ...]) -> dict[str, Any]:
-    """All steps on `folder`/queries.jsonl: seconds of each, the funnels, the peak of this process's memory."""
+    """Run all steps on `folder`/queries.jsonl: their seconds, their counts, and the peak memory of this process."""
     settings = Settings(store=str(folder / "store"), work_dir=folder)
     seconds: dict[str, float] = {}
     counts: dict[str, Any] = {}
@@ -131,7 +132,7 @@ def mine(folder: Path, languages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def measure(rows: int, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One size, in processes of its own."""
+    """Measure one size, in processes of its own."""
     folder.mkdir()
     problems = [*texts(1_000, ["a problem of its own"], seed=1)]
     written(folder / "problems.jsonl", iter(problems))
@@ -140,26 +141,26 @@ def measure(rows: int, given: argparse.Namespace, folder: Path) -> dict[str, Any
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     whole = sum(found["seconds"].values())
-    told = {"rows": rows, **found, "rows_per_second": round(rows / whole)}
+    row = {"rows": rows, **found, "rows_per_second": round(rows / whole)}
     if given.baseline:
         began = time.perf_counter()
         command = [given.baseline, "-c", BASELINE, str(folder), str(folder / "datatrove")]
         subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         took = time.perf_counter() - began
         with (folder / "datatrove" / "kept" / "00000.jsonl").open() as kept:
-            told["datatrove"] = {
+            row["datatrove"] = {
                 "seconds": round(took, 2),
                 "rows_per_second": round(rows / took),
                 "kept": sum(1 for _ in kept),
             }
-    return told
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--languages", nargs="*", default=["en"], help="none turns the language filter off")
-    parser.add_argument("--baseline", help="a Python that has datatrove")
+    parser.add_argument("--languages", nargs="*", default=["en"], help="no value turns the language filter off")
+    parser.add_argument("--baseline", help="path of a Python that has datatrove")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
-"""Our graders beside the authors' own figures: `python bench/oracles.py DATA`, DATA being a folder with their files.
+"""Compare our graders with the figures that the benchmarks' authors published: `python bench/oracles.py DATA`.
 
-One line a figure: what was published, what comes out here. `tests/evals` asserts the same and looks at every item.
+DATA is a folder with the authors' files. Prints one line per figure: as published, and as computed here. `tests/evals`
+asserts the same, item by item.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from evals.style_control import Battles, Style, differences, style_controlled, w
 from infra.processes.limited import Limited, NoResult
 from infra.text.markdown import markdown_table
 
-BASELINE = "claude-3.7-sonnet"  # whom the fork of Arena-Hard whose verdicts are public compares with
+BASELINE = "claude-3.7-sonnet"  # the baseline of the Arena-Hard fork whose verdicts are public
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def zebra_lines(data: Path) -> Iterator[Line]:
 def mtbench_lines(data: Path) -> Iterator[Line]:
     single = rows(data / "gpt-4_single_ja.jsonl")
     agree = sum(mtbench.read_rating(row["judgment"]) == row["score"] for row in single)
-    yield Line("MT-Bench", "ratings read as in the file", str(len(single)), str(agree))
+    yield Line("MT-Bench", "ratings that are read as in the file", str(len(single)), str(agree))
 
 
 def arena_lines(data: Path) -> Iterator[Line]:

@@ -1,12 +1,12 @@
-"""Prompt tokens that a server computes with requests grouped by their examples, and with the same in random order.
+"""Measure the prompt tokens that a server computes: requests grouped by their examples, against random order.
 
     python bench/prefix.py [--model nano/models/instruct] [--requests 2000] [--shards 4] [--kv-tokens 4096]
 
-The requests are those of the step `generate`: three of ten examples a prompt. Both orders are sent as the step sends
-them (`infra.serving.pool.complete_on`, `--shards` of them at once on one server), each to a fresh server. Its KV cache
-has room for `--kv-tokens` tokens, less than the prefixes of all sets of examples take (`tokens_of_all_sets`). Computed
-are the prompt tokens that the server's own metrics count as looked up in the prefix cache, less those found there.
-Every request samples one token sequence of at most `--max-tokens`: reading prompts is what is measured.
+The requests are those of the step `generate`, with three of ten examples per prompt. Both orders are sent as the step
+sends them (`infra.serving.pool.complete_on`, `--shards` of them at once), each to a new server. Its KV cache has room
+for `--kv-tokens` tokens, which is less than the prefixes of all sets of examples need (`tokens_of_all_sets`). Computed
+tokens are those that the server's metrics count as looked up in the prefix cache, less the hits. Every request samples
+one sequence of at most `--max-tokens` tokens, since only the reading of prompts is measured.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tasks.examples.read import ExamplesConfig, example_files, read_example
 from tasks.queries.sources import Source, queries_of
 from tasks.responses.prompt import PromptConfig, draw_examples, in_context_prompt
 
-Prompts = dict[str, tuple[tuple[str, ...], list[int]]]  # by query: the examples shown, token ids
+Prompts = dict[str, tuple[tuple[str, ...], list[int]]]  # by query: example ids, token ids
 
 
 def prompts(given: argparse.Namespace) -> Prompts:
-    """What is asked, in the order of the queries."""
+    """The prompts, in the order of the queries."""
     tokenizer = load_tokenizer(given.model)
     prompt = PromptConfig(template=given.template, example_template=given.example_template)
     examples = [read_example(path) for path in example_files(ExamplesConfig(path=given.examples))]
@@ -55,10 +55,10 @@ def prompts(given: argparse.Namespace) -> Prompts:
     return found
 
 
-def distinct_tokens(asked: Prompts) -> int:
-    """Tokens of the prefix tree of all sets: what a cache that holds every set's examples has room for."""
+def distinct_tokens(requests: Prompts) -> int:
+    """Tokens in the prefix tree of all sets of examples: the size of a cache that holds all of them."""
     ends: dict[tuple[str, ...], list[int]] = {}
-    for shown, ids in asked.values():
+    for shown, ids in requests.values():
         known = ends.setdefault(shown, ids)
         shared = next(
             (n for n, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids))
@@ -67,8 +67,8 @@ def distinct_tokens(asked: Prompts) -> int:
     return len({tuple(ids[: n + 1]) for ids in ends.values() for n in range(len(ids))})
 
 
-def computed(given: argparse.Namespace, asked: Prompts, grouped: bool) -> dict[str, int]:
-    """Prompt tokens of all requests, and those computed, on a fresh server."""
+def computed(given: argparse.Namespace, requests: Prompts, grouped: bool) -> dict[str, int]:
+    """The number of prompt tokens of all requests, and of those that a new server computes."""
     with tempfile.TemporaryDirectory(prefix="bench-prefix-") as folder:
         settings = Settings(store=f"{folder}/store", work_dir=Path(folder))
         store = Store.open(settings)
@@ -81,9 +81,9 @@ def computed(given: argparse.Namespace, asked: Prompts, grouped: bool) -> dict[s
         )
         with Servers(ServingConfig(policy=options, reward=options), store, Path(folder)) as servers:
             pool = servers.policies(model)
-            names = list(asked)
+            names = list(requests)
             threads = [
-                threading.Thread(target=ask, args=(given, pool, asked, names[n :: given.shards], grouped))
+                threading.Thread(target=ask, args=(given, pool, requests, names[n :: given.shards], grouped))
                 for n in range(given.shards)
             ]
             for thread in threads:
@@ -94,17 +94,19 @@ def computed(given: argparse.Namespace, asked: Prompts, grouped: bool) -> dict[s
     return {"prompt_tokens": int(looked_up), "computed": int(looked_up - hits)}
 
 
-def ask(given: argparse.Namespace, pool: Pool, asked: Prompts, names: list[str], grouped: bool) -> None:
-    """One shard, as the step `generate` asks it; or in random order."""
+def ask(given: argparse.Namespace, pool: Pool, requests: Prompts, names: list[str], grouped: bool) -> None:
+    """Send the requests of one shard, grouped as the step `generate` does, or in random order."""
     random.Random(0).shuffle(names)
     groups = [names]
     if grouped:
-        groups = [list(group) for _, group in groupby(sorted(names, key=lambda n: asked[n][0]), lambda n: asked[n][0])]
+        groups = [
+            list(group) for _, group in groupby(sorted(names, key=lambda n: requests[n][0]), lambda n: requests[n][0])
+        ]
     done: list[str] = []
     asking = complete_on(
         pool,
         groups,
-        lambda name: Request(name, asked[name][1], None),
+        lambda name: Request(name, requests[name][1], None),
         Sampling(n=1, max_tokens=given.max_tokens),
         max_in_flight=given.in_flight,
         on_result=lambda request, _: done.append(request.request_id),
@@ -114,7 +116,7 @@ def ask(given: argparse.Namespace, pool: Pool, asked: Prompts, names: list[str],
 
 
 def kv_bytes_per_token(model: Path) -> int:
-    """Bytes of keys and values of one token in bfloat16, of a dense model."""
+    """Bytes of one token's keys and values in bfloat16, for a dense model."""
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
     heads = config.get("num_key_value_heads", config["num_attention_heads"])
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -131,28 +133,28 @@ def main() -> None:
     parser.add_argument("--example-template", type=Path, default=nano / "prompts" / "example.md")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--in-flight", type=int, default=4, help="for each shard")
+    parser.add_argument("--in-flight", type=int, default=4, help="requests per shard")
     parser.add_argument("--max-tokens", type=int, default=4)
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--max-num-seqs", type=int, default=8)
-    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of the KV cache")
-    parser.add_argument("--kv-tokens", type=int, default=4096, help="room in the KV cache")
+    parser.add_argument("--block-size", type=int, default=32, help="tokens per block of the KV cache")
+    parser.add_argument("--kv-tokens", type=int, default=4096, help="size of the KV cache in tokens")
     parser.add_argument("--out", type=Path, help="append the JSON line here as well")
     given = parser.parse_args()
     if not given.model.is_dir():
         parser.error(f"no model folder {given.model}")
     given.kv_bytes_per_token = kv_bytes_per_token(given.model)
     before = surroundings()
-    asked = prompts(given)
-    found = {name: computed(given, asked, name == "grouped") for name in ("grouped", "random order")}
+    requests = prompts(given)
+    found = {name: computed(given, requests, name == "grouped") for name in ("grouped", "random order")}
     if len({each["prompt_tokens"] for each in found.values()}) != 1:
-        raise SystemExit(f"the two orders were not asked the same: {found}")
+        raise SystemExit(f"the two orders had different prompts: {found}")
     result = {
         "bench": "prefix",
         "model": str(given.model),
-        "requests": len(asked),
-        "sets": len({shown for shown, _ in asked.values()}),
-        "tokens_of_all_sets": distinct_tokens(asked),
+        "requests": len(requests),
+        "sets": len({shown for shown, _ in requests.values()}),
+        "tokens_of_all_sets": distinct_tokens(requests),
         "kv_tokens": given.kv_tokens,
         "prompt_tokens": found["grouped"]["prompt_tokens"],
         "computed": {name: each["computed"] for name, each in found.items()},

@@ -1,10 +1,10 @@
-"""A rerun of the whole method when every step is cached: seconds of work beyond process start, on S3 and on local disk.
+"""Measure a rerun of the whole method in which every step is cached, on S3 and on local disk.
 
     python bench/rerun.py STORE [--rounds 3] [--out FILE.jsonl]
 
 STORE is a local artifact store in which `bolt/nano` has finished (`artifacts`, after `make demo`). It is copied to
-S3, a moto server in a process of its own, reached over HTTP. Measured is the time between the flow run's first and
-last log line, so Python, imports and Prefect's own start are left out. Medians; the two take turns.
+S3, a moto server in a process of its own, reached over HTTP. The time is between the first and the last log line of the
+flow run, so that the start of Python, imports and Prefect are left out. The two take turns; figures are medians.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LINE = re.compile(r"^(\d\d:\d\d:\d\d\.\d+) \| .*Flow run '", re.M)
 
 @contextmanager
 def s3_server(log: Path) -> Iterator[str]:
-    """Address of a moto server with an empty bucket."""
+    """A moto server with an empty bucket; yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,7 +63,7 @@ def s3_server(log: Path) -> Iterator[str]:
 
 
 def seconds(environment: dict[str, str], home: Path) -> tuple[float, int, int]:
-    """One rerun: seconds between the flow run's first and last log line, steps, and how many of them were cached."""
+    """One rerun: seconds between first and last log line, number of steps, and number of cached steps."""
     (home / "prefect").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BOLT_", "AWS_", "PREFECT_"))}
     own = {
@@ -99,7 +99,9 @@ def measure(folder: Path, rounds: int, work: Path) -> dict[str, object]:
             for name, environment in places.items():
                 took, steps, cached = seconds(environment, work / name)
                 if steps != cached:
-                    raise SystemExit(f"{name}: only {cached} of {steps} steps were cached: is {folder} a finished run?")
+                    raise SystemExit(
+                        f"{name}: only {cached} of {steps} steps were cached: finish bolt/nano in {folder} first"
+                    )
                 found[name].append(took)
         figures = {f"{name}, s": round(statistics.median(times), 2) for name, times in found.items()}
         return {**figures, "all": found, "steps": steps, "files": len(source.list())}

@@ -1,12 +1,12 @@
-"""Rewards a second: our scoring step against asking the same server for one reward at a time.
+"""Measure rewards per second of our scoring step, against one request at a time to the same server.
 
     python bench/score.py [--model nano/models/reward] [--responses 2000] [--rounds 3]
 
-Ours is the step `score` as the flows run it, from reading the responses to the finished table: chats rendered and
-tokenised, the server asked, Parquet and manifest written. One at a time asks for the same token ids, one a request, the
-next when the last is answered, over one connection; rendering is not counted there. Both ask one server, which stays
-up, is warmed up with one unmeasured round, and takes turns. Every response is another: none is judged once for two.
-Medians over the rounds.
+Ours is the step `score` as the flows run it, from reading the responses to the finished table: chats are rendered and
+tokenised, requests sent, Parquet and manifest written. One at a time sends the same token ids over one connection, each
+request after the answer to the last; rendering is not timed there. Both use one server, which is warmed up with one
+unmeasured round, and take turns. All responses differ, so that none is scored once for several. Figures are medians
+over the rounds.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from infra.store.tables import read_rows, write_table
 from infra.text.chat import load_tokenizer
 from tasks.rewards.score import ScoreConfig, reward_input_ids, score
 
-SAMPLES = 8  # responses a query
+SAMPLES = 8  # responses per query
 LENGTHS = (10, 40)  # words of a query and of a solution, as in the nano world
 
 
 def made_up(store: Store, words: list[str], count: int) -> tuple[Ref, Ref]:
-    """Queries and `count` responses, `SAMPLES` a query, of `LENGTHS` of the words each."""
+    """Tables of queries and of `count` responses, `SAMPLES` per query, each text of `LENGTHS` random words."""
     draw = random.Random(0)
 
     def text() -> str:
@@ -69,7 +69,7 @@ def made_up(store: Store, words: list[str], count: int) -> tuple[Ref, Ref]:
 
 
 def one_at_a_time(url: str, served_name: str, ids: list[list[int]]) -> list[float]:
-    """The rewards of token ids, each asked for when the one before is answered."""
+    """The rewards of token ids, one request after the other."""
     rewards = []
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
         for each in ids:
@@ -80,7 +80,7 @@ def one_at_a_time(url: str, served_name: str, ids: list[list[int]]) -> list[floa
 
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both contenders over the same responses: rewards a second, medians and spread, and how far rewards differ."""
+    """Both contenders on the same responses: rewards per second (median and spread), and how far rewards differ."""
     settings = Settings(store=str(folder / "store"), work_dir=folder)
     store = Store.open(settings)
     model = import_model(store, given.model.resolve(), given.model.resolve().name)

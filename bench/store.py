@@ -1,10 +1,10 @@
-"""What the artifact store costs: our tables against bare pyarrow.parquet, same batches, same run, local disk.
+"""Measure the cost of the artifact store: our tables against bare pyarrow.parquet, on local disk.
 
     python bench/store.py [--rows 40000] [--rounds 5] [--folder DIR] [--out FILE.jsonl]
 
-Ours checks the schema, hashes every part, flushes to disk and writes a manifest; reading verifies each part's sha256
-first ("read, known" is a second read in one process, which skips the hash). MB are 10^6 bytes of Arrow data in memory.
-Figures are medians over the rounds, in which the contenders take turns.
+Ours checks the schema, hashes every part, flushes to disk and writes a manifest. Reading verifies the sha256 of each
+part first ("read, known" is a second read in the same process, which skips the hash). MB are 10^6 bytes of Arrow data
+in memory. Both write the same batches and take turns. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCH_ROWS = GROUP_ROWS  # so that bare Parquet gets the same row groups
 
 
 def batches(rows: int) -> list[pa.RecordBatch]:
-    """Made-up responses: about 4 kB of words a row, as compressible as prose."""
+    """Made-up responses: about 4 kB of words per row, as compressible as prose."""
     rng = random.Random(0)
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(3_000)]
 
@@ -70,7 +70,7 @@ def drain(stream: Iterator[pa.RecordBatch]) -> int:
 
 
 def contenders(folder: Path, data: list[pa.RecordBatch]) -> dict[str, Callable[[], Any]]:
-    """Each measured action; writers come before the readers of what they wrote."""
+    """The measured actions by name; each write comes before the reads of what it wrote."""
     artifacts = Store.open(Settings(store=str(folder / "ours")))
     bare = folder / "bare.parquet"
     refs: list[Any] = []
@@ -101,8 +101,8 @@ def contenders(folder: Path, data: list[pa.RecordBatch]) -> dict[str, Callable[[
 
 
 def measure(rows: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Medians in MB/s and the cost of the store beside bare Parquet."""
-    store.SETTLED_S = -1.0  # a fresh file counts as settled: the second read is to be a known one
+    """Medians in MB/s, and the cost of the store relative to bare Parquet."""
+    store.SETTLED_S = -1.0  # a new file counts as settled, so that the second read is a known one
     data = batches(rows)
     size = sum(batch.nbytes for batch in data)
     actions = contenders(folder, data)

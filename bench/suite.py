@@ -1,15 +1,15 @@
-"""The whole evaluation suite with nano models, offline: the real problem files, real vLLM, a judge that knows nothing.
+"""Run the whole evaluation suite with nano models, offline: real problem files, real vLLM, a judge of random weights.
 
     python bench/suite.py DATA [--limit 40] [--model NAME=PATH ...]
 
 DATA is a folder with the authors' files: math500/math500.jsonl, math_l5/problems.jsonl, zebra/zebra_puzzles_gold.jsonl,
 mtbench/mt_bench_question.jsonl and mt_bench_reference_answer_gpt-4.jsonl, arenahard/question_v0.1.jsonl,
 question_v2.0.jsonl and answers_*.jsonl of a baseline each, queries/wildchat-if.jsonl. WildBench's own conversations
-cannot be had offline: single turns of real users with a checklist of two lines stand in for them.
+are not available offline; single turns of real users with a checklist of two items replace them.
 
-The scores mean nothing: the nano models know 166 words, and the judge's weights are random (`nano.judge`), its answers
-held to the form by its server. What is shown is that the machinery works: run it again and every step is Cached; kill
-it anywhere, run it again, and it goes on.
+The scores mean nothing: the nano models know 166 words, and the judge's weights are random (`nano.judge`), with answers
+whose form its server constrains. The run shows that the machinery works: run it again, and every step is Cached; kill
+it anywhere and run it again, and it resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.common import ROOT
 from flows.evaluate import EvaluateConfig, evaluate
 from nano.judge import make_judge
 
-CONTEXT = 16_384  # tokens; the nano models were made for 1,024, and what they say beyond that is noise
+CONTEXT = 16_384  # tokens; the nano models are trained for 1,024, and their output beyond that is noise
 JUDGE_CONTEXT = 65_536
 LONGER = ("--hf-overrides", json.dumps({"max_position_embeddings": JUDGE_CONTEXT}))
 FORMS = {
@@ -36,11 +36,11 @@ FORMS = {
     "arena-hard-v2.0": r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]",
     "wildbench": r'\{"score": "([1-9]|10)"\}',
 }
-"""What the judge's server holds it to."""
+"""The form that the judge's server constrains its answers to, as a regular expression."""
 
 
-def stand_in_for_wildbench(data: Path, folder: Path, limit: int) -> Path:
-    """Conversations in WildBench's layout, made of real users' first turns."""
+def wildbench_substitute(data: Path, folder: Path, limit: int) -> Path:
+    """Write conversations in WildBench's layout, made of first turns of real users."""
     path = folder / "wildbench.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with (data / "queries" / "wildchat-if.jsonl").open() as lines, path.open("w") as made:
@@ -57,7 +57,7 @@ def stand_in_for_wildbench(data: Path, folder: Path, limit: int) -> Path:
 
 
 def configured(data: Path, models: dict[str, str], limit: int) -> EvaluateConfig:
-    """All benchmarks, the first `limit` problems of each."""
+    """The configuration: all benchmarks, the first `limit` problems of each."""
     judge = ROOT / ".bolt" / "judge"
     if not judge.is_dir():
         make_judge(judge, longest=JUDGE_CONTEXT)
@@ -92,7 +92,7 @@ def configured(data: Path, models: dict[str, str], limit: int) -> EvaluateConfig
                     arena / "question_v2.0.jsonl",
                     baselines=[{"path": str(arena / "answers_v2.0_o3-mini-2025-01-31.jsonl")}],
                 ),
-                of("wildbench", stand_in_for_wildbench(data, ROOT / ".bolt" / "suite", limit)),
+                of("wildbench", wildbench_substitute(data, ROOT / ".bolt" / "suite", limit)),
             ],
         }
     )

@@ -1,14 +1,14 @@
 """Write docs/parameters.md from the flows' parameter models: `python docs/parameters.py [--check]`.
 
-With `--check` nothing is written; the exit status is 1 where the file is out of date.
+With `--check` nothing is written; the exit status is 1 if the file is out of date.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -25,6 +25,7 @@ from flows.online import OnlineConfig
 from flows.publish import PublishConfig
 from flows.rerun import RerunConfig
 from flows.sft import SftFlowConfig
+from flows.stages.parameters import about, bounds_text, default_text, nested, type_text
 
 TARGET = Path(__file__).resolve().with_name("parameters.md")
 FLOWS: dict[str, type[BaseModel]] = {
@@ -39,7 +40,6 @@ FLOWS: dict[str, type[BaseModel]] = {
     "publish": PublishConfig,
     "rerun": RerunConfig,
 }
-BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("min_length", "length ≥"))
 HEAD = """# Parameters
 
 Written by `docs/parameters.py` from the code; do not edit. How flows are run is in [flows.md](flows.md).
@@ -50,89 +50,54 @@ Paths are relative to the folder that the flow runs in: the checkout.
 """
 
 
-def nested(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation names, in order."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for each in get_args(annotation) for model in nested(each)]
-
-
-def type_text(annotation: Any) -> str:
-    """A type as a reader of YAML would say it."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return type_text(inner[0])
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    if origin in (Union, types.UnionType):
-        shown = ["null" if each is types.NoneType else type_text(each) for each in inner]
-        return ", ".join(shown) if all(get_origin(each) is Literal for each in inner) else " or ".join(shown)
-    if origin is dict:
-        return f"map of {type_text(inner[0])} to {type_text(inner[1])}"
-    if origin is tuple:
-        return f"list of {type_text(inner[0])}"
-    if nested(annotation):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    return {"str": "text", "bool": "true, false", "float": "number", "Path": "path"}.get(
-        annotation.__name__, str(annotation.__name__)
-    )
-
-
-def bounds_text(field: FieldInfo) -> str:
-    found = [f"{sign} {getattr(each, name)}" for name, sign in BOUNDS for each in field.metadata if hasattr(each, name)]
-    return ", " + ", ".join(found) if found else ""
-
-
-def default_text(value: Any) -> str:
-    """A default; of a nested object only what differs from that object's own defaults."""
-    if isinstance(value, BaseModel):
-        own = type(value).model_fields
-        changed = {name: held for name, held in value if held != own[name].get_default(call_default_factory=True)}
-        return ", ".join(f"{name} {default_text(held)}" for name, held in changed.items()) or "its defaults"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if value is None or value == ():
-        return "none"
-    return f"`{value}`"
+def linked(annotation: Any) -> str:
+    """A type as a reader of YAML would say it; a nested model as a link to its section."""
+    text = type_text(annotation)
+    for model in nested(annotation):
+        text = re.sub(rf"\b{model.__name__}\b(?!\])", f"[{model.__name__}](#{model.__name__.lower()})", text)
+    return text
 
 
 def row(name: str, field: FieldInfo) -> str:
+    """A field's row in the table of its model."""
     default = "**required**" if field.is_required() else default_text(field.get_default(call_default_factory=True))
     meaning = field.description or about(*nested(field.annotation)[:1])
-    cells = (f"`{name}`", type_text(field.annotation) + bounds_text(field), default, meaning)
+    cells = (f"`{name}`", linked(field.annotation) + bounds_text(field), default, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def table(model: type[BaseModel]) -> str:
+    """A model's fields as a Markdown table."""
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*lines, *(row(name, field) for name, field in model.model_fields.items())])
 
 
-def about(model: type[BaseModel] | None = None) -> str:
-    """A model's own docstring on one line."""
-    return " ".join((vars(model).get("__doc__") or "").split()) if model else ""
-
-
 def section(title: str, model: type[BaseModel]) -> str:
-    told = about(model)
-    return f"## {title}\n\n{told}{told and chr(10) * 2}{table(model)}\n"
+    """A model's section: heading, docstring, table."""
+    text = about(model)
+    return f"## {title}\n\n{text}{text and chr(10) * 2}{table(model)}\n"
 
 
 def page() -> str:
-    """The whole of docs/parameters.md: the flows first, then each nested object once, in order of first mention."""
+    """The text of docs/parameters.md: the flows first, then each nested object once, in order of first mention.
+
+    Raises:
+        ValueError: two models have the same name, and so would have the same link.
+    """
     waiting = list(FLOWS.values())
     inner: dict[str, type[BaseModel]] = {}
     while waiting:
         for field in waiting.pop(0).model_fields.values():
             for model in nested(field.annotation):
                 if inner.setdefault(model.__name__, model) is not model:
-                    raise ValueError(f"two parameter models are called {model.__name__}")
+                    raise ValueError(f"two parameter models are called {model.__name__}: rename one")
                 waiting.append(model)
     flows = [section(f"flow `{name}`", model) for name, model in FLOWS.items()]
     return "\n".join([HEAD, *flows, *(section(name, model) for name, model in inner.items())])
 
 
 def main(arguments: list[str]) -> int:
+    """Write or check the file; returns the exit status."""
     current = page()
     if arguments == ["--check"]:
         if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == current:

@@ -1,4 +1,7 @@
-"""The whole method (BOLT, arXiv 2502.03860): bootstrap LongCoT data, SFT, online DPO; every stage is evaluated."""
+"""`python -m flows bolt/nano`: the whole method (BOLT, arXiv 2502.03860), with every stage evaluated.
+
+Bootstrap LongCoT data from an instruct model, fine-tune it on them, and train it online on its own samples.
+"""
 
 from __future__ import annotations
 
@@ -34,37 +37,37 @@ class BoltConfig(Common):
 
     @model_validator(mode="after")
     def _one_format(self) -> Self:
-        """The policy is trained to write one format; everything that reads it must expect that one."""
+        """The policy learns to write one format, and everything that reads its samples must expect that format."""
         if self.online.generate.format != self.bootstrap.select.format:
             raise ValueError(
-                f"online.generate.format is {self.online.generate.format}, but the policy learns to write "
-                f"bootstrap.select.format, {self.bootstrap.select.format}: make them equal"
+                f"online.generate.format is {self.online.generate.format}, but the policy learns "
+                f"bootstrap.select.format, {self.bootstrap.select.format}: set both to the same format"
             )
         return self
 
 
 def without(stage: Stage, problems: ProblemsConfig) -> Stage:
-    """The stage, mining none of the problems that every stage is evaluated on."""
+    """The stage with the evaluation problems held out of its queries."""
     return stage.model_copy(update={"queries": stage.queries.without(problems)})
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
-    """Teach a plain instruct model to think, and show what each stage gave."""
+    """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
         instruct, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
         learned = config.bootstrap.select.format
         stage_1 = without(config.bootstrap, config.evaluate.problems)
         stage_3 = without(config.online, config.evaluate.problems)
 
-        # All that the user's files can be wrong in shows here, before a GPU is used.
+        # Whatever is wrong with the user's files is found here, before a GPU is used.
         problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
         examples = curated_for(run, stage_1, instruct, config.serving.policy.max_model_len)
         queries, later_queries = mine_stage(run, stage_1.queries), online_queries(run, stage_3)
         publish_mining(run, [queries, *later_queries.values()])
         grades: dict[str, Grades] = {}
 
-        # Each model is evaluated just before it is next sampled from, so that one server start serves both.
+        # Each model is evaluated just before it is sampled from next, so that its server is started once.
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
         grades["in-context"] = evaluate_stage(
             run,

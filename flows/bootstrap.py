@@ -1,4 +1,7 @@
-"""Stage 1, LongCoT bootstrapping (BOLT section 3.1): examples, queries, sampling, filter, scores, selection."""
+"""`python -m flows bootstrap/nano`: stage 1 alone, LongCoT bootstrapping (BOLT section 3.1).
+
+In-context examples, mined queries, sampling, filtering by rule, rewards, and the selection of the best responses.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,19 @@ from tasks.rewards.select import SelectConfig, select
 
 
 class BootstrapStage(BaseModel):
-    """Stage 1's settings; the defaults are the paper's figures."""
+    """Settings of stage 1; the defaults are the paper's figures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    queries: MineStage = Field(description="Queries that LongCoT data are made for.")
     examples: ExamplesConfig = Field(ExamplesConfig(), description="In-context examples.")
-    queries: MineStage = Field(description="Queries to make LongCoT data for.")
-    prompt: PromptConfig = Field(PromptConfig(), description="How examples and query become a prompt.")
+    prompt: PromptConfig = Field(PromptConfig(), description="How in-context examples and a query become a prompt.")
     generate: GenerateConfig = Field(GenerateConfig(), description="How responses are sampled.")
-    filter: FilterConfig = Field(FilterConfig(), description="Which responses are dropped by rule.")
-    score: ScoreConfig = Field(ScoreConfig(), description="How responses are scored.")
-    select: SelectConfig = Field(SelectConfig(), description="Which responses are kept.")
+    filter: FilterConfig = Field(FilterConfig(), description="Rules that drop responses.")
+    score: ScoreConfig = Field(ScoreConfig(), description="How responses are scored by the outcome reward model.")
+    select: SelectConfig = Field(SelectConfig(), description="Which of the scored responses are kept for SFT.")
     shards: int = Field(
-        16, ge=1, le=400, description="Pieces that the queries are generated in; each is a cached task."
+        16, ge=1, le=400, description="Number of shards that the queries are split into; each shard is a cached task."
     )
 
 
@@ -52,7 +55,7 @@ def curated(
     room: Room | None = None,
     reward_model: Ref | None = None,
 ) -> Ref:
-    """The table of in-context examples: those that fit the model's `room` and, with a reward model, the best."""
+    """Choose in-context examples: those that fit into `room`, ranked if a reward model is given."""
     return run.do(
         choose_examples,
         "examples",
@@ -65,7 +68,7 @@ def curated(
 
 
 def curated_for(run: Run, config: BootstrapStage, model: Ref, max_model_len: int) -> Ref:
-    """Stage 1's examples, any three of which leave room for query and answer in the context of the model served."""
+    """The examples of stage 1: any three leave room for a query and its response in the served model's context."""
     room = Room(prompt=config.prompt, max_tokens=config.generate.max_tokens, max_model_len=max_model_len)
     return curated(run, config.examples, model, room)
 
@@ -73,7 +76,7 @@ def curated_for(run: Run, config: BootstrapStage, model: Ref, max_model_len: int
 def bootstrap_stage(
     run: Run, config: BootstrapStage, examples: Ref, queries: Ref, model: Ref, reward_model: Ref
 ) -> Ref:
-    """LongCoT data from a ShortCoT model: the table `longcot`."""
+    """Make LongCoT data with a ShortCoT model: the table `longcot`."""
     if run.dry:
         print(
             first_prompt(
@@ -107,7 +110,7 @@ def bootstrap_stage(
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def bootstrap(config: BootstrapConfig) -> Ref:
-    """Make a LongCoT data set from an instruct model and a handful of in-context examples."""
+    """Make a LongCoT data set with an instruct model and ten in-context examples."""
     with begin(config) as run:
         model, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
         examples = curated_for(run, config, model, config.serving.policy.max_model_len)

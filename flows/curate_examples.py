@@ -1,4 +1,7 @@
-"""Choose in-context examples among candidates, and report why each was taken or rejected (BOLT section 3.1.1)."""
+"""`python -m flows curate-examples/default`: choose in-context examples from candidates (BOLT section 3.1.1).
+
+A report says why each candidate was taken or rejected.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,22 @@ from tasks.responses.prompt import PromptConfig
 class CurateConfig(Common):
     """Parameters of the flow `curate-examples`."""
 
-    examples: ExamplesConfig = Field(ExamplesConfig(), description="The candidates, and what one must be to be taken.")
-    prompt: PromptConfig = Field(PromptConfig(), description="How examples and query become a prompt.")
-    max_tokens: int = Field(
-        GenerateConfig().max_tokens, ge=1, description="Longest response, which the context must hold beside them."
-    )
+    examples: ExamplesConfig = Field(ExamplesConfig(), description="The candidates, and what is required of them.")
     model: str | None = Field(
         None,
-        description=f"Model that will read the examples, for its tokenizer: {A_MODEL}. With it, any examples of a "
-        "prompt must fit `serving.policy.max_model_len`; without, that is not looked at.",
+        description=f"Model that will read the examples; only its tokenizer is used: {A_MODEL}. If given, any examples "
+        "drawn for a prompt must fit `serving.policy.max_model_len`; if omitted, lengths are not checked.",
     )
     reward_model: str | None = Field(
         None,
-        description=f"Outcome reward model that ranks the candidates by query and solution: {A_MODEL}. Without it they "
-        "keep the order of their files or rows.",
+        description=f"Outcome reward model that ranks the candidates by query and solution: {A_MODEL}. If omitted, "
+        "they keep the order of their files or rows.",
+    )
+    prompt: PromptConfig = Field(PromptConfig(), description="How in-context examples and a query become a prompt.")
+    max_tokens: int = Field(
+        GenerateConfig().max_tokens,
+        ge=1,
+        description="Longest response, in tokens; the context must hold it beside the examples.",
     )
 
 
@@ -65,7 +70,7 @@ def _row(cells: Any) -> str:
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def curate_examples(config: CurateConfig) -> Ref:
-    """Check candidates for in-context examples, rank those that serve, and make the table `examples`."""
+    """Check and rank candidates for in-context examples, and write the table `examples`."""
     with begin(config) as run:
         model = run.model(config.model) if config.model else None
         reward_model = run.model(config.reward_model) if config.reward_model else None
@@ -74,6 +79,6 @@ def curate_examples(config: CurateConfig) -> Ref:
         )
         examples = curated(run, config.examples, model, room if model else None, reward_model)
         if not run.dry:
-            told = report(read_manifest(run.store, examples)["counts"])
-            create_markdown_artifact(told, key="bolt-examples", description="Which examples were taken, and why")
+            text = report(read_manifest(run.store, examples)["counts"])
+            create_markdown_artifact(text, key="bolt-examples", description="Which examples were taken, and why")
         return examples

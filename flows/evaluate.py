@@ -1,4 +1,7 @@
-"""Evaluation: any models on any benchmarks, through one way of sampling; only solutions are graded or judged."""
+"""`python -m flows evaluate/nano`: compare any models on any benchmarks.
+
+All models answer a benchmark with the same sampling settings. Only solutions are graded or judged, never thoughts.
+"""
 
 from __future__ import annotations
 
@@ -30,22 +33,25 @@ DECODINGS = ("sampled", "greedy")
 
 
 class EvaluateStage(BaseModel):
-    """How models are compared on a benchmark whose answers a program grades."""
+    """A benchmark whose answers are graded by a program."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     benchmark: Verifiable = Field(
         SHORT_ANSWER,
-        description="How problems are read, asked and graded; `short-answer`: any queries with a `reference` each.",
+        description="Which benchmark; `short-answer` takes any queries that have a `reference` each.",
     )
     problems: ProblemsConfig = Field(
-        description="Held-out problems with reference answers. Of a benchmark's own, in its authors' layout, only "
-        "`draw.limit` can be set: the first ones."
+        description="Held-out problems with reference answers. A named benchmark's are in its authors' layout, and "
+        "`draw.limit` (the first ones) is the only setting of `draw` that it takes."
     )
     generate: GenerateConfig = Field(
-        GenerateConfig(samples=4, max_truncated_share=0.2), description="Sampling at T=1; greedy is beside it."
+        GenerateConfig(samples=4, max_truncated_share=0.2),
+        description="How answers are sampled (T=1); a greedy answer is always added.",
     )
-    shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
+    shards: int = Field(
+        4, ge=1, le=400, description="Number of shards that the problems are split into; each shard is a cached task."
+    )
 
     @model_validator(mode="after")
     def _first_ones(self) -> Self:
@@ -54,37 +60,37 @@ class EvaluateStage(BaseModel):
 
 
 class Evaluated(BaseModel):
-    """One model to evaluate, under the name of its stage."""
+    """One model to evaluate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the stage; part of the names of its steps.")
+    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the model in tables and step names.")
     model: str = Field(description=f"The model: {A_MODEL}.")
-    format: Format = Field("bolt", description="Format that its answers are read in; `plain` for a ShortCoT model.")
-    in_context: bool = Field(False, description="Show it the in-context examples.")
+    format: Format = Field("bolt", description="Format of its answers; `plain` for a ShortCoT model.")
+    in_context: bool = Field(False, description="Whether its prompts contain the in-context examples.")
 
 
 class EvaluateConfig(Common):
     """Parameters of the flow `evaluate`."""
 
+    models: tuple[Evaluated, ...] = Field(min_length=1, description="Models to compare, in the order of the tables.")
     benchmarks: tuple[Annotated[EvaluateStage | JudgedStage, Field(discriminator="benchmark")], ...] = Field(
-        min_length=1, description="The benchmarks, each with its problems and how they are answered."
+        min_length=1, description="The benchmarks, each with its problems and how answers are sampled."
     )
-    models: tuple[Evaluated, ...] = Field(min_length=1, description="Models to compare, in the order to show them.")
-    examples: ExamplesConfig | None = Field(None, description="In-context examples, where a model is shown them.")
-    prompt: PromptConfig = Field(PromptConfig(), description="How a model is shown them.")
+    examples: ExamplesConfig | None = Field(None, description="In-context examples, for models with `in_context`.")
+    prompt: PromptConfig = Field(PromptConfig(), description="How in-context examples and a query become a prompt.")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         names = [each.name for each in self.models]
         if len(set(names)) < len(names):
-            raise ValueError(f"models: {names}: give each model a name of its own")
+            raise ValueError(f"models: {names}: each name must be unique")
         kinds = [each.benchmark for each in self.benchmarks]
         if len(set(kinds)) < len(kinds):
-            raise ValueError(f"benchmarks: {kinds}: each benchmark can stand there once")
+            raise ValueError(f"benchmarks: {kinds}: each benchmark may be listed once")
         shown = [each.name for each in self.models if each.in_context]
         if shown and self.examples is None:
-            raise ValueError(f"models: {shown[0]} is to be shown in-context examples, but `examples` is not given")
+            raise ValueError(f"models: {shown[0]} has in_context set, but `examples` is not given: set it")
         return self
 
 
@@ -102,7 +108,7 @@ def evaluate_stage(
     prompt: PromptConfig | None = None,
     examples: Ref | None = None,
 ) -> Grades:
-    """Grades of one model's answers, by decoding."""
+    """Sample one model's answers and grade them, once per decoding: `sampled` and `greedy`."""
     grades: Grades = {}
     for decoding in DECODINGS:
         changes = {"format": format} | ({"samples": 1, "temperature": 0.0} if decoding == "greedy" else {})
@@ -116,7 +122,7 @@ def evaluate_stage(
 
 
 def stage_summary(run: Run, name: str, grades: Grades) -> dict[str, Any]:
-    """One entry of summary.json's `stages`."""
+    """A stage's figures, one entry of `stages` in summary.json."""
     return summarise(name, graded_frame(run, grades["sampled"]), graded_frame(run, grades["greedy"]))
 
 
@@ -128,6 +134,7 @@ def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
 
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
+    """The columns of a table of grades that the summary uses."""
     return read_table(
         run.store, grades, ["problem_id", "correct", "thought_tokens", "solution_tokens", "truncated", "malformed"]
     ).to_pandas()
@@ -135,9 +142,9 @@ def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
-    """Compare models on benchmarks."""
+    """Compare models on benchmarks, graded by programs or by a judge."""
     with begin(config) as run:
-        # All that the user's files can be wrong in shows here, before a GPU is used.
+        # Whatever is wrong with the user's files is found here, before a GPU is used.
         problems = {
             each.benchmark: problems_for(
                 run, each.benchmark, each.problems, each.references if isinstance(each, JudgedStage) else None
@@ -152,7 +159,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         grades: dict[tuple[Verifiable, str], Grades] = {}
         answers: dict[tuple[Judged, str], Answers] = {}
 
-        # Each model answers all benchmarks at once, so that one server start serves them.
+        # A model answers all benchmarks before the next model, so that its server is started once.
         for each in config.models:
             model = models[each.name]
             prompt, shown = (config.prompt, examples) if each.in_context else (None, None)
@@ -168,7 +175,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
                         run, stage, each.name, asked, model, format=each.format, prompt=prompt, examples=shown
                     )
 
-        # The judge comes last: a judge that is served here takes the models' place.
+        # The judge comes last, since a judge that is served here takes the devices of the models.
         verdicts = {}
         for (kind, name), given in answers.items():
             found = verdicts_stage(run, judged[kind], judges[kind], problems[kind], baselines[kind], given)

@@ -1,4 +1,4 @@
-"""Query mining alone (BOLT section 3.1.2)."""
+"""`python -m flows mine/nano`: query mining alone (BOLT section 3.1.2)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from infra.store.manifest import Ref
 class MineConfig(Common):
     """Parameters of the flow `mine`."""
 
-    queries: MineStage = Field(description="Sources, and how queries are mined from them.")
+    queries: MineStage = Field(description="Sources of queries, and how they are mined.")
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def mine(config: MineConfig) -> Ref:
-    """Mine queries from public sets and files: the table `queries`."""
+    """Mine queries from public data sets and files: the table `queries`."""
     with begin(config) as run:
         queries = mine_stage(run, config.queries)
         publish_mining(run, [queries])

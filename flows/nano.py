@@ -1,4 +1,7 @@
-"""Make the nano world's two models from nothing (about an hour on two cores). They are shipped in nano/models."""
+"""`python -m flows nano/make`: make the nano world's two models from scratch, about an hour on two cores.
+
+The models are shipped in nano/models.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,23 @@ from tasks.responses.prompt import PromptConfig
 
 
 class NanoConfig(Common):
-    """Parameters of the flow `nano`. The defaults made the models that are shipped."""
+    """Parameters of the flow `nano`. The shipped models were made with the defaults."""
 
-    instruct: PretrainRecipe = Field(PretrainRecipe(tokens=8_500_000), description="The instruct model.")
+    instruct: PretrainRecipe = Field(
+        PretrainRecipe(tokens=8_500_000), description="How the instruct model is pretrained."
+    )
     reward: PretrainRecipe = Field(
         PretrainRecipe(tokens=5_000_000, muon_lr=0.01, adam_lr=1.5e-3, seed=3),
-        description="The reward model, grown from the instruct model: made-up mistakes and the instruct model's own.",
+        description="How the reward model is trained: it starts from the instruct model, and learns from made-up "
+        "mistakes and the instruct model's own.",
     )
     reward_queries: int = Field(
-        2_400, ge=1, description="Problems that the instruct model answers for the reward model."
+        2_400, ge=1, description="Number of problems whose answers the reward model is trained on."
     )
-    samples: GenerateConfig = Field(description="How it answers them.")
-    examples: ExamplesConfig = Field(description="In-context examples that it is shown.")
-    prompt: PromptConfig = Field(description="How it is shown them.")
-    export: Path | None = Field(None, description="Folder to copy both models to, e.g. nano/models.")
+    samples: GenerateConfig = Field(description="How these answers are sampled from the instruct model.")
+    examples: ExamplesConfig = Field(description="In-context examples in its prompts.")
+    prompt: PromptConfig = Field(description="How in-context examples and a query become a prompt.")
+    export: Path | None = Field(None, description="Folder that both models are copied to, e.g. nano/models.")
 
 
 def exported(run: Run, model: Ref, target: Path) -> None:
@@ -46,7 +52,7 @@ def exported(run: Run, model: Ref, target: Path) -> None:
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def nano(config: NanoConfig) -> None:
-    """Pretrain the instruct model, let it answer problems, and grow the reward model on right and wrong answers."""
+    """Make the nano world's models: pretrain one to answer, and grow a reward model from it."""
     with begin(config) as run:
         instruct = run.do(make_instruct, "nano-instruct", recipe=config.instruct)
         queries = run.do(

@@ -1,4 +1,7 @@
-"""Stage 3, iterative online DPO (BOLT section 3.3): sample from the policy, score, pair best with worst, train."""
+"""`python -m flows online/nano --set config.model=sft/KEY`: stage 3 alone, iterative online DPO (BOLT section 3.3).
+
+Each iteration samples from the policy, scores the samples, pairs the best with the worst, and trains on the pairs.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +22,34 @@ from tasks.training.dpo import DpoStage, train_dpo
 
 
 class OnlineStage(BaseModel):
-    """Stage 3's settings; the defaults are the paper's figures."""
+    """Settings of stage 3; the defaults are the paper's figures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    iterations: int = Field(3, ge=1, le=20, description="Rounds of sampling and training (BOLT: 3).")
+    iterations: int = Field(3, ge=1, le=20, description="Number of iterations of sampling and training (BOLT: 3).")
     queries: MineStage = Field(
-        description="Queries of all iterations; each draws its own (so no `draw.limit` here); too few are an error."
+        description="Queries for all iterations. Each iteration draws its own part, so `draw.limit` cannot be set "
+        "here. The run stops if there are too few."
     )
-    queries_per_iteration: int = Field(33_000, ge=1, description="Queries drawn for an iteration (BOLT: 33k).")
-    generate: GenerateConfig = Field(GenerateConfig(), description="How the policy is sampled from.")
+    queries_per_iteration: int = Field(33_000, ge=1, description="Number of queries per iteration (BOLT: 33k).")
+    generate: GenerateConfig = Field(GenerateConfig(), description="How responses are sampled from the policy.")
     score: ScoreConfig = Field(ScoreConfig(), description="How samples are scored.")
-    pair: PairConfig = Field(PairConfig(), description="Which samples become a preference.")
-    dpo: DpoStage = Field(DpoStage(), description="How the policy is trained on the preferences.")
-    shards: int = Field(16, ge=1, le=400, description="Pieces that the samples are drawn in; each is a cached task.")
+    pair: PairConfig = Field(PairConfig(), description="Which samples become a preference pair.")
+    dpo: DpoStage = Field(DpoStage(), description="How the policy is trained on the preference pairs.")
+    shards: int = Field(
+        16, ge=1, le=400, description="Number of shards that the queries are split into; each shard is a cached task."
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if self.queries.draw.limit is not None:
             raise ValueError(
-                "queries.draw.limit: set queries_per_iteration, the number that each iteration draws, instead"
+                "queries.draw.limit: set queries_per_iteration instead, the number of queries of each iteration"
             )
         return self
 
     def draw_of(self, iteration: int) -> DrawConfig:
-        """The part of the queries that an iteration draws, all of it."""
+        """How an iteration draws its own part of the queries. Fewer than `queries_per_iteration` are an error."""
         each = self.queries_per_iteration
         skip = self.queries.draw.skip + (iteration - 1) * each
         return self.queries.draw.model_copy(update={"skip": skip, "limit": each, "min_queries": each})
@@ -52,7 +58,9 @@ class OnlineStage(BaseModel):
 class OnlineConfig(Common):
     """Parameters of the flow `online`."""
 
-    model: str = Field(description=f"SFT model: the policy to begin with, and pi_0 throughout: {A_MODEL}.")
+    model: str = Field(
+        description=f"SFT model: the initial policy, and the reference policy pi_0 of all iterations: {A_MODEL}."
+    )
     reward_model: str = Field(
         description=f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}."
     )
@@ -60,12 +68,12 @@ class OnlineConfig(Common):
 
 
 def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
-    """The queries of every iteration, by its number: mined before a GPU is used.
+    """The queries of every iteration, by its number, mined before a GPU is used.
 
-    The last iteration's come first: where there are too few, the error says how many all iterations need.
+    The last iteration draws first, so that the error on too few queries says how many all iterations need.
 
     Raises:
-        BadInput: too few are left.
+        BadInput: there are too few queries.
     """
     iterations = range(config.iterations, 0, -1)
     queries = mined(run, config.queries)
@@ -75,7 +83,7 @@ def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
 def online_iteration(
     run: Run, config: OnlineStage, iteration: int, queries: Ref, policy: Ref, reference: Ref, reward_model: Ref
 ) -> Ref:
-    """The policy after one more iteration. `reference` is pi_0, the SFT model, whatever the iteration."""
+    """The policy after one more iteration. `reference` is pi_0, the SFT model, in every iteration."""
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
@@ -103,7 +111,7 @@ def online_iteration(
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def online(config: OnlineConfig) -> Ref:
-    """Refine an SFT model (`model`) by online DPO; the model given is pi_0."""
+    """Train an SFT model by iterative online DPO; the given model is the reference policy pi_0."""
     with begin(config) as run:
         reference = policy = run.model(config.model)
         reward_model = reward_model_of(run, config.reward_model)

@@ -1,4 +1,7 @@
-"""What stage 1 shows of its data set: its card and its scores' histogram; and the flow that pushes it to the Hub."""
+"""`python -m flows publish/hub --set config.longcot=longcot/KEY --set config.repo=ORG/NAME`: push a data set.
+
+The flow pushes LongCoT data and their card to the Hugging Face Hub. `show_longcot` shows both in Prefect's UI.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +32,24 @@ class PublishConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    longcot: str = Field(pattern=r"^longcot/\w+$", description="The table to push: the artifact longcot/KEY.")
+    longcot: str = Field(pattern=r"^longcot/\w+$", description="LongCoT data to push: the artifact longcot/KEY.")
     repo: str = Field(
         pattern=r"^[\w.-]+/[\w.-]+$",
-        description="Data set ORG/NAME on the Hugging Face Hub; made where it does not exist. The token comes from the "
-        "environment variable HF_TOKEN.",
+        description="Data set ORG/NAME on the Hugging Face Hub; it is created if it does not exist. The token is read "
+        "from the environment variable HF_TOKEN.",
     )
-    private: bool = Field(True, description="Whether a data set that is made is private.")
+    private: bool = Field(True, description="Whether a data set that is created is private.")
     licence: str = Field(
         "other",
         pattern=r"^[\w.-]+$",
-        description="Licence of the data set as the Hub names it, say apache-2.0; the sources' must allow it.",
+        description="Licence of the data set as the Hub spells it, e.g. apache-2.0. The sources' licences must "
+        "allow it.",
     )
     dry_run: bool = Field(False, description="Print the card and what would be pushed, and stop.")
 
 
 def show_longcot(store: Store, longcot: Ref) -> None:
-    """Write the data set's card to `runs/RUN/longcot.md`; it and the scores' histogram become Prefect artifacts."""
+    """Write the data set's card to `runs/RUN/longcot.md`, and show it and a histogram of the rewards in Prefect."""
     made = ancestors(store, longcot)
     card, table = dataset_card(made), made[-1]
     store.write_bytes(f"runs/{run_folder()}/longcot.md", card.encode())
@@ -55,19 +59,19 @@ def show_longcot(store: Store, longcot: Ref) -> None:
 
 
 def scores_picture(longcot: Manifest) -> bytes:
-    """The histogram of all rewards with the threshold below which they were dropped, from the table's manifest."""
+    """The histogram of all rewards, with the threshold below which samples were dropped, from the table's manifest."""
     spread = longcot.counts["rewards"]
     return histogram_plot(spread["edges"], spread["samples"], longcot.counts["threshold"])
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def publish(config: PublishConfig) -> str | None:
-    """Push a LongCoT data set and its card to the Hugging Face Hub, in one commit that replaces what was there.
+    """Push a LongCoT data set and its card to the Hugging Face Hub.
 
-    Returns the commit's address.
+    One commit replaces what was there. Returns its address, or None for a dry run.
 
     Raises:
-        ValueError: there is no such table, or no token.
+        BadInput: there is no such artifact, or no token.
     """
     settings = Settings.load()
     store = Store.open(settings)
@@ -81,13 +85,13 @@ def publish(config: PublishConfig) -> str | None:
         return None
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise BadInput(f"no token to push to {config.repo} with: set the environment variable HF_TOKEN")
+        raise BadInput(f"no token to push to {config.repo}: set the environment variable HF_TOKEN")
     parts = artifact_parts(store, longcot, settings.work_dir)
     return pushed(config, card, parts, token)
 
 
 def pushed(config: PublishConfig, card: str, parts: tuple[Path, ...], token: str) -> str:
-    """Upload the card and the Parquet parts; the commit's address."""
+    """Upload the card and the Parquet parts; returns the commit's address."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)

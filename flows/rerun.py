@@ -1,7 +1,11 @@
-"""Rerun what failed or crashed: the same flow run, with the same parameters, so that what is done is found Cached.
+"""`python -m flows rerun/scheduled`: rerun the flow runs that failed or crashed, if they may succeed on retry.
 
-Its deployment has a work pool of its own: it waits for runs of the pool `bolt`, where one runs at a time, and would
-hold the place that they need. How often a run was rerun is a label of that run in Prefect (`bolt.reruns`).
+A rerun is the same flow run with the same parameters, so that its finished steps are Cached. The number of reruns of a
+run is a label of that run in Prefect (`bolt.reruns`). The deployment of this flow has a work pool of its own, since it
+waits for runs of the pool `bolt`, where one runs at a time: in that pool it would occupy the slot that they need.
+
+Prefect alone cannot do this: an automation can reschedule a run, but it cannot count reruns, nor read the error, nor
+start the runs one after another. `prefect flow-run retry` is the one call that `rerun_once` makes itself.
 """
 
 from __future__ import annotations
@@ -44,14 +48,14 @@ from infra.text.markdown import plain, short
 
 LABEL = "bolt.reruns"
 POLL_S = 5.0
-PAGE = 200  # flow runs asked for at once: Prefect's own limit
+PAGE = 200  # flow runs per request: Prefect's own limit
 
-NO_MEMORY = re.compile(  # Python's, torch's, the kernel's, Prefect's and vLLM's words
+NO_MEMORY = re.compile(  # the words of Python, torch, the kernel, Prefect and vLLM
     r"(?<!may cause )out.of.memory|OutOfMemoryError|MemoryError|cannot allocate memory|no available memory"
     r"|high memory usage|(?:larger than the available KV cache|(?:less than|exceed the) desired GPU) memory",
     re.IGNORECASE,
 )
-MISTAKE = re.compile(  # in the last words of a server or a trainer: it would say the same again
+MISTAKE = re.compile(  # in the last log lines of a server or a trainer: it would fail the same way again
     r"unrecognized arguments|error: argument |^(?:\[rank\d+\]: |\S+ )*(?:[\w.]+\.)?"
     r"(?:ValueError|TypeError|KeyError|AttributeError|ImportError|ModuleNotFoundError|ValidationError): ",
     re.MULTILINE,
@@ -64,21 +68,21 @@ class RerunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hours: float = Field(24, gt=0, description="How far to look back: runs that ended earlier are left alone.")
-    work_pool: str = Field("bolt", description="Work pool whose runs are looked after.")
+    hours: float = Field(24, gt=0, description="How far to look back, in hours. Runs that ended earlier are not rerun.")
+    work_pool: str = Field("bolt", description="Work pool whose runs are rerun.")
     pending_minutes: float = Field(
         15,
         gt=0,
-        description="A run that is Pending for longer has lost its worker before it began, and counts as crashed. "
-        "More where starting takes longer, e.g. for the pull of an image.",
+        description="A run that is Pending for longer than this many minutes lost its worker before it began, and is "
+        "marked as crashed. Set more if starting takes longer, e.g. to pull an image.",
     )
-    max_reruns: int = Field(2, ge=1, description="Most reruns of one flow run, over all runs of `rerun`.")
-    wait_hours: float = Field(24, gt=0, description="Longest wait for the end of one rerun, in hours.")
-    dry_run: bool = Field(False, description="Print what would be rerun and what not, and stop.")
+    max_reruns: int = Field(2, ge=1, description="Maximum number of reruns of one flow run, over all runs of `rerun`.")
+    wait_hours: float = Field(24, gt=0, description="Maximum wait for the end of one rerun, in hours.")
+    dry_run: bool = Field(False, description="Print which runs would be rerun and which not, and stop.")
 
 
 class Outcome(NamedTuple):
-    """What was done about one flow run; all text."""
+    """One row of the report: a flow run, how it ended, and what was done."""
 
     run: str
     ended: str
@@ -87,44 +91,44 @@ class Outcome(NamedTuple):
 
 
 def _names(*kinds: type[BaseException]) -> set[str]:
-    """The names of these exceptions and of all that derive from them."""
+    """The names of these exceptions and of all their subclasses."""
     return {name for kind in kinds for name in {kind.__name__, *_names(*kind.__subclasses__())}}
 
 
-HEALING = _names(ServerError, TrainerError, CompletionError, BadArtifact, CodeChangedError, *OUTAGES)
-HEALING -= {CompletionError.__name__}
-"""Errors that another run may not meet. A plain `CompletionError` is a refusal; those derived from it are outages."""
+RETRIABLE = _names(ServerError, TrainerError, CompletionError, BadArtifact, CodeChangedError, *OUTAGES)
+RETRIABLE -= {CompletionError.__name__}
+"""Errors that may be transient. A plain `CompletionError` is a refusal; its subclasses are outages."""
 
 
-LAST_WORDS = _names(ServerError, TrainerError)
-"""Errors whose text ends with a log's last lines."""
+WITH_LOG_LINES = _names(ServerError, TrainerError)
+"""Errors whose text ends with the last lines of a log."""
 
 
-def cannot_heal(state: StateType, message: str) -> str | None:
-    """Why the same run would end the same way again; None where it may not.
+def why_permanent(state: StateType, message: str) -> str | None:
+    """Why a rerun would end the same way; None if it may succeed.
 
-    A crash (a process or its machine went away) may always heal, and of errors those of servers, trainers and networks,
-    all but a lack of memory. What is not known to heal is left to a human.
+    A crash (a process or its machine went away) may always succeed on retry. So may errors of servers, trainers and
+    networks. Out of memory is permanent, and so is any error that is not known to be transient.
     """
     if NO_MEMORY.search(message):
-        return "out of memory: give it less to do at once, or more memory"
+        return "out of memory: reduce the load, or provide more memory"
     if state == StateType.CRASHED:
         return None
     found = FAILED_WITH.search(message)
-    error = found[1] if found else "unknown"
+    error = found[1] if found else "an unnamed error"
     if error == StoreError.__name__:
-        return None if any(what in message for what in TRANSIENT) else "the store's error needs a human"
-    if error in LAST_WORDS and MISTAKE.search(message):
-        return f"a mistake that does not heal by itself ({error})"
-    if error in HEALING or "Server error '5" in message:
+        return None if any(what in message for what in TRANSIENT) else "the store's error has to be fixed by a person"
+    if error in WITH_LOG_LINES and MISTAKE.search(message):
+        return f"{error} caused by a mistake in settings or code"
+    if error in RETRIABLE or "Server error '5" in message:
         return None
-    return f"an error ({error}) that does not heal by itself"
+    return f"{error} is not known to be transient"
 
 
-def ended_badly(client: SyncPrefectClient, config: RerunConfig) -> Iterator[FlowRun]:
+def failed_runs(client: SyncPrefectClient, config: RerunConfig) -> Iterator[FlowRun]:
     """The work pool's failed and crashed runs of the last `hours`, each once, oldest first.
 
-    They are listed again after each: while one is rerun, others may end.
+    The list is read again after each run, since others may fail while one is rerun.
     """
     ended = FlowRunFilterEndTime(after_=datetime.now(UTC) - timedelta(hours=config.hours))
     seen = set[UUID]()
@@ -138,16 +142,16 @@ def ended_badly(client: SyncPrefectClient, config: RerunConfig) -> Iterator[Flow
 
 
 def never_began(run: FlowRun, config: RerunConfig) -> bool:
-    """Whether a worker took a run `pending_minutes` ago and never started it.
+    """Whether a worker took a run more than `pending_minutes` ago and never started it.
 
-    Such a run sends no heartbeat, and it keeps its place in the pool.
+    Such a run sends no heartbeat, and it keeps its slot in the pool.
     """
     latest = datetime.now(UTC) - timedelta(minutes=config.pending_minutes)
     return run.state is not None and run.state.type == StateType.PENDING and run.state.timestamp < latest
 
 
 def crash(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> None:
-    """Take a run that never began for crashed."""
+    """Mark a run that never began as crashed."""
     message = f"its worker vanished before it began: pending for {config.pending_minutes:g} minutes"
     client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
@@ -173,31 +177,31 @@ def _runs(
 
 
 def reruns_of(run: FlowRun) -> int:
-    """How often a flow run was rerun, by its label."""
+    """How often a flow run was rerun, according to its label."""
     return int(run.labels.get(LABEL, 0))
 
 
-def left_alone(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> str | None:
-    """Why a run is not rerun; None where it is."""
+def why_not(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> str | None:
+    """Why a run is not rerun; None if it is to be rerun."""
     assert run.state is not None
     if reruns_of(run) >= config.max_reruns:
-        return f"it was rerun {reruns_of(run)} times"
-    if why := cannot_heal(run.state.type, run.state.message or ""):
+        return f"already rerun {reruns_of(run)} times"
+    if why := why_permanent(run.state.type, run.state.message or ""):
         return why
     if run.state.type == StateType.CRASHED and _beats(client, run):
-        return "it was thought dead, but its process lives"
+        return "marked as crashed, but its process is alive"
     return None
 
 
 def _beats(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether a crashed run has sent a heartbeat since, and lately: it was out of reach for a while, no more."""
+    """Whether a crashed run has sent a recent heartbeat: it was only out of reach for a while."""
     assert run.state is not None
-    lately = datetime.now(UTC) - timedelta(seconds=VANISHED_S)
+    recent = datetime.now(UTC) - timedelta(seconds=VANISHED_S)
     events = client.read_events(
         EventFilter(
             event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-            occurred=EventOccurredFilter(since=max(run.state.timestamp, lately)),
+            occurred=EventOccurredFilter(since=max(run.state.timestamp, recent)),
         ),
         limit=1,
     )
@@ -205,12 +209,14 @@ def _beats(client: SyncPrefectClient, run: FlowRun) -> bool:
 
 
 def rerun_once(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> str:
-    """Schedule the run again and wait for its end, at most `wait_hours`; says how that went."""
+    """Schedule the run again and wait up to `wait_hours` for its end. Returns the outcome as text."""
     assert run.state is not None
     now = client.read_flow_run(run.id)
     if now.state is None or now.state.id != run.state.id:
-        return "left alone: its state changed meanwhile"
-    client.update_flow_run_labels(run.id, {LABEL: reruns_of(now) + 1})  # first: a lost answer must not make it endless
+        return "not rerun: its state changed meanwhile"
+    client.update_flow_run_labels(
+        run.id, {LABEL: reruns_of(now) + 1}
+    )  # first: if the next answer is lost, the rerun still counts
     answer: OrchestrationResult[Any] = client.set_flow_run_state(
         run.id, AwaitingRetry(message="rerun/scheduled: try again")
     )
@@ -225,18 +231,18 @@ def rerun_once(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> 
             crash(client, now, config)
             continue
         if time.monotonic() > end:
-            return f"rerun: not ended after {config.wait_hours:g} hours"
+            return f"rerun: has not ended after {config.wait_hours:g} hours"
         time.sleep(POLL_S)
 
 
 def ending(run: FlowRun) -> str:
-    """A run's state and what it says."""
+    """A run's state and its message."""
     assert run.state is not None
     return f"{run.state.name}: {run.state.message}" if run.state.message else str(run.state.name)
 
 
 def report(outcomes: list[Outcome]) -> str:
-    """What was done, as a Markdown table."""
+    """The outcomes as a Markdown table."""
     if not outcomes:
         return "No run failed or crashed."
     lines = ["| run | ended | reruns before | what was done |", "|---|---|---|---|"]
@@ -245,10 +251,10 @@ def report(outcomes: list[Outcome]) -> str:
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def rerun(config: RerunConfig) -> State[None]:
-    """Rerun the failed and crashed runs of a work pool that may heal: each once, oldest first, one at a time.
+    """Rerun failed and crashed runs that may succeed on retry, oldest first, one at a time.
 
-    What was done is the message of its last state: the alert on its end tells it, also of runs that could not tell
-    their own end.
+    The outcomes are the message of this run's final state, so that its alert reports them: a run whose process died
+    could not send an alert itself.
     """
     log, outcomes = get_run_logger(), list[Outcome]()
     with get_client(sync_client=True) as client:
@@ -256,13 +262,13 @@ def rerun(config: RerunConfig) -> State[None]:
         try:
             for run in (each for each in pending if never_began(each, config)):
                 if config.dry_run:
-                    outcomes.append(Outcome(run.name, ending(run), str(reruns_of(run)), "would be taken for crashed"))
+                    outcomes.append(Outcome(run.name, ending(run), str(reruns_of(run)), "would be marked as crashed"))
                 else:
                     crash(client, run, config)
-            for run in ended_badly(client, config):
-                why = left_alone(client, run, config)
+            for run in failed_runs(client, config):
+                why = why_not(client, run, config)
                 if why:
-                    done = f"left alone: {why}"
+                    done = f"not rerun: {why}"
                 else:
                     done = "would be rerun" if config.dry_run else rerun_once(client, run, config)
                 outcomes.append(Outcome(run.name, ending(run), str(reruns_of(run)), done))
@@ -270,5 +276,7 @@ def rerun(config: RerunConfig) -> State[None]:
         finally:
             print(report(outcomes))
             if not config.dry_run:
-                create_markdown_artifact(report(outcomes), key="rerun", description="What was rerun, and what not")
+                create_markdown_artifact(
+                    report(outcomes), key="rerun", description="Which runs were rerun, and why others were not"
+                )
     return Completed(message="; ".join(f"{each.run}: {short(each.done)}" for each in outcomes) or None)

@@ -1,4 +1,4 @@
-"""Stage 2, LongCoT SFT (BOLT section 3.2)."""
+"""`python -m flows sft/nano --set config.longcot=longcot/KEY`: stage 2 alone, LongCoT SFT (BOLT section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SftFlowConfig(Common):
     """Parameters of the flow `sft`."""
 
     model: str = Field(description=f"Instruct model to fine-tune: {A_MODEL}.")
-    longcot: str = Field(description="The LongCoT data: the artifact STEP/KEY that a run of `bootstrap` returned.")
+    longcot: str = Field(description="LongCoT data: the artifact longcot/KEY that a run of `bootstrap` returned.")
     sft: SftStage = Field(SftStage(), description="LongCoT supervised fine-tuning.")
 
 
@@ -26,6 +26,6 @@ def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def sft(config: SftFlowConfig) -> Ref:
-    """Fine-tune the instruct model on another run's LongCoT data."""
+    """Fine-tune an instruct model on the LongCoT data of another run."""
     with begin(config) as run:
         return sft_stage(run, config.sft, run.table(config.longcot), run.model(config.model))

@@ -1,1 +1,1 @@
-"""A complete small world for a laptop: problems, models, judge. It uses the project by the doors that a user has."""
+"""A complete small world for a laptop: problems, models, a judge. It uses the project's public interfaces only."""

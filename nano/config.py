@@ -1,4 +1,4 @@
-"""How the two nano models are made: plain configurations, read by the training processes."""
+"""Configurations of the two nano models' training; the training processes read them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class PretrainRecipe(BaseModel):
-    """One nano training run. Both models share the shape of the run; only the data differs."""
+    """Settings of one nano training run, for either model; only the data differ."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: int = Field(13_000_000, ge=1, description="Tokens read in all.")
-    row_tokens: int = Field(768, ge=1, description="Tokens a row.")
-    rows_per_step: int = Field(8, ge=1, description="Rows an update.")
-    muon_lr: float = Field(0.02, gt=0, description="Peak learning rate of the matrices (Muon).")
+    tokens: int = Field(13_000_000, ge=1, description="Number of training tokens.")
+    row_tokens: int = Field(768, ge=1, description="Tokens per row.")
+    rows_per_step: int = Field(8, ge=1, description="Rows per update.")
+    muon_lr: float = Field(0.02, gt=0, description="Peak learning rate of the weight matrices (Muon).")
     adam_lr: float = Field(3e-3, gt=0, description="Peak learning rate of embeddings, norms and heads (AdamW).")
-    seed: int = Field(0, description="Seed of the weights and of the documents.")
+    seed: int = Field(0, description="Seed of the initial weights and of the documents.")
 
 
 class PretrainConfig(PretrainRecipe):
-    """What a pretraining process is told."""
+    """What a pretraining process reads: a recipe, and paths."""
 
-    output: Path = Field(description="Folder for the model; figures go beside it.")
+    output: Path = Field(description="Folder for the model; its metrics are written beside it.")
     start: Path | None = Field(None, description="Reward model only: the instruct model that it grows from.")
     samples: Path | None = Field(
-        None, description="Reward model only: the policy's samples with their outcomes (JSONL)."
+        None, description="Reward model only: the instruct model's samples with their outcomes (JSONL)."
     )

@@ -1,9 +1,9 @@
-"""What the nano models read before BOLT starts: documents and judged solutions, made without end from a seed.
+"""Training text of the nano models: an endless seeded stream of documents, and labelled solutions.
 
-Every problem comes from one split, so no problem of another split (in-context examples, queries, dev, test) is ever
-read. The writers of the worked documents are a mixed crowd: half check their steps, half do not, all slip. A document
-holds what its writer derived, right or wrong; only the short-answer chats state the true answer, of `pretrain`
-problems.
+Documents use problems of the split `pretrain` alone, and labelled solutions those of `reward`, so that no in-context
+example, query, dev or test problem is ever read. Half of the writers of worked documents check their steps, half do
+not, and all slip. A worked document states what its writer derived, right or wrong. Only the short-answer chats state
+the true answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nano.vocabulary import ASSISTANT, END, USER
 SLIP = 0.12
 SHARES = {"short": 0.22, "exercise": 0.13, "few_shot": 0.65}
 
-# The wording that elicits LongCoT in context: the prompt files that the flow `bootstrap` is given.
+# The wording that elicits LongCoT in context: the prompt files that the nano presets use.
 PROMPTS = Path(__file__).parent / "prompts"
 EXAMPLE_TEMPLATE = (PROMPTS / "example.md").read_text(encoding="utf-8").strip()
 PROMPT_TEMPLATE = (PROMPTS / "in_context.md").read_text(encoding="utf-8").strip()
@@ -39,31 +39,36 @@ def draw(rng: random.Random, split: str, levels: tuple[int, ...] = LEVELS, famil
 
 
 def work(rng: random.Random, problem: Problem, slip: float = SLIP) -> Worked:
-    """The problem worked by a random writer."""
+    """The problem as a random writer works it."""
     worked: Worked = FAMILIES[problem.family].derive(problem, rng, Habits(slip, rng.random() < 0.5))
     return worked
 
 
 def answered(worked: Worked) -> str:
+    """Thoughts and solution in BOLT's format."""
     return bolt.render(worked.thoughts, worked.solution)
 
 
 def chat(prompt: str, answer: str) -> str:
+    """A chat of one turn, as the chat template renders it."""
     return f"{USER} {prompt} {END} {ASSISTANT} {answer} {END}"
 
 
 def short(rng: random.Random) -> str:
+    """A chat in which the assistant states the true answer alone."""
     problem = draw(rng, "pretrain")
     return chat(problem.query, f"answer : {problem.answer} .")
 
 
 def exercise(rng: random.Random) -> str:
+    """A worked problem as plain text."""
     problem = draw(rng, "pretrain")
     worked = work(rng, problem)
     return f"exercise : {problem.query} {worked.thoughts} {worked.solution} {END}"
 
 
 def few_shot(rng: random.Random) -> str:
+    """A chat with one to three in-context examples, answered in BOLT's format."""
     shown = []
     for _ in range(rng.choice((1, 2, 3, 3, 3))):
         problem = draw(rng, "pretrain")
@@ -74,7 +79,7 @@ def few_shot(rng: random.Random) -> str:
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Pretraining documents without end."""
+    """An endless stream of pretraining documents."""
     rng = random.Random(seed)
     makers = {"short": short, "exercise": exercise, "few_shot": few_shot}
     while True:
@@ -82,8 +87,8 @@ def documents(seed: int) -> Iterator[str]:
         yield makers[kind](rng)
 
 
-def judged(rng: random.Random) -> tuple[Problem, list[str]]:
-    """A `reward` problem with solutions of many kinds: the right one, ones that slipped, misread or were garbled."""
+def with_mistakes(rng: random.Random) -> tuple[Problem, list[str]]:
+    """A `reward` problem with its right solution, and three more: with slips, misread, garbled."""
     problem = draw(rng, "reward")
     module = FAMILIES[problem.family]
     right = module.derive(problem, rng, Habits(0.0, False)).solution
@@ -93,16 +98,16 @@ def judged(rng: random.Random) -> tuple[Problem, list[str]]:
 
 
 def garbled(rng: random.Random, solution: str) -> str:
-    """A solution with one word replaced by its like, lost or said twice; or with the answer alone changed."""
+    """A solution with one word replaced by a similar one, dropped or doubled; or with only the answer changed."""
     tokens = solution.split()
     if rng.random() < 0.3:
         at = len(tokens) - 2
-        tokens[at] = like(rng, tokens[at])
+        tokens[at] = similar(rng, tokens[at])
         return " ".join(tokens)
     at = rng.randrange(len(tokens) - 1)
     how = rng.random()
     if how < 0.8:
-        tokens[at] = like(rng, tokens[at])
+        tokens[at] = similar(rng, tokens[at])
     elif how < 0.9:
         del tokens[at]
     else:
@@ -110,8 +115,8 @@ def garbled(rng: random.Random, solution: str) -> str:
     return " ".join(tokens)
 
 
-def like(rng: random.Random, word: str) -> str:
-    """Another word of the same kind: a number near by, another day, month, direction or person."""
+def similar(rng: random.Random, word: str) -> str:
+    """Another word of the same kind: a close number, another day, month, direction or person."""
     if word.isdigit():
         return str(min(40, max(0, int(word) + rng.choice((-3, -2, -1, 1, 2, 3)))))
     for kind in (DAYS, MONTHS, DIRECTIONS, PEOPLE, ("+", "-"), (".", ",", "=", ":", ">")):

@@ -1,9 +1,9 @@
-"""A judge that knows nothing: a random model over the bytes of UTF-8, to try the judged benchmarks' machinery offline.
+"""Make a judge with random weights, to try the machinery of the judged benchmarks offline.
 
     python -m nano.judge FOLDER
 
-Like the tokenizers of real models its own can spell anything. Held to a form by its server (`judge.form`), its verdicts
-can be read; they mean nothing.
+Its tokens are the bytes of UTF-8, so that it can read and write any text, as real models can. Its verdicts can be
+parsed if its server constrains their form (`judge.form`), but they mean nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from nano.vocabulary import CHAT_TEMPLATE, END, PAD, USER
 
-LONGEST = 65_536  # tokens, that is bytes
+LONGEST = 65_536  # context in tokens, which are bytes
 
 
 def make_judge(folder: Path, longest: int = LONGEST) -> Path:
-    """Write the model: a Llama of two layers with random weights (seed 0)."""
+    """Write the model to `folder`: a Llama of two layers with random weights (seed 0)."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""The two steps that make the nano models, each a training process of its own."""
+"""The steps that make the nano models. Each model is trained in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tasks.queries.sources import query_id
 
 
 class PretrainError(RuntimeError):
-    """A pretraining process failed; the text holds its last log lines."""
+    """A pretraining process failed; the message has its last log lines."""
 
 
 def pretrained(
     module: str, recipe: PretrainRecipe, folder: Path, start: Path | None, samples: Path | None
 ) -> dict[str, Any]:
-    """Run a pretraining module; its model lies in `folder/model`. Returns the last figures that it logged.
+    """Run a pretraining module, which writes its model to `folder/model`. Returns the last metrics that it logged.
 
     Raises:
         PretrainError: the process failed.
@@ -60,12 +60,12 @@ def pretrained(
 
 
 def corpus_digest(seed: int, count: int = 1000) -> str:
-    """sha256 (hex) of the first documents of the pretraining stream: what the models read, in short."""
+    """sha256 (hex) of the first `count` documents of the pretraining stream: identifies what the models read."""
     return hashlib.sha256("\n".join(islice(documents(seed), count)).encode()).hexdigest()
 
 
-def tell(model: Path, module: str, recipe: PretrainRecipe, figures: dict[str, Any], start: Path | None) -> None:
-    """Write MADE.json: the legs of training that made a model, those of the model that it started from included."""
+def write_made(model: Path, module: str, recipe: PretrainRecipe, figures: dict[str, Any], start: Path | None) -> None:
+    """Write MADE.json: the training runs (`legs`) that made a model, including those of the model it started from."""
     before = json.loads((start / "MADE.json").read_text())["legs"] if start else []
     leg = {
         "command": "python -m flows nano/make",
@@ -86,9 +86,9 @@ def made(
     start: Path | None = None,
     samples: Path | None = None,
 ) -> Ref:
-    """Train, say beside the model how it was made (MADE.json), publish."""
+    """Train a model, write MADE.json beside it, and publish it."""
     figures = pretrained(module, recipe, folder, start, samples)
-    tell(folder / "model", module, recipe, figures, start)
+    write_made(folder / "model", module, recipe, figures, start)
     return publish_model(store, plan.step, plan.key, folder / "model", plan.provenance, counts=figures)
 
 
@@ -99,13 +99,13 @@ def make_instruct(plan: Plan, store: Store, *, recipe: PretrainRecipe, servers: 
 
 
 def reward_problems(count: int) -> dict[str, Problem]:
-    """Different problems of the `reward` split by their query id: the same ones every time."""
+    """`count` distinct problems of the split `reward` by query id; always the same ones."""
     return {query_id(problem.query): problem for problem in distinct(random.Random(7), "reward", count)}
 
 
 @step
 def reward_queries(plan: Plan, store: Store, *, count: int) -> Ref:
-    """The `reward` problems as a table `queries`, for the policy to answer."""
+    """The `reward` problems as a table `queries`, for the instruct model to answer."""
     rows = [
         {"query_id": identity, "query": problem.query, "source": "nano", "source_row": row, "reference": problem.answer}
         | {"criteria": None, "difficulty": None, "topic": problem.family}
@@ -125,7 +125,7 @@ def make_reward(
     responses: Sequence[Ref],
     servers: Servers,
 ) -> Ref:
-    """Grow the outcome reward model from the instruct model, on made-up mistakes and on its own `responses`."""
+    """Grow the outcome reward model from the instruct model, on made-up mistakes and on its `responses`."""
     servers.release()
     folder = servers.work_dir / "nano" / plan.key
     samples = write_samples(store, queries, responses, folder / "samples.jsonl")
@@ -134,7 +134,7 @@ def make_reward(
 
 
 def write_samples(store: Store, queries: Ref, responses: Sequence[Ref], path: Path) -> Path:
-    """The policy's solutions with their outcomes and the right solution, one problem a JSON line."""
+    """Write the sampled solutions with their outcomes and the right solution, one problem per JSON line."""
     problems = reward_problems(queries.rows)
     solutions: dict[str, dict[str, bool]] = {identity: {} for identity in problems}
     for shard in responses:

@@ -1,6 +1,6 @@
-"""Pretrain the nano instruct model: `python -m nano.pretrain CONFIG.json` (one process, one thread, one core).
+"""Pretrain the nano instruct model: `python -m nano.pretrain CONFIG.json` (one process of one thread).
 
-Llama, about 1.8 million parameters; Muon for the matrices, AdamW for embeddings and norms, linear decay to zero.
+A Llama of about 1.8 million parameters. Muon for the matrices, AdamW for embeddings and norms, linear decay to zero.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nano.vocabulary import CONTEXT, END, PAD, encoder, save_tokenizer
 
 
 def architecture(layers: int = 4) -> LlamaConfig:
+    """The shape of both nano models."""
     ids = encoder()
     return LlamaConfig(
         vocab_size=len(ids),
@@ -37,7 +38,7 @@ def architecture(layers: int = 4) -> LlamaConfig:
 
 
 def rows(seed: int, length: int) -> Iterator[list[int]]:
-    """Documents packed end to end into rows of `length` tokens; the document that meets a row's end is cut there."""
+    """Documents packed into rows of `length` tokens. The document at the end of a row is cut."""
     ids = encoder()
     row: list[int] = []
     for document in documents(seed):
@@ -48,6 +49,7 @@ def rows(seed: int, length: int) -> Iterator[list[int]]:
 
 
 def optimizers(model: torch.nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the weight matrices, and AdamW for embeddings, norms and heads."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "score" not in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -57,16 +59,17 @@ def optimizers(model: torch.nn.Module, config: PretrainConfig) -> list[torch.opt
     ]
 
 
-def step(opts: list[torch.optim.Optimizer], lrs: list[float], share_left: float) -> None:
-    """One update at a learning rate that falls linearly with the share of training left."""
+def step(opts: list[torch.optim.Optimizer], lrs: list[float], share: float) -> None:
+    """Update once, at `share` of each peak learning rate."""
     for opt, lr in zip(opts, lrs, strict=True):
         for group in opt.param_groups:
-            group["lr"] = lr * share_left
+            group["lr"] = lr * share
         opt.step()
         opt.zero_grad(set_to_none=True)
 
 
 def main(config_path: str) -> None:
+    """Train as the configuration says; write model, tokenizer and metrics."""
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
 """Train the nano outcome reward model: `python -m nano.pretrain_reward CONFIG.json` (one process, one thread).
 
-It reads (query, solution), never thoughts. Its last token's logit learns whether the solution is right. Two more
-losses, whose heads are thrown away, teach it to see that: each token up to the first wrong one is labelled (where does
-it go wrong?), and the next right token is predicted. Its problems are those of the `reward` split alone.
+It reads (query, solution), never thoughts. The logit of the last token learns whether the solution is right. Two
+auxiliary losses, whose heads are thrown away, make this learnable: each token up to the first wrong one is classified
+as right or wrong, and the next right token is predicted. All problems are of the split `reward`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nano.config import PretrainConfig
-from nano.corpus import chat, judged
+from nano.corpus import chat, with_mistakes
 from nano.pretrain import architecture, optimizers, step
 from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
 
 LAYERS = 6
 Example = tuple[list[str], list[float], list[bool]]
-Judged = tuple[
-    str, str, list[tuple[str, bool]]
-]  # query, right solution, other solutions and whether their answer is right
+# query, right solution, and other solutions with whether their answer is right
+Labelled = tuple[str, str, list[tuple[str, bool]]]
 
 
-def batches(rng: random.Random, samples: list[Judged], budget: int, pool: int = 8) -> Iterator[list[Example]]:
-    """Batches of about `budget` tokens of examples of like length (little padding), in random order.
+def batches(rng: random.Random, samples: list[Labelled], budget: int, pool: int = 8) -> Iterator[list[Example]]:
+    """Batches of about `budget` tokens, each of examples of similar length (little padding), in random order.
 
-    Half of the problems are drawn anew with made-up mistakes, half come with the policy's `samples`, if there are any.
+    Half of the problems are new ones with made-up mistakes. The other half is drawn from `samples`, if there are any.
     """
     while True:
         examples: list[Example] = []
@@ -49,17 +48,18 @@ def batches(rng: random.Random, samples: list[Judged], budget: int, pool: int = 
         yield from cuts
 
 
-def made_up(rng: random.Random) -> Judged:
-    """A fresh problem with made-up mistakes; a solution that is wrong anywhere counts as wrong."""
-    problem, (right, *others) = judged(rng)
+def made_up(rng: random.Random) -> Labelled:
+    """A new problem with made-up mistakes; a solution that is wrong anywhere counts as wrong."""
+    problem, (right, *others) = with_mistakes(rng)
     return problem.query, right, [(other, other == right) for other in others]
 
 
 def labelled(query: str, right_solution: str, others: list[tuple[str, bool]]) -> list[Example]:
-    """One problem's solutions as (tokens, labels, is the next token to be learned? a token).
+    """One problem's solutions as (tokens, labels, masks), each with one item per token.
 
-    Labels: 1 for the tokens that agree with the right solution, 0 for the first that does not if the answer is wrong
-    too, none (-1) after it; the last token's label is whether the solution is right.
+    Label: 1 for the tokens that agree with the right solution, 0 for the first that does not if the answer is wrong
+    too, none (-1) after it. The label of the last token is whether the solution is right. Mask: whether the next token
+    is to be predicted.
     """
     right = chat(query, right_solution).split()
     found = []
@@ -74,17 +74,17 @@ def labelled(query: str, right_solution: str, others: list[tuple[str, bool]]) ->
     return found
 
 
-def read_samples(path: Path | None) -> list[Judged]:
-    """The policy's samples, one problem a JSON line."""
+def read_samples(path: Path | None) -> list[Labelled]:
+    """The instruct model's samples, one problem per JSON line; empty without a path."""
     if path is None:
         return []
     return [(row["query"], row["right"], [(s, c) for s, c in row["solutions"]]) for row in map(json.loads, path.open())]
 
 
 def grown(start: Path) -> LlamaForSequenceClassification:
-    """The model to begin with: the language model in `start` plus two layers and a score.
+    """The initial model: the language model in `start` plus two layers and a score head.
 
-    The new layers add nothing at first: what they write to the residual stream starts at zero.
+    The new layers add nothing at first, since what they write to the residual stream starts at zero.
     """
     shape = architecture(layers=LAYERS)
     shape.num_labels = 1
@@ -98,6 +98,7 @@ def grown(start: Path) -> LlamaForSequenceClassification:
 
 
 def main(config_path: str) -> None:
+    """Train as the configuration says; write model, tokenizer and metrics."""
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
@@ -133,9 +134,9 @@ def main(config_path: str) -> None:
             score_B = model.score(hidden_BTD[rows, last_B]).squeeze(-1).float()
             local_BT = local(hidden_BTD).squeeze(-1).float()
             logits_BTV = functional.linear(hidden_BTD[:, :-1], model.model.embed_tokens.weight)
-        judged_BT = marks_BT >= 0
-        weight = 1.0 + 7.0 * (1.0 - marks_BT[judged_BT])  # one wrong token against many right ones
-        where = functional.binary_cross_entropy_with_logits(local_BT[judged_BT], marks_BT[judged_BT], weight)
+        labelled_BT = marks_BT >= 0
+        weight = 1.0 + 7.0 * (1.0 - marks_BT[labelled_BT])  # there is one wrong token for many right ones
+        where = functional.binary_cross_entropy_with_logits(local_BT[labelled_BT], marks_BT[labelled_BT], weight)
         outcome = functional.binary_cross_entropy_with_logits(score_B, right_B)
         nexts = functional.cross_entropy(logits_BTV[learn_BT[:, 1:]].float(), tokens_BT[:, 1:][learn_BT[:, 1:]])
         (where + outcome + 0.5 * nexts).backward()

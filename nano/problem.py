@@ -1,4 +1,4 @@
-"""The plain types of the nano world: a problem, a person's habits, a worked answer."""
+"""The plain types of the nano world: a problem, a writer's habits, a worked answer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """The set this problem belongs to, by a hash of what it is: the sets are disjoint by construction."""
+        """The split of this problem, by a hash of its family and facts: splits are disjoint by construction."""
         digest = hashlib.sha256(f"{self.family}:{self.facts!r}".encode()).digest()
         return _WHEEL[int.from_bytes(digest[:8], "big") % len(_WHEEL)]
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How a writer works: how often a step goes wrong, and whether the steps are checked."""
+    """How a writer works: how often a step slips, whether steps are checked, how often a slip is then caught."""
 
     slip: float = 0.12
     careful: bool = True
@@ -49,7 +49,7 @@ class Habits:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """A derivation as its writer left it, right or wrong: the answer is what the steps gave, never the gold answer."""
+    """A derivation as written, right or wrong: the answer is what the steps gave, never the gold answer."""
 
     thoughts: str
     steps: tuple[str, ...]
@@ -61,5 +61,5 @@ class Worked:
 
 
 def other(rng: random.Random, options: list[str] | tuple[str, ...], than: str) -> str:
-    """One of `options`, but not `than`."""
+    """A random one of `options` other than `than`."""
     return rng.choice([o for o in options if o != than])

@@ -1,4 +1,4 @@
-"""The nano world's words and its tokenizer: one token a word, numbers 0..40 included, with a chat template."""
+"""The nano world's vocabulary and tokenizer: one token per word, numbers 0 to 40 included, with a chat template."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ CHAT_TEMPLATE = (
 
 
 def words() -> list[str]:
-    """Every token in id order."""
+    """All tokens, in the order of their ids."""
     numbers = tuple(str(n) for n in range(41))
     listed = (*SPECIAL, *DELIMITERS, *numbers, *SYMBOLS, *DAYS, *MONTHS, *DIRECTIONS, *PEOPLE, *TEXT)
     return list(dict.fromkeys(listed))
 
 
 def encoder() -> dict[str, int]:
+    """The id of every token."""
     return {word: i for i, word in enumerate(words())}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer in the form of transformers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Write the nano world's files: `python -m nano.write_data` (seeded; the files are shipped).
+"""Write the data files of the nano world: `python -m nano.write_data` (seeded; the files are shipped).
 
 examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenAI messages layout, with a few duplicates
 and easy ones for the miner to drop. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
@@ -16,21 +16,26 @@ from nano.problem import Habits, Problem
 
 HERE = Path(__file__).parent
 HARD = (1, 2, 3)
-DIFFICULTY = {0: 3, 1: 5, 2: 6, 3: 7}  # how many of the paper's seven criteria a problem of a level counts as meeting
+DIFFICULTY = {0: 3, 1: 5, 2: 6, 3: 7}  # number of the paper's seven criteria that a problem counts as meeting, by level
 
 
 def distinct(rng: random.Random, split: str, count: int, levels: tuple[int, ...] = HARD) -> list[Problem]:
-    """`count` different problems of a split, the families in turn; a small family may run out before the others."""
+    """`count` distinct problems of a split, from the families in turn; a small family may run out before the others.
+
+    Raises:
+        ValueError: the split has too few problems.
+    """
     found: dict[str, Problem] = {}
     for turn in range(20 * count):
         problem = draw(rng, split, levels, list(FAMILIES)[turn % len(FAMILIES)])
         found.setdefault(problem.query, problem)
         if len(found) == count:
             return list(found.values())
-    raise ValueError(f"split {split} has too few different problems of the levels {levels} for {count}")
+    raise ValueError(f"split {split} has fewer than {count} distinct problems of the levels {levels}")
 
 
 def record(problem: Problem, *, with_reference: bool) -> str:
+    """A problem as a JSON line in the OpenAI messages layout."""
     row = {
         "messages": [{"role": "user", "content": problem.query}],
         "topic": problem.family,
@@ -42,7 +47,7 @@ def record(problem: Problem, *, with_reference: bool) -> str:
 
 
 def write_examples(rng: random.Random) -> None:
-    """Ten examples by a careful writer who slips, notices and ends up right."""
+    """Write ten examples by a careful writer who slips, notices it, and reaches the right answer."""
     folder = HERE / "examples"
     for number, problem in enumerate(distinct(rng, "examples", 10, (1, 2)), 1):
         while True:
@@ -64,6 +69,7 @@ def further(queries: list[Problem], count: int) -> list[Problem]:
 
 
 def main() -> None:
+    """Write all files."""
     rng = random.Random(20250207)
     write_examples(rng)
     queries = distinct(rng, "queries", 3000)

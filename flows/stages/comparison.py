@@ -1,4 +1,4 @@
-"""What the flow `evaluate` tells at its end: evaluation.json, and tables as Prefect artifacts."""
+"""The results of the flow `evaluate`: evaluation.json, and tables as Prefect artifacts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def publish_evaluation(
     grades: Mapping[tuple[Verifiable, str], Mapping[str, Ref]],
     judged: Mapping[tuple[Judged, str], JudgedAnswers],
 ) -> dict[str, Any]:
-    """Write `runs/RUN/evaluation.json`; its tables become artifacts. Returns its content and path."""
+    """Write `runs/RUN/evaluation.json`, and its tables as artifacts. Returns its content and its path."""
     outcomes = [
         *(graded_outcome(run, key, found, problems[key[0]]) for key, found in grades.items()),
         *(judged_outcome(run, key, found, problems[key[0]]) for key, found in judged.items()),
@@ -80,43 +80,46 @@ def publish_evaluation(
             key = f"evaluation-{title}".replace(" ", "-").removesuffix("-results")
             cells = [{column: as_text(cell) for column, cell in row.items()} for row in rows]
             create_table_artifact(cells, key=key, description=TABLES[title])
-    told = {title: [shown(row) for row in rows] for title, rows in tables.items() if rows and title != "figures"}
+    printed = {title: [shown(row) for row in rows] for title, rows in tables.items() if rows and title != "figures"}
     parts = [
         f"## {TABLES[title]}\n\n"
         + markdown_table([{column: as_text(cell) for column, cell in row.items()} for row in rows])
-        for title, rows in told.items()
+        for title, rows in printed.items()
     ]
     create_markdown_artifact("\n\n".join(["# Evaluation", *parts]), key="evaluation-summary")
-    for title, rows in told.items():
+    for title, rows in printed.items():
         print(f"\n{TABLES[title]}\n\n{markdown_table(rows)}")
     return {"run": name, **tables, "path": run.store.uri(path)}
 
 
 def graded_outcome(run: Run, key: tuple[Verifiable, str], grades: Mapping[str, Ref], problems: Ref) -> Outcome:
+    """The figures of one model on a benchmark that a program grades."""
     sampled, greedy = (frame(run, [grades[decoding]]) for decoding in ("sampled", "greedy"))
     categories = {row["query_id"]: topic_of(row) for row in read_rows(run.store, problems)}
     return outcome_of_grades(*key, sampled, greedy, categories)
 
 
 def judged_outcome(run: Run, key: tuple[Judged, str], judged: JudgedAnswers, problems: Ref) -> Outcome:
-    answers, met = judged.answers, judged.baselines
+    """The figures of one model on a judged benchmark."""
+    answers, baselines = judged.answers, judged.baselines
     return outcome_of_verdicts(
         *key,
         frame(run, [judged.verdicts]),
         frame(run, [shard for turn in answers.turns for shard in turn]),
         {row["query_id"]: as_problem(row) for row in read_rows(run.store, problems)},
         styles=frame(run, [answers.styles]) if answers.styles else None,
-        baselines={row["query_id"]: row["text"] for row in read_rows(run.store, met)} if met else {},
+        baselines={row["query_id"]: row["text"] for row in read_rows(run.store, baselines)} if baselines else {},
         margin=judged.stage.length_margin,
     )
 
 
 def frame(run: Run, tables: Sequence[Ref]) -> pd.DataFrame:
+    """The rows of all tables in one frame."""
     return pd.concat([read_table(run.store, each).to_pandas() for each in tables], ignore_index=True)
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row for people: figures with three decimals, names as text."""
+    """A row as text: numbers with three decimals, missing values empty."""
     return {
         name: "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""Benchmarks whose answers a judge reads: MT-Bench, Arena-Hard, WildBench. Only solutions are judged."""
+"""Benchmarks that are scored by a judge: MT-Bench, Arena-Hard, WildBench. Only solutions are judged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tasks.queries.sources import Source
 from tasks.responses.generate import GenerateConfig
 from tasks.responses.prompt import PromptConfig
 
-TOKENS_A_VERDICT = 300  # that a judge writes, for a dry run
+TOKENS_A_VERDICT = 300  # that a dry run assumes a judge writes
 
 STEPS: Mapping[Judged, Step] = {
     "mt-bench": judge_mtbench,
@@ -36,51 +36,56 @@ STEPS: Mapping[Judged, Step] = {
     "arena-hard-v2.0": judge_arenahard,
     "wildbench": judge_wildbench,
 }
-"""What asks the judge."""
+"""The step that asks the judge, by benchmark."""
 
 
 class JudgedStage(BaseModel):
-    """A judged benchmark."""
+    """A benchmark that is scored by a judge."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     benchmark: Judged = Field(description="Which benchmark.")
-    problems: ProblemsConfig = Field(description="Its questions, in the authors' layout; of `draw`, `limit` counts.")
+    problems: ProblemsConfig = Field(
+        description="Its questions, in the authors' layout. Of `draw`, only `limit` can be set."
+    )
     references: Source | None = Field(
-        None, description="MT-Bench: the reference answers of maths, reasoning and coding (FastChat's gpt-4.jsonl)."
+        None, description="MT-Bench: reference answers for maths, reasoning and coding (FastChat's gpt-4.jsonl)."
     )
     baselines: tuple[Source, ...] = Field(
         (),
         description="Answers to compare with, in the authors' layout. Arena-Hard: the baseline model's (v2.0: both); "
-        "WildBench: those that WB-Reward compares with, none for WB-Score alone.",
+        "WildBench: those that WB-Reward compares with; if omitted, only WB-Score is computed.",
     )
     generate: GenerateConfig = Field(
-        GenerateConfig(samples=1, temperature=0.0), description="How the answers are sampled: one a question."
+        GenerateConfig(samples=1, temperature=0.0), description="How answers are sampled, one per question."
     )
-    judge: Judge = Field(description="Who judges.")
+    judge: Judge = Field(description="The judge, and how it is asked.")
     thoughts_in_history: bool = Field(
         False,
-        description="MT-Bench, turn two: show the model its first answer with its thoughts. The judge sees none.",
+        description="MT-Bench, second turn: keep the thoughts of the first answer in the model's history. The judge "
+        "never sees thoughts.",
     )
     length_margin: int | None = Field(
         500,
         ge=0,
-        description="WildBench, WB-Reward: a slight win is a tie when the winner is longer by more than so many "
+        description="WildBench, WB-Reward: a slight win counts as a tie if the winner is longer by more than this many "
         "characters (the authors' boards: 500, and none).",
     )
-    shards: int = Field(4, ge=1, le=400, description="Pieces that the answers are sampled in; each is a cached task.")
+    shards: int = Field(
+        4, ge=1, le=400, description="Number of shards that the problems are split into; each shard is a cached task."
+    )
 
     @model_validator(mode="after")
     def _as_its_authors_do(self) -> Self:
         refuse_draw(self.benchmark, self.problems)
         if self.generate.samples != 1:
-            raise ValueError(f"{self.benchmark}: one answer a question is judged: generate.samples must be 1")
+            raise ValueError(f"{self.benchmark}: one answer per question is judged: set generate.samples to 1")
         if self.references and self.benchmark != "mt-bench":
-            raise ValueError(f"{self.benchmark} has no reference answers: leave `references` out")
+            raise ValueError(f"{self.benchmark} has no reference answers: omit `references`")
         if self.benchmark.startswith("arena-hard") and not self.baselines:
-            raise ValueError(f"{self.benchmark} compares with a baseline model's answers: give `baselines`")
+            raise ValueError(f"{self.benchmark} compares with the answers of a baseline model: set `baselines`")
         if self.baselines and self.benchmark == "mt-bench":
-            raise ValueError("mt-bench rates single answers: leave `baselines` out")
+            raise ValueError("mt-bench rates single answers: omit `baselines`")
         return self
 
 
@@ -90,13 +95,13 @@ class Answers:
 
     name: str
     turns: tuple[Sequence[Ref], ...]
-    """The responses of each turn, a table a shard."""
+    """The responses of each turn, a table per shard."""
     styles: Ref | None
-    """Arena-Hard: what style control needs of them."""
+    """Arena-Hard: the style counts that style control needs."""
 
 
 def baselines_stage(run: Run, config: JudgedStage, problems: Ref) -> Ref | None:
-    """The answers that the models' are compared with, one a problem."""
+    """The baseline answers to compare with, one per problem; None if the benchmark has none."""
     if not config.baselines:
         return None
     return run.do(
@@ -121,7 +126,7 @@ def answers_stage(
     prompt: PromptConfig | None = None,
     examples: Ref | None = None,
 ) -> Answers:
-    """One model's answers, those to MT-Bench's second turns after the first."""
+    """One model's answers; those to MT-Bench's second turns are sampled after the first."""
     draw = config.generate.model_copy(update={"format": format})
     step = f"answers-{config.benchmark}-{name}"
     asked = partial(sample, run, model=model, shards=config.shards, prompt=prompt, examples=examples)
@@ -152,7 +157,7 @@ def answers_stage(
 def verdicts_stage(
     run: Run, config: JudgedStage, judge_model: Ref | None, problems: Ref, baselines: Ref | None, answers: Answers
 ) -> Ref:
-    """The judge's verdicts on one model's answers; `judge_model`: a judge served here."""
+    """The judge's verdicts on one model's answers. `judge_model` is a judge that is served here, if it is."""
     compared: dict[str, Any] = {} if config.benchmark == "mt-bench" else {"baselines": baselines}
     if config.benchmark.startswith("arena-hard"):
         compared["version"] = config.benchmark.removeprefix("arena-hard-")

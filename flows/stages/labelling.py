@@ -1,4 +1,4 @@
-"""An LLM's judgements on mined queries as flows use them: difficulty, and topics that a person edits on the way."""
+"""Labels of mined queries by an LLM: difficulty, and topics from a list that a person edits."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from tasks.queries.topics import (
     read_topics,
 )
 
-TOKENS_A_JUDGEMENT = 30  # that a judge writes, for a dry run
+TOKENS_A_JUDGEMENT = 30  # that a dry run assumes a judge writes
 
 
 class EditedTopics(RunInput):
-    """What a person makes of the proposed topics in the Prefect UI."""
+    """The form in the Prefect UI in which a person edits the proposed topics."""
 
     topics: list[str]
 
 
 def check_judging(rate: RateConfig | None, topics: TopicsConfig | None) -> None:
-    """Read every file that the judgements need, before anything is served. Raises `BadInput` naming file and field."""
+    """Read every file that the judgements need, before anything is served. Raises `BadInput` with file and field."""
     if rate:
         filled(_existing(rate.template), query="")
     if topics:
@@ -49,13 +49,14 @@ def check_judging(rate: RateConfig | None, topics: TopicsConfig | None) -> None:
 
 
 def _existing(template: Path) -> Path:
+    """The path of a prompt template. Raises `BadInput` if there is no such file."""
     if not template.is_file():
         raise BadInput(f"prompt template {template} does not exist; relative paths start at {Path.cwd()}")
     return template
 
 
 def rated(run: Run, config: RateConfig, queries: Ref, judge: Ref) -> Ref:
-    """The queries that meet enough of the seven criteria by the judgement of the model `judge`."""
+    """The queries that meet enough of the seven criteria, as judged by the model `judge`."""
     asked = {"config": config, "queries": queries, "model": judge}
     judgements = run.do_shards(
         judge_difficulty, "judged-difficulty", config.shards, expected_tokens=queries.rows * TOKENS_A_JUDGEMENT, **asked
@@ -85,13 +86,13 @@ def proposed_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) ->
 
 
 def edited_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
-    """The topics as a person left them: those of `config.file`, or the proposal edited in the Prefect UI.
+    """The edited topics: those of `config.file`, or the proposal as a person edited it in the Prefect UI.
 
-    What was edited in the UI is an artifact made from the proposal: a run that comes again asks nobody again.
+    The edited list is an artifact made from the proposal, so that a later run does not ask again.
 
     Raises:
         BadInput: the file does not hold a list of topics.
-        prefect.exceptions.FlowPauseTimeout: nobody came within `wait_hours`.
+        prefect.exceptions.FlowPauseTimeout: nobody edited it within `wait_hours`.
     """
     if config.file:
         return run.do(keep_topics, "topics", names=read_topics(config.file))
@@ -102,23 +103,23 @@ def edited_topics(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> R
 
 
 def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
-    """Pause the flow run until it is resumed with an edited list; a bad list is shown again with what is wrong."""
+    """Pause the flow run until it is resumed with an edited list. A bad list is shown again with what is wrong."""
     topics = list(read_rows(run.store, proposed))
     file = run.settings.work_dir / f"topics-{proposed.key}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(as_yaml(topics), encoding="utf-8")
-    run.servers.release()  # nobody knows how long it takes: free the devices meanwhile
+    run.servers.release()  # it may take hours: free the devices meanwhile
     names, wrong = [topic["name"] for topic in topics], ""
     while True:
-        told = f"{wrong}Edit the proposed topics: delete, rename, merge, add. The same list is in {file}."
-        run.log.info("The flow run waits at most %g hours for its topics. %s", config.wait_hours, told)
-        form = EditedTopics.with_initial_data(description=told, topics=names)
+        request = f"{wrong}Edit the proposed topics: delete, rename, merge, add. The same list is in {file}."
+        run.log.info("The flow run waits up to %g hours for its topics. %s", config.wait_hours, request)
+        form = EditedTopics.with_initial_data(description=request, topics=names)
         try:
-            key = uuid4().hex  # Prefect's own comes again where the flow run is rerun, and would be refused
+            key = uuid4().hex  # Prefect's own key recurs when the flow run is rerun, and would be refused
             names = pause_flow_run(form, timeout=math.ceil(config.wait_hours * 3600), poll_interval=2, key=key).topics
         except FlowPauseTimeout as error:
             raise FlowPauseTimeout(
-                f"nobody edited the topics within {config.wait_hours:g} hours: edit {file}, give it as topics.file, "
+                f"nobody edited the topics within {config.wait_hours:g} hours: edit {file}, set topics.file to it, "
                 "and run again (the proposal is kept)"
             ) from error
         try:
@@ -128,7 +129,7 @@ def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
 
 
 def tagged(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
-    """The queries, each with one of the edited topics or `other`."""
+    """The queries, each tagged with one of the edited topics or `other`."""
     topics = edited_topics(run, config, queries, judge)
     asked = {"config": config, "queries": queries, "topics": topics, "model": judge}
     judgements = run.do_shards(

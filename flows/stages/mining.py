@@ -1,4 +1,4 @@
-"""Query mining (BOLT section 3.1.2): collect, clean, decontaminate, judge, draw. Every step maps queries to queries."""
+"""Query mining (BOLT section 3.1.2): collect, clean, decontaminate, judge, draw. Each step maps queries to queries."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from tasks.queries.topics import TopicsConfig
 
 
 class ProblemsConfig(BaseModel):
-    """Problems to evaluate on: taken as they are, but for exact duplicates."""
+    """Problems to evaluate on. They are used as they are, except that exact duplicates are dropped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sources: tuple[Source, ...] = Field(min_length=1, description="Files and data sets of problems with references.")
-    draw: DrawConfig = Field(DrawConfig(min_difficulty=0), description="Which of them are used.")
+    sources: tuple[Source, ...] = Field(
+        min_length=1, description="Files and data sets of problems with reference answers."
+    )
+    draw: DrawConfig = Field(DrawConfig(min_difficulty=0), description="Which of the problems are used.")
 
 
 class MineStage(BaseModel):
@@ -37,23 +39,31 @@ class MineStage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Files and data sets of queries.")
-    clean: CleanConfig = Field(CleanConfig(), description="Which queries can be asked at all; no duplicates.")
+    clean: CleanConfig = Field(CleanConfig(), description="Which queries are usable: length, language, duplicates.")
     decontaminate: DecontaminateConfig = Field(
-        DecontaminateConfig(), description="What no query may have in common with evaluation sets."
+        DecontaminateConfig(), description="Evaluation sets, and which overlap with them drops a query."
     )
-    judge: str | None = Field(None, description=f"Model that judges, where `rate` or `topics` is given: {A_MODEL}.")
-    rate: RateConfig | None = Field(None, description="How difficulty is judged; none takes what the sources state.")
-    topics: TopicsConfig | None = Field(None, description="How topics are found; none takes what the sources state.")
-    draw: DrawConfig = Field(DrawConfig(), description="Which of the queries left are used.")
+    judge: str | None = Field(
+        None, description=f"Model that judges difficulty and topics, needed with `rate` or `topics`: {A_MODEL}."
+    )
+    rate: RateConfig | None = Field(
+        None, description="How difficulty is judged. If omitted, the sources' own figures are used."
+    )
+    topics: TopicsConfig | None = Field(
+        None, description="How topics are found and assigned. If omitted, the sources' own topics are used."
+    )
+    draw: DrawConfig = Field(DrawConfig(), description="Which of the remaining queries are used.")
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> Self:
         if (self.judge is None) != (self.rate is None and self.topics is None):
-            raise ValueError("`judge` goes with `rate`, `topics` or both: give the model, or leave all three out")
+            raise ValueError(
+                "`judge` is needed with `rate` or `topics`, and only then: set the model, or omit all three"
+            )
         return self
 
     def without(self, problems: ProblemsConfig) -> MineStage:
-        """The same, mining none of the problems."""
+        """The same, with these problems held out."""
         rule = self.decontaminate
         for source in problems.sources:
             rule = rule.without(source)
@@ -61,7 +71,7 @@ class MineStage(BaseModel):
 
 
 def collected(run: Run, sources: Sequence[Source]) -> list[Ref]:
-    """The queries of each source. Files elsewhere and data sets are not read in a dry run."""
+    """The queries of each source, a table each. A dry run reads local files only."""
     return [
         run.do(collect_queries, f"collected-{_slug(source)}", rehearse=source.is_local, source=source)
         for source in sources
@@ -69,12 +79,12 @@ def collected(run: Run, sources: Sequence[Source]) -> list[Ref]:
 
 
 def cleaned(run: Run, step: str, config: CleanConfig, sources: Sequence[Ref]) -> Ref:
-    """The queries of all sources in one table, cleaned, without duplicates."""
+    """The queries of all sources in one table, cleaned and without duplicates."""
     return run.do(clean_queries, step, rehearse=True, config=config, sources=sources)
 
 
 def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref) -> Ref:
-    """The queries that are no problem of an evaluation set; those that are have a table of their own."""
+    """The queries that overlap with no evaluation set; those that do are kept in the table `contaminated`."""
     readable = all(source.is_local for source in config.held_out)
     found = run.do(find_contaminated, "contaminated", rehearse=readable, config=config, queries=queries)
     return run.do(
@@ -88,13 +98,13 @@ def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref) -> Ref:
 
 
 def drawn(run: Run, step: str, config: DrawConfig, queries: Ref) -> Ref:
-    """The queries that are used."""
+    """The queries that are drawn for use."""
     most = queries.rows if config.limit is None else config.limit
     return run.do(subsample, step, expected_rows=most, rehearse=True, config=config, queries=queries)
 
 
 def mined(run: Run, config: MineStage) -> Ref:
-    """All queries that may be used: what every draw draws from. A judge is asked last, about as few as can be."""
+    """All queries that may be drawn. The judge comes last, so that it is asked about as few as possible."""
     check_judging(config.rate, config.topics)
     queries = cleaned(run, "cleaned", config.clean, collected(run, config.sources))
     queries = decontaminated(run, config.decontaminate, queries)
@@ -107,23 +117,23 @@ def mined(run: Run, config: MineStage) -> Ref:
 
 
 def mine_stage(run: Run, config: MineStage) -> Ref:
-    """The table `queries`."""
+    """Mine queries and draw from them: the table `queries`."""
     return drawn(run, "queries", config.draw, mined(run, config))
 
 
 def problems_stage(run: Run, config: ProblemsConfig) -> Ref:
-    """The table `problems`."""
+    """The problems to evaluate on: the table `problems`."""
     return drawn(
         run, "problems", config.draw, cleaned(run, "problems-cleaned", AS_THEY_ARE, collected(run, config.sources))
     )
 
 
 def _slug(source: Source) -> str:
-    """A source's name as part of a step's."""
+    """A source's name, fit to be part of a step's name."""
     return re.sub(r"[^\w.-]+", "-", source.name.removesuffix(".jsonl"))
 
 
-# ---- what became of every query
+# ---- the funnel
 
 
 def mining_steps(store: Store, queries: Ref) -> list[Manifest]:
@@ -135,7 +145,7 @@ def mining_steps(store: Store, queries: Ref) -> list[Manifest]:
 
 
 def mining_rows(store: Store, tables: Sequence[Ref]) -> list[dict[str, Any]]:
-    """What every step read, dropped by each reason and kept; a step that several tables share is told once."""
+    """Queries read, dropped for each reason, and kept, by step. A step that several tables share is listed once."""
     steps = {each.step + each.key: each for table in tables for each in mining_steps(store, table)}
     return [
         {"step": each.step, "what": what, "rows": rows} for each in steps.values() for what, rows in each.counts.items()
@@ -143,7 +153,7 @@ def mining_rows(store: Store, tables: Sequence[Ref]) -> list[dict[str, Any]]:
 
 
 def publish_mining(run: Run, tables: Sequence[Ref]) -> None:
-    """The funnel of mining as a Prefect table artifact; a dry run has none."""
+    """Publish the funnel of mining as a Prefect table artifact, unless this is a dry run."""
     if not run.dry:
-        described = "What every step of mining read, dropped by each reason, and kept"
+        described = "Queries read, dropped for each reason, and kept by every step of mining"
         create_table_artifact(mining_rows(run.store, tables), key="bolt-mining", description=described)

@@ -1,4 +1,4 @@
-"""A benchmark's problems, for any flow that evaluates on it."""
+"""The problems of a benchmark, for the flows that evaluate."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from tasks.queries.sources import Source
 
 
 def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:
-    """Raise `ValueError` where settings of the draw would be passed over: a benchmark's problems keep their order."""
+    """Raise `ValueError` if settings of the draw would be ignored: a named benchmark's problems keep their order."""
     taken = DrawConfig(min_difficulty=problems.draw.min_difficulty, limit=problems.draw.limit)
     if benchmark != SHORT_ANSWER and problems.draw != taken:
-        raise ValueError(f"problems.draw: of {benchmark}'s problems only `limit` can be set (the first ones)")
+        raise ValueError(
+            f"problems.draw: for {benchmark} only `limit` (the first ones) can be set; remove the other settings"
+        )
 
 
 def problems_for(run: Run, benchmark: Benchmark, problems: ProblemsConfig, references: Source | None = None) -> Ref:
-    """The table `problems`; of a benchmark's own as `problems-BENCHMARK`."""
+    """The table `problems`, or `problems-BENCHMARK` for a named benchmark."""
     if benchmark == SHORT_ANSWER:
         return problems_stage(run, problems)
     return run.do(

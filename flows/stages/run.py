@@ -1,4 +1,4 @@
-"""One flow run: where its artifacts live, who is served, which steps were done. The flows are written in its terms."""
+"""A flow run: its artifact store, its servers, and the steps done so far. The flows are written in terms of `Run`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from infra.store.tables import read_rows
 PENDING = "pending"
 A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
 
-# Shards under way at once: 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
+# Shards that run at once. 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
 # step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.
 SHARDS_AT_ONCE = 4
 TASK_RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)  # type: ignore[assignment]
 
 
 class Hooks(TypedDict):
-    """What Prefect calls when a flow run ends."""
+    """The functions that Prefect calls when a flow run ends."""
 
     on_completion: list[FlowStateHook[..., Any]]
     on_failure: list[FlowStateHook[..., Any]]
@@ -50,29 +50,44 @@ ALERTS: Hooks = {"on_completion": [alert], "on_failure": [alert], "on_crashed": 
 
 
 class Estimates(BaseModel):
-    """What `dry_run` reckons with; the defaults are for an 8B model on H100s (see docs/flows.md for their source)."""
+    """Figures that a dry run assumes; the defaults are for an 8B model on H100s (docs/flows.md has their source)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens_per_response: int = Field(1_500, ge=1, description="Mean tokens of a LongCoT response.")
-    generated_per_gpu_second: float = Field(6_400, gt=0, description="Tokens generated a second and GPU.")
-    trained_per_gpu_second: float = Field(5_800, gt=0, description="Tokens trained on a second and GPU.")
+    tokens_per_response: int = Field(1_500, ge=1, description="Mean length of a LongCoT response, in tokens.")
+    generated_per_gpu_second: float = Field(6_400, gt=0, description="Tokens generated per second and GPU.")
+    trained_per_gpu_second: float = Field(5_800, gt=0, description="Tokens trained on per second and GPU.")
+
+
+def _numbered(schema: dict[str, Any]) -> None:
+    """Number the properties: the run form is sorted by `position`, and PostgreSQL does not keep the order of keys."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
 
 
 class Common(BaseModel):
-    """What every flow needs to know."""
+    """Parameters that all flows share. They come last in the run form: people change the others first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_numbered)
 
     serving: ServingConfig = Field(description="How models are served.")
-    estimates: Estimates = Field(Estimates(), description="What a dry run reckons with.")
+    estimates: Estimates = Field(Estimates(), description="Figures that a dry run assumes.")
     dry_run: bool = Field(
         False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        """Order the fields: the flow's own, those of its stage, and these. Pydantic puts inherited fields first."""
+        super().__pydantic_init_subclass__(**more)
+        fields, own = cls.__pydantic_fields__, cls.__annotations__
+        ordered = sorted(fields, key=lambda name: (name in Common.model_fields, name not in own))
+        cls.__pydantic_fields__ = {name: fields[name] for name in ordered}
+        cls.model_rebuild(force=True)
+
 
 class StepRecord(BaseModel, frozen=True):
-    """One step of a run: wall-clock seconds, whether it was cached, rows of its artifacts."""
+    """One step of a run: wall-clock seconds, whether all of it was cached, and the rows of its artifacts."""
 
     name: str
     key: str
@@ -82,14 +97,14 @@ class StepRecord(BaseModel, frozen=True):
 
 
 class Run:
-    """Does steps, or in a dry run only looks them up."""
+    """Does steps as Prefect tasks. A dry run only looks their artifacts up."""
 
     def __init__(
         self, store: Store, settings: Settings, servers: Servers, estimates: Estimates, scratch: Path | None
     ) -> None:
         self.store, self.settings, self.servers, self.estimates = store, settings, servers, estimates
         self.dry, self.scratch = scratch is not None, Settings(store=str(scratch)) if scratch else settings
-        self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has in its scratch store
+        self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has made in its scratch store
         self.steps: list[StepRecord] = []
         self.done: dict[tuple[str, str], Ref] = {}
         self.task_runs: dict[tuple[str, str], PrefectFuture[Any]] = {}  # by the step and key that each made or found
@@ -106,10 +121,10 @@ class Run:
         rehearse: bool = False,
         **arguments: Any,
     ) -> Ref:
-        """Make the artifact `name` of a step's call, or find it; what this run has made already is not looked up again.
+        """Make or find the artifact `name` of a step's call. What this run has made is not looked up again.
 
-        The `expected_` figures are only for a dry run. With `rehearse`, a dry run does the step in a scratch store if
-        its inputs were made there too, and so knows its rows and the keys of what follows.
+        The `expected_` figures are only used in a dry run. With `rehearse`, a dry run does the step in a scratch store
+        if its inputs were made there too, so that its rows and the keys of later steps are known.
         """
         arguments = self._supplied(step, arguments)
         plan = step.plan(name, arguments)
@@ -127,9 +142,9 @@ class Run:
         return made
 
     def do_shards(self, step: Step, name: str, shards: int, *, expected_tokens: int = 0, **arguments: Any) -> list[Ref]:
-        """Make a step's `shards` artifacts side by side; the step is told its `shard` and `shards`.
+        """Make a step's `shards` artifacts concurrently; the step gets `shard` and `shards` as arguments.
 
-        A shard that fails stops no other; when all have ended, the first failure is raised.
+        A failing shard stops no other. When all have ended, the first failure is raised.
         """
         jobs = []
         for shard in range(shards):
@@ -173,17 +188,17 @@ class Run:
         return refs
 
     def first_row(self, table: Ref) -> dict[str, Any] | None:
-        """The first row of a table, for a dry run to show; None where the table does not exist."""
+        """The first row of a table, for a dry run to show; None if the table does not exist."""
         if table.digest.startswith(PENDING):
             return None
         rehearsed = (table.step, table.key) in self.rehearsed
         return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
 
     def model(self, named: str) -> Ref:
-        """The model that a user names; a dry run copies and downloads nothing.
+        """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
 
         Raises:
-            BadInput: there is none; the text says what was looked for.
+            BadInput: there is no such model.
         """
         if Path(named).is_dir():
             take = imported_ref if self.dry else import_model
@@ -206,7 +221,7 @@ class Run:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         try:
             folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
-        except LocalEntryNotFoundError as error:  # an outage: it may heal
+        except LocalEntryNotFoundError as error:  # an outage, so that it is retried
             raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({error})") from error
         return import_model(self.store, Path(folder), name)
 
@@ -218,12 +233,12 @@ class Run:
         return found
 
     def _artifact(self, named: str) -> Ref | None:
-        """The artifact STEP/KEY; None where `named` is no such name, or there is no whole artifact."""
+        """The artifact STEP/KEY; None if `named` is not such a name, or there is no whole artifact."""
         step, _, key = named.partition("/")
         return find(self.store, step, key) if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) else None
 
     def _looked_up(self, plan: Plan, expected_tokens: int, expected_rows: int) -> Ref:
-        """The artifact if it exists, else a stand-in; prints the step's line of the plan."""
+        """The artifact if it exists, else a stand-in. Prints the step's line of the plan."""
         known = not any(ref.digest.startswith(PENDING) for ref in plan.provenance.inputs.values())
         found = find(self.store, plan.step, plan.key) if known else None
         trained = plan.step.startswith(("sft", "dpo"))
@@ -236,15 +251,15 @@ class Run:
         return found or self._stand_in("table", plan.step, plan.key, expected_rows)
 
     def _stand_in(self, kind: Literal["table", "model"], step: str, key: str, rows: int = 0) -> Ref:
-        """For what does not exist yet: no cache key made from it can match."""
+        """A reference to what does not exist yet: no cache key that is made from it can match."""
         return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=rows)
 
 
 @contextmanager
 def begin(common: Common) -> Iterator[Run]:
-    """Open the store (a write-read check), and end every server when the run ends.
+    """Open the store, with a write-read check, and end every server when the run ends.
 
-    Told to end (SIGTERM, Ctrl-C, a cancelled run), it ends the trainers as well: Prefect waits for the steps under way.
+    On SIGTERM, Ctrl-C or cancellation the trainers are ended as well, since Prefect waits for the steps in progress.
     """
     settings = Settings.load()
     store = Store.open(settings)

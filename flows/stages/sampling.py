@@ -1,4 +1,4 @@
-"""Sampling and scoring as every stage uses them."""
+"""Sampling and scoring, as the stages use them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def sample(
     prompt: PromptConfig | None = None,
     examples: Ref | None = None,
 ) -> list[Ref]:
-    """Responses of `model` to all `queries`, a table a shard; with `prompt` and `examples`, in context."""
+    """Sample responses of `model` to all `queries`, a table per shard; with `prompt` and `examples`, in context."""
     expected = queries.rows * config.samples * run.estimates.tokens_per_response
-    asked = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
-    return run.do_shards(generate, step, shards, expected_tokens=expected, **asked)
+    inputs = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
+    return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)
 
 
 def scored(run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref) -> Ref:
-    """Rewards of all responses."""
+    """Score all responses with the reward model: a table of rewards."""
     return run.do(score, step, config=config, responses=responses, queries=queries, reward_model=reward_model)
 
 
 def reward_model_of(run: Run, named: str) -> Ref:
-    """The reward model that a user names, checked before a GPU is used. A dry run copies nothing and does not look.
+    """The reward model that a user names, checked before a GPU is used. A dry run copies and checks nothing.
 
     Raises:
         infra.errors.BadInput: it has no chat template.

@@ -1,4 +1,4 @@
-"""What a run of `bolt` tells at its end: summary.json, report.html, plots, and the same as Prefect artifacts.
+"""The results of a run of `bolt`: summary.json, report.html and plots, also as Prefect artifacts.
 
 `python -m flows.stages.summary SUMMARY.json` puts a run's table and plot into README.md and docs/.
 """
@@ -28,13 +28,18 @@ BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
     """Paired differences between neighbouring stages, in points, with their 95 % intervals."""
-    told = (f"{g['to']} - {g['from']}: {points(g['gain'])} ({points(g['low'])} to {points(g['high'])})" for g in gains)
-    return "Paired gains in points (95 % interval): " + "; ".join(told) + "."
+    each = (f"{g['to']} - {g['from']}: {points(g['gain'])} ({points(g['low'])} to {points(g['high'])})" for g in gains)
+    return "Paired gains in points (95 % interval): " + "; ".join(each) + "."
 
 
 def run_folder() -> str:
-    """Name of this flow run's folder in `runs/`: the run's own as far as it serves, and eight digits of its id, since
-    Prefect lets two runs have one name."""
+    """Name of this flow run's folder in `runs/`: the run's name, and eight digits of its id.
+
+    The id is needed since two runs in Prefect may have the same name. Other characters than `A-Za-z0-9_.-` become `-`.
+
+    Raises:
+        RuntimeError: no flow run is in progress.
+    """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise RuntimeError("a summary is published from inside a flow run")
@@ -44,7 +49,7 @@ def run_folder() -> str:
 def publish_summary(
     run: Run, benchmark: Verifiable, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref
 ) -> dict[str, Any]:
-    """Write `runs/RUN/summary.json` and a plot into the store, and the same as artifacts.
+    """Write `runs/RUN/summary.json` and a plot to the store, and a table as a Prefect artifact.
 
     Returns the summary and its path.
     """
@@ -56,20 +61,21 @@ def publish_summary(
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
     run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))
     table = markdown_table(stage_rows(stages))
-    counts = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples a stage."
-    told = f"{counts}\n\n{table}\n\n{gains_sentence(gains)}"
-    create_markdown_artifact(f"# BOLT\n\n{told}\n", key="bolt-summary", description="Accuracy along the stages")
+    counts = f"{stages[-1]['problems']} held-out problems, {stages[-1]['samples']} samples per stage."
+    text = f"{counts}\n\n{table}\n\n{gains_sentence(gains)}"
+    create_markdown_artifact(f"# BOLT\n\n{text}\n", key="bolt-summary", description="Accuracy by stage")
     if not run.store.is_local:
         create_link_artifact(run.store.uri(path), key="bolt-summary-file", link_text="summary.json")
     seconds = sum(record.seconds for record in run.steps)
     cached = sum(record.cached for record in run.steps)
-    print(f"\n{told}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
+    print(f"\n{text}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
     return {**summary, "path": run.store.uri(path)}
 
 
 def publish_report(store: Store, summary: dict[str, Any]) -> None:
-    """Write `runs/NAME/report.html` into the store: one page that needs no server. Its tables and plots, and a link to
-    it, become artifacts.
+    """Write `runs/NAME/report.html` to the store: one page that needs no server.
+
+    Its tables, its plots and a link to it become Prefect artifacts.
 
     Raises:
         BadArtifact: an artifact of the run is gone or damaged.
@@ -83,13 +89,13 @@ def publish_report(store: Store, summary: dict[str, Any]) -> None:
     pictures = "\n\n".join(f"## {PLOTS[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
     create_markdown_artifact(pictures, key="bolt-plots", description="The plots of the report")
     address = store.local_path(path).as_uri() if store.is_local else store.uri(path)
-    told = f"The whole report, one page: `{store.uri(path)}`"  # a browser may refuse to follow a link to a file
-    create_link_artifact(address, key="bolt-report", link_text="report.html", description=told)
+    described = f"The whole report on one page: `{store.uri(path)}`"  # a browser may refuse to follow a link to a file
+    create_link_artifact(address, key="bolt-report", link_text="report.html", description=described)
     print(f"report: {store.uri(path)}")
 
 
 def put_into_readme(path: Path, root: Path) -> None:
-    """Show a run's figures: README.md's table between its two marks, docs/nano-summary.json and docs/nano.svg."""
+    """Write a run's figures to README.md (between its two marks), docs/nano-summary.json and docs/nano.svg."""
     summary = json.loads(path.read_text())
     (root / "docs" / "nano-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (root / "docs" / "nano.svg").write_bytes(stages_plot(summary["stages"]))

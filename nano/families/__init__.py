@@ -1,4 +1,4 @@
-"""The six families of verifiable problems, a topic each: sample, derive (with a writer's habits), perturb."""
+"""The six families of verifiable problems, one per topic: sample, derive (with a writer's habits), perturb."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from nano.problem import Habits, Problem, Worked
 
 
 class Family(Protocol):
-    """What a family can do; a module or a `Chain`."""
+    """The functions of a family, which is a module or a `Chain`."""
 
-    def sample(self, rng: random.Random, level: int) -> Problem: ...
+    def sample(self, rng: random.Random, level: int) -> Problem:
+        """A random problem of a level."""
 
-    def derive(self, problem: Problem, rng: random.Random, habits: Habits) -> Worked: ...
+    def derive(self, problem: Problem, rng: random.Random, habits: Habits) -> Worked:
+        """The problem as a writer with these habits works it."""
 
-    def perturb(self, problem: Problem, rng: random.Random) -> Problem: ...
+    def perturb(self, problem: Problem, rng: random.Random) -> Problem:
+        """The problem misread in one place."""
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,4 +1,4 @@
-"""Arithmetic chains: add and take away on a dial of 31 numbers, 0 to 30 (past 30 it starts again at 0)."""
+"""Arithmetic chains: add and take away on a dial of 31 numbers, 0 to 30 (0 follows 30)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nano.families.chain import Chain, Move, walk
 NUMBERS = tuple(str(n) for n in range(31))
 
 
-def told(move: Move) -> str:
+def phrase(move: Move) -> str:
     return f"add {move[1]}" if move[0] == "+" else f"take away {move[1]}"
 
 
@@ -18,6 +18,6 @@ ARITHMETIC = Chain(
     question="what number is left",
     states=NUMBERS,
     moves=tuple((sign, n) for sign in "+-" for n in range(1, 10)),
-    told=told,
+    phrase=phrase,
     after=walk(NUMBERS),
 )

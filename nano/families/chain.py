@@ -1,4 +1,4 @@
-"""Chains: problems that carry one state (a number, a day, a direction) through a list of moves, a step at a time."""
+"""Chains: problems that carry one state (a number, a day, a direction) through a list of moves, one step at a time."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Chain:
     question: str
     states: tuple[str, ...]
     moves: tuple[Move, ...]
-    told: Callable[[Move], str]
+    phrase: Callable[[Move], str]
     after: Callable[[str, Move], str]
 
     def make(self, level: int, start: str, moves: tuple[Move, ...]) -> Problem:
         state = start
         for move in moves:
             state = self.after(state, move)
-        told = " . ".join(self.told(move) for move in moves)
-        query = f"{self.opening.format(start=start)} . {told} . {self.question} ?"
+        phrases = " . ".join(self.phrase(move) for move in moves)
+        query = f"{self.opening.format(start=start)} . {phrases} . {self.question} ?"
         return Problem(self.name, level, (start, moves), query, state)
 
     def sample(self, rng: random.Random, level: int) -> Problem:
@@ -39,7 +39,7 @@ class Chain:
         return self.make(level, rng.choice(self.states), moves)
 
     def slipped(self, rng: random.Random, true: str) -> str:
-        """A wrong state: a neighbour of the right one."""
+        """A wrong state, close to the right one."""
         at, count = self.states.index(true), len(self.states)
         near = dict.fromkeys(self.states[(at + distance) % count] for distance in (-2, -1, 1, 2))
         return rng.choice([state for state in near if state != true])
@@ -50,21 +50,21 @@ class Chain:
         steps = []
         for move in moves:
             expression = f"{state} {move[0]} {move[1]}"
-            true = said = self.after(state, move)
+            true = stated = self.after(state, move)
             if habits.slips(rng):
-                said = self.slipped(rng, true)
-            thoughts.append(f"{expression} = {said} .")
-            if said != true and habits.catches(rng):
-                thoughts.append(f"check {expression} = {true} , wait , not {said} .")
-                said = true
+                stated = self.slipped(rng, true)
+            thoughts.append(f"{expression} = {stated} .")
+            if stated != true and habits.catches(rng):
+                thoughts.append(f"check {expression} = {true} , wait , not {stated} .")
+                stated = true
             elif habits.careful:
-                thoughts.append(f"check {expression} = {said} ok .")
-            steps.append(f"{expression} = {said} .")
-            state = said
+                thoughts.append(f"check {expression} = {stated} ok .")
+            steps.append(f"{expression} = {stated} .")
+            state = stated
         return Worked(" ".join(thoughts), tuple(steps), state)
 
     def perturb(self, problem: Problem, rng: random.Random) -> Problem:
-        """The problem misread in one place: a move skipped, repeated or changed, or another start."""
+        """The problem misread in one place: a move skipped, repeated or changed, or the start changed."""
         start, moves = problem.facts
         changed: list[Any] = list(moves)
         at = rng.randrange(len(changed))
@@ -81,7 +81,7 @@ class Chain:
 
 
 def walk(states: tuple[str, ...]) -> Callable[[str, Move], str]:
-    """Moves "+ n" and "- n" on a ring of states."""
+    """What moves "+ n" and "- n" do on a ring of states."""
 
     def after(state: str, move: Move) -> str:
         sign, steps = move

@@ -1,4 +1,4 @@
-"""Compass: turn right and left by quarter turns; which way do you face?"""
+"""Compass: which way do you face after quarter turns to the right and left?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nano.families.chain import Chain, Move, walk
 DIRECTIONS = ("north", "east", "south", "west")
 
 
-def told(move: Move) -> str:
+def phrase(move: Move) -> str:
     return f"turn {'right' if move[0] == '+' else 'left'} {move[1]} times"
 
 
@@ -18,6 +18,6 @@ COMPASS = Chain(
     question="where do you face",
     states=DIRECTIONS,
     moves=tuple((sign, n) for sign in "+-" for n in range(1, 6)),
-    told=told,
+    phrase=phrase,
     after=walk(DIRECTIONS),
 )

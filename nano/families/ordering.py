@@ -1,4 +1,4 @@
-"""Ordering: put people in order from shuffled comparisons of neighbours, then name one place."""
+"""Ordering: sort people by age from shuffled comparisons of neighbours, then name the one at a place."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
         first = order[shuffle[0]]
     line = [first]
     while line[-1] in below and len(line) < place:
-        true = said = below[line[-1]]
+        true = stated = below[line[-1]]
         if habits.slips(rng):
-            said = other(rng, order, true)
-        thoughts.append(f"{line[-1]} > {said} .")
-        if said != true and habits.catches(rng):
-            thoughts.append(f"check {line[-1]} > {true} , wait , not {said} .")
-            said = true
+            stated = other(rng, order, true)
+        thoughts.append(f"{line[-1]} > {stated} .")
+        if stated != true and habits.catches(rng):
+            thoughts.append(f"check {line[-1]} > {true} , wait , not {stated} .")
+            stated = true
         elif habits.careful:
-            thoughts.append(f"check {line[-1]} > {said} ok .")
-        line.append(said)
+            thoughts.append(f"check {line[-1]} > {stated} ok .")
+        line.append(stated)
     return Worked(" ".join(thoughts), (" > ".join(line) + " .",), line[-1])
 
 
 def perturb(problem: Problem, rng: random.Random) -> Problem:
-    """The problem misread in one place: two people mixed up, or another place asked for."""
+    """The problem misread in one place: two people swapped, or another place asked for."""
     order, shuffle, place = problem.facts
     people = list(order)
     if rng.random() < 0.3:

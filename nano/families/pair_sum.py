@@ -16,7 +16,7 @@ def solutions(numbers: tuple[int, ...], target: int) -> list[tuple[int, int]]:
 
 
 def named(a: int, b: int) -> str:
-    """A pair's one name: the smaller number first, whichever was found first."""
+    """The name of a pair: the smaller number first, whichever was found first."""
     return f"{min(a, b)} and {max(a, b)}"
 
 
@@ -40,24 +40,24 @@ def derive(problem: Problem, rng: random.Random, habits: Habits) -> Worked:
     thoughts = [f"goal : two that add up to {target} . plan : try each in turn ."]
     for sweep, calm in enumerate((1.0, 0.3) if habits.careful else (1.0,)):
         for a in numbers:
-            true = said = target - a
+            true = stated = target - a
             if true in numbers and habits.slips(rng, 2.5 * calm):
-                said = max(0, true + rng.choice((-3, -2, -1, 1, 2, 3)))
+                stated = max(0, true + rng.choice((-3, -2, -1, 1, 2, 3)))
             elif true > 0 and habits.slips(rng, 0.4 * calm):
-                said = min((n for n in numbers if n != a), key=lambda n: abs(n - true))
+                stated = min((n for n in numbers if n != a), key=lambda n: abs(n - true))
             if true < 0:
                 thoughts.append(f"try {a} : too big , no .")
                 continue
-            if said == a or said not in numbers:
-                thoughts.append(f"try {a} : {target} - {a} = {said} , no .")
+            if stated == a or stated not in numbers:
+                thoughts.append(f"try {a} : {target} - {a} = {stated} , no .")
                 continue
-            thoughts.append(f"try {a} : {target} - {a} = {said} , yes .")
-            if a + said != target and habits.catches(rng):
-                thoughts.append(f"check {a} + {said} = {a + said} , wait , not {target} .")
+            thoughts.append(f"try {a} : {target} - {a} = {stated} , yes .")
+            if a + stated != target and habits.catches(rng):
+                thoughts.append(f"check {a} + {stated} = {a + stated} , wait , not {target} .")
                 continue
             if habits.careful:
-                thoughts.append(f"check {a} + {said} = {target} ok .")
-            return concluded(thoughts, a, said, target)
+                thoughts.append(f"check {a} + {stated} = {target} ok .")
+            return concluded(thoughts, a, stated, target)
         if sweep == 0 and habits.careful:
             thoughts.append("none left , wait , one was missed . again .")
     a, b = rng.sample(numbers, 2)
@@ -70,7 +70,7 @@ def concluded(thoughts: list[str], a: int, b: int, target: int) -> Worked:
 
 
 def perturb(problem: Problem, rng: random.Random) -> Problem:
-    """The problem misread in one place: one number or the target off, with some pair that then fits."""
+    """The problem misread in one place: a number or the target changed, such that some pair fits."""
     numbers, target = problem.facts
     for _ in range(20):
         changed = list(numbers)

@@ -40,7 +40,10 @@ class DrawConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_difficulty: int = Field(
-        5, ge=0, le=7, description="Minimum number of the 7 criteria met (BOLT: 5); unjudged queries are kept."
+        5,
+        ge=0,
+        le=7,
+        description="Minimum number of the 7 criteria met (BOLT: 5); queries without a difficulty are kept.",
     )
     weights: dict[str, float] | None = Field(
         None, description="Share of each topic in the draw (on any scale; needs `limit`); other topics are dropped."

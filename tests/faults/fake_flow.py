@@ -1,4 +1,4 @@
-"""Run one flow with a model's answers faked: `fake_flow.py FLOW PARAMETERS.json ASKED.txt`.
+"""Run one flow with faked answers of the models: `fake_flow.py FLOW PARAMETERS.json ASKED.txt`.
 
 Everything else is real: Prefect, the store, claims, ledgers. Each sampling request is noted in ASKED.txt.
 """
@@ -22,7 +22,7 @@ from cot_formats import bolt
 from infra.serving.completions import Completion
 from infra.serving.pool import Pool
 
-PAUSE_S = 0.1  # a request
+PAUSE_S = 0.1  # per request
 
 
 class Healthy:
@@ -37,7 +37,7 @@ class Healthy:
 
 
 def fake_answers(asked: Path) -> None:
-    """From here on, this process asks no server; each sampling request is noted in `asked`."""
+    """Make this process use no server; every sampling request is written to the file `asked`."""
 
     async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
         for request in map(request_of, chain.from_iterable(groups)):

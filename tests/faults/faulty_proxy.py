@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that spoils a share of the requests, each in one of seven ways, and counts them."""
+"""A proxy for an S3 server that breaks a share of the requests in one of seven ways, and counts them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODES = {"500": "InternalError", "503": "SlowDown"}
 
 
 class FaultyProxy:
-    """Forwards HTTP requests one a connection. Set `rate` at any time: 0 forwards everything faithfully."""
+    """Forwards HTTP requests, one per connection. `rate` may be set at any time: with 0 there are no faults."""
 
     def __init__(
         self, upstream: str, *, rate: float, seed: int, stall_s: float, kinds: Sequence[str] = KINDS, most: int = 10**9
@@ -25,16 +25,16 @@ class FaultyProxy:
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname, parts.port)
         self.rate, self.kinds, self.stall_s = rate, kinds, stall_s
-        self.most = most  # faults; after that many it is faithful
+        self.most = most  # maximum number of faults
         self.faults: Counter[str] = Counter()
         self.requests = 0
         self._random = random.Random(seed)
         self.url = ""
 
-    async def serve(self, told: threading.Event) -> None:
+    async def serve(self, ready: threading.Event) -> None:
         server = await asyncio.start_server(self._handle, "127.0.0.1", 0, limit=2**20)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        told.set()
+        ready.set()
         async with server:
             await server.serve_forever()
 
@@ -110,12 +110,12 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 def faulty_proxy(upstream: str, **how: object) -> Iterator[FaultyProxy]:
     """A running proxy in front of `upstream`, in a thread of its own."""
     proxy = FaultyProxy(upstream, **how)  # type: ignore[arg-type]
-    told, loop = threading.Event(), asyncio.new_event_loop()
+    ready, loop = threading.Event(), asyncio.new_event_loop()
 
     def run() -> None:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(proxy.serve(told))
+            loop.run_until_complete(proxy.serve(ready))
         except asyncio.CancelledError:
             pass
         finally:
@@ -123,7 +123,7 @@ def faulty_proxy(upstream: str, **how: object) -> Iterator[FaultyProxy]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert told.wait(10)
+    assert ready.wait(10)
     try:
         yield proxy
     finally:

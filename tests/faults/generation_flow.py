@@ -1,4 +1,4 @@
-"""Generation alone, as the stages do it: `generation_flow.py PARAMETERS.json`; prints the shards' tables at its end."""
+"""Generation alone, as the stages do it: `generation_flow.py PARAMETERS.json` prints the tables of the shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.responses.prompt import PromptConfig
 
 
 class Config(Common):
-    """What generation needs of `flows.bootstrap.BootstrapConfig`."""
+    """The fields of `flows.bootstrap.BootstrapConfig` that generation needs."""
 
     model: str
     examples: ExamplesConfig

@@ -1,4 +1,4 @@
-"""Flow runs in processes of their own: the real command line, or one flow with a model's answers faked."""
+"""Flow runs in processes of their own: the real command line, or one flow with faked answers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class PrefectServer:
 
 
 def on_s3(url: str, bucket: str) -> dict[str, str]:
-    """Settings of a store in a bucket."""
+    """The settings for a store in a bucket."""
     keys = {"BOLT_ACCESS_KEY_ID": KEY, "BOLT_SECRET_ACCESS_KEY": SECRET, "BOLT_REGION": "us-east-1"}
     return keys | {"BOLT_STORE": f"s3://{bucket}/some/prefix", "BOLT_ENDPOINT_URL": url}
 
 
 def started(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A process in the checkout, in a session of its own; its output goes to `log`."""
+    """Start a process in the checkout, in a session of its own; its output goes to `log`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_", "AWS_"))}
     env = {**kept, "PREFECT_LOGGING_EXTRA_LOGGERS": "infra,tasks", "PYTHONPATH": str(ROOT), **environment}
     with log.open("a") as out:
@@ -65,7 +65,7 @@ def fake(flow: str, config: Mapping[str, Any], place: Path, environment: Mapping
 
 
 def ended(run: subprocess.Popen[str], seconds: float = 120) -> int:
-    """Wait for a run's exit status."""
+    """Wait for a run to end; returns its exit status."""
     try:
         return run.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -75,7 +75,7 @@ def ended(run: subprocess.Popen[str], seconds: float = 120) -> int:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60, every: float = 0.05) -> Any:
-    """The first true value of `condition`."""
+    """Wait for a true value of `condition`, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not true after {seconds} s"
@@ -84,6 +84,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60, every: float = 0
 
 
 def made(*logs: Path) -> list[str]:
-    """The artifacts that these runs began to make, by their logs."""
+    """The artifacts that these runs began to make, according to their logs."""
     lines = [line for log in logs for line in log.read_text().splitlines() if line.endswith(": making it")]
     return sorted(line.removesuffix(": making it").split()[-1] for line in lines)

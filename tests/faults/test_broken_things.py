@@ -1,5 +1,5 @@
-"""What breaks under a run: a bucket, credentials, files, room, the clock. A clear error or the step again, never a
-wrong result."""
+"""Things that break during a run: bucket, credentials, files, disk, clock. A clear error or the step again, but never
+a wrong result."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ def asked(place: Path) -> list[str]:
 
 
 def only_line(log: Path) -> str:
-    """The error that ended a run: the last line that names it."""
+    """The error that ended a run: the last line of its log that has one."""
     return next(line for line in reversed(log.read_text().splitlines()) if "StoreError" in line)
 
 
-def test_a_bucket_deleted_under_a_run_is_told_and_made_again_the_run_goes_on(s3_url, s3_bucket, prefect, tmp_path):
+def test_a_bucket_deleted_during_a_run_is_an_error_and_once_it_exists_again_the_run_resumes(
+    s3_url, s3_bucket, prefect, tmp_path
+):
     environment = prefect.environment() | on_s3(s3_url, s3_bucket) | {"BOLT_WORK_DIR": str(tmp_path / "work")}
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
     run = fake("bootstrap", config, tmp_path, environment, "first")
@@ -58,7 +60,7 @@ def test_a_bucket_deleted_under_a_run_is_told_and_made_again_the_run_goes_on(s3_
 
 @contextmanager
 def user(s3_url: str, name: str) -> Iterator[tuple[dict[str, str], object]]:
-    """The settings of a user who may do everything, on a server that checks credentials; and its IAM client."""
+    """Settings of a user with all permissions on a server that checks credentials, and its IAM client."""
     iam = boto_client(s3_url, "iam")
     iam.create_user(UserName=name)
     rights = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
@@ -75,7 +77,7 @@ def user(s3_url: str, name: str) -> Iterator[tuple[dict[str, str], object]]:
         httpx.post(f"{s3_url}/moto-api/reset-auth", content=b"inf").raise_for_status()
 
 
-def test_credentials_revoked_under_a_run_are_told(s3_url, s3_bucket, prefect, tmp_path):
+def test_credentials_revoked_during_a_run_are_a_clear_error(s3_url, s3_bucket, prefect, tmp_path):
     settings = prefect.environment() | on_s3(s3_url, s3_bucket) | {"BOLT_WORK_DIR": str(tmp_path / "work")}
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
     with user(s3_url, s3_bucket) as (keys, iam):
@@ -84,8 +86,8 @@ def test_credentials_revoked_under_a_run_are_told(s3_url, s3_bucket, prefect, tm
         iam.delete_access_key(UserName=s3_bucket, AccessKeyId=keys["BOLT_ACCESS_KEY_ID"])
         assert ended(run) != 0
     log = (tmp_path / "first.log").read_text()
-    told = only_line(tmp_path / "first.log")  # S3 answers a HEAD request without saying why
-    assert "the credentials are wrong or expired. Correct BOLT_ACCESS_KEY_ID" in told or "key was revoked" in told
+    line = only_line(tmp_path / "first.log")  # S3 answers a HEAD request without saying why
+    assert "the credentials are wrong or expired. Correct BOLT_ACCESS_KEY_ID" in line or "key was revoked" in line
     assert keys["BOLT_SECRET_ACCESS_KEY"] not in log
     again = settings | {"BOLT_ACCESS_KEY_ID": KEY, "BOLT_SECRET_ACCESS_KEY": SECRET}
     assert ended(fake("bootstrap", config, tmp_path, again, "second")) == 0
@@ -94,8 +96,8 @@ def test_credentials_revoked_under_a_run_are_told(s3_url, s3_bucket, prefect, tm
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_file_is_damaged_the_same_command_mends_it(prefect: PrefectServer, tmp_path, seed):
-    """Garbage, a cut, or nothing where a file of the store or a ledger was: what comes out is what came out before."""
+def test_whatever_file_is_damaged_the_same_command_makes_it_again(prefect: PrefectServer, tmp_path, seed):
+    """A file of the store or a ledger is overwritten, cut or deleted: the result is the same as before."""
     environment = prefect.environment() | {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "w")}
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
     assert ended(fake("bootstrap", config, tmp_path, environment, "first")) == 0
@@ -118,7 +120,7 @@ def test_whatever_file_is_damaged_the_same_command_mends_it(prefect: PrefectServ
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_told_and_with_room_the_run_goes_on(prefect: PrefectServer, tmp_path):
+def test_a_full_disk_is_an_error_and_with_free_space_the_run_resumes(prefect: PrefectServer, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
@@ -140,8 +142,8 @@ def test_a_full_disk_is_told_and_with_room_the_run_goes_on(prefect: PrefectServe
 
 
 @pytest.mark.parametrize("years", [-30, 30])
-def test_times_in_the_past_or_the_future_make_no_wrong_result(tmp_path, years):
-    """A clock that jumped: times in a manifest, of a part and of a claim. Only `prune` reads times."""
+def test_times_in_the_past_or_the_future_cause_no_wrong_result(tmp_path, years):
+    """After a jump of the clock: times in a manifest, of a part and of a claim. Only `prune` reads times."""
     store = Store.open(Settings(store=str(tmp_path)))
     ref = write_table(store, "numbers", "k", SCHEMA, [[{"n": n} for n in range(5)]], Provenance())
     manifest = json.loads(store.read_bytes("numbers/k/manifest.json"))

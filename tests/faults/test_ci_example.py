@@ -22,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact
 def small(fails: bool = False):
     create_markdown_artifact("# BOLT\\n\\n| stage | accuracy |\\n|---|---|\\n| sft | 0.5 |\\n", key="bolt-summary")
     if fails:
-        raise ValueError("as it was told")
+        raise ValueError("as requested")
 """
 DEPLOYMENT = {"name": "tiny", "entrypoint": "small.py:small", "work_pool": {"name": "ci"}}
 KEY = "pnu_planted_api_key_71fe"
@@ -62,7 +62,7 @@ def shell(step: str, place: Path, env: dict[str, str]) -> subprocess.CompletedPr
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_steps_deploy_run_wait_and_tell(project, fails):
+def test_the_steps_deploy_run_wait_and_summarise(project, fails):
     place, env = project
     summary = place / "summary.md"
     parameters = '{"fails": true}' if fails else "{}"
@@ -73,12 +73,12 @@ def test_the_steps_deploy_run_wait_and_tell(project, fails):
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     run = shell(own["Run and wait"], place, env)
     assert (run.returncode != 0) == fails, run.stdout + run.stderr
-    told = shell(own["Summary"], place, env)
-    assert told.returncode == 0, told.stderr
+    summary = shell(own["Summary"], place, env)
+    assert summary.returncode == 0, summary.stderr
     text = summary.read_text()
     assert re.search(r"^\*\*[a-z-]+\*\*: " + ("Failed" if fails else "Completed"), text)
     assert "| sft | 0.5 |" in text
-    assert KEY not in "".join(each.stdout + each.stderr for each in (deployed, run, told)) + text
+    assert KEY not in "".join(each.stdout + each.stderr for each in (deployed, run, summary)) + text
 
 
 @pytest.mark.parametrize("name", ["test.yml", "run.yml"])
@@ -93,7 +93,7 @@ def test_actions_are_pinned_and_no_step_spells_a_secret(name):
     assert not [step for step in job["steps"] if "secrets." in str(step.get("env")) and "prefect" not in step["run"]]
     for text in steps(name).values():
         assert "secrets." not in text
-        assert "${{" not in text  # what a tag or a variable says never becomes shell code
+        assert "${{" not in text  # the text of a tag or a variable never becomes shell code
         assert not re.search(r"API_KEY|API_URL|set -x|\benv\b|printenv", text)
 
 

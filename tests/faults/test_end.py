@@ -1,4 +1,4 @@
-"""Told to end (SIGTERM, Ctrl-C), a run ends soon, with all that it started; the next one goes on."""
+"""After SIGTERM or Ctrl-C a run soon ends with all that it started, and the next run resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def not_ending():
 
 
 def test_the_end_reaches_every_thread_that_waits(tmp_path, local_claim, not_ending):
-    """One waits for a child, one for another run's claim: both end at once, and nothing is started any more."""
+    """One thread waits for a child, one for another run's claim: both end at once, and nothing more is started."""
     child = GuardedProcess([sys.executable, "-c", "import time; time.sleep(300)"], log_path=tmp_path / "log")
     results: list[object] = []
 
@@ -66,7 +66,7 @@ def test_the_end_reaches_every_thread_that_waits(tmp_path, local_claim, not_endi
 
 @pytest.fixture
 def local_claim(tmp_path):
-    """A store in which a living process of another machine, so far as can be told, holds a claim."""
+    """A store in which a process that seems to be alive on another machine holds a claim."""
     store = Store.open(Settings(store=str(tmp_path / "store")))
     claim = {"holder": "other", "beat": 0, "machine": "elsewhere", "pid": 1, "started": 0.0}
     store.write_bytes("claims/step-key.json", json.dumps(claim).encode())
@@ -142,7 +142,7 @@ time.sleep(300) # MARK
 
 @pytest.mark.parametrize("notice", ["poll", "wait", "stop"])
 def test_a_killed_watchdog_takes_its_command_with_it_and_what_that_started(tmp_path, notice):
-    """The kernel ends the command; what the command started, in its session or in another, is for us to end."""
+    """The kernel ends the command. What the command started, in its session or in another, is ended by us."""
     code = GRANDCHILDREN.replace("MARK", str(tmp_path))
     child = GuardedProcess([sys.executable, "-c", code], log_path=tmp_path / "log")
     mark = f"# {tmp_path}"

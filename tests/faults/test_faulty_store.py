@@ -1,4 +1,4 @@
-"""An S3 that fails in every way on the way: nothing is lost, nothing doubled, and every failure met is in the log."""
+"""An S3 that fails in every way during a run: nothing is lost or doubled, and every failure is in the log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from infra.store.models import fetch_model, publish_model
 from infra.store.store import Store, StoreError
 from infra.store.tables import find, read_rows, write_table
 
-# Where the connection breaks, aiohttp sends the request again at once, in silence; what fails then is told.
+# If the connection breaks, aiohttp silently sends the request again; only a second failure is logged.
 ANSWERED = ("500", "503", "stall")
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
 
@@ -74,7 +74,7 @@ def work(settings: Any, numbers: range, folder: Path) -> None:
 
 
 def checked(store: Store, numbers: range) -> None:
-    """All that was written is there, whole, once; and nothing else."""
+    """All that was written exists, whole and once, and nothing else."""
     found = list(artifacts(store))
     assert [line for each in found for line in problems(store, each)] == []
     expected = [f"numbers/k{n}" for n in numbers] + [f"model/k{n}" for n in numbers if n % 4 == 0]
@@ -91,7 +91,7 @@ def through_faults(
     s3_url: str, bucket: str, folder: Path, numbers: range, threads: int, proxy: FaultyProxy, rate: float
 ) -> None:
     stores = [s3_settings(proxy.url, bucket) for _ in range(threads)]
-    Store.open(stores[0])  # first contact is impatient on purpose: it is made before the faults begin
+    Store.open(stores[0])  # first contact has few retries on purpose, so that it is made before the faults begin
     opened = Store.open
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(threads) as pool:
         patch.setattr(Store, "open", lambda settings: store_module._s3_store(settings, patient=True))
@@ -103,15 +103,15 @@ def through_faults(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_fault_is_survived_and_told(kind, s3_url, s3_bucket, tmp_path, monkeypatch, caplog):
+def test_each_kind_of_fault_is_survived_and_logged(kind, s3_url, s3_bucket, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.5)
     with faulty_proxy(s3_url, rate=0, seed=1, stall_s=1, kinds=[kind], most=8) as proxy:
         with caplog.at_level(logging.WARNING):
             through_faults(s3_url, s3_bucket, tmp_path, range(5), 1, proxy, rate=0.5)
         assert proxy.faults == {kind: 8}
-    told = [each.getMessage() for each in caplog.records if "failed:" in each.getMessage() or "Retrying" in each.msg]
-    assert len(told) >= (8 if kind in ANSWERED else 1)
-    text = "\n".join(told)
+    logged = [each.getMessage() for each in caplog.records if "failed:" in each.getMessage() or "Retrying" in each.msg]
+    assert len(logged) >= (8 if kind in ANSWERED else 1)
+    text = "\n".join(logged)
     assert "s3cr3t" not in text
     assert "AKIA" not in text
 
@@ -139,14 +139,14 @@ def test_an_s3_that_stays_down_ends_in_one_clear_error(s3_url, s3_bucket, monkey
 
 
 def digests(store: Store) -> dict[str, str]:
-    """What every artifact holds, by its folder."""
+    """The content of every artifact, by its folder."""
     return {each.folder: each.manifest.digest for each in artifacts(store) if each.manifest}
 
 
 def bootstrap_through(
     s3_url: str, bucket: str, place: Path, prefect: PrefectServer, rate: float, config: dict[str, Any], **how: Any
 ) -> tuple[FaultyProxy, str]:
-    """A real flow over the faulty store: the same command until it is done. The proxy, and the runs' logs."""
+    """Run a real flow over the faulty store, the same command until it is done. Returns the proxy and the logs."""
     with faulty_proxy(s3_url, rate=rate, **how) as proxy:
         environment = prefect.environment() | on_s3(proxy.url, bucket) | {"BOLT_WORK_DIR": str(place / "work")}
         logs = []
@@ -162,7 +162,7 @@ def bootstrap_through(
     found = list(artifacts(store))
     assert [line for each in found for line in problems(store, each)] == []
     requests = (place / "asked.txt").read_text().split()
-    assert len(requests) == len(set(requests)) == 12  # no finished request is asked again
+    assert len(requests) == len(set(requests)) == 12  # no finished request is sent again
     assert store.list("claims") == []
     again = fake("bootstrap", config, place, prefect.environment() | on_s3(s3_url, bucket), "again")
     assert ended(again) == 0
@@ -197,15 +197,15 @@ def test_five_hundred_faults_lose_nothing(s3_url, s3_bucket, tmp_path, monkeypat
         print(f"{proxy.requests} requests, {proxy.faults.total()} faults: {dict(proxy.faults)}")
         assert proxy.faults.total() >= 500
         assert set(proxy.faults) == set(KINDS)
-        told = sum("failed:" in each.getMessage() or "Retrying" in each.msg for each in caplog.records)
-        assert told >= sum(proxy.faults[kind] for kind in ANSWERED)
+        logged = sum("failed:" in each.getMessage() or "Retrying" in each.msg for each in caplog.records)
+        assert logged >= sum(proxy.faults[kind] for kind in ANSWERED)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 def test_flows_over_a_very_faulty_store_end_well(s3_url, prefect, tmp_path):
-    """Whole flow runs, each over a bucket of its own, until 500 faults were met by them: what each makes is, to the
-    byte, what an undisturbed run made."""
+    """Whole flow runs, each over a bucket of its own, until they met 500 faults. Each makes what an undisturbed run
+    makes, to the byte."""
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
     calm = {"BOLT_STORE": str(tmp_path / "calm" / "store"), "BOLT_WORK_DIR": str(tmp_path / "calm" / "work")}
     assert ended(fake("bootstrap", config, tmp_path / "calm", prefect.environment() | calm)) == 0

@@ -1,4 +1,4 @@
-"""Generation of 2,000 requests under `kill -9`: each is there once at the end, and none is asked again once finished.
+"""Generation of 2,000 requests under `kill -9`: each is there once at the end, and none is sent again once finished.
 
 BOLT_TEST_REQUESTS and BOLT_TEST_SEED set how many requests and when the kills come.
 """
@@ -31,7 +31,7 @@ FLOW = Path(__file__).with_name("generation_flow.py")
 
 
 class Generation:
-    """One generation in a place of its own, run again after each kill of its flow."""
+    """One generation in a folder of its own, run again after each kill of its flow."""
 
     def __init__(self, place: Path, prefect: PrefectServer, servers: int) -> None:
         self.place = place
@@ -57,7 +57,7 @@ class Generation:
         return started([FLOW, self.parameters], self.log, self.environment)
 
     def servers(self) -> list[int]:
-        """Process ids of the living vLLM servers, watchdogs left out."""
+        """Process ids of the running vLLM servers, without their watchdogs."""
         found = command_lines([str(self.place)])
         return sorted(pid for pid, line in found if "openai.api_server" in line and "-ISB" not in line)
 
@@ -78,7 +78,7 @@ class Generation:
         return [name for part in parts for name in pq.read_table(part, columns=["query_id"])["query_id"].to_pylist()]
 
     def received(self) -> list[tuple[Path, str]]:
-        """The requests that the servers say they got, a log after the other."""
+        """The requests that the servers received, according to their logs."""
         logs = sorted(self.place.glob("work/logs/policy-*.log"))
         return [(log, name) for log in logs for name in RECEIVED.findall(log.read_text(errors="replace"))]
 
@@ -86,12 +86,12 @@ class Generation:
         assert self.flow.poll() is None or count == REQUESTS, self.log.read_text()[-3000:]
         return len(self.finished()) >= count
 
-    def told(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text()
 
 
 def asked_again(before: list[tuple[Path, str]], finished: set[str], after: list[tuple[Path, str]]) -> list[str]:
-    """Requests that were finished at a moment, and that a server got after it."""
+    """The requests that a server received although they were finished at an earlier moment."""
     seen, found = Counter(before), []
     for each in after:
         if seen[each] > 0:
@@ -102,8 +102,8 @@ def asked_again(before: list[tuple[Path, str]], finished: set[str], after: list[
 
 
 def check_whole(run: Generation, moments: list[tuple[set[str], list[tuple[Path, str]]]]) -> None:
-    """Every request is there once with all its samples; none was asked again after a moment when it was finished."""
-    tables = [run.place / "store" / name for name in re.findall(r"^made (\S+)", run.told(), re.MULTILINE)]
+    """Every request is there once with all its samples, and none was sent again after it was finished."""
+    tables = [run.place / "store" / name for name in re.findall(r"^made (\S+)", run.log_text(), re.MULTILINE)]
     rows = Counter(name for table in tables for name in run.column(table))
     assert (len(tables), len(rows), set(rows.values())) == (4, REQUESTS, {SAMPLES})
     received = run.received()
@@ -131,9 +131,9 @@ def test_flow_and_server_are_killed_in_turn(tmp_path: Path, prefect: PrefectServ
             wait_for(lambda: not run.servers(), 60)
             moments[-1] = (run.finished(), run.received())
             run.flow = run.start()
-    assert ended(run.flow, 1800) == 0, run.told()[-3000:]
+    assert ended(run.flow, 1800) == 0, run.log_text()[-3000:]
     check_whole(run, moments)
-    assert run.told().count("the last server is lost and is started again") == 2
+    assert run.log_text().count("the last server is lost and is started again") == 2
 
 
 def test_one_of_two_servers_is_killed_for_good(tmp_path: Path, prefect: PrefectServer) -> None:
@@ -144,6 +144,6 @@ def test_one_of_two_servers_is_killed_for_good(tmp_path: Path, prefect: PrefectS
     wait_for(lambda: run.reached(REQUESTS * 2 // 3), 1800, 0.2)
     moments.append((run.finished(), run.received()))
     assert len(run.servers()) == 1
-    assert ended(run.flow, 1800) == 0, run.told()[-3000:]
+    assert ended(run.flow, 1800) == 0, run.log_text()[-3000:]
     check_whole(run, moments)
-    assert run.told().count("a server is lost; its requests go to the other 1") == 1
+    assert run.log_text().count("a server is lost; its requests go to the other 1") == 1

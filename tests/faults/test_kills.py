@@ -1,4 +1,4 @@
-"""`kill -9` at random moments of real runs, of every kind of process: the same command goes on and nothing is lost.
+"""`kill -9` of every kind of process at random moments of real runs: the same command resumes, and nothing is lost.
 
 BOLT_TEST_KILLS and BOLT_TEST_SEED set how many kills and which (for `make test-faults` of another length).
 """
@@ -39,7 +39,7 @@ SET_BY_SIZE += ("collected-", "cleaned", "contaminated", "decontaminated")
 
 
 def kind_of(words: list[str]) -> str | None:
-    """Which of the kinds a command line is."""
+    """The kind of process that a command line is."""
     if "-ISB" in words:
         return "watchdog"
     if "vllm.entrypoints.openai.api_server" in words:
@@ -58,7 +58,7 @@ def kind_of(words: list[str]) -> str | None:
 
 
 class Site:
-    """A Prefect server, a worker and a store of their own, and the command that is run again and again."""
+    """A Prefect server, a worker and a store, and the command that is run again and again."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -85,7 +85,7 @@ class Site:
         assert ended(started(["-m", "prefect", *words], self.place / "cli.log", self.environment)) == 0, words
 
     def keep_up(self, worker: bool = False) -> None:
-        """Start the Prefect server and the worker where they are not up."""
+        """Start the Prefect server and the worker if they are not up."""
         if self.server is None or self.server.poll() is not None:
             words = ["-m", "prefect", "server", "start", "--no-ui", "--port", str(self.port)]
             self.server = started(words, self.place / "server.log", self.environment)
@@ -111,7 +111,7 @@ class Site:
         return started(words, log, self.environment)
 
     def processes(self) -> dict[str, list[int]]:
-        """Living processes of this site by kind, told from others by their environment or where their output goes."""
+        """Running processes of this site by kind, recognised by their environment or their output file."""
         found: dict[str, list[int]] = defaultdict(list)
         mark = f"BOLT_WORK_DIR={self.place / 'work'}\0".encode()
         for path in Path("/proc").glob("[0-9]*"):
@@ -127,7 +127,7 @@ class Site:
         return found
 
     def lost(self) -> bool:
-        """Whether no flow is running, and none begins within half a minute."""
+        """Whether no flow runs, and none starts within half a minute."""
         deadline = time.monotonic() + 30
         while not self.processes()["flow"]:
             if time.monotonic() > deadline:
@@ -161,7 +161,7 @@ def site(tmp_path):
 
 
 class Book:
-    """What was finished before a kill, and so must never be made or asked again."""
+    """What was finished before a kill, and so must never be made or requested again."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -185,7 +185,7 @@ class Book:
                     assert self.samples.setdefault((path.stem, each["id"]), texts) == texts, "asked again"
 
     def check(self, store: Store) -> None:
-        """Everything noted is in the store as it was noted."""
+        """Everything that was recorded is unchanged in the store."""
         self.note()
         found = {each.folder: each.manifest for each in artifacts(store)}
         texts: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -199,13 +199,13 @@ class Book:
 
 
 def counts(summary: dict[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
-    """What must be equal in two runs: rows that do not depend on what was sampled, and each stage's counts."""
+    """What must be equal in two runs: rows that do not depend on the samples, and the counts of each stage."""
     rows = {step["name"]: step["rows"] for step in summary["steps"] if step["name"].startswith(SET_BY_SIZE)}
     return rows, {stage["name"]: (stage["problems"], stage["samples"]) for stage in summary["stages"]}
 
 
 def finished(place: Path) -> dict[str, Any]:
-    """The newest summary, after checking every table against those that it was made from."""
+    """The newest summary, after checking every table against its inputs."""
     store = Store.open(Settings(store=str(place / "store")))
     found = list(artifacts(store))
     assert [line for each in found for line in problems(store, each)] == []
@@ -259,7 +259,9 @@ def killed_until_finished(site: Site, chance: random.Random, kills: Counter[str]
         run = site.run(through_worker=chance.random() < 0.3)
         while run.poll() is None:
             longest = 25
-            if kills.total() >= KILLS // 2 and kills[rarest(kills)] < 2:  # trainings are short: wait for one
+            if (
+                kills.total() >= KILLS // 2 and kills[rarest(kills)] < 2
+            ):  # trainings are short, so that one has to be waited for
                 wait_for_one_of(site, run, rarest(kills))
                 longest = 3
             elif chance.random() < 0.5:  # so that there is progress, however slow the machine
@@ -267,7 +269,9 @@ def killed_until_finished(site: Site, chance: random.Random, kills: Counter[str]
             pause = time.monotonic() + chance.uniform(0, longest)
             while run.poll() is None and time.monotonic() < pause:
                 time.sleep(0.1)
-            if run.poll() is None and site.lost():  # its worker was killed before it began: it stays Pending for ever
+            if (
+                run.poll() is None and site.lost()
+            ):  # its worker was killed before it began, so that it stays Pending forever
                 run.kill()
             elif run.poll() is None and kills.total() < KILLS:
                 kill_one(site, chance, kills)
@@ -285,7 +289,7 @@ def killed_until_finished(site: Site, chance: random.Random, kills: Counter[str]
 
 
 def rarest(kills: Counter[str]) -> str:
-    """The kind that was killed least."""
+    """The kind that was killed least often."""
     return min(KINDS, key=lambda kind: kills[kind])
 
 
@@ -308,12 +312,12 @@ def wait_for_a_new_artifact(site: Site, run: subprocess.Popen[str]) -> None:
 
 
 def orphans_over(site: Site) -> None:
-    """Wait for runs whose worker was killed, and for what ended runs started."""
+    """Wait for runs whose worker was killed, and for processes that ended runs started."""
     wait_for(lambda: not any(site.processes()[kind] for kind in ("flow", "vllm server", "engine", "rank")), 300, 0.5)
 
 
 def kill_one(site: Site, chance: random.Random, kills: Counter[str]) -> None:
-    """Kill one process, of a kind that is up and was killed least."""
+    """Kill one process, of the running kind that was killed least often."""
     alive = site.processes()
     kind = min(alive, key=lambda each: (kills[each], chance.random()))
     _kill(chance.choice(alive[kind]))
@@ -325,7 +329,7 @@ def kill_one(site: Site, chance: random.Random, kills: Counter[str]) -> None:
     print(f"kill {kills.total()}: {kind}; {len(steps)} steps so far", flush=True)
 
 
-def test_the_kinds_are_told_apart() -> None:
+def test_the_kinds_are_recognised() -> None:
     python = "/usr/bin/python"
     assert kind_of([python, "-ISB", "watchdog.py", "3", "4", python, "-m", "infra.training.sft"]) == "watchdog"
     assert kind_of([python, "-m", "torch.distributed.run", "-m", "infra.training.sft", "x"]) == "launcher"

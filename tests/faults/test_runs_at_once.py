@@ -1,4 +1,4 @@
-"""Runs at once over one store: each artifact is made once, by one of them, and all runs end well."""
+"""Concurrent runs over one store: each artifact is made once, by one of them, and all runs succeed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infra.store.store import Store
 
 
 def together(place: Path, configs: list[dict[str, Any]], environment: dict[str, str]) -> list[Path]:
-    """Run the flow once with each configuration, all at once; their logs."""
+    """Run the flow once per configuration, concurrently. Returns their logs."""
     logs = [place / f"run-{number}.log" for number in range(len(configs))]
     runs = [
         fake("bootstrap", {"config": config}, place, environment, f"run-{number}")
@@ -29,7 +29,7 @@ def together(place: Path, configs: list[dict[str, Any]], environment: dict[str, 
 
 
 def each_once(logs: list[Path], store: Store) -> list[str]:
-    """What these runs made, after checking that none made what another did."""
+    """The artifacts that these runs made, after checking that no two made the same one."""
     all_made = made(*logs)
     assert [name for name, count in Counter(all_made).items() if count > 1] == []
     found = [each for each in artifacts(store) if not each.folder.startswith("imported/")]

@@ -1,4 +1,4 @@
-"""Secrets of a run's environment: found in no file that it leaves, in no command line, in nothing that it stored."""
+"""Secrets in a run's environment are found in no file, no command line, and nothing that it stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRETS = {
 
 
 class CommandLines:
-    """Watches /proc for a command line that holds one of the secrets, as long as the block lasts."""
+    """Watches /proc for command lines with a secret while the block runs."""
 
     def __init__(self) -> None:
         self.leaks: set[str] = set()
@@ -51,7 +51,7 @@ class CommandLines:
 
 
 def readable(content: bytes) -> bytes:
-    """The bytes; of Parquet, whose pages are compressed, its rows as text beside them."""
+    """The bytes of a file. Parquet pages are compressed, so that its rows as text are added."""
     if content[:4] != b"PAR1":
         return content
     rows = pq.read_table(io.BytesIO(content)).to_pylist()
@@ -94,7 +94,7 @@ def test_the_search_finds_what_is_there(tmp_path):
 
 @pytest.mark.parametrize("broken", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_a_flow_leaves_no_secret_anywhere(s3_url, s3_bucket, prefect: PrefectServer, tmp_path, broken):
-    """Also where the run fails because of the very thing that the secrets are for."""
+    """Even if the run fails because of what the secrets are for."""
     environment = {**prefect.environment(), **on_s3(s3_url, s3_bucket), **SECRETS, "PREFECT_LOGGING_LEVEL": "DEBUG"}
     environment["BOLT_WORK_DIR"] = str(tmp_path / "work")
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}

@@ -1,4 +1,4 @@
-"""A small kill of each kind that no other small test has: the Prefect server, a worker, a rank, torchrun."""
+"""Kills of the kinds of processes that no other small test covers: Prefect server, worker, rank, torchrun."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from infra.store.store import Store
 
 
 class Killable(PrefectServer):
-    """A Prefect server that is killed and started again with what it had on disk."""
+    """A Prefect server that can be killed, and started again with its database."""
 
     def start(self) -> subprocess.Popen[bytes]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_"))}
@@ -65,8 +65,8 @@ def server(tmp_path: Path) -> Iterator[tuple[Killable, list[subprocess.Popen[byt
     kill(running[-1])
 
 
-def test_the_prefect_server_is_killed_under_a_run(server, tmp_path):
-    """Whether that run ends well is Prefect's affair; the same command goes on from what was finished."""
+def test_the_prefect_server_is_killed_during_a_run(server, tmp_path):
+    """Whether that run succeeds is Prefect's own matter; the same command resumes from what was finished."""
     killable, running = server
     environment = killable.environment() | {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "w")}
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
@@ -92,8 +92,8 @@ from flows.bootstrap import bootstrap
 """
 
 
-def test_a_worker_is_killed_with_its_run_and_the_next_one_goes_on(server, tmp_path):
-    """What marks the run as crashed (no heartbeat for two minutes) is tested in tests/infra/test_automations.py."""
+def test_a_worker_is_killed_with_its_run_and_the_next_run_resumes(server, tmp_path):
+    """The automation that marks the run as crashed is tested in tests/infra/operations/test_automations.py."""
     killable, _ = server
     environment = killable.environment() | {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "w")}
     asked, flow = tmp_path / "asked.txt", tmp_path / "faked.py"
@@ -150,7 +150,7 @@ def kill_with_descendants(process: subprocess.Popen[str]) -> None:
 
 
 def assert_sound(folder: Path) -> None:
-    """Every artifact is whole, and no claim is left."""
+    """Every artifact is whole, and no claim remains."""
     store = Store.open(Settings(store=str(folder)))
     assert [line for each in artifacts(store) for line in problems(store, each)] == []
     assert store.list("claims") == []
@@ -160,7 +160,7 @@ SLEEPS = "import time\ntime.sleep(120)\n"
 
 
 class Nothing(BaseModel):
-    """A trainer's parameters, of a trainer that does nothing."""
+    """The parameters of a trainer that does nothing."""
 
 
 @pytest.mark.parametrize("which", ["rank", "torchrun"])

@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect's UI; other tests' runs write artifacts under the same keys."""
+"""What a flow run shows in Prefect's UI. (Runs of other tests write artifacts under the same keys.)"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SMALL = (
     "config.evaluate.generate.samples=2",
     "config.evaluate.generate.max_truncated_share=1",
     "config.sft.micro_batch=4",
-    "config.sft.batch=8",  # of so few responses: more steps, or the model seldom keeps to the format
+    "config.sft.batch=8",  # more steps for so few responses, or the model seldom keeps to the format
 )
 SMALLEST = (*SMALL, "config.evaluate.problems.draw.limit=8")
 
@@ -43,7 +43,7 @@ def write_queries(path: Path, *queries: str) -> Path:
 
 
 def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
-    """The parameters of `bolt` over files in `folder`; the last two of the queries are the problems held out."""
+    """The parameters of `bolt` over files in `folder`. The last two queries are the held-out problems."""
     (folder / "examples").mkdir(parents=True)
     for number in range(3):
         (folder / "examples" / f"{number}.md").write_text(EXAMPLE.format(number))
@@ -53,7 +53,7 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
     serving = {"max_model_len": 4096}
     mined = {
         "sources": [{"path": str(write_queries(folder / "queries.jsonl", *texts))}],
-        "clean": {"languages": [], "near_duplicates": None},  # they differ in a number alone
+        "clean": {"languages": [], "near_duplicates": None},  # they differ only in a number
         "decontaminate": {"ngram": None, "near_duplicates": None},
     }
     generate = {"samples": 4, "max_tokens": 32}
@@ -94,7 +94,7 @@ def bootstrap_parameters(world: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment(place: Path) -> dict[str, str]:
-    """For a command of its own: store, work folder and Prefect below `place`, nothing of yours but the rest."""
+    """The environment of a command: store, work folder and Prefect are below `place`."""
     (place / "prefect").mkdir(exist_ok=True)
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_"))},
@@ -108,7 +108,7 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def command_lines(words: Sequence[str]) -> list[tuple[int, str]]:
-    """Living processes whose command line holds one of the words: pid, command line."""
+    """The pid and command line of running processes whose command line has one of the words."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

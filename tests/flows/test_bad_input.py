@@ -1,4 +1,4 @@
-"""Bad input met by a flow: one error that names the thing and the mend, and what is finished stays.
+"""Bad input to a flow: one error that names the cause and the fix, while finished artifacts stay.
 
 docs/operations.md lists every bad input with its message and the test that makes it happen; most are in tests/infra.
 """
@@ -46,7 +46,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 class Healthy:
-    """A server that is up; `answering` puts words in its mouth."""
+    """A server that is up; `answering` supplies its answers."""
 
     url, served_name = "http://127.0.0.1:9", "fake"
     headers: Mapping[str, str] = {}
@@ -57,16 +57,16 @@ class Healthy:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[str]:
-    """Answer sampling and scoring in place of vLLM; returns the requests as they are answered."""
-    asked: list[str] = []
+    """Answer sampling and scoring in place of vLLM. Returns the list of requests, which grows as they are answered."""
+    answered: list[str] = []
 
     async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
         for request in map(request_of, chain.from_iterable(groups)):
-            if dies_after is not None and len(asked) >= dies_after:
+            if dies_after is not None and len(answered) >= dies_after:
                 raise ServerError("vLLM server of MODEL ended with status 137; log: PATH; its last lines: ...")
             text = bolt.render("plan : one .", "answer : 1 .")
             on_result(request, [Completion(text, "stop", (1, 2), 3) for _ in range(sampling.n)])
-            asked.append(request.request_id)
+            answered.append(request.request_id)
 
     async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
         return [float(number % 3) for number in range(len(inputs))]
@@ -74,7 +74,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) ->
     monkeypatch.setattr(infra.serving.servers.Servers, "_pool", lambda *_: Pool([Healthy()]))
     monkeypatch.setattr(tasks.responses.generate, "complete_on", complete_on)
     monkeypatch.setattr(tasks.rewards.score, "classify", classify)
-    return asked
+    return answered
 
 
 def made(world: dict[str, Any]) -> Ref:
@@ -88,7 +88,7 @@ def store() -> Store:
 
 
 def steps_in(folder: Path) -> dict[str, float]:
-    """The finished artifacts, with the time that each was finished."""
+    """The finished artifacts, each with the time that it was finished."""
     manifests = folder.glob("*/*/manifest.json")
     return {path.parent.relative_to(folder).as_posix(): path.stat().st_mtime for path in manifests}
 
@@ -118,26 +118,26 @@ def test_a_store_that_cannot_be_reached_stops_a_flow_at_its_start(world, monkeyp
     assert "some-secret" not in str(error.value)
 
 
-def test_a_model_that_is_nowhere_is_named_with_what_was_looked_for(world, tmp_path):
+def test_a_missing_model_is_named_with_what_was_looked_for(world, tmp_path):
     for missing in (str(tmp_path / "nowhere"), "sft/0123", "org/name"):
         with pytest.raises(ValueError, match=f"model '{missing}': no such folder, no artifact STEP/KEY.*REVISION"):
             made(world | {"model": missing})
 
 
-def test_a_model_folder_that_is_no_model_is_told(world):
+def test_a_model_folder_that_is_no_model_is_an_error(world):
     (Path(world["model"]) / "config.json").unlink()
     with pytest.raises(ValueError, match=r"files/model has no config\.json"):
         made(world)
 
 
 def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sampled(world, monkeypatch, tmp_path):
-    asked = answering(monkeypatch)
+    answered = answering(monkeypatch)
     silent = tmp_path / "silent"
     shutil.copytree(world["model"], silent)
     (silent / "chat_template.jinja").unlink()
     with pytest.raises(BadInput, match=r"reward model imported/silent-\w+: no chat template in its files"):
         made(world | {"reward_model": str(silent)})
-    assert not asked
+    assert not answered
 
 
 def test_a_query_file_that_is_missing_is_named(world):
@@ -158,17 +158,17 @@ def test_a_damaged_artifact_given_to_a_stage_is_named(world, monkeypatch, harm):
         part.write_bytes(part.read_bytes()[:-1] + b"!")
     else:
         manifest.unlink()
-    told = f"{longcot.step}/{longcot.key}"
-    with pytest.raises(ValueError, match=f"artifact '{told}': expected STEP/KEY of a whole artifact in .*store"):
-        sft(SftFlowConfig(model=world["model"], serving=world["serving"], longcot=told))
-    assert made(world) == longcot  # made again: the same
+    artifact = f"{longcot.step}/{longcot.key}"
+    with pytest.raises(ValueError, match=f"artifact '{artifact}': expected STEP/KEY of a whole artifact in .*store"):
+        sft(SftFlowConfig(model=world["model"], serving=world["serving"], longcot=artifact))
+    assert made(world) == longcot  # made again, identical
     assert find(store(), longcot.step, longcot.key) == longcot
 
 
-# ---- what happens on the way
+# ---- what happens during a run
 
 
-def test_a_server_that_dies_at_its_start_shows_its_words_and_what_is_finished_stays(world, tmp_path, monkeypatch):
+def test_a_server_that_dies_at_its_start_shows_its_log_and_finished_artifacts_stay(world, tmp_path, monkeypatch):
     dying = [sys.executable, "-c", "print('no device for you'); raise SystemExit(3)"]
     monkeypatch.setattr(VllmServer, "command", lambda _: dying)
     with pytest.raises(
@@ -182,7 +182,7 @@ def test_a_server_that_dies_at_its_start_shows_its_words_and_what_is_finished_st
     assert kept.items() <= steps_in(tmp_path / "store").items()
 
 
-def test_a_server_that_dies_midway_owes_only_the_rest(world, tmp_path, monkeypatch):
+def test_after_a_server_dies_midway_only_the_rest_is_requested(world, tmp_path, monkeypatch):
     first = answering(monkeypatch, dies_after=5)
     with pytest.raises(ServerError, match="ended with status 137"):
         made(world)
@@ -195,7 +195,7 @@ def test_a_server_that_dies_midway_owes_only_the_rest(world, tmp_path, monkeypat
     assert len(first) == 5
 
 
-def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_path, monkeypatch):
+def test_a_trainer_that_crashes_shows_its_log_and_leaves_no_model(world, tmp_path, monkeypatch):
     answering(monkeypatch)
     longcot = made(world)
     config = SftFlowConfig(
@@ -204,15 +204,17 @@ def test_a_trainer_that_crashes_shows_its_words_and_leaves_no_model(world, tmp_p
     kept = steps_in(tmp_path / "store")
     (tmp_path / "crashing.py").write_text("raise RuntimeError('out of luck')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(tasks.training.train, "launch", lambda _module, told, **rest: launch("crashing", told, **rest))
+    monkeypatch.setattr(
+        tasks.training.train, "launch", lambda _module, config, **rest: launch("crashing", config, **rest)
+    )
     with pytest.raises(TrainerError, match=r"(?s)ended with status 1; log: .*train\.log.*RuntimeError: out of luck"):
         sft(config)
     assert steps_in(tmp_path / "store") == kept
 
-    def trained(_module: str, told: SftConfig, *, log_path: Path, **_: Any) -> None:
-        told.output.mkdir(parents=True)
-        (told.output / "config.json").write_text("{}")
-        trained_path(told.output).write_text("{}")
+    def trained(_module: str, config: SftConfig, *, log_path: Path, **_: Any) -> None:
+        config.output.mkdir(parents=True)
+        (config.output / "config.json").write_text("{}")
+        trained_path(config.output).write_text("{}")
         metrics_path(log_path).write_text("")
 
     monkeypatch.setattr(tasks.training.train, "launch", trained)

@@ -1,4 +1,4 @@
-"""The flow `curate-examples`: its table, its artifact, and what it refuses before a server is asked for."""
+"""The flow `curate-examples`: its table, its artifact, and what it refuses before a server is started."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def artifacts() -> list[str]:
     with get_client(sync_client=True) as client:
-        asked = {"artifacts": {"key": {"any_": ["bolt-examples"]}}, "sort": "ID_DESC"}
-        found = client.request("POST", "/artifacts/filter", json=asked).json()
+        selected = {"artifacts": {"key": {"any_": ["bolt-examples"]}}, "sort": "ID_DESC"}
+        found = client.request("POST", "/artifacts/filter", json=selected).json()
     assert {each["type"] for each in found} <= {"markdown"}
     return [each["data"] for each in found]
 
 
-def test_the_table_and_the_artifact_tell_the_same_and_are_told_again_when_cached(world, tmp_path):
+def test_the_table_and_the_artifact_agree_and_the_artifact_is_published_again_when_cached(world, tmp_path):
     before = len(artifacts())
     examples = curate_examples(CurateConfig(**world))
     store = Store.open(Settings.load())
@@ -86,16 +86,16 @@ def test_a_reward_model_ranks(world, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("serving", {"policy": {"max_model_len": 9000}, "reward": {"max_model_len": 9000}}, "max_model_len is 9,000"),
         ("examples", {"count": 11}, r"11 examples are needed, 10 of 11 .*\n- 99-reliant: the solution relies on"),
         ("examples", {"topics": ["cooking"]}, r"no example of the topic cooking \(topics\) is among those taken"),
     ],
 )
-def test_what_can_not_serve_is_an_error_before_a_server_is_asked_for(world, field, value, said):
+def test_unusable_examples_are_an_error_before_a_server_is_started(world, field, value, message):
     world[field] = {**world[field], **value}
-    with pytest.raises(BadInput, match=rf"(?s){said}"):
+    with pytest.raises(BadInput, match=rf"(?s){message}"):
         curate_examples(CurateConfig(**world))
 
 
@@ -124,9 +124,9 @@ def test_texts_of_candidates_are_plain_in_the_report():
         "rejected": "malformed",
         "why": "bad <b>",
     }
-    told = report({"taken": 0, "read": 1, "candidates": [each]})
-    assert r"| a\|b | \[x\]\(http\:\/\/y\) | 3 |  | 0\.500 | rejected\: bad \<b\> |" in told
-    assert r"- **planning** (2, at 0-4, 9-12): \<script\>" in told
+    text = report({"taken": 0, "read": 1, "candidates": [each]})
+    assert r"| a\|b | \[x\]\(http\:\/\/y\) | 3 |  | 0\.500 | rejected\: bad \<b\> |" in text
+    assert r"- **planning** (2, at 0-4, 9-12): \<script\>" in text
 
 
 def test_the_deployment_runs_as_it_is(world, monkeypatch):

@@ -1,4 +1,4 @@
-"""The whole method, small: real Prefect, vLLM, torchrun with DeepSpeed on two ranks; killed on the way, run again."""
+"""The whole method, small: real Prefect, vLLM, torchrun with DeepSpeed on two ranks; killed midway, then run again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ledger_lines(place: Path) -> list[str]:
 
 
 def sampled_texts(place: Path) -> dict[str, list[str]]:
-    """By query, the texts of all samples that the responses' shards hold."""
+    """The texts of all samples in the shards of responses, by query."""
     store, texts = Store.open(Settings(store=str(place / "store"))), defaultdict(list)
     for folder in (place / "store" / "responses").iterdir():
         shard = find(store, "responses", folder.name)
@@ -68,7 +68,7 @@ def processes_below(place: Path) -> list[str]:
     return [line for _, line in command_lines([str(place / "work"), str(place / "store")])]
 
 
-def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
+def test_a_killed_run_resumes_from_what_was_finished(place: Path) -> None:
     run = started(place)
     deadline = time.monotonic() + 400
     while not ledger_lines(place):
@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
     assert of_prefect
     run.send_signal(signal.SIGKILL)
     run.wait()
-    for pid in of_prefect:  # its temporary server outlives the kill: Prefect's affair
+    for pid in of_prefect:  # its temporary server outlives the kill, which is Prefect's own matter
         os.kill(pid, signal.SIGKILL)
     kept = [json.loads(line) for line in ledger_lines(place) if line.endswith("\n")]
     assert kept
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_from_what_was_finished(place: Path) -> None:
     summary = finished(place)
 
     texts = sampled_texts(place)
-    for line in kept:  # what was finished was not asked again
+    for line in kept:  # finished requests were not sent again
         assert texts[line["id"]] == [sample["text"] for sample in line["record"]["samples"]]
     assert not ledger_lines(place)
     assert not list((place / "work" / "training").iterdir())
@@ -114,7 +114,7 @@ def test_the_second_run_is_all_cached(place: Path) -> None:
 
 
 def test_the_run_graph_shows_what_each_step_read(place: Path) -> None:
-    """As the Prefect UI would draw it: one link from every task that made or found an input, and no other."""
+    """As the Prefect UI draws it: one link from every task that made or found an input, and no other."""
     command = [sys.executable, str(ROOT / "tests" / "graph.py"), str(place / "store")]
     done = subprocess.run(command, cwd=ROOT, env=environment(place), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -123,7 +123,7 @@ def test_the_run_graph_shows_what_each_step_read(place: Path) -> None:
 
 def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
     written = next((place / "store" / "runs").glob("*/summary.json"), None)
-    summary = json.loads(written.read_text()) if written else finished(place)  # the tests before ran it
+    summary = json.loads(written.read_text()) if written else finished(place)  # an earlier test ran it
     keys = {step["name"]: step["key"] for step in summary["steps"]}
     store = Store.open(Settings(store=str(place / "store")))
     tables = {name: find(store, name, keys[name]) for name in ("pairs-1", "scores-online-1", "queries-online-1")}
@@ -139,7 +139,7 @@ def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
         assert pair["rejected_score"] == scored[pair["query_id"], pair["rejected_sample"]] == min(of_query)
 
 
-@pytest.mark.faults  # small ones: tests/infra/test_steps.py, tests/flows/test_steps_in_flows.py
+@pytest.mark.faults  # small ones: tests/infra/steps/test_step.py and test_step_in_flows.py
 def test_a_damaged_part_is_made_again_and_nothing_else(place: Path) -> None:
     summary = finished(place)
     key = next(step["key"] for step in summary["steps"] if step["name"] == "longcot")

@@ -1,4 +1,4 @@
-"""The flow `evaluate` on benchmarks of every kind. Policies' servers and judge are stand-ins, all else is real."""
+"""The flow `evaluate` on benchmarks of every kind. The servers of policies and judge are fakes, all else is real."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VERIFIABLE = ("short-answer", "math500", "zebralogic")
 
 
 def good(_: int) -> tuple[str, str]:
-    """Right everywhere, with thoughts that nobody else may see."""
+    """Right everywhere, with thoughts that the judge must not see."""
     solution = rf"GOOD answer : 1 . \boxed{{42}} {json.dumps({'solution': HOUSES})}"
     return bolt.render(f"plan : {SECRET} .", solution), "stop"
 
@@ -48,7 +48,7 @@ def bad(_: int) -> tuple[str, str]:
 
 
 def verdict(shown: str) -> str:
-    """A judge that likes the good model best and cannot say anything of MT-Bench's last question."""
+    """A judge that prefers the good model and gives no verdict on MT-Bench's last question."""
     if "<|User Prompt|>" in shown:
         ours = "GOOD" in shown or "BAD" in shown
         model_is_a = max(shown.rfind("GOOD"), shown.rfind("BAD")) < shown.rfind("o3-mini")
@@ -61,7 +61,7 @@ def verdict(shown: str) -> str:
 
 
 class Stage:
-    """Parameters over files in the authors' layouts, and the stand-ins' servers."""
+    """Parameters over files in the authors' layouts, and the fake servers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.world = folder, small_world(folder / "files")
@@ -136,18 +136,18 @@ def stage(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def nobody(monkeypatch):
+def no_server(monkeypatch):
     monkeypatch.setattr(Servers, "_pool", lambda *_: pytest.fail("a server was asked for"))
 
 
 def planned(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """The states that a dry run printed, by step."""
+    """The state of each step, as a dry run printed it."""
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     states = {line[0]: " ".join(line[1:3]) if line[1] == "to" else line[1] for line in lines if len(line) > 2}
     return {step: state for step, state in states.items() if state in ("cached", "to do")}
 
 
-# ---- the whole of it
+# ---- whole runs
 
 
 def test_two_models_on_benchmarks_of_every_kind(stage, tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_two_models_on_benchmarks_of_every_kind(stage, tmp_path, capsys):
     assert not [path for path in kept if KEY.encode() in path.read_bytes()]
     assert not [path for path in kept if path.parent.name == "ledgers"]
 
-    # A second run asks nobody and tells the same.
+    # A second run sends no request and has the same results.
     asked = stage.asked()
     again = stage.run()
     assert stage.asked() == asked
@@ -196,7 +196,7 @@ def test_two_models_on_benchmarks_of_every_kind(stage, tmp_path, capsys):
     }
     assert again["path"] != found["path"]
 
-    # A dry run after it has nothing to do, and another judge changes the verdicts alone.
+    # A dry run after it has nothing to do, and with another judge only the verdicts are made again.
     assert stage.run(dry_run=True) is None
     assert set(planned(capsys).values()) == {"cached"}
     for name in JUDGED:
@@ -208,7 +208,7 @@ def test_two_models_on_benchmarks_of_every_kind(stage, tmp_path, capsys):
     }
 
 
-def test_a_judge_that_fails_loses_no_answer_and_no_verdict(stage):
+def test_if_a_judge_fails_no_answer_and_no_verdict_is_lost(stage):
     stage.benchmarks["arena-hard-v2.0"]["judge"] |= {"in_flight": 1}
     answers = chats(verdict)
 
@@ -229,7 +229,7 @@ def test_a_judge_that_fails_loses_no_answer_and_no_verdict(stage):
     assert stage.asked() == (before[0], 8 - 2)
 
 
-def test_a_judge_served_here_takes_the_models_place_and_is_sent_no_key(stage):
+def test_a_judge_served_here_takes_the_models_devices_and_is_sent_no_key(stage):
     judge = stage.model("judge", bad, "plain")
     stage.policies["judge"].close()
     stage.serve("judge", chats(verdict))
@@ -256,10 +256,10 @@ def test_the_second_turn_comes_after_the_first_answer(stage, thoughts_in_history
     assert SECRET not in json.dumps(stage.judge.asked)
 
 
-# ---- plans, and what is refused before anything is sampled
+# ---- plans, and errors before anything is sampled
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("no_server")
 def test_a_dry_run_prints_every_step_and_makes_nothing(stage, tmp_path, capsys):
     assert stage.run(dry_run=True) is None
     states = planned(capsys)
@@ -288,35 +288,35 @@ def changed(stage: Stage, name: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "told"),
+    ("name", "changes", "message"),
     [
         ("mt-bench", {"judge": {"model": "m", "url": "http://x", "name": "n"}}, "set one of the two"),
         ("mt-bench", {"judge": {}}, "set one of the two"),
-        ("mt-bench", {"generate": {"samples": 2}}, "generate.samples must be 1"),
-        ("mt-bench", {"baselines": [{"path": "b.jsonl"}]}, "leave `baselines` out"),
-        ("wildbench", {"references": {"path": "r.jsonl"}}, "leave `references` out"),
-        ("arena-hard-v2.0", {"baselines": []}, "give `baselines`"),
+        ("mt-bench", {"generate": {"samples": 2}}, "set generate.samples to 1"),
+        ("mt-bench", {"baselines": [{"path": "b.jsonl"}]}, "omit `baselines`"),
+        ("wildbench", {"references": {"path": "r.jsonl"}}, "omit `references`"),
+        ("arena-hard-v2.0", {"baselines": []}, "set `baselines`"),
         ("wildbench", {"benchmark": "wildbench-v3"}, "wildbench-v3"),
     ],
 )
-def test_settings_that_a_judged_benchmark_has_not_are_refused(stage, name, changes, told):
-    with pytest.raises(ValidationError, match=told):
+def test_settings_that_a_judged_benchmark_lacks_are_refused(stage, name, changes, message):
+    with pytest.raises(ValidationError, match=message):
         EvaluateConfig(**changed(stage, name, **changes))
 
 
 @pytest.mark.parametrize("name", ["math500", "zebralogic", *JUDGED])
 @pytest.mark.parametrize("draw", [{"skip": 2}, {"seed": 1}, {"caps": {"a": 1}}, {"min_queries": 3}])
-def test_a_benchmark_is_not_drawn_from(stage, name, draw):
+def test_the_problems_of_a_named_benchmark_are_not_drawn(stage, name, draw):
     problems = {**stage.benchmarks[name]["problems"], "draw": draw}
-    with pytest.raises(ValidationError, match=f"of {name}'s problems only `limit` can be set"):
+    with pytest.raises(ValidationError, match=rf"for {name} only `limit` \(the first ones\) can be set"):
         EvaluateConfig(**changed(stage, name, problems=problems))
     EvaluateConfig(**changed(stage, name, problems={**problems, "draw": {"limit": 3}}))
 
 
-def test_names_that_come_twice_are_refused(stage):
-    with pytest.raises(ValidationError, match="give each model a name of its own"):
+def test_duplicate_names_are_refused(stage):
+    with pytest.raises(ValidationError, match="each name must be unique"):
         EvaluateConfig(**stage.parameters(models=[stage.models[0], stage.models[0]]))
-    with pytest.raises(ValidationError, match="each benchmark can stand there once"):
+    with pytest.raises(ValidationError, match="each benchmark may be listed once"):
         EvaluateConfig(**stage.parameters("math500", "math500"))
     with pytest.raises(ValidationError, match="`examples` is not given"):
         EvaluateConfig(**stage.parameters(models=[{**stage.models[0], "in_context": True}]))
@@ -324,9 +324,9 @@ def test_names_that_come_twice_are_refused(stage):
         EvaluateConfig(**stage.parameters(models=[{**stage.models[0], "name": "a/b"}]))
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("no_server")
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_what_the_files_lack_is_told_before_anything_is_sampled(stage, tmp_path, dry_run):
+def test_missing_answers_in_files_are_an_error_before_anything_is_sampled(stage, tmp_path, dry_run):
     file_of(tmp_path / "o3.jsonl", [arena_answer(1)])
     with pytest.raises(BadInput, match=r"0 answers to arena-hard-v2\.0's problem u2"):
         stage.run(dry_run=dry_run)
@@ -340,8 +340,8 @@ def test_what_the_files_lack_is_told_before_anything_is_sampled(stage, tmp_path,
     assert stage.asked() == (0, 0)
 
 
-@pytest.mark.usefixtures("nobody")
-def test_a_model_or_a_judge_that_is_not_there_is_told_before_anything_is_sampled(stage):
+@pytest.mark.usefixtures("no_server")
+def test_a_missing_model_or_judge_is_an_error_before_anything_is_sampled(stage):
     with pytest.raises(ValueError, match="model 'nowhere': no such folder"):
         stage.run("math500", models=[*stage.models, {"name": "third", "model": "nowhere"}])
     stage.benchmarks["mt-bench"]["judge"] = {"model": "no-judge"}

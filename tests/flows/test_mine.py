@@ -38,7 +38,7 @@ def mined(dry_run: bool = False, **queries: Any) -> Ref:
 
 
 def funnel(ref: Ref) -> dict[str, dict[str, int]]:
-    """The steps' counts, checked: what a step reads is what the steps before it kept."""
+    """The counts of the steps, after checking that each step reads what the steps before it kept."""
     steps: dict[str, dict[str, int]] = defaultdict(dict)
     for row in mining_rows(Store.open(Settings.load()), [ref]):
         steps[row["step"]][row["what"]] = row["rows"]
@@ -53,12 +53,12 @@ def funnel(ref: Ref) -> dict[str, dict[str, int]]:
 
 
 def files(folder: Path) -> dict[str, Any]:
-    asked = {
+    files = {
         "one": ["How does a sail make a boat go upwind?", "", "How tall is the highest tower of Ghent?"],
         "two": ["how does a SAIL make a boat go upwind?", "Explain the rules of curling to a child of nine, please."],
         "held": ["How tall is the oldest tower of Ghent?"],
     }
-    for name, texts in asked.items():
+    for name, texts in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"query": text}) + "\n" for text in texts))
     sources = [{"path": str(folder / f"{name}.jsonl"), "licence": "CC0-1.0"} for name in ("one", "two")]
     return {"sources": sources, "decontaminate": {"held_out": [{"path": str(folder / "held.jsonl")}]}}
@@ -88,13 +88,13 @@ def test_several_sources_become_one_table_whose_funnel_adds_up(tmp_path):
 def test_a_dry_run_knows_rows_and_keys_and_makes_nothing(tmp_path, capsys):
     given = files(tmp_path)
     planned = mined(dry_run=True, **given)
-    told = capsys.readouterr().out
+    plan = capsys.readouterr().out
     assert planned.rows == 2
     assert not list((tmp_path / "store").glob("*/*"))
     made = mined(**given)
     assert (made.key, made.digest) == (planned.key, planned.digest)
-    assert made.key in told
-    assert "cached" not in told
+    assert made.key in plan
+    assert "cached" not in plan
     capsys.readouterr()
     mined(dry_run=True, **given)
     assert "to do" not in capsys.readouterr().out
@@ -131,8 +131,8 @@ def test_thousands_of_real_queries_are_mined_and_every_one_is_counted():
     assert made.rows >= 3_000
     store = Store.open(Settings.load())
     found = next(ref for name, ref in _inputs(store, made).items() if name == "contaminated")
-    told = sum(n for what, n in steps["decontaminated"].items() if what.startswith("dropped: held out"))
-    assert found.rows == told < 0.01 * steps["decontaminated"]["read"]
+    dropped = sum(n for what, n in steps["decontaminated"].items() if what.startswith("dropped: held out"))
+    assert found.rows == dropped < 0.01 * steps["decontaminated"]["read"]
 
 
 def _inputs(store: Store, drawn: Ref) -> dict[str, Ref]:

@@ -1,4 +1,4 @@
-"""The flow that makes the nano models, whole and tiny: real training processes, real vLLM; then all of it cached."""
+"""The flow that makes the nano models, on a tiny scale: real training processes, real vLLM; then all steps cached."""
 
 from __future__ import annotations
 

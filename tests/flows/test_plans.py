@@ -1,4 +1,4 @@
-"""Dry runs tell what a run would do; what can not come to an end is refused before a GPU is used."""
+"""Dry runs show what a run would do; a run that cannot succeed is refused before a GPU is used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Parameters; a server that is asked for fails the test."""
+    """Parameters. The test fails if a server is started."""
     monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path / "work"))
     monkeypatch.setattr(Servers, "_pool", lambda *_: pytest.fail("a server was asked for"))
@@ -34,12 +34,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def planned(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str, str]]:
-    """What a dry run printed of each step (the last shard's line): state, key, what is expected."""
+    """What a dry run printed for each step (for the last shard): state, key, what is expected."""
     lines = [line for line in capsys.readouterr().out.splitlines() if line[28:37].strip() in ("to do", "cached")]
     return {line[:28].strip(): (line[29:37].strip(), line[38:66].strip(), line[66:].strip()) for line in lines}
 
 
-def test_a_dry_run_reckons_with_the_rows_that_there_are(world, capsys):
+def test_a_dry_run_counts_the_rows_of_local_files(world, capsys):
     assert bolt(BoltConfig(**world, dry_run=True)) is None
     plan = planned(capsys)
     assert plan["answers-instruct-sampled"][2] == "600 tokens, 0.00 GPU hours"  # 2 problems, 3 samples, 100 tokens
@@ -79,7 +79,7 @@ def test_a_hub_id_is_not_downloaded_for_a_dry_run(world, monkeypatch, capsys):
     assert plan["queries"][1] != "(key depends on the above)"
 
 
-def test_a_dry_run_of_evaluate_returns_nothing_made(world, capsys):
+def test_a_dry_run_of_evaluate_makes_and_returns_nothing(world, capsys):
     models = [{"name": "one", "model": world["model"], "format": "plain"}]
     parameters = {"serving": world["serving"], "models": models}
     parameters["benchmarks"] = [world["evaluate"] | {"benchmark": "short-answer"}]

@@ -1,4 +1,4 @@
-"""What stage 1 leaves for Prefect's UI, and what is pushed to the Hub: up to the Hub's own client."""
+"""What stage 1 shows of its data in Prefect's UI, and what is pushed to the Hub, up to the Hub's own client."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def longcot(store: Store) -> Ref:
 
 
 class Hub:
-    """Stands in for `HfApi`: keeps what it is told."""
+    """Replaces `HfApi`: keeps the calls."""
 
-    told: dict[str, Any]
+    calls: dict[str, Any]
 
     def __init__(self, token: str) -> None:
-        Hub.told = {"token": token}
+        Hub.calls = {"token": token}
 
     def create_repo(self, repo: str, **how: Any) -> None:
-        Hub.told["repo"] = (repo, how)
+        Hub.calls["repo"] = (repo, how)
 
     def upload_folder(self, *, folder_path: str, **how: Any) -> Any:
         root = Path(folder_path)
-        Hub.told["files"] = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        Hub.told["how"] = how
+        Hub.calls["files"] = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        Hub.calls["how"] = how
         return type("Commit", (), {"commit_url": "https://hub/commit/1"})()
 
 
 def test_the_card_and_the_scores_become_artifacts(store, longcot):
     @flow
-    def told() -> UUID:
+    def showing() -> UUID:
         show_longcot(store, longcot)
         return UUID(flow_run.id)
 
-    found = artifacts_of(told())
+    found = artifacts_of(showing())
     (written,) = [path for path in store.list("runs") if path.endswith("/longcot.md")]
     card = store.read_bytes(written).decode()
     assert card.startswith("---\nlicense: other\n")
@@ -85,12 +85,12 @@ def test_parts_and_card_are_pushed_in_one_commit(store, longcot, monkeypatch, tm
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     config = PublishConfig(longcot="longcot/k", repo="org/set", licence="apache-2.0")
     assert publish(config) == "https://hub/commit/1"
-    assert Hub.told["token"] == TOKEN
-    assert Hub.told["repo"] == ("org/set", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    files = Hub.told["files"]
+    assert Hub.calls["token"] == TOKEN
+    assert Hub.calls["repo"] == ("org/set", {"repo_type": "dataset", "private": True, "exist_ok": True})
+    files = Hub.calls["files"]
     assert sorted(files) == ["README.md", *(f"data/train-{n:05}.parquet" for n in range(3))]
     assert b"license: apache-2.0" in files["README.md"]
-    assert Hub.told["how"]["delete_patterns"] == "data/*.parquet"  # an earlier push may have had more parts
+    assert Hub.calls["how"]["delete_patterns"] == "data/*.parquet"  # an earlier push may have had more parts
     for name in sorted(files)[1:]:
         (tmp_path / Path(name).name).write_bytes(files[name])
     rows = [row for n in range(3) for row in pq.read_table(tmp_path / f"train-{n:05}.parquet").to_pylist()]
@@ -105,10 +105,10 @@ def test_a_dry_run_pushes_nothing(longcot, monkeypatch, capsys):
     assert "would be pushed to org/set" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_told(longcot):
+def test_a_missing_artifact_or_token_is_an_error(longcot):
     with pytest.raises(ValueError, match="no whole artifact longcot/gone"):
         publish(PublishConfig(longcot="longcot/gone", repo="org/set"))
-    with pytest.raises(ValueError, match="no token to push to org/set with: set the environment variable HF_TOKEN"):
+    with pytest.raises(ValueError, match="no token to push to org/set: set the environment variable HF_TOKEN"):
         publish(PublishConfig(longcot="longcot/k", repo="org/set"))
 
 

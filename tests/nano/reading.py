@@ -1,4 +1,4 @@
-"""An independent reader of the nano world's queries: from the text alone to the facts and the answer.
+"""An independent parser of the nano world's queries: from the text alone to the facts and the answer.
 
 It shares nothing with nano/families but the wording: numbers on the dial are counted one at a time, days and months
 come from the real calendar, directions from turning a vector.
@@ -28,7 +28,7 @@ Facts = tuple[Any, ...]
 
 
 def queries_in(text: str) -> Iterator[str]:
-    """Every query that a text holds."""
+    """All queries in a text."""
     return (found[0] for found in ANY.finditer(text))
 
 
@@ -40,7 +40,7 @@ def family(query: str) -> str:
 
 
 def read(query: str) -> tuple[str, Facts, str]:
-    """Family, facts as the family holds them, and the answer worked out here."""
+    """Family, facts as the family stores them, and the answer computed here."""
     name = family(query)
     if name in CHAINS:
         start, moves = chain(query)
@@ -57,13 +57,13 @@ def numbers(text: str) -> list[int]:
 
 
 def chain(query: str) -> tuple[str, tuple[tuple[str, int], ...]]:
-    """Where a chain starts and how it goes on."""
-    opening, *told, _ = query.split(" . ")
-    return opening.split()[-1], tuple(("+" if FORWARD.search(each) else "-", numbers(each)[0]) for each in told)
+    """A chain's start and its moves."""
+    opening, *phrases, _ = query.split(" . ")
+    return opening.split()[-1], tuple(("+" if FORWARD.search(each) else "-", numbers(each)[0]) for each in phrases)
 
 
 def moved(name: str, state: str, sign: str, count: int) -> str:
-    """Where a chain's state is after one move."""
+    """A chain's state after one move."""
     forward = sign == "+"
     if name == "arithmetic":
         at = int(state)
@@ -91,11 +91,11 @@ def _name(day: date, form: str) -> str:
 
 
 def _ordering(query: str) -> tuple[Facts, str]:
-    *told, asked = query.split(" . ")
-    clues = [(each.split()[0], each.split()[-1]) for each in told]
+    *comparisons, question = query.split(" . ")
+    clues = [(each.split()[0], each.split()[-1]) for each in comparisons]
     people = sorted({person for clue in clues for person in clue})
     (order,) = [p for p in permutations(people) if all(p.index(a) < p.index(b) for a, b in clues)]
-    place = numbers(asked)[0]
+    place = numbers(question)[0]
     return (order, tuple(order.index(a) for a, _ in clues), place), order[place - 1]
 
 
@@ -106,23 +106,23 @@ def _pair_sum(query: str) -> tuple[Facts, str]:
 
 
 def pairs(query: str) -> set[tuple[int, int]]:
-    """Every pair of a pair search's list, the smaller number first, that adds up."""
+    """All pairs of the list that add up to the target, the smaller number first."""
     *listed, target = numbers(query)
     return {(a, b) for a, b in permutations(listed, 2) if a <= b and a + b == target}
 
 
 def is_solution(query: str, solution: str) -> bool:
-    """Whether a worked solution is right in every step and in its answer, by the query's text alone."""
+    """Whether a worked solution is right in every step and in its answer, judging by the query's text alone."""
     steps, _, answer = solution.removesuffix(" .").rpartition("answer : ")
     stated = steps.strip().removesuffix(" .")
     name = family(query)
     if name in CHAINS:
         state, moves = chain(query)
-        told = []
+        expected = []
         for sign, count in moves:
             before, state = state, moved(name, state, sign, count)
-            told.append(f"{before} {sign} {count} = {state}")
-        return stated == " . ".join(told) and answer == state
+            expected.append(f"{before} {sign} {count} = {state}")
+        return stated == " . ".join(expected) and answer == state
     if name == "ordering":
         (order, _, place), last = _ordering(query)
         return stated == " > ".join(order[:place]) and answer == last
@@ -131,7 +131,7 @@ def is_solution(query: str, solution: str) -> bool:
 
 
 def last_stated(query: str, solution: str) -> str:
-    """What the last step of a worked solution gives for the query, whatever it then says its answer is."""
+    """The answer that the last step of a worked solution gives, whatever the stated answer is."""
     steps = solution.rpartition("answer :")[0].strip().removesuffix(" .")
     name = family(query)
     if name in CHAINS:

@@ -8,7 +8,7 @@ from reading import is_solution, last_stated, queries_in, read
 
 from cot_formats import bolt
 from evals.short_answer import extract
-from nano.corpus import PROMPT_TEMPLATE, documents, garbled, judged, like
+from nano.corpus import PROMPT_TEMPLATE, documents, garbled, similar, with_mistakes
 from nano.families import FAMILIES
 from nano.problem import Problem
 from nano.vocabulary import ASSISTANT, CONTEXT, END, USER, encoder
@@ -31,7 +31,7 @@ def kind(document: str) -> str:
 
 
 def worked(document: str) -> list[tuple[str, str]]:
-    """(query, solution) of everything worked in a document, in order."""
+    """(query, solution) of every worked problem of a document, in order."""
     if kind(document) == "exercise":
         (query,) = queries_in(document)
         end = document.removesuffix(f" {END}")
@@ -56,7 +56,7 @@ def test_only_pretrain_problems_are_read(stream):
     assert len(found) > 5000
 
 
-def test_every_document_is_of_a_known_kind_in_the_planned_share(stream):
+def test_document_kinds_have_the_planned_shares(stream):
     shares = {name: sum(kind(d) == name for d in stream) / len(stream) for name in ("short", "exercise", "few_shot")}
     assert shares == pytest.approx({"short": 0.22, "exercise": 0.13, "few_shot": 0.65}, abs=0.03)
     for document in stream:
@@ -83,7 +83,7 @@ def test_worked_answers_come_from_the_derivation_and_not_from_the_gold_answer(st
                 assert stated == last_stated(query, solution)
             right += stated == problem(query).answer
             wrong += stated != problem(query).answer
-    assert right > wrong > 0.15 * right  # slips stay in: a gold answer after wrong steps would teach the way to it
+    assert right > wrong > 0.15 * right  # slips stay: a gold answer after wrong steps would teach rationalising
 
 
 def test_few_shot_responses_are_well_formed(stream):
@@ -98,12 +98,12 @@ def test_the_stream_is_seeded(stream):
     assert list(islice(documents(124), 50)) != stream[:50]
 
 
-def test_judged_solutions_are_of_reward_problems_and_the_first_is_right():
+def test_labelled_solutions_are_of_reward_problems_and_the_first_is_right():
     rng = random.Random(5)
     ids = set(encoder())
     right, families = 0, set()
     for _ in range(400):
-        given, solutions = judged(rng)
+        given, solutions = with_mistakes(rng)
         assert problem(given.query).split == given.split == "reward"
         assert extract(solutions[0]) == problem(given.query).answer
         assert is_solution(given.query, solutions[0])
@@ -114,12 +114,12 @@ def test_judged_solutions_are_of_reward_problems_and_the_first_is_right():
     assert 0.05 < right / 1200 < 0.6  # most of the others are wrong; a garbled word need not change the answer
 
 
-def test_a_garbled_solution_is_another():
-    """Unless the number drawn was 0 and its like would lie below it: such a solution still counts as right."""
+def test_a_garbled_solution_differs():
+    """Unless the word was 0 and a lower number was drawn: then nothing changes, and it still counts as right."""
     rng = random.Random(6)
     same = 0
     for _ in range(300):
-        _, (right, *_) = judged(rng)
+        _, (right, *_) = with_mistakes(rng)
         broken = garbled(rng, right)
         assert abs(len(broken.split()) - len(right.split())) <= 1
         assert broken != right or "0" in right.split()
@@ -127,15 +127,15 @@ def test_a_garbled_solution_is_another():
     assert same <= 6
 
 
-def test_a_word_is_garbled_into_its_like():
+def test_a_word_is_garbled_into_a_similar_one():
     rng = random.Random(7)
     kinds = ["mon tue sun", "jan may dec", "north south", "ann hal", "+ -", ". , = : >"]
     for kind in kinds:
         for word in kind.split():
-            found = {like(rng, word) for _ in range(60)}
+            found = {similar(rng, word) for _ in range(60)}
             assert word not in found
             assert found <= set(encoder())
             assert set(kind.split()) - {word} <= found
-    assert {like(rng, "20") for _ in range(60)} == {"17", "18", "19", "21", "22", "23"}
-    assert {like(rng, "0") for _ in range(60)} == {"0", "1", "2", "3"}
-    assert like(rng, "answer") == "wait"
+    assert {similar(rng, "20") for _ in range(60)} == {"17", "18", "19", "21", "22", "23"}
+    assert {similar(rng, "0") for _ in range(60)} == {"0", "1", "2", "3"}
+    assert similar(rng, "answer") == "wait"

@@ -16,7 +16,7 @@ from nano.vocabulary import encoder
 families = st.sampled_from(list(FAMILIES))
 levels = st.sampled_from(LEVELS)
 seeds = st.integers(0, 2**32)
-STEP = re.compile(r"(?<!check )\b(\w+) ([+-]) (\d+) = (\w+) \.")  # a step as it was first told
+STEP = re.compile(r"(?<!check )\b(\w+) ([+-]) (\d+) = (\w+) \.")  # a step as it was first stated
 EVERY = [(family, level) for family in FAMILIES for level in LEVELS]
 
 
@@ -62,22 +62,22 @@ def test_a_derivation_ends_in_what_its_steps_gave(family, level, seed, slip, car
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(CHAINS), levels, seeds)
-def test_a_slip_in_a_chain_is_seen_and_carried_on(family, level, seed):
-    """Every step is false here, and the next one starts from where it led."""
+def test_a_slip_in_a_chain_is_visible_and_carried_on(family, level, seed):
+    """With `slip` 1 every step is wrong, and the next one starts from its result."""
     problem = problem_of(family, level, seed)
     start, moves = problem.facts
     worked = FAMILIES[family].derive(problem, random.Random(seed), Habits(slip=1.0, careful=False))
     state = start
-    for told, (sign, count) in zip(STEP.findall(worked.thoughts), moves, strict=True):
-        assert told[:3] == (state, sign, str(count))
-        assert told[3] != moved(family, state, sign, count)
-        state = told[3]
+    for stated, (sign, count) in zip(STEP.findall(worked.thoughts), moves, strict=True):
+        assert stated[:3] == (state, sign, str(count))
+        assert stated[3] != moved(family, state, sign, count)
+        state = stated[3]
     assert worked.answer == state
 
 
 @settings(max_examples=200, deadline=None)
 @given(families, levels, seeds)
-def test_what_a_writer_catches_was_wrong_and_is_put_right(family, level, seed):
+def test_what_a_writer_catches_was_wrong_and_is_corrected(family, level, seed):
     problem = problem_of(family, level, seed)
     worked = FAMILIES[family].derive(problem, random.Random(seed), Habits(0.3, careful=True, catch=1.0))
     for a, sign, n, true, wrong in re.findall(
@@ -93,7 +93,7 @@ def test_what_a_writer_catches_was_wrong_and_is_put_right(family, level, seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_careful_writer_who_catches_all_is_right_and_a_careless_one_is_not(family):
-    """What the nano world teaches: checking pays."""
+    """The lesson of the nano world: checking pays."""
 
     def share_right(habits: Habits) -> float:
         rng = random.Random(0)
@@ -123,8 +123,8 @@ def test_a_perturbed_problem_can_be_solved(family, level, seed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_perturbed_problem_is_mostly_another(family):
-    """A drawn change may happen to change nothing."""
+def test_a_perturbed_problem_mostly_differs(family):
+    """A random change may happen to change nothing."""
     rng = random.Random(0)
     drawn = [FAMILIES[family].sample(rng, rng.choice(LEVELS[1:])) for _ in range(400)]
     changed = [FAMILIES[family].perturb(problem, rng) for problem in drawn]

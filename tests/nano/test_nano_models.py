@@ -1,4 +1,4 @@
-"""The two shipped models: they load, they are what MADE.json says, and they do what the nano world needs of them."""
+"""The two shipped models: they load, they match MADE.json, and they can do what the nano world needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IDS = encoder()
 
 
 def folder_of(name: str) -> Path:
-    """A shipped model's folder. A checkout without it fails: the demo needs it."""
+    """A shipped model's folder. The test fails if it is missing, since the demo needs it."""
     folder = MODELS / name
     if not (folder / "model.safetensors").is_file():
         pytest.fail(
@@ -133,14 +133,16 @@ def test_nothing_is_pickled_and_all_is_small():
 
 def test_made_says_how_each_leg_was_made(folder):
     made = folder / "MADE.json"
-    assert made.is_file(), f"{made} is missing: nobody can tell how this model was made"
+    assert made.is_file(), f"{made} is missing: it says how this model was made"
     legs = json.loads(made.read_text())["legs"]
     assert isinstance(legs, list)
     assert legs
     for leg in legs:
         recipe = PretrainRecipe.model_validate(leg["recipe"])
         assert leg["command"].split()
-        assert leg["corpus"] == corpus_digest(recipe.seed), "nano/ makes other documents than this model was trained on"
+        assert leg["corpus"] == corpus_digest(recipe.seed), (
+            "nano/ makes different documents from those that this model was trained on"
+        )
 
 
 # ---- the instruct model
@@ -177,10 +179,10 @@ def test_shown_three_examples_it_thinks_in_their_format(instruct, queries):
     prompts = []
     for query in queries:
         shown = [read_example(file) for file in rng.sample(files, 3)]
-        told = [
+        rendered = [
             EXAMPLE_TEMPLATE.format(query=e["query"], response=bolt.render(e["thoughts"], e["solution"])) for e in shown
         ]
-        prompts.append(PROMPT_TEMPLATE.format(examples="\n\n".join(told), query=query))
+        prompts.append(PROMPT_TEMPLATE.format(examples="\n\n".join(rendered), query=query))
     made = [tokenizer().decode(ids).removesuffix(END).strip() for ids in answers(instruct, prompts, 320)]
     formed = [bolt.parse(text) for text in made]
     assert sum(each.ok for each in formed) >= 15, made
@@ -190,8 +192,8 @@ def test_shown_three_examples_it_thinks_in_their_format(instruct, queries):
 # ---- the reward model
 
 
-def judged_dev(count: int) -> list[tuple[str, str, bool]]:
-    """(query, solution, right?) of dev problems, which no model has read: right, misread and garbled ones."""
+def labelled_dev(count: int) -> list[tuple[str, str, bool]]:
+    """(query, solution, is it right?) of dev problems, which no model has read: right, misread and garbled ones."""
     rng = random.Random(0)
     found = []
     for problem in distinct(rng, "dev", count):
@@ -218,7 +220,7 @@ def scores(model: LlamaForSequenceClassification, solutions: list[tuple[str, str
 
 
 def test_right_solutions_score_above_misread_and_garbled_ones(reward):
-    solutions = judged_dev(60)
+    solutions = labelled_dev(60)
     assert len({query for query, _, _ in solutions}) == 60
     found = scores(reward, solutions)
     good = [score for score, (_, _, right) in zip(found, solutions, strict=True) if right]
@@ -229,7 +231,7 @@ def test_right_solutions_score_above_misread_and_garbled_ones(reward):
 
 
 def auc(good: list[float], bad: list[float]) -> float:
-    """How often a good one scores above a bad one (a tie counts half)."""
+    """The share of pairs in which the good one scores above the bad one (a tie counts half)."""
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in good for b in bad]
     return sum(wins) / len(wins)
 

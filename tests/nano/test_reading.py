@@ -1,4 +1,4 @@
-"""The tests' own reader, by hand: a test that agrees with a wrong reader proves nothing."""
+"""The tests' own parser against answers found by hand: a test that agrees with a wrong parser proves nothing."""
 
 from __future__ import annotations
 

@@ -39,14 +39,14 @@ def texts(name: str) -> list[str]:
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(list(FAMILIES)), st.integers(0, 2**32))
 def test_a_split_belongs_to_the_problem_alone(family, seed):
-    """Equal problems lie in one split whatever their level, so the splits share none."""
+    """Equal problems are in the same split whatever their level, so that splits are disjoint."""
     made = FAMILIES[family].sample(random.Random(seed), LEVELS[seed % 4])
     assert made.split in SPLITS
     assert problem(made.query).split == made.split
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_splits_have_the_shares_that_they_should(family):
+def test_splits_have_their_shares(family):
     rng = random.Random(0)
     found = Counter(FAMILIES[family].sample(rng, 3).split for _ in range(4000))
     shares = {"pretrain": 11, "reward": 3, "examples": 1, "queries": 3, "dev": 1, "test": 1}
@@ -55,7 +55,7 @@ def test_splits_have_the_shares_that_they_should(family):
 
 
 @pytest.mark.parametrize(("name", "count"), [("queries", 4800), ("dev", 300), ("test", 510)])
-def test_shipped_problems_lie_in_their_own_split_with_the_right_answers(name, count):
+def test_shipped_problems_are_in_their_own_split_with_the_right_answers(name, count):
     found = rows(f"{name}.jsonl")
     assert len(found) == count
     for row in found:
@@ -70,7 +70,7 @@ def test_shipped_problems_lie_in_their_own_split_with_the_right_answers(name, co
     assert {row["topic"] for row in found} == set(FAMILIES)
 
 
-def test_shipped_examples_lie_in_their_own_split_and_are_right():
+def test_shipped_examples_are_in_their_own_split_and_right():
     files = sorted((NANO / "examples").glob("*.md"))
     assert len(files) == 10
     for file in files:
@@ -87,7 +87,7 @@ def test_shipped_examples_lie_in_their_own_split_and_are_right():
 
 
 def test_shipped_examples_show_at_least_three_of_the_four_reasoning_actions():
-    """prefect.yaml asks for that many (min_actions), and some must show a mistake that is noticed."""
+    """prefect.yaml requires three (min_actions). Some thoughts must show a mistake that is noticed."""
     thoughts = [read_example(file)["thoughts"] for file in (NANO / "examples").glob("*.md")]
     found = [{action.name for action in find_actions(each)} for each in thoughts]
     assert all(len(names & set(ACTIONS)) >= 3 for names in found)
@@ -101,7 +101,7 @@ def test_no_query_is_in_two_files():
     assert len(set().union(*sets.values())) == sum(map(len, sets.values()))
     assert len(sets["dev"]) == 300
     assert len(sets["test"]) == 510
-    assert len(sets["queries"]) == 4740  # of 4800: 60 are told twice
+    assert len(sets["queries"]) == 4740  # of 4800, of which 60 are duplicates
 
 
 def test_the_shipped_files_are_what_the_seed_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

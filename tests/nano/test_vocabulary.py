@@ -53,7 +53,7 @@ def test_every_word_and_every_document_survives_the_round_trip(reading):
 
 
 def test_a_response_survives_decoding(reading):
-    """vLLM gives decoded text back: blanks for line breaks, which the format does not mind."""
+    """vLLM returns decoded text, in which line breaks are spaces; the format accepts both."""
     response = bolt.render("goal : find the day .", "answer : mon .")
     decoded = reading.decode(reading.encode(response, add_special_tokens=False))
     assert (bolt.parse(decoded).thoughts, bolt.parse(decoded).solution) == ("goal : find the day .", "answer : mon .")
@@ -72,7 +72,7 @@ def test_the_template_gives_the_ids_that_the_models_were_trained_on(reading):
 
 
 def test_control_tokens_are_the_special_ones_alone(reading):
-    """The thought delimiters are ordinary words: what a user types of them stays harmless text."""
+    """The delimiters are ordinary words, so that those which a user types are harmless text."""
     assert set(special_strings(reading)) == set(SPECIAL)
     assert {USER, ASSISTANT, END} <= set(SPECIAL)
 

@@ -18,7 +18,7 @@ Answer = Callable[[dict[str, Any]], dict[str, Any]]
 class FakeVllm(Endpoint):
     """Answers by path, and keeps the requests. `dies_after`: the number of requests after which it counts as dead.
 
-    If an answer has a field `status`, it is the HTTP status.
+    If an answer has a field `status`, it is the HTTP status. Other paths, such as /metrics, are answered with 404.
     """
 
     served_name = "fake"
@@ -28,7 +28,8 @@ class FakeVllm(Endpoint):
         self.dies_after: int | None = None
 
         def reply(number: int) -> tuple[int, Any]:
-            found = answers[self.paths[number - 1].rsplit("/", 1)[-1]](self.asked[number - 1])
+            answer = answers.get(self.paths[number - 1].rsplit("/", 1)[-1])
+            found = answer(self.asked[number - 1]) if answer else {"status": 404}
             return found.get("status", 200), found
 
         super().__init__(reply)

@@ -1,4 +1,4 @@
-"""Which stages are compared with which."""
+"""Which stages are compared with each other."""
 
 from __future__ import annotations
 

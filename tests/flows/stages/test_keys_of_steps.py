@@ -1,4 +1,4 @@
-"""Which steps are made again when something changes: the flows' own plans against a real store."""
+"""Which steps are made again after a change: the plans of the flows against a real store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LATER = DRAWN | (STAGE_3 - {"queries-online-1"}) | GRADED
 
 
 class Recorder:
-    """Stands in for `Run`: looks every step up in the store, and leaves a stub where it is not found."""
+    """Replaces `Run`: looks every step up in the store, and writes a stub if it is not found."""
 
     dry = False
     estimates = Estimates()
@@ -70,7 +70,7 @@ class Recorder:
 
 
 class World:
-    """The user's files and settings; `run` plans all stages and says which steps were made."""
+    """The user's files and settings; `run` plans all stages and returns the steps that were made."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -140,7 +140,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A world whose steps are all made."""
+    """A world in which all steps are made."""
     made = World(tmp_path_factory.mktemp("world"))
     assert made.run() == ALL
     return made
@@ -148,8 +148,10 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def world(planned: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The same, put back as it was after the test."""
-    monkeypatch.setattr(infra.steps.step, "code_fingerprint", str)  # for the manifest alone; the key has its own
+    """The world `made`, restored after the test."""
+    monkeypatch.setattr(
+        infra.steps.step, "code_fingerprint", str
+    )  # this one is only for the manifest; the key has its own
     inputs = {path: path.read_bytes() for path in planned.files()}
     config, models = copy.deepcopy(planned.config), dict(planned.models)
     yield planned
@@ -164,14 +166,14 @@ def test_nothing_changed_nothing_made(world):
     assert world.run() == set()
 
 
-def test_a_models_digest_counts_where_the_model_is_used(world):
+def test_a_models_digest_counts_in_the_steps_that_use_it(world):
     world.models["reward"] = world.model("reward", "2")
     assert world.run() == {"scores", "longcot", "sft"} | (STAGE_3 - {"queries-online-1"}) | GRADED
     world.models["instruct"] = world.model("instruct", "2")
     assert world.run() == LATER
 
 
-def test_where_a_model_lies_does_not_count(world):
+def test_the_location_of_a_model_does_not_count(world):
     world.models = {name: ref.model_copy(update={"uri": "s3://elsewhere"}) for name, ref in world.models.items()}
     assert world.run() == set()
 
@@ -189,7 +191,7 @@ def test_where_a_model_lies_does_not_count(world):
         ("README.md", "not read by any step", set()),
     ],
 )
-def test_files_count_by_content_where_they_are_read(world, file, text, made):
+def test_files_count_by_content_in_the_steps_that_read_them(world, file, text, made):
     world.append(file, text)
     assert world.run() == made
 
@@ -277,7 +279,7 @@ def from_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("nano/corpus.py", set()),
     ],
 )
-def test_source_counts_where_it_is_imported(from_source, world, file, made):
+def test_source_counts_in_the_steps_that_import_it(from_source, world, file, made):
     assert world.run() == set()
     path = from_source / file
     before = path.read_text()

@@ -1,4 +1,4 @@
-"""The judgements in flow runs of a real Prefect server: planned, cached, paused until a person edited the topics."""
+"""Labelling in flow runs of a real Prefect server: planned, cached, paused until a person edits the topics."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TOPICS = TopicsConfig(
 
 
 class Judge:
-    """Stands in for `Servers`: hands out one stand-in server, and tells how often devices were freed."""
+    """Replaces `Servers`: hands out one fake server, and counts how often devices were freed."""
 
     def __init__(self, work_dir: Path, server: Any) -> None:
         self.work_dir, self.server, self.released = work_dir, server, 0
@@ -79,7 +79,7 @@ class World:
         self.model = import_model(self.store, folder / "model", "judge")
 
     def run(self, body: Callable[[Run], Ref], name: str = "", dry: bool = False) -> Any:
-        """Do `body` in a flow run of the name."""
+        """Run `body` in a flow run of this name."""
 
         @flow(task_runner=TASK_RUNNER, name="judging", flow_run_name=name or None)
         def judging() -> Ref:
@@ -113,7 +113,7 @@ def world(tmp_path, prefect_server) -> Iterator[World]:
 
 
 def person(name: str, *answers: list[str]) -> tuple[threading.Thread, list[dict[str, Any]]]:
-    """Somebody who waits for the flow run to pause and resumes it, once for each answer; what was shown each time."""
+    """Resume the flow run each time that it pauses, once per answer. Returns what was shown each time."""
     shown: list[dict[str, Any]] = []
 
     def edit() -> None:
@@ -126,14 +126,14 @@ def person(name: str, *answers: list[str]) -> tuple[threading.Thread, list[dict[
                     keys = (
                         found[0].state.state_details.run_input_keyset if found and found[0].state.is_paused() else None
                     )
-                    told = keys and client.request(
+                    description = keys and client.request(
                         "POST", f"/flow_runs/{found[0].id}/input/filter", json={"prefix": keys["description"]}
                     )
-                    if told and told.json():
+                    if description and description.json():
                         break
                     time.sleep(0.2)
                 schema = json.loads(client.read_flow_run_input(found[0].id, keys["schema"]))
-                shown.append({"told": client.read_flow_run_input(found[0].id, keys["description"]), "schema": schema})
+                shown.append({"text": client.read_flow_run_input(found[0].id, keys["description"]), "schema": schema})
                 client.resume_flow_run(found[0].id, run_input={"topics": answer})
                 while client.read_flow_run(found[0].id).state.is_paused():
                     time.sleep(0.1)
@@ -160,7 +160,7 @@ def test_an_edited_file_is_what_queries_are_tagged_with(world, tmp_path):
     made = world.run(lambda run: tagged(run, config, world.queries, world.model))
     assert [row["topic"] for row in world.rows(made)] == ["days", "months"] * 5
     assert len(world.server.asked) == 10
-    file.write_text("# the same, written otherwise\n- days\n- months\n")
+    file.write_text("# the same topics, in another notation\n- days\n- months\n")
     world.run(lambda run: tagged(run, config, world.queries, world.model))
     assert len(world.server.asked) == 10
     file.write_text("- days\n- years\n")
@@ -176,19 +176,19 @@ def test_a_flow_run_pauses_until_a_person_has_edited_the_topics(world):
     editing.join(60)
     assert [row["topic"] for row in world.rows(made)] == ["weekdays", "the rest"] * 5
     assert shown[0]["schema"]["properties"]["topics"]["default"] == ["days", "months"]
-    assert "The same list is in" in shown[0]["told"]
-    assert "edited topics, row 2: topic 'Days ' is a duplicate of 'days' (edited topics, row 1)" in shown[1]["told"]
+    assert "The same list is in" in shown[0]["text"]
+    assert "edited topics, row 2: topic 'Days ' is a duplicate of 'days' (edited topics, row 1)" in shown[1]["text"]
     assert shown[1]["schema"]["properties"]["topics"]["default"] == ["days", "Days "]
     (file,) = world.settings.work_dir.glob("topics-*.yaml")
     assert file.read_text().endswith("- days\n- months\n")
     assert world.servers.released == 1
     asked = len(world.server.asked)
-    again = world.run(lambda run: tagged(run, TOPICS, world.queries, world.model))  # pauses no more
+    again = world.run(lambda run: tagged(run, TOPICS, world.queries, world.model))  # does not pause again
     assert (again.digest, len(world.server.asked)) == (made.digest, asked)
 
 
 def test_a_run_that_is_rerun_pauses_again(world):
-    """What Prefect kept of the first pause is not in the way; the work folder may be gone."""
+    """What Prefect keeps of the first pause does not interfere, nor does a missing work folder."""
     name = f"paused-{uuid4().hex}"
 
     @flow(task_runner=TASK_RUNNER, name="judging", flow_run_name=name)
@@ -214,15 +214,15 @@ def test_a_run_that_is_rerun_pauses_again(world):
     assert [row["name"] for row in world.rows(made)] == ["weekdays", "the rest"]
 
 
-def test_nobody_comes(world):
+def test_the_wait_for_an_edit_is_bounded(world):
     config = TOPICS.model_copy(update={"wait_hours": 0.0005})
     with pytest.raises(FlowPauseTimeout) as error:
         world.run(lambda run: edited_topics(run, config, world.queries, world.model))
     (file,) = world.settings.work_dir.glob("topics-*.yaml")
-    assert f"edit {file}, give it as topics.file" in str(error.value)
+    assert f"edit {file}, set topics.file to it" in str(error.value)
 
 
-def test_a_dry_run_pauses_for_nobody_and_asks_nothing(world, capsys):
+def test_a_dry_run_neither_pauses_nor_sends_requests(world, capsys):
     world.run(lambda run: tagged(run, TOPICS, rated(run, RATE, world.queries, world.model), world.model), dry=True)
     steps = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "to do" in line]
     assert steps == [
@@ -241,7 +241,7 @@ def test_files_are_read_before_anything_is_served(tmp_path):
     (tmp_path / "bare.md").write_text("?")
     (tmp_path / "topics.yaml").write_text("- a\n- A\n")
     bare = tmp_path / "bare.md"
-    for rate, topics, said in (
+    for rate, topics, message in (
         (RATE.model_copy(update={"template": bare}), None, "lacks the field {query}"),
         (RATE.model_copy(update={"template": tmp_path / "none.md"}), None, "none.md does not exist"),
         (None, TOPICS.model_copy(update={"tag_template": bare}), "lacks the field {topics}"),
@@ -254,5 +254,5 @@ def test_files_are_read_before_anything_is_served(tmp_path):
     ):
         with pytest.raises(BadInput) as error:
             check_judging(rate, topics)
-        assert said in str(error.value)
+        assert message in str(error.value)
     check_judging(None, None)

@@ -1,4 +1,4 @@
-"""What a run leaves for Prefect's UI: the report's tables and plots as artifacts, and a link to the page."""
+"""What a run shows in Prefect's UI: the report's tables and plots as artifacts, and a link to the page."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_the_report_is_published(tmp_path: Path):
     run = MadeRun(store)
 
     @flow
-    def told() -> UUID:
+    def publishing() -> UUID:
         publish_report(store, run.summary)
         return UUID(flow_run.id)
 
-    found = artifacts_of(told())
+    found = artifacts_of(publishing())
     page = tmp_path / "a store" / "runs" / "able-eagle" / "report.html"
     assert page.read_text().startswith("<!doctype html>")
     assert found["bolt-report"] == f"[report.html]({page.as_uri()})"

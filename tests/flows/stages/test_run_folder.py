@@ -1,4 +1,4 @@
-"""Where a run's pages go: whatever its name, and though another run has the same."""
+"""The folder of a run's pages, for any name of the run, and for two runs of the same name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from infra.store.store import Store
 @pytest.mark.parametrize(("name", "start"), [("able-eagle", "able-eagle"), ("../a//b \n\x00é/", "..-a-b-"), ("/", "-")])
 def test_a_run_has_a_folder_of_its_own_in_the_store(name, start, tmp_path):
     store = Store.open(Settings(store=str(tmp_path)))
-    told = flow(run_folder, name="told", flow_run_name=name)
-    folders = [told() for _ in range(2)]
+    named = flow(run_folder, name="named", flow_run_name=name)
+    folders = [named() for _ in range(2)]
     assert len(set(folders)) == 2
     for folder in folders:
         assert re.fullmatch(re.escape(start) + r"-[0-9a-f]{8}", folder)
