@@ -29,7 +29,7 @@ from bench.common import ROOT, surroundings
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions
 from infra.settings import Settings
-from infra.steps.step import Plan
+from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref
 from infra.store.models import import_model
 from infra.store.schemas import QUERIES, RESPONSES
@@ -100,17 +100,15 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(given.rounds + 1):
             began = time.perf_counter()
             provenance = Provenance(inputs={"reward_model": model})
-            ref: Ref = score.fn(
-                Plan(step="bench", key=f"scores-{number}", provenance=provenance),
-                settings,
-                {
-                    "config": ScoreConfig(in_flight=given.in_flight),
-                    "responses": [responses],
-                    "queries": queries,
-                    "reward_model": model,
-                    "servers": servers,
-                },
-            )
+            plan = Plan(step="bench", key=f"scores-{number}", provenance=provenance)
+            arguments = {
+                "config": ScoreConfig(in_flight=given.in_flight),
+                "responses": [responses],
+                "queries": queries,
+                "reward_model": model,
+                "servers": servers,
+            }
+            ref: Ref = score.task.fn(Job(plan, settings, arguments))
             middle = time.perf_counter()
             alone = one_at_a_time(server.url, server.served_name, ids)
             ended = time.perf_counter()
