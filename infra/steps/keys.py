@@ -86,7 +86,7 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
                 continue
             source = path.read_text(encoding="utf-8")
             if root == PROJECT_ROOT and _at_start().get(path) != source:
-                raise CodeChangedError(f"{path} was changed while this run was under way: start the run again")
+                raise CodeChangedError(f"{path} was changed while this run was in progress: start the run again")
             found[name] = hashlib.sha256(source.encode()).hexdigest()
             if path.suffix == ".py":
                 waiting += _imports(source, name, is_package=path.name == "__init__.py")
