@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class BadInput(ValueError):
-    """An input of the user's is not what was expected; the text says what, where and how to fix it."""
+    """The user's input is not as expected; the message says what, where, and how to fix it."""

@@ -1,4 +1,4 @@
-"""Where artifacts live and how to get at them. Cheap to import: neither S3 nor Prefect is loaded here."""
+"""Settings from the environment: the artifact store and its credentials. Imports neither S3 nor Prefect."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ BLOCK_VARIABLE = "BOLT_SETTINGS_BLOCK"
 class Settings(BaseSettings):
     """The artifact store, the work folder and the webhook, from `BOLT_*` environment variables or a Prefect block.
 
-    Without `access_key_id` the usual AWS chain (environment, profile, instance role) finds the credentials.
-    Secrets are never shown by `repr`, JSON dumps or validation errors.
+    Without `access_key_id`, credentials come from the usual AWS chain (environment, profile, instance role). Secrets
+    are never shown by `repr`, JSON dumps or validation errors.
     """
 
     model_config = SettingsConfigDict(
@@ -33,20 +33,25 @@ class Settings(BaseSettings):
 
     store: str = Field(default="./artifacts", description="Artifact store: a local folder or s3://bucket/prefix.")
     endpoint_url: str | None = Field(
-        default=None, description="S3 endpoint for anything but AWS, e.g. http://minio:9000."
+        default=None, description="S3 endpoint of any provider but AWS, e.g. http://minio:9000."
     )
-    region: str | None = Field(default=None, description="S3 region; none lets the AWS chain decide.")
-    access_key_id: SecretStr | None = Field(default=None, description="S3 access key; none uses the AWS chain.")
-    secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key; none uses the AWS chain.")
+    region: str | None = Field(default=None, description="S3 region; if omitted, the AWS chain decides.")
+    access_key_id: SecretStr | None = Field(
+        default=None, description="S3 access key; if omitted, the AWS chain is used."
+    )
+    secret_access_key: SecretStr | None = Field(
+        default=None, description="S3 secret key; if omitted, the AWS chain is used."
+    )
     work_dir: Path = Field(default=Path("./.bolt"), description="Local folder for ledgers, logs and copies of models.")
     webhook_url: SecretStr | None = Field(
-        default=None, description="Where the end of every flow run is posted as JSON; a secret, as most such URLs are."
+        default=None,
+        description="URL that the end of every flow run is posted to as JSON. It is a secret, as most webhooks are.",
     )
     policy_api_key: SecretStr | None = Field(
-        default=None, description="API key of the vLLM servers at serving.policy_urls, where they ask for one."
+        default=None, description="API key of the vLLM servers at serving.policy_urls, if they need one."
     )
     judge_api_key: SecretStr | None = Field(
-        default=None, description="API key of the judge at a benchmark's `judge.url`, where it asks for one."
+        default=None, description="API key of the judge at a benchmark's `judge.url`, if it needs one."
     )
 
     @field_validator("store")
@@ -84,8 +89,8 @@ class Settings(BaseSettings):
     @field_validator("policy_api_key", "judge_api_key")
     @classmethod
     def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):  # an HTTP library would tell it
-            raise ValueError("must be printable ASCII without blanks or line feeds, also at its ends")
+        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):  # an HTTP library would show it
+            raise ValueError("must be printable ASCII without blanks and line feeds, also at its ends")
         return key
 
     @model_validator(mode="after")

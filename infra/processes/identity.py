@@ -1,4 +1,4 @@
-"""Which process is meant: its id comes again, so it goes with the time it began."""
+"""Identifying a process: its id may be reused, so it is paired with its start time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def boot() -> str:
-    """The id of this start of the machine."""
+    """The id of the current boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def began(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine's start, whatever its clock says; None: there is none."""
+    """A process's start time in clock ticks since boot, whatever the wall clock says; None if there is none."""
     try:
         fields = Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,8 +1,8 @@
-"""Pure functions run in a child process, call by call, each with a limit of time and memory.
+"""Calls of pure functions in a child process, each with limits on time and memory.
 
-For code that a model's output can hang or blow up: a grader that hands it to sympy. A thread cannot be stopped, and an
-alarm reaches only the main thread and no C code. Child and parent speak JSON, a line a call, over pipes; the child
-gets none of the parent's environment but what finds programs and modules, so none of its secrets.
+This is for code that a model's output can hang or blow up, such as a grader that uses sympy. A thread cannot be
+stopped, and an alarm reaches only the main thread and no C code. Child and parent exchange JSON over pipes, one line
+per call. Of the parent's environment the child gets only what it needs to find programs and modules, so no secrets.
 
 As a script (this file, run by `Limited`): `python -m infra.processes.limited MODULE:FUNCTION MEMORY_BYTES PARENT_PID`.
 """
@@ -32,20 +32,20 @@ _INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
 
 
 class LimitedError(RuntimeError):
-    """The child cannot be started: there is no such module or function, or too little memory to import it."""
+    """The child cannot be started: there is no such module or function, or not enough memory to import it."""
 
 
 @dataclass(frozen=True)
 class NoResult:
-    """What a call gives instead of a result."""
+    """The outcome of a call that gave no result."""
 
     reason: Literal["time", "memory", "ended", "raised"]
-    """Over a limit, the child process ended by itself, or the function raised (or gave what is no JSON)."""
+    """A limit was exceeded, the child process ended, or the function raised (or its result is not JSON)."""
     detail: str
 
 
 class Limited:
-    """A function in a child process, which starts with the first call and anew after a call that broke it.
+    """A function in a child process, which is started by the first call, and again after a call that broke it.
 
     Calls from several threads take turns. The child ends with `close()`, and with the thread that started it.
     """
@@ -57,10 +57,10 @@ class Limited:
         self._child: subprocess.Popen[bytes] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns, as JSON gives it back (a tuple is a list), or `NoResult`.
+        """Call the function: its result as JSON (a tuple becomes a list), or `NoResult`.
 
         Raises:
-            ValueError, TypeError: the arguments are no JSON.
+            ValueError, TypeError: the arguments are not JSON.
             LimitedError: the child cannot be started.
         """
         line = _line(list(arguments))
@@ -69,7 +69,7 @@ class Limited:
                 self._start()
             try:
                 answer = self._exchange(line, self.timeout_s)
-            except BaseException:  # an answer that nobody took must not be the next call's
+            except BaseException:  # an answer that was not read must not become the next call's
                 self._kill()
                 raise
             if isinstance(answer, NoResult):
@@ -80,7 +80,7 @@ class Limited:
         return NoResult("raised", answer["raised"])
 
     def close(self) -> None:
-        """End the child. Closing twice is fine, and so is another call, which starts it again."""
+        """End the child. It may be closed twice; another call starts it again."""
         with self._lock:
             self._kill()
 
@@ -109,7 +109,7 @@ class Limited:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**inherited, "PYTHONPATH": paths, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C in a terminal is for the parent alone
+            start_new_session=True,  # Ctrl-C in a terminal is for the parent only
         )
         answer = self._exchange(b"", _START_S)
         if isinstance(answer, NoResult) or "raised" in answer:
@@ -118,7 +118,7 @@ class Limited:
             raise LimitedError(f"{self.function} cannot be called: {told}")
 
     def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any] | NoResult:
-        """Hand the child a line and wait for its line, which ends with a line feed."""
+        """Send the child a line and wait for the line that it answers."""
         assert self._child is not None
         stdin, stdout = self._child.stdin, self._child.stdout
         assert stdin is not None
@@ -176,12 +176,12 @@ def _called(function: Callable[..., Any], line: bytes) -> bytes:
         return _line({"result": function(*json.loads(line))})
     except MemoryError:
         return _line({"memory": "over the limit"})
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is this call's alone
+    except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this call only
         return _line({"raised": f"{type(error).__name__}: {str(error)[:500]}"})
 
 
 def main(name: str, memory_bytes: int, parent: int) -> None:
-    """Import the function, say so, and answer calls until standard input ends."""
+    """Import the function, report that it is ready, and answer calls until standard input ends."""
     end_with_parent()
     if os.getppid() != parent:  # it was gone before we asked to end with it
         return
@@ -194,7 +194,7 @@ def main(name: str, memory_bytes: int, parent: int) -> None:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (Exception, MemoryError) as error:  # noqa: BLE001  # told to the parent, which raises
+    except (Exception, MemoryError) as error:  # noqa: BLE001  # reported to the parent, which raises
         answers.write(_line({"raised": f"{type(error).__name__}: {error}"}))
         answers.close()
         return

@@ -1,4 +1,4 @@
-"""Training as a group of processes of its own: one rank a device under torchrun, watched, logged and ended for sure."""
+"""Running a trainer as a process group: one rank per device under torchrun, watched, logged, and always ended."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from infra.processes.watchdog import GuardedProcess
 from infra.settings import PROJECT_ROOT
 
 METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
-"""Environment variable that tells a trainer where to append its metrics (JSON lines)."""
+"""Environment variable with the path that a trainer appends its metrics to (JSON lines)."""
 _FINISHED = "finished"
 _TAIL_LINES = 40
 _TORCHRUN = "torch/distributed/elastic/multiprocessing/api.py"
 
 
 class TrainerError(RuntimeError):
-    """A training process failed or took too long; the text holds its exit status, last log lines and the log's path."""
+    """A training process failed or took too long; with its exit status, last log lines and the log's path."""
 
 
 def metrics_path(log_path: Path) -> Path:
-    """Where a trainer leaves what it logs, one JSON object a line: `step`, `epoch`, `loss`, `learning_rate`, ..."""
+    """The path of a trainer's metrics, one JSON object per line: `step`, `epoch`, `loss`, `learning_rate`, ..."""
     return log_path.with_suffix(".metrics.jsonl")
 
 
 @contextmanager
 def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder `NAME-...` in `parent` for one attempt at a training: removed where the block ends well, kept where it
-    raises.
+    """A folder `NAME-...` in `parent` for one attempt at a training: removed if the block succeeds, kept if it raises.
 
-    It is new, or that of an attempt at the same `name` which is marked as finished and was not published (see
-    `finish_attempt`). Folders of the other attempts that are over, killed ones included, are removed first; those of
+    It is new, or the folder of an earlier attempt at `name` that is marked as finished but was not published (see
+    `finish_attempt`). Folders of other attempts that have ended, killed ones included, are removed first. Those of
     living attempts are locked and stay.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with _locked(parent):  # so that nobody sees the new folder before it is locked
+        with _locked(parent):  # so that no other process sees the new folder before it is locked
             folder: Path | None = None
             for other in sorted(parent.glob(f"{name}-*")):
                 with suppress(BlockingIOError, FileNotFoundError), ExitStack() as lock:
@@ -61,12 +60,12 @@ def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    (folder / _FINISHED).unlink(missing_ok=True)  # first: half of a folder is not finished
+    (folder / _FINISHED).unlink(missing_ok=True)  # first: half of a folder is not a finished training
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def finish_attempt(folder: Path) -> None:
-    """Mark a training as finished, once all that it left is on disk: what fails after it costs no second training."""
+    """Mark a training as finished, once all its files are on disk. A failure after this costs no second training."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -83,7 +82,7 @@ def is_finished(folder: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
-    """Lock a folder among threads and processes, until the block or the process ends; the kernel keeps the lock."""
+    """Hold a kernel lock on a folder, among threads and processes, until the block or the process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
@@ -95,9 +94,11 @@ def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
 def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:
     """Run `python -m MODULE CONFIG.json` on `ranks` ranks of this machine and wait for success.
 
-    The configuration is written beside the log, which takes all output. The processes end with this one, however that
-    ends. Raises `TrainerError` when a rank fails or `timeout_s` seconds pass. Start the metrics afresh: those of an
-    earlier try are removed.
+    The configuration is written beside the log, which gets all output. The metrics of an earlier attempt are removed.
+    The processes end with this one, however it ends.
+
+    Raises:
+        TrainerError: a rank failed, or `timeout_s` seconds passed.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     config_path = log_path.with_suffix(".config.json")
@@ -118,7 +119,7 @@ def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeou
 
 
 def _last_words(process: GuardedProcess) -> str:
-    """The log's last lines before torchrun's own report, which says nothing of the cause."""
+    """The log's last lines before torchrun's own report, which does not show the cause."""
     lines = process.tail(200).splitlines()
     report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
     return f"log: {process.log_path}; its last lines:\n" + "\n".join(

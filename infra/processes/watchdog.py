@@ -2,10 +2,10 @@
 
 Servers and trainers start grandchildren in sessions of their own (vLLM's engine core, torchrun's ranks), so ending one
 process group does not end them all. Every heavy process therefore runs under a tiny watchdog (this file, run as a
-script with the standard library alone). The watchdog is a *sub-reaper*: whatever its descendants leave behind is
-handed to it by the kernel, so it can end all of them. It holds the read end of a pipe whose write end only the parent
-has: when the parent goes, even by `kill -9`, the pipe closes and everything below the watchdog is ended. Should the
-watchdog itself be killed, the parent ends what it left: whatever is in its session, or has its mark in the environment.
+script with the standard library only). The watchdog is a *sub-reaper*: the kernel makes it the parent of whatever its
+descendants leave behind, so it can end all of them. It holds the read end of a pipe whose write end only the parent
+has. When the parent ends, even by `kill -9`, the pipe closes and everything below the watchdog is ended. If the
+watchdog itself is killed, the parent ends what is left: all that is in its session, or has its mark in the environment.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _living: set[GuardedProcess] = set()
 
 
 class EndingError(RuntimeError):
-    """This process was told to end: it starts no other process and waits for none."""
+    """This process is ending: it starts no other process and waits for none."""
 
 
 def refuse_when_ending() -> None:
-    """Raise `EndingError` where this process was told to end: for work that waits for no child of it."""
+    """Raise `EndingError` if this process was told to end. For work that does not wait for a child process."""
     if ending.is_set():
         raise EndingError("this run was told to end")
 
 
 def end_all() -> None:
-    """This process was told to end: end every guarded process, so that the threads that wait for one end too."""
+    """End every guarded process, since this process was told to end. The threads that wait for one end with them."""
     with _lock:
         ending.set()
         living = list(_living)
@@ -62,8 +62,11 @@ class GuardedProcess:
     """A command under a watchdog, ended with all its descendants by `stop()` and by this process's own end.
 
     Standard output and error are appended to `log_path`. Environment variables are inherited; `env` adds to them and
-    never reaches a command line. Raises `OSError` when the log cannot be written or the interpreter cannot be started,
-    `EndingError` after `end_all()`.
+    never reaches a command line.
+
+    Raises:
+        OSError: the log cannot be written, or the interpreter cannot be started.
+        EndingError: `end_all()` was called.
     """
 
     def __init__(self, command: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None) -> None:
@@ -101,14 +104,14 @@ class GuardedProcess:
         return self._ended(self._watchdog.poll())
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for the command's exit status; raises `TimeoutError` after `timeout_s` seconds and leaves it running."""
+        """Wait for the command's exit status. Raises `TimeoutError` after `timeout_s` seconds and leaves it running."""
         try:
             return self._ended(self._watchdog.wait(timeout_s))
         except subprocess.TimeoutExpired as error:
             raise TimeoutError(f"still running after {timeout_s} s") from error
 
     def stop(self) -> None:
-        """End the command and every descendant; returns when all are gone. Safe to call again, from any thread."""
+        """End the command and every descendant, and return when all are gone. May be called again, from any thread."""
         self.hang_up()
         try:
             self._watchdog.wait(4 * _TERM_GRACE_S)
@@ -119,7 +122,7 @@ class GuardedProcess:
         _living.discard(self)
 
     def _ended(self, status: _Status) -> _Status:
-        """The status given. Where a signal ended the watchdog itself, what it left behind is killed first."""
+        """The given status. If a signal ended the watchdog itself, what it left behind is killed first."""
         if status is not None and status < 0:
             while left := _left_behind(self.pid, self._mark):
                 _kill(left, signal.SIGKILL)
@@ -127,7 +130,7 @@ class GuardedProcess:
         return status
 
     def hang_up(self) -> None:
-        """Tell the watchdog to end the command and every descendant, without waiting for it."""
+        """Have the watchdog end the command and every descendant, without waiting for it."""
         with _lock:
             write_end, self._write_end = self._write_end, -1
         if write_end >= 0:
@@ -142,12 +145,12 @@ class GuardedProcess:
 
 
 def _stat(process: str) -> list[str]:
-    """The fields of proc(5)'s stat behind the name, which may hold any bytes: state, parent, group, session, ..."""
+    """The fields of proc(5)'s stat after the name, which may contain any bytes: state, parent, group, session, ..."""
     return Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def _left_behind(session: int, mark: str) -> list[int]:
-    """Process ids (zombies left out) of a session, and of whatever has the mark in the environment it began with."""
+    """Ids of the processes (except zombies) that are in a session or started with the mark in their environment."""
     found, sought = [], f"{_MARK}={mark}".encode()
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -165,7 +168,7 @@ def _left_behind(session: int, mark: str) -> list[int]:
 
 
 def _descendants(root: int) -> list[int]:
-    """Process ids of all living descendants of `root` (zombies left out), read from /proc."""
+    """Ids of all living descendants of `root` (except zombies), read from /proc."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -191,7 +194,7 @@ def _kill(processes: Iterable[int], signum: signal.Signals) -> None:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ask `child` to end, wait at most the grace, then kill whatever is below this process until nothing is left."""
+    """Ask `child` to end, wait for the grace period, then kill all descendants of this process until none is left."""
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -202,7 +205,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, even by `kill -9`."""
+    """Have the kernel kill this process when its parent ends, even by `kill -9`."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -212,7 +215,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def main(pipe: int, parent: int, command: Sequence[str]) -> int:
-    """Run `command` until it ends, `pipe` closes, process `parent` is gone or SIGTERM arrives; then end all
+    """Run `command` until it ends, `pipe` closes, process `parent` is gone, or SIGTERM arrives. Then end all
     descendants."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()

@@ -1,8 +1,8 @@
-"""Claims: who is making an artifact, so that of two runs that lack the same one, one makes it and the other waits.
+"""Claims on artifacts in the making: if two runs need the same artifact, one makes it and the other waits.
 
-A claim is a small file in the store, `claims/STEP-KEY.json`, that only one process can create and that its holder
-renews. One that is renewed no longer has lapsed; one whose process is known to be dead (same machine) has lapsed at
-once. How long it was not renewed is measured by the waiting process's own monotonic clock: no clock has to be right.
+A claim is a small file in the store, `claims/STEP-KEY.json`, which only one process can create and which its holder
+renews. A claim that is no longer renewed has lapsed. A claim whose process is known to be dead (on the same machine)
+lapses at once. The time without renewal is measured by the waiting process's monotonic clock: no clock has to be right.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FOLDER = "claims"
 BEAT_S = 5.0  # seconds between two renewals
 LAPSE_S = 60.0  # a claim not renewed for so long has lapsed
 POLL_S = 1.0
-SETTLE_S = 0.5  # two waiting processes may take over the same dead claim: so long after it one of them holds it
+SETTLE_S = 0.5  # two waiting processes may take over a dead claim at once: after this time one of them holds it
 
 
 @contextmanager
 def claimed(store: Store, step: str, key: str, *, beat_s: float = BEAT_S, lapse_s: float = LAPSE_S) -> Iterator[None]:
-    """Hold the claim to make `step/key` for the length of the block; waits while another living process holds it.
+    """Hold the claim to make `step/key` during the block, and wait while another living process holds it.
 
-    Look again whether the artifact is there once inside: who held the claim before may have made it.
+    Inside the block, check again whether the artifact exists: the previous holder may have made it.
 
     Raises:
         StoreError: the store fails.
@@ -65,18 +65,18 @@ def _acquire(store: Store, path: str, me: str, lapse_s: float) -> None:
                 return
             continue
         found = store.read_if_there(path)
-        if found is None:  # given up just now
+        if found is None:  # it was just given up
             continue
         if found != seen:
             seen, since = found, time.monotonic()
         if _is_dead(found) or time.monotonic() - since > lapse_s:
             if store.read_if_there(path) == found:
-                log.warning("%s: its holder is gone, taking it over", store.uri(path))
+                log.warning("%s: its holder is gone; taking it over", store.uri(path))
                 store.delete(path)
                 took_over = True
             continue
         if not told:
-            log.info("%s: another run is making this artifact, waiting for it", store.uri(path))
+            log.info("%s: another run is making this artifact; waiting for it", store.uri(path))
             told = True
         if ending.wait(POLL_S):
             raise EndingError("this run was told to end")
@@ -88,7 +88,9 @@ def _renew(store: Store, path: str, me: str, beat_s: float, ended: threading.Eve
         beat += 1
         try:
             if _holder(store, path) != me:
-                log.warning("%s was taken over: this run was thought dead; one of the two results will stand", path)
+                log.warning(
+                    "%s was taken over, since this run was taken for dead; one of the two results will be kept", path
+                )
                 return
             store.write_bytes(path, _content(me, beat))
         except StoreError as error:
@@ -102,7 +104,7 @@ def _content(me: str, beat: int) -> bytes:
 
 
 def _machine() -> str:
-    namespace = os.stat("/proc/self/ns/pid").st_ino  # processes of another container are not ours to look up
+    namespace = os.stat("/proc/self/ns/pid").st_ino  # processes of another container cannot be looked up
     return f"{socket.gethostname()} {boot()} {namespace}"
 
 
@@ -120,7 +122,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _is_dead(content: bytes) -> bool:
-    """Whether the claim's process is known to be gone: only for processes of this machine."""
+    """Whether the claim's process is known to be gone, which can be said of processes on this machine only."""
     claim = _parsed(content)
     if claim.get("machine") != _machine():
         return False

@@ -1,4 +1,4 @@
-"""What can be wrong with the artifact store, in words a user can act on."""
+"""Errors of the artifact store, explained in words that a user can act on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class StoreError(RuntimeError):
-    """The store, or something in it, is not usable; the text names what, where, and how to mend it.
+    """The store, or something in it, is not usable. The message says what, where, and how to fix it.
 
-    `transient`: an outage of the network or of the server, so that the same attempt may succeed later.
+    `transient`: the network or the server had an outage, so that the same attempt may succeed later.
     """
 
     def __init__(self, text: str, *, transient: bool = False) -> None:
@@ -18,15 +18,15 @@ class StoreError(RuntimeError):
 
 
 class Advice(NamedTuple):
-    """What went wrong, how to mend it, and whether trying again may do."""
+    """What went wrong, how to fix it, and whether a retry may succeed."""
 
     what: str
-    mend: str
+    fix: str
     transient: bool = False
 
 
 def explain(error: BaseException) -> Advice:
-    """What to tell the user about an error of the disk or of S3."""
+    """Explain an error of the disk or of S3."""
     codes = set()
     link: BaseException | None = error
     while link is not None:
@@ -45,7 +45,7 @@ _ADVICE: list[tuple[set[str], Advice]] = [
     (
         {"ENOSPC", "EDQUOT", "EFBIG", "QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"},
         Advice(
-            "no room is left", "Free some space or raise the limit, or point BOLT_STORE elsewhere; nothing was kept."
+            "no room is left", "Free some space or raise the limit, or point BOLT_STORE elsewhere; nothing was written."
         ),
     ),
     ({"EROFS"}, Advice("the file system is read-only", "Mount it writable or point BOLT_STORE elsewhere.")),
@@ -65,11 +65,11 @@ _ADVICE: list[tuple[set[str], Advice]] = [
     ),
     (
         {"ClientPayloadError", "IncompleteReadError", "IncompleteRead", "ResponseParserError"},
-        Advice("an answer was cut off", "Try again later; nothing was kept.", True),
+        Advice("an answer was cut off", "Try again later; nothing was written.", True),
     ),
-    (  # also where the upload was completed, and the answer that said so was lost
+    (  # also if the upload was completed and the answer was lost
         {"NoSuchUpload"},
-        Advice("an upload in pieces was lost", "Try again later; nothing was kept.", True),
+        Advice("a multipart upload was lost", "Try again later; nothing was written.", True),
     ),
     (
         {"EndpointConnectionError", "ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError"},
@@ -79,22 +79,24 @@ _ADVICE: list[tuple[set[str], Advice]] = [
     ),
     (
         {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "TooManyRequests"}
-        | {"500", "502", "503", "504", "429"},  # an answer without a body of S3's
-        Advice("the server is overloaded or failing", "Try again later; nothing was kept.", True),
+        | {"500", "502", "503", "504", "429"},  # an answer without a body from S3
+        Advice("the server is overloaded or failing", "Try again later; nothing was written.", True),
     ),
     (
         {"PermissionError", "AccessDenied"},
         Advice(
             "permission is denied",
-            "Give this user or key the right to read, write, list and delete there; or the key was revoked.",
+            "Give this user or key the right to read, write, list and delete there, or replace a revoked key.",
         ),
     ),
     (
         {"NotADirectoryError", "FileExistsError", "IsADirectoryError"},
-        Advice("a file stands where a folder should be, or a folder where a file", "Move it or correct BOLT_STORE."),
+        Advice(
+            "a file is where a folder should be, or a folder where a file should be", "Move it or correct BOLT_STORE."
+        ),
     ),
-    ({"FileNotFoundError", "NoSuchKey"}, Advice("it does not exist", "The step that makes it must run (again).")),
+    ({"FileNotFoundError", "NoSuchKey"}, Advice("it does not exist", "Run the step that makes it (again).")),
 ]
 
 TRANSIENT = tuple(advice.what for _, advice in _ADVICE if advice.transient)
-"""What the text of a `StoreError` says where the same attempt may succeed later."""
+"""The texts of `StoreError`s whose attempt may succeed later."""

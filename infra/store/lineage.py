@@ -1,4 +1,4 @@
-"""Where an artifact came from: its inputs, and theirs, back to the sources, read from the manifests."""
+"""The lineage of artifacts and rows: their inputs, back to the sources, as the manifests record them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from infra.store.manifest import BadArtifact, Manifest, Ref, expect, load, ref_o
 from infra.store.store import Store
 from infra.store.tables import read_rows
 
-SHOWN = reprlib.Repr()  # of a cell: model text is cut, and its control characters escaped
+SHOWN = reprlib.Repr()  # for cells: cuts long text and escapes control characters
 SHOWN.maxstring = SHOWN.maxother = 100
 
 
 def lineage(store: Store, artifact: Ref | tuple[str, str]) -> str:
-    """A text tree, one artifact a line: step/key, rows or files, digest; its inputs below it.
+    """The lineage as a text tree, one artifact per line: step/key, rows or files, digest, with its inputs below.
 
-    An input that is gone, torn or since made again is marked so. Raises `StoreError` when the store fails.
+    An input that is gone, torn, or was made again since is marked. Raises `StoreError` if the store fails.
     """
     step, key = (artifact.step, artifact.key) if isinstance(artifact, Ref) else artifact
     digest = artifact.digest if isinstance(artifact, Ref) else None
@@ -52,21 +52,21 @@ def _describe(manifest: Manifest) -> str:
 
 
 def history(store: Store, step: str, key: str, row: int) -> Iterator[str]:
-    """A row of a table, then the rows that it was made from, back to its query's source: a line or more each.
+    """The history of a row: the row, then the rows that it was made from, back to its query's source.
 
-    Rows belong together by `query_id` (of grades `problem_id`) and, where the row names its samples, by sample.
+    Rows are matched by `query_id` (`problem_id` for grades) and, if the row names samples, by sample.
 
     Raises:
-        ValueError: the table has no such row.
-        BadArtifact, StoreError: a table on the way is gone or damaged.
+        ValueError: there is no such table or row.
+        BadArtifact, StoreError: a table of the history is gone or damaged.
     """
     manifest = load(store, step, key)
     if manifest is None or manifest.kind != "table":
-        raise ValueError(f"{step}/{key} is no table in {store.root}")
+        raise ValueError(f"{step}/{key} is not a table in {store.root}")
     found = next((each for n, each in enumerate(read_rows(store, ref_of(store, manifest))) if n == row), None)
     if found is None:
         raise ValueError(f"{step}/{key} has {manifest.rows} rows, counted from 0: no row {row}")
-    yield from _told(manifest, row, found)
+    yield from _row_lines(manifest, row, found)
     samples = {value for name, value in found.items() if name in ("sample", "chosen_sample", "rejected_sample")}
     query_id = found.get("query_id", found.get("problem_id"))
     if query_id is not None:
@@ -74,7 +74,7 @@ def history(store: Store, step: str, key: str, row: int) -> Iterator[str]:
 
 
 def _behind(store: Store, manifest: Manifest, query_id: str, samples: set[int], seen: set[str]) -> Iterator[str]:
-    """The rows of one query (and of some of its samples) in everything that a table was made from."""
+    """The rows of one query (and of some of its samples) in all the tables that a table was made from."""
     for _, ref in sorted(manifest.inputs.items()):
         if ref.kind != "table" or f"{ref.step}/{ref.key}" in seen:
             continue
@@ -84,18 +84,18 @@ def _behind(store: Store, manifest: Manifest, query_id: str, samples: set[int], 
         if "query_id" in columns:
             for number, row in enumerate(read_rows(store, ref)):
                 if row["query_id"] == query_id and (not samples or row.get("sample") in samples | {None}):
-                    yield from _told(made, number, row)
+                    yield from _row_lines(made, number, row)
         yield from _behind(store, made, query_id, samples, seen)
 
 
-def _told(manifest: Manifest, number: int, row: dict[str, Any]) -> Iterator[str]:
+def _row_lines(manifest: Manifest, number: int, row: dict[str, Any]) -> Iterator[str]:
     yield f"{manifest.folder}  row {number}"
     for name, value in row.items():
         yield f"    {name}: {SHOWN.repr(value)}"
 
 
 def lineage_picture(store: Store, artifact: tuple[str, str]) -> bytes:
-    """The lineage as a graph, SVG: sources on the left, the artifact on the right."""
+    """The lineage as a graph in SVG: sources on the left, the artifact on the right."""
     import networkx as nx
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -1,6 +1,7 @@
-"""Manifests: what an artifact (a table or a model) is made of and where it came from.
+"""Manifests: what an artifact (a table or a model) consists of and what it was made from.
 
-An artifact is a folder `STEP/KEY` of part files and a `manifest.json` written last. No manifest: no artifact.
+An artifact is a folder `STEP/KEY` of part files and a `manifest.json`, which is written last: without it there is no
+artifact.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ Counts = Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None
 
 
 class BadArtifact(StoreError):
-    """A manifest or a part is torn, missing, or not what was written."""
+    """A manifest or a part is torn, missing, or differs from what was written."""
 
 
 class Ref(BaseModel, frozen=True):
-    """A reference to an artifact: what steps pass to each other instead of rows."""
+    """A reference to an artifact, which steps pass to each other instead of rows."""
 
     kind: Kind
     step: str
     key: str
     uri: str
-    digest: str = Field(description="sha256 over the columns and the parts' paths and sha256; no time, no provenance.")
-    rows: int = Field(description="Rows of a table, files of a model.")
+    digest: str = Field(
+        description="sha256 over the columns and the parts' paths and sha256; it depends on no time and no provenance."
+    )
+    rows: int = Field(description="Number of rows of a table, or of files of a model.")
 
 
 class Provenance(BaseModel, frozen=True):
-    """What an artifact was made from."""
+    """What an artifact was made from: inputs, configuration, fingerprint of the code."""
 
     inputs: dict[str, Ref] = {}
     config: dict[str, Any] = {}
@@ -55,7 +58,7 @@ class Column(BaseModel, frozen=True):
 
 
 class Part(BaseModel, frozen=True):
-    """One file of an artifact; `path` is relative to the artifact's folder, `bytes` its size."""
+    """One file of an artifact. `path` is relative to the artifact's folder, `bytes` is the file's size."""
 
     path: str
     rows: int
@@ -89,7 +92,7 @@ class Manifest(BaseModel):
     def _whole(self) -> Self:
         expected = digest_of(self.kind, self.columns, self.parts)
         if self.digest != expected:
-            raise ValueError(f"the digest {self.digest} is not that of the parts listed, {expected}")
+            raise ValueError(f"the digest {self.digest} differs from that of the listed parts, {expected}")
         return self
 
     @property
@@ -99,13 +102,13 @@ class Manifest(BaseModel):
 
 
 def digest_of(kind: Kind, columns: list[Column], parts: list[Part]) -> str:
-    """sha256 (hex) of what the artifact holds."""
+    """sha256 (hex) of an artifact's content."""
     content = [kind, [column.model_dump() for column in columns], [[part.path, part.sha256] for part in parts]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def begin(store: Store, step: str, key: str) -> datetime:
-    """Start making an artifact: whatever stood there no longer exists. Returns the time."""
+    """Start making an artifact: delete the manifest of an earlier one. Returns the time."""
     store.delete(f"{step}/{key}/{MANIFEST}")
     return datetime.now(UTC)
 
@@ -121,7 +124,7 @@ def finish(
     counts: Counts,
     started: datetime,
 ) -> Ref:
-    """Clear away what a crashed writer left and write the manifest, last. Raises `StoreError`, `ValueError`."""
+    """Delete what a crashed writer left, and write the manifest last. Raises `StoreError`, `ValueError`."""
     folder = f"{step}/{key}"
     manifest = Manifest(
         kind=kind,
@@ -145,7 +148,7 @@ def finish(
         store.delete(path)
     store.sweep(folder)
     if not store.create(f"{folder}/{MANIFEST}", text.encode()):
-        raise StoreError(f"{store.uri(folder)} was finished by another run meanwhile: that one stands", transient=True)
+        raise StoreError(f"{store.uri(folder)} was finished by another run meanwhile, which is kept", transient=True)
     return ref_of(store, manifest)
 
 
@@ -162,13 +165,13 @@ def ref_of(store: Store, manifest: Manifest) -> Ref:
 
 
 def foreign(store: Store, manifest: Manifest) -> list[str]:
-    """Paths of files in the artifact's folder that its manifest does not list."""
+    """The paths of files in the artifact's folder that its manifest does not list."""
     known = {f"{manifest.folder}/{name}" for name in [MANIFEST, *(part.path for part in manifest.parts)]}
     return [path for path in store.list(manifest.folder) if path not in known]
 
 
 def load(store: Store, step: str, key: str) -> Manifest | None:
-    """The manifest; None where there is none. Raises `BadArtifact` where it is torn."""
+    """Load a manifest; None if there is none. Raises `BadArtifact` if it is torn."""
     path = f"{step}/{key}/{MANIFEST}"
     text = store.read_if_there(path)
     if text is None:
@@ -185,7 +188,7 @@ def load(store: Store, step: str, key: str) -> Manifest | None:
 
 
 def expect(store: Store, ref: Ref) -> Manifest:
-    """The manifest of what `ref` refers to. Raises `BadArtifact` where it is gone, torn, or of other content."""
+    """The manifest of the referenced artifact. Raises `BadArtifact` if it is gone, torn, or has other content."""
     manifest = load(store, ref.step, ref.key)
     if manifest is None:
         raise BadArtifact(f"{store.uri(ref.step, ref.key)} does not exist (no manifest): run its step again")
@@ -198,7 +201,7 @@ def expect(store: Store, ref: Ref) -> Manifest:
 
 
 def read_manifest(store: Store, ref: Ref) -> dict[str, Any]:
-    """The manifest of an artifact as plain JSON data. Raises `BadArtifact` as `scan` would."""
+    """The manifest of an artifact as plain JSON data. Raises `BadArtifact` as `expect`."""
     return expect(store, ref).model_dump(mode="json")
 
 

@@ -1,4 +1,4 @@
-"""Models as artifacts: a folder of files (safetensors weights only) under the same manifest as a table's."""
+"""Models as artifacts: a folder of files, weights as safetensors only, with a manifest like a table's."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ __all__ = ["ModelError", "fetch_model", "import_model", "imported_ref", "publish
 log = logging.getLogger(__name__)
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-IMPORTED = "imported"  # the step under which models from outside stand
+IMPORTED = "imported"  # the step of imported models
 
 
 class ModelError(BadInput):
-    """A folder is no model that this project takes; the text says why."""
+    """A folder is not a model that this project accepts; the message says why."""
 
 
 def publish_model(
     store: Store, step: str, key: str, folder: Path, provenance: Provenance, counts: Counts = None
 ) -> Ref:
-    """Copy a model folder into the store as `step/key`, its manifest last. Hidden files are left out.
+    """Copy a model folder into the store as `step/key`, its manifest last. Hidden files are skipped.
 
     Raises:
         ModelError: the folder is missing, empty, or holds pickled weights.
@@ -57,10 +57,10 @@ def publish_model(
 
 
 def fetch_model(store: Store, ref: Ref, work_dir: Path) -> Path:
-    """A local folder with the model's files, verified: the artifact itself, or for S3 a copy in `work_dir/models`.
+    """A local folder with the verified files of a model: the artifact itself, or for S3 a copy in `work_dir/models`.
 
     Raises:
-        BadArtifact: the model is gone, was made again with other content, or a file is not what was written.
+        BadArtifact: the model is gone, was made again with other content, or a file differs from what was written.
         StoreError: the store fails.
     """
     manifest = expect(store, ref)
@@ -72,7 +72,7 @@ def fetch_model(store: Store, ref: Ref, work_dir: Path) -> Path:
     target = copies.local_path(ref.digest)
     with _alone(target):
         if target.exists() and not _is_copy(copies, manifest):
-            log.warning("%s is not a whole copy of %s: fetching it again", target, ref.uri)
+            log.warning("%s is not a complete copy of %s; fetching it again", target, ref.uri)
             shutil.rmtree(target)
         if not target.exists():
             _download(store, manifest, target)
@@ -80,12 +80,12 @@ def fetch_model(store: Store, ref: Ref, work_dir: Path) -> Path:
 
 
 def import_model(store: Store, folder: Path, name: str) -> Ref:
-    """Take a model folder from outside (say, a downloaded checkpoint) into the store, once for each content.
+    """Import a model folder, such as a downloaded checkpoint, into the store.
 
-    The key is `name` (with '/' as '--') and the content's digest, so the same files are never copied twice.
+    The key is `name` (with '/' as '--') and a digest of the content, so the same files are never copied twice.
 
     Raises:
-        ModelError: the folder is missing, has no config.json, or holds pickled weights; or the name is odd.
+        ModelError: the folder is missing, has no config.json or holds pickled weights, or the name is not allowed.
         StoreError: the store fails.
     """
     key = imported_ref(store, folder, name).key
@@ -98,7 +98,7 @@ def import_model(store: Store, folder: Path, name: str) -> Ref:
 
 
 def imported_ref(store: Store, folder: Path, name: str) -> Ref:
-    """The reference that `import_model` gives, without copying anything. Raises `ModelError`."""
+    """The reference that `import_model` would return, without copying anything. Raises `ModelError`."""
     plain = name.replace("/", "--")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain):
         raise ModelError(f"model name {name!r}: use letters, digits, '.', '_', '-' and '/'")
@@ -112,13 +112,14 @@ def imported_ref(store: Store, folder: Path, name: str) -> Ref:
 
 def _model_files(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise ModelError(f"model folder {folder} does not exist or is no folder")
+        raise ModelError(f"model folder {folder} does not exist or is not a folder")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     files = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if pickles := [file for file in files if Path(file).suffix.lower() in PICKLES]:
         raise ModelError(
             f"model folder {folder} holds pickled files, which can run code when loaded: {', '.join(pickles)}. "
-            "Only safetensors are taken: save with safe_serialization, and delete what is not needed to load the model"
+            "Only safetensors are accepted: save with safe_serialization, and delete what is not needed to load the "
+            "model"
         )
     files = [file for file in files if file != MANIFEST]
     if not files:
@@ -139,7 +140,7 @@ def _upload(store: Store, artifact: str, folder: Path, name: str) -> Part:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Of the threads and processes of this machine, one at a time looks after the copy `target`."""
+    """Let one thread or process of this machine at a time handle the copy `target`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(f".{target.name}.lock").open("w")
@@ -151,7 +152,7 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def _is_copy(copies: Store, manifest: Manifest) -> bool:
-    """Whether a copy is whole; a file that was hashed in this process and is unchanged is not hashed again."""
+    """Whether a copy is complete. A file that was hashed in this process and has not changed is not hashed again."""
     try:
         for part in manifest.parts:
             check_file(copies, f"{manifest.digest}/{part.path}", part)
@@ -161,7 +162,7 @@ def _is_copy(copies: Store, manifest: Manifest) -> bool:
 
 
 def _download(store: Store, manifest: Manifest, target: Path) -> None:
-    """Copy the model into `target`, which appears whole; what a killed process left of it goes first."""
+    """Copy the model to `target`, which appears whole; what a killed process left of it is deleted first."""
     unfinished = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -1,4 +1,4 @@
-"""The files of an artifact: checked against its manifest before anything is read from them."""
+"""The files of an artifact, which are checked against its manifest before they are read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _memo: dict[str, tuple[int, str, str]] = {}  # uri -> size, mark, sha256 of file
 
 
 def find(store: Store, step: str, key: str) -> Ref | None:
-    """The artifact, after checking size and sha256 of every part; None where it is not there or not whole.
+    """Find an artifact and check size and sha256 of every part; None if it does not exist or is not whole.
 
-    What is wrong is said in the log. Files already hashed and unchanged since are not hashed again in this process.
+    What is wrong is logged. Files that were hashed and have not changed since are not hashed again in this process.
 
     Raises:
-        StoreError: the store itself fails.
+        StoreError: the store fails.
     """
     try:
         manifest = load(store, step, key)
@@ -36,7 +36,7 @@ def find(store: Store, step: str, key: str) -> Ref | None:
         for part in manifest.parts:
             check_part(store, manifest, part)
     except BadArtifact as error:
-        log.warning("artifact %s/%s does not count and will be made again: %s", step, key, error)
+        log.warning("artifact %s/%s is not whole and will be made again: %s", step, key, error)
         return None
     for path in foreign(store, manifest):
         log.warning("artifact %s/%s: ignoring %s, which is not in its manifest", step, key, store.uri(path))
@@ -44,12 +44,12 @@ def find(store: Store, step: str, key: str) -> Ref | None:
 
 
 def check_part(store: Store, manifest: Manifest, part: Part) -> None:
-    """Raises `BadArtifact` where the part is missing or its size or sha256 is not the manifest's."""
+    """Raise `BadArtifact` if a part is missing, or its size or sha256 differs from the manifest's."""
     check_file(store, f"{manifest.folder}/{part.path}", part)
 
 
 def check_file(store: Store, path: str, part: Part) -> None:
-    """The same for a copy of the part at `path` in a store."""
+    """Raise `BadArtifact` if a copy of a part, at `path` in a store, differs from the manifest's part."""
     uri, stat = store.uri(path), _sized(store, path, part)
     known = _memo.get(uri)
     unchanged = known is not None and known[:2] == (stat.size, stat.mark)
@@ -63,10 +63,10 @@ def check_file(store: Store, path: str, part: Part) -> None:
 
 @contextmanager
 def open_part(store: Store, manifest: Manifest, part: Part) -> Iterator[BinaryIO]:
-    """A part, verified, open for reading; from S3 it is downloaded to a temporary file once.
+    """Open a verified part for reading. From S3 it is downloaded to a temporary file once.
 
     Raises:
-        BadArtifact: the part is not what the manifest says.
+        BadArtifact: the part differs from the manifest.
     """
     if store.is_local:
         check_part(store, manifest, part)
@@ -80,7 +80,7 @@ def open_part(store: Store, manifest: Manifest, part: Part) -> Iterator[BinaryIO
 
 
 def copy_part(store: Store, manifest: Manifest, part: Part, target: BinaryIO | Any) -> None:
-    """Copy a part into an open file, hashing on the way. Raises `BadArtifact` when it is not what was written."""
+    """Copy a part into an open file, hashing it on the way. Raises `BadArtifact` if it differs from the manifest."""
     path = f"{manifest.folder}/{part.path}"
     _sized(store, path, part)
     sha256, size = hashlib.sha256(), 0

@@ -1,4 +1,4 @@
-"""S3 through s3fs, so that every failed request is told and none waits for ever."""
+"""S3 through s3fs, set up so that every failed request is logged and none waits forever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READ_TIMEOUT_S = 60.0  # of silence from S3
 def s3_filesystem(settings: Settings, attempts: int, *, patient: bool) -> tuple[Any, tuple[type[Exception], ...]]:
     """An s3fs file system that tries each request `attempts` times, and the exceptions that it may raise.
 
-    A patient one waits a minute for an answer, another ten seconds.
+    `patient`: wait a minute for an answer instead of ten seconds.
     """
     import aiobotocore.session as aio  # type: ignore[import-untyped]
     import aiohttp
@@ -27,7 +27,7 @@ def s3_filesystem(settings: Settings, attempts: int, *, patient: bool) -> tuple[
     connect, read = (10, READ_TIMEOUT_S) if patient else (5, 10)  # times in seconds
     config: dict[str, Any] = {"connect_timeout": connect, "read_timeout": read}
     config["retries"] = {"mode": "standard", "total_max_attempts": attempts}
-    if settings.endpoint_url:  # MinIO and its like: the bucket in the path, no AWS-only checksum trailers
+    if settings.endpoint_url:  # MinIO and similar: the bucket in the path, no AWS-only checksum trailers
         config |= {"s3": {"addressing_style": "path"}, "request_checksum_calculation": "when_required"}
     keys = [key.get_secret_value() for key in (settings.access_key_id, settings.secret_access_key) if key]
     session = aio.get_session()
@@ -42,13 +42,13 @@ def s3_filesystem(settings: Settings, attempts: int, *, patient: bool) -> tuple[
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    files.retries = 1  # what it would try again in silence is tried again by botocore or by the store
+    files.retries = 1  # it would retry silently; botocore and the store retry instead
     return files, (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError)
 
 
 @contextmanager
 def uploading(fs: Any, uri: str) -> Iterator[Any]:
-    """An S3 upload that completes when the block ends well and is aborted when it raises."""
+    """An S3 upload that completes if the block succeeds and is aborted if it raises."""
     file = fs.open(uri, "wb")
     try:
         yield file
@@ -62,7 +62,7 @@ def uploading(fs: Any, uri: str) -> Iterator[Any]:
 def _tell_of_failure(
     event_name: str, response_dict: Any, exception: Exception | None, context: dict[str, Any], **_: Any
 ) -> None:
-    """Log each request that an outage spoiled: botocore is about to send it again, or has given up."""
+    """Log each request that an outage made fail, whether botocore will send it again or has given up."""
     status = response_dict["status_code"] if response_dict else 0
     if exception is not None or status >= 500 or status == 429:
         what = type(exception).__name__ if exception else f"HTTP {status}"
@@ -71,6 +71,6 @@ def _tell_of_failure(
 
 
 def _expect_no_go_ahead(request: Any, **_: Any) -> None:
-    """Send a body without waiting for "100 Continue": aiohttp would wait for ever, past every timeout."""
+    """Send a body without waiting for "100 Continue": aiohttp would wait forever, past every timeout."""
     if "Expect" in request.headers:
         del request.headers["Expect"]

@@ -1,4 +1,4 @@
-"""The columns of the project's tables. A column is not null unless it says so."""
+"""The columns of the project's tables. Columns are not nullable unless they are `_optional`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ STYLES = pa.schema(
         _required("baseline_bold", INT32),
     ]
 )
-"""What style control knows of the model's solution and of the baseline's answer."""
+"""The style counts of the model's solution and of the baseline's answer, for style control."""
 
 JUDGEMENTS = pa.schema(
     [
@@ -188,4 +188,4 @@ VERDICTS = pa.schema(
         _required("completion_tokens", INT32),
     ]
 )
-"""`part`: which of the judgements on an answer, say `turn-2` or `game-1`; label and score are null where unread."""
+"""`part`: which judgement on an answer, such as `turn-2` or `game-1`. Label and score are null if it was unreadable."""

@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 Paths = list[str]
 P = ParamSpec("P")
 R = TypeVar("R")
-ATTEMPTS = 6  # of a request, and of what is made of requests and may be repeated
+ATTEMPTS = 6  # of a request, and of an operation of several requests that may be repeated
 LONGEST_WAIT_S = 15.0  # between two attempts
-SETTLED_S = 2.0  # a local file younger than this may still change within one tick of its change time
+SETTLED_S = 2.0  # a local file younger than this may change again within one tick of its change time
 STALE_S = 3600.0  # a temporary file untouched this long belongs to a writer that died
 
 
@@ -40,7 +40,7 @@ def _is_outage(error: BaseException) -> bool:
 
 
 def repeated(method: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
-    """A method of a store that may be done twice: where S3 or the network fails it is tried again, told in the log."""
+    """A store method that may be repeated: if S3 or the network fails, it is retried, and the retry is logged."""
 
     @functools.wraps(method)
     def trying(self: Store, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -58,7 +58,7 @@ def repeated(method: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate
 
 @dataclass(frozen=True)
 class Stat:
-    """A file's size in bytes and a mark that changes with its content; `settled`: the mark can be relied on."""
+    """A file's size in bytes and a mark that changes with its content. `settled`: the mark is reliable."""
 
     size: int
     mark: str
@@ -66,7 +66,7 @@ class Stat:
 
 
 class Sink(io.RawIOBase):
-    """A file being written to the store: counts its bytes and hashes them (sha256) on the way."""
+    """A file that is being written to the store; its bytes are counted and hashed (sha256) on the way."""
 
     def __init__(self, store: Store, path: str, file: Any) -> None:
         self._store, self._path, self._file = store, path, file
@@ -88,13 +88,13 @@ class Sink(io.RawIOBase):
         return count
 
     def sha256(self) -> str:
-        """Hex digest of what was written so far."""
+        """Hex digest of what has been written so far."""
         return self._sha256.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Files under one root. Paths are '/'-separated and relative to it. Failures are `StoreError`."""
+    """Files under one root. Paths are separated by '/' and relative to the root. All failures are `StoreError`."""
 
     root: str
     is_local: bool
@@ -106,10 +106,10 @@ class Store:
 
     @classmethod
     def open(cls, settings: Settings) -> Store:
-        """The store that `settings` name, after a write-read-delete of a probe file (at most ~20 s a step).
+        """Open the store that `settings` name, after a probe file was written, read and deleted (~20 s each at most).
 
         Raises:
-            StoreError: the store cannot be used; one text says which, why and how to mend it.
+            StoreError: the store cannot be used; the message says which, why, and how to fix it.
         """
         if settings.store.startswith("s3://"):
             _s3_store(settings, patient=False).check()
@@ -120,11 +120,11 @@ class Store:
 
     @classmethod
     def for_reading(cls, settings: Settings) -> Store:
-        """The S3 folder that `settings` name, without a probe: what is only read needs no right to write."""
+        """The S3 folder that `settings` name, without a probe: reading must not need the right to write."""
         return _s3_store(settings, patient=True)
 
     def check(self) -> None:
-        """Write, read and delete a probe file, and try to create it once more. Raises `StoreError`."""
+        """Write, read and delete a probe file, and check that it cannot be created twice. Raises `StoreError`."""
         self.write_bytes(probe := f"probe-{uuid4().hex}", probe.encode())
         if self.read_bytes(probe) != probe.encode():
             raise StoreError(f"artifact store {self.root}: a probe file read back differs from what was written")
@@ -132,23 +132,23 @@ class Store:
         self.delete(probe)
         if created:
             raise StoreError(
-                f"artifact store {self.root}: it has no conditional writes (If-None-Match: *), so that two runs could "
-                "make one artifact at once: take an endpoint that has them (AWS, MinIO, R2, Ceph, ...)"
+                f"artifact store {self.root}: it has no conditional writes (If-None-Match: *), so two runs could make "
+                "the same artifact at once: use an endpoint that has them (AWS, MinIO, R2, Ceph, ...)"
             )
 
     def uri(self, *parts: str) -> str:
-        """Address of a file or folder: an absolute local path, or s3://bucket/prefix/..."""
+        """The address of a file or folder: an absolute local path, or s3://bucket/prefix/..."""
         return "/".join([self.root, *(_plain_path(part) for part in parts)])
 
     def local_path(self, path: str) -> Path:
-        """The file's place on local disk. Raises `StoreError` where the store is not local."""
+        """The file's path on local disk. Raises `StoreError` if the store is not local."""
         if not self.is_local:
             raise StoreError(f"{self.uri(path)} is not on local disk")
         return Path(self.uri(path))
 
     @repeated
     def stat(self, path: str) -> Stat | None:
-        """Size and mark of a file; None where there is no such file."""
+        """Size and mark of a file; None if there is no such file."""
         with self.explained("look at", path):
             try:
                 if self.is_local:
@@ -164,18 +164,18 @@ class Store:
             return Stat(info["size"], tag, bool(tag)) if info["type"] == "file" else None
 
     def exists(self, path: str) -> bool:
-        """Whether the file exists (folders do not count: S3 has none)."""
+        """Whether the file exists. Folders do not count, since S3 has none."""
         return self.stat(path) is not None
 
     @repeated
     def read_bytes(self, path: str) -> bytes:
-        """The whole file."""
+        """Read a whole file."""
         with self.explained("read", path):
             return self._whole(path)
 
     @repeated
     def read_if_there(self, path: str) -> bytes | None:
-        """The whole file; None where there is none."""
+        """Read a whole file; None if there is none."""
         with self.explained("read", path):
             try:
                 return self._whole(path)
@@ -185,11 +185,13 @@ class Store:
     def _whole(self, path: str) -> bytes:
         if self.is_local:
             return self.local_path(path).read_bytes()
-        return cast(bytes, self._fs.cat_file(self.uri(path), max_concurrency=1))  # one request: more ask the size first
+        return cast(
+            bytes, self._fs.cat_file(self.uri(path), max_concurrency=1)
+        )  # in one request: several would ask for the size first
 
     @repeated
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a small file whole or not at all."""
+        """Write a small file, whole or not at all."""
         with self.explained("write", path):
             if self.is_local:
                 with _replacing(self.local_path(path)) as file:
@@ -199,7 +201,7 @@ class Store:
 
     @repeated
     def create(self, path: str, data: bytes) -> bool:
-        """Write a small file unless it is there. Of processes that try at once one gets True, the others False.
+        """Write a small file unless it exists. If several processes try at once, one gets True and the others False.
 
         On S3 this is a conditional write (`If-None-Match: *`), which AWS, MinIO, R2 and others have.
         """
@@ -213,12 +215,12 @@ class Store:
             except OSError as error:
                 if not _already_there(error):
                     raise
-                return self.read_if_there(path) == data  # its own, where the answer to a first attempt was lost
+                return self.read_if_there(path) == data  # our own, if the answer to a first attempt was lost
         return True
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """The file, open for reading (seekable; streamed from S3)."""
+        """Open a file for reading; it is seekable, and streamed from S3."""
         with self._opened(path) as file:
             yield file
 
@@ -229,13 +231,13 @@ class Store:
 
     @repeated
     def read_chunk(self, file: BinaryIO, path: str, size: int) -> bytes:
-        """The next bytes, `size` at most, of the file `path` that is open for reading; none at its end."""
+        """Read the next bytes, at most `size`, of the open file `path`; empty at its end."""
         with self.explained("read", path):
-            return file.read(size)  # from S3, what fails has not moved the file's position
+            return file.read(size)  # from S3, a failed read has not moved the file's position
 
     @contextmanager
     def open_write(self, path: str) -> Iterator[Sink]:
-        """A sink whose file appears when the block ends well; when it raises, nothing appears."""
+        """A sink whose file appears if the block succeeds. If it raises, nothing appears."""
         target = _replacing(self.local_path(path)) if self.is_local else uploading(self._fs, self.uri(path))
         with self.explained("create", path):
             file = target.__enter__()
@@ -248,12 +250,12 @@ class Store:
             target.__exit__(None, None, None)
 
     def list(self, prefix: str = "") -> Paths:
-        """Files below a folder at any depth, sorted, relative to the root; files still being written are left out."""
+        """The files below a folder at any depth, sorted, relative to the root, without those still being written."""
         return [path for path in self._files(prefix) if not _is_temporary(path)]
 
     @repeated
     def delete(self, path: str) -> None:
-        """Delete a file. One that is not there is no error."""
+        """Delete a file, if it exists."""
         with self.explained("delete", path):
             if self.is_local:
                 self.local_path(path).unlink(missing_ok=True)
@@ -261,14 +263,14 @@ class Store:
                 self._fs.rm_file(self.uri(path))
 
     def sweep(self, prefix: str) -> None:
-        """Delete temporary files below a folder that dead writers left (untouched for an hour; local disk only)."""
+        """Delete temporary files that dead writers left below a folder (untouched for an hour; local disk only)."""
         for path in self._files(prefix) if self.is_local else []:
             if _is_temporary(path):
                 with self.explained("sweep", path):
                     try:
                         if time.time() - self.local_path(path).stat().st_mtime > STALE_S:
                             self.delete(path)
-                    except FileNotFoundError:  # its writer just finished
+                    except FileNotFoundError:  # its writer has just finished
                         continue
 
     @repeated
@@ -287,7 +289,7 @@ class Store:
 
     @contextmanager
     def explained(self, doing: str, path: str) -> Iterator[None]:
-        """Turn what the disk or S3 raises in the block into one `StoreError`: no secrets, no chained error."""
+        """Turn what the disk or S3 raises in the block into a `StoreError` without secrets and chained errors."""
         try:
             yield
         except self._errors as error:
@@ -296,7 +298,7 @@ class Store:
             said = f"{type(error).__name__}: {error}"
             for secret in self._secrets:
                 said = said.replace(secret, "***")
-            text = f"{where}: cannot {doing} {path or 'its root'}: {advice.what}. {advice.mend} [{said}]"
+            text = f"{where}: cannot {doing} {path or 'its root'}: {advice.what}. {advice.fix} [{said}]"
             raise StoreError(text, transient=advice.transient) from None
 
 
@@ -310,7 +312,7 @@ def _already_there(error: OSError) -> bool:
 def _plain_path(path: str) -> str:
     odd = path.startswith("/") or "\\" in path or not path.isprintable() or {"", ".", ".."} & set(path.split("/"))
     if odd or path != str(PurePosixPath(path)):
-        raise StoreError(f"{path!r} is not a plain relative path: 'folder/name', no '..', no leading '/'")
+        raise StoreError(f"{path!r} is not a plain relative path: expected 'folder/name' without '..' and leading '/'")
     return path
 
 
@@ -330,7 +332,7 @@ def _local_root(store: str) -> Path:
 
 @contextmanager
 def _replacing(target: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
-    """A temporary neighbour of `target` that takes its place, flushed to disk, when the block ends well."""
+    """A temporary file beside `target` that takes its place, flushed to disk, if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Tables: streams of rows in Parquet parts under a manifest. Memory is bounded by a row group, not by the table."""
+"""Tables: streams of rows in Parquet parts with a manifest. Memory is bounded by a row group, not by the table."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ __all__ = [
     "write_table",
 ]
 
-GROUP_ROWS = 4096  # rows a row group; fixed, so that the same rows give the same bytes however they arrive
+GROUP_ROWS = 4096  # rows per row group; fixed, so that the same rows give the same bytes however they arrive
 
 Batch: TypeAlias = pa.RecordBatch | pa.Table | list[dict[str, Any]]
 
 
 class RowError(ValueError):
-    """A row does not fit its table's schema; the text names table, column, row and expected type."""
+    """A row does not fit its table's schema; the message names table, column, row and expected type."""
 
 
 def write_table(
@@ -60,13 +60,13 @@ def write_table(
     rows_per_part: int = 100_000,
     counts: Counts = None,
 ) -> Ref:
-    """Write the table `step/key` as a stream and its manifest last; a failure on the way leaves no table.
+    """Write the table `step/key` as a stream, and its manifest last. A failure leaves no table.
 
     Args:
-        schema: names, types and nullability that every row must have; rows are never cast silently.
-        batches: rows in order, in pieces of any size; the same rows give the same digest however they are cut.
-        rows_per_part: rows a Parquet file.
-        counts: free figures for the manifest (say, a filter's funnel); a function is called after the last row.
+        schema: names, types and nullability that every row must have; values are never cast silently.
+        batches: rows in order, in batches of any size; the same rows give the same digest however they are batched.
+        rows_per_part: rows per Parquet file.
+        counts: figures for the manifest, such as a filter's funnel; a function is called after the last row.
 
     Raises:
         RowError: a row does not fit the schema.
@@ -88,11 +88,11 @@ def write_table(
 def scan(
     store: Store, ref: Ref, columns: Sequence[str] | None = None, batch_rows: int = 10_000
 ) -> Iterator[pa.RecordBatch]:
-    """The table's rows in order, at most `batch_rows` at a time; each part is verified before its first row.
+    """Read a table in order, at most `batch_rows` rows at a time. Each part is verified before its first row.
 
     Raises:
-        BadArtifact: the table is gone, was made again with other rows, or a part is not what was written.
-        ValueError: a column that the table lacks.
+        BadArtifact: the table is gone, was made again with other rows, or a part differs from what was written.
+        ValueError: the table lacks one of the columns.
     """
     manifest = expect(store, ref)
     names = [column.name for column in manifest.columns]
@@ -104,20 +104,20 @@ def scan(
 
 
 def read_rows(store: Store, ref: Ref, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The table's rows in order as dicts, streamed. Raises as `scan`."""
+    """Stream a table's rows in order, as dicts. Raises as `scan`."""
     for batch in scan(store, ref, columns, batch_rows=1_000):
         yield from batch.to_pylist()
 
 
 def batched(rows: Iterable[dict[str, Any]], size: int = 250) -> Iterator[list[dict[str, Any]]]:
-    """A stream of rows as `write_table` takes them: in pieces."""
+    """Batch a stream of rows for `write_table`."""
     stream = iter(rows)
     while batch := list(islice(stream, size)):
         yield batch
 
 
 def read_table(store: Store, ref: Ref, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table in memory: for small tables. Raises as `scan`."""
+    """Read a whole table into memory; for small tables. Raises as `scan`."""
     batches = list(scan(store, ref, columns))
     if batches:
         return pa.Table.from_batches(batches)
@@ -138,7 +138,7 @@ def _write_part(store: Store, part: str, name: str, schema: pa.Schema, groups: I
 
 
 def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema, rows_per_part: int) -> Iterator[tuple[int, pa.Table]]:
-    """The rows cut anew into row groups, each with its part's number; a table without rows gives one empty group."""
+    """The rows as row groups of fixed size, each with its part's number; a table without rows gives one empty group."""
     pending: list[pa.Table] = []
     held, cut = 0, 0  # rows pending, rows given out
     for table in tables:
@@ -183,7 +183,7 @@ def _column(values: list[Any], field: pa.Field, name: str, first: int) -> pa.Arr
         if not _loose(values, field.type):
             return pa.array(values, field.type)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        pass  # the value that does not fit is found below
+        pass  # the misfitting value is found below
     for number, value in enumerate(values, first):
         try:
             pa.array([value], field.type)
@@ -195,7 +195,7 @@ def _column(values: list[Any], field: pa.Field, name: str, first: int) -> pa.Arr
 
 
 def _loose(values: Iterable[Any], kind: pa.DataType) -> bool:
-    """Whether pyarrow would take a value but change it: 1.5 to 1, true to 1.0, "abc" to its letters."""
+    """Whether pyarrow would accept a value but change it: 1.5 to 1, true to 1.0, "abc" to its letters."""
     types = {type(value) for value in values} - {type(None)}
     if pa.types.is_list(kind):
         if any(issubclass(each, str | bytes) for each in types):

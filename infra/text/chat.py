@@ -1,8 +1,8 @@
-"""Prompts as token ids: chat templates applied once, here, with text that spells control tokens made harmless.
+"""Chat prompts as token ids. Chat templates are applied here only, after control tokens in the text were neutralised.
 
-Generation and training both start from `prompt_text`, so the text that a model is trained on is the text it is asked
-with. Note what templates do to thoughts: some open `<think>` at the end of the prompt (`generation_prefix` shows it),
-and some delete the thoughts of earlier assistant turns. Completions are therefore never passed through a template.
+Generation and training both start from `prompt_text`, so that a model is trained on the prompts that it is asked with.
+Some templates open `<think>` at the end of the prompt (`generation_prefix` shows it), and some delete the thoughts of
+earlier assistant turns. Completions are therefore never passed through a template.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ _MARKUP = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local model folder; runs no code from it. Raises `FileNotFoundError` if the folder is
-    missing."""
+    """Load the tokenizer of a local model folder, without running code from it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     with _IMPORTING:
         from transformers import AutoTokenizer
 
@@ -35,9 +38,9 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 
 
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Strings that the tokenizer turns into control tokens, longest first.
+    """The strings that the tokenizer turns into control tokens, longest first.
 
-    All special tokens, and added tokens that are written as markup (`<think>`, `[INST]`); added runs of blanks and
+    These are all special tokens, and added tokens that look like markup (`<think>`, `[INST]`). Added runs of blanks and
     plain words are ordinary text.
     """
     added = tokenizer.added_tokens_decoder.values()
@@ -47,12 +50,15 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def neutralise(text: str, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> str:
-    """`text` with every spelled-out control token broken by a blank after its first character; other text comes back
-    unchanged.
+    """Break every spelled-out control token with a blank after its first character; other text is unchanged.
 
-    Applying it again changes nothing, and tokenising the result gives no control token (unknown-word tokens aside).
-    `keep` names strings to leave alone, such as the thought delimiters of the project's own in-context examples.
-    Raises `ValueError` if a control token cannot be broken.
+    The function is idempotent, and the tokens of the result have no control token (except unknown-word tokens).
+
+    Args:
+        keep: strings to leave alone, such as the thought delimiters of the project's own in-context examples.
+
+    Raises:
+        ValueError: a control token cannot be broken.
     """
     control = [string for string in special_strings(tokenizer) if string not in keep]
     result = _break(text, control)
@@ -85,8 +91,10 @@ def prompt_text(
 ) -> str:
     """The exact text of a chat prompt, up to where the assistant's answer starts.
 
-    Contents are neutralised first (see `neutralise`, also for `keep`). Raises `ValueError` if the tokenizer has no
-    chat template.
+    Contents are neutralised first (see `neutralise`, also for `keep`).
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
         raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
@@ -97,13 +105,13 @@ def prompt_text(
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], keep: Collection[str] = ()
 ) -> list[int]:
-    """Token ids of `prompt_text`; the template writes its own special tokens, none are added."""
+    """The token ids of `prompt_text`. The template writes its own special tokens; none are added."""
     return [int(i) for i in tokenizer.encode(prompt_text(tokenizer, messages, keep), add_special_tokens=False)]
 
 
 def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template appends to open the assistant's turn; ends with `<think>` for families that open the thoughts
-    themselves."""
+    """What the template appends to open the assistant's turn. It ends with `<think>` for models whose template opens
+    the thoughts."""
     messages = [{"role": "user", "content": "x"}]
     opened = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     closed = str(tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
@@ -117,5 +125,5 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Number of tokens of `text`, none added."""
+    """The number of tokens of `text`, without added special tokens."""
     return len(tokenizer.encode(text, add_special_tokens=False))

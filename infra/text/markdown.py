@@ -1,4 +1,4 @@
-"""Markdown from text that others wrote: what could be markup in it stays text."""
+"""Markdown of untrusted text: whatever could be markup in it stays text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ MARKUP = re.compile(r"[\\`*_{}\[\]<>()#!|~&@]|:(?=//)|(?<=\w)\.(?=[A-Za-z])")
 
 
 def as_text(cell: Any) -> Any:
-    """A cell of a table: Prefect's UI and the Hub read text as Markdown with HTML, so what could be such is escaped."""
+    """A table cell, escaped: Prefect's UI and the Hub render text as Markdown with HTML."""
     return MARKUP.sub(r"\\\g<0>", " ".join(cell.split())) if isinstance(cell, str) else cell
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows that have the same columns as a Markdown table, its cells as they are; "" of none."""
+    """A Markdown table of rows that have the same columns. Cells are not escaped; without rows it is empty."""
     if not rows:
         return ""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
@@ -23,11 +23,11 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def short(text: str, longest: int = 300) -> str:
-    """The text in one line, cut where it is longer than `longest` characters."""
+    """The text on one line, cut after `longest` characters."""
     text = " ".join(text.split())
     return text if len(text) <= longest else text[:longest] + " ..."
 
 
 def plain(text: str) -> str:
-    """Text of users, models and programs as plain text for a cell of a Markdown table."""
+    """Untrusted text, shortened and escaped for a cell of a Markdown table."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", short(text))

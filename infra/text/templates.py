@@ -1,4 +1,4 @@
-"""Prompt templates: text files of the user's with {fields}."""
+"""Prompt templates: the user's text files with {fields}."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from infra.errors import BadInput
 
 @cache
 def text_of(path: Path) -> str:
-    """The text of a prompt template, read once in a process: a run asks with what it planned with, whatever is edited
-    meanwhile. Raises `OSError`."""
+    """The text of a prompt template, read once per process, so that a run asks with the text that it was planned with.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     return path.read_text(encoding="utf-8")
 
 
 def filled(template: Path, **fields: str) -> str:
-    """The template's text with each {field} put in; what is put in is not searched for fields again.
+    """The template's text with its {fields} filled in. The values are not searched for fields.
 
     Raises:
-        BadInput: the template lacks a field.
+        BadInput: a field is missing in the template.
     """
     text = text_of(template).strip()
     for name in fields:

@@ -104,7 +104,7 @@ def test_an_unknown_parameter_is_named(world):
 def test_a_store_that_cannot_be_written_stops_a_flow_at_its_start(world, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BOLT_STORE", str(tmp_path / "file" / "store"))
-    with pytest.raises(StoreError, match=r"file/store.*a file stands where a folder should be.*BOLT_STORE"):
+    with pytest.raises(StoreError, match=r"file/store.*a file is where a folder should be.*BOLT_STORE"):
         made(world)
 
 

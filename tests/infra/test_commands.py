@@ -101,7 +101,7 @@ def test_prune_says_first_and_deletes_with_yes(filled, infra):
         (("prune", "--keep", "no/such"), "nothing to keep at no/such"),
         (("verify", "no/such"), "no artifact no/such"),
         (("trace", "a/0", "--row", "9"), "no row 9"),
-        (("trace", "no/such", "--row", "0"), "no/such is no table"),
+        (("trace", "no/such", "--row", "0"), "no/such is not a table"),
         (("prune", "--keep", "../../etc"), "nothing to keep at"),
     ],
 )

@@ -83,7 +83,7 @@ def test_what_is_not_whole_is_made_again(settings, harm, caplog):
 
 def test_a_write_that_fails_fails_the_step(settings):
     Store.open(settings).write_bytes("numbers", b"a file where the step's folder should be")
-    with pytest.raises(StoreError, match="a file stands where a folder should be"):
+    with pytest.raises(StoreError, match="a file is where a folder should be"):
         numbers.task.fn(Job(PLAN, settings, {"count": 3}))
 
 

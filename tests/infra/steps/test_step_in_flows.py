@@ -99,5 +99,5 @@ def test_a_write_that_fails_fails_the_flow(settings):
 
     state = strict(settings, return_state=True)
     assert state.is_failed()
-    with pytest.raises(StoreError, match="a file stands where a folder should be"):
+    with pytest.raises(StoreError, match="a file is where a folder should be"):
         state.result()

@@ -75,7 +75,7 @@ def test_pickles_are_refused(local_store, folder, name):
 def test_folders_that_are_no_models(local_store, tmp_path, folder):
     with pytest.raises(ModelError, match="does not exist"):
         import_model(local_store, tmp_path / "none", "base")
-    with pytest.raises(ModelError, match="no folder"):
+    with pytest.raises(ModelError, match="not a folder"):
         import_model(local_store, folder / "config.json", "base")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="is empty"):

@@ -121,7 +121,7 @@ def test_an_upload_that_is_gone_may_be_tried_again(s3_url, s3_bucket):
             for upload in s3.list_multipart_uploads(Bucket=s3_bucket)["Uploads"]:
                 s3.abort_multipart_upload(Bucket=s3_bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-    with pytest.raises(StoreError, match="an upload in pieces was lost") as error:
+    with pytest.raises(StoreError, match="a multipart upload was lost") as error:
         gone()
     assert error.value.transient
 
@@ -213,7 +213,7 @@ def refused(settings: Settings, within_s: float = 30.0) -> str:
 def test_root_below_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     for store in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "a file stands where a folder should be" in refused(Settings(store=str(store)))
+        assert "a file is where a folder should be" in refused(Settings(store=str(store)))
 
 
 @contextmanager
