@@ -114,8 +114,8 @@ class Limited:
         answer = self._exchange(b"", _START_S)
         if isinstance(answer, NoResult) or "raised" in answer:
             self._kill()
-            told = f"{answer.reason}: {answer.detail}" if isinstance(answer, NoResult) else answer["raised"]
-            raise LimitedError(f"{self.function} cannot be called: {told}")
+            reason = f"{answer.reason}: {answer.detail}" if isinstance(answer, NoResult) else answer["raised"]
+            raise LimitedError(f"{self.function} cannot be called: {reason}")
 
     def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any] | NoResult:
         """Send the child a line and wait for the line that it answers."""

@@ -56,7 +56,7 @@ def claimed(store: Store, step: str, key: str, *, beat_s: float = BEAT_S, lapse_
 
 
 def _acquire(store: Store, path: str, me: str, lapse_s: float) -> None:
-    seen, since, told, took_over = b"", time.monotonic(), False, False
+    seen, since, logged, took_over = b"", time.monotonic(), False, False
     while True:
         if store.create(path, _content(me, 0)):
             if took_over:
@@ -75,9 +75,9 @@ def _acquire(store: Store, path: str, me: str, lapse_s: float) -> None:
                 store.delete(path)
                 took_over = True
             continue
-        if not told:
+        if not logged:
             log.info("%s: another run is making this artifact; waiting for it", store.uri(path))
-            told = True
+            logged = True
         if ending.wait(POLL_S):
             raise EndingError("this run was told to end")
 

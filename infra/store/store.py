@@ -304,9 +304,9 @@ class Store:
 
 def _already_there(error: OSError) -> bool:
     """Whether an exclusive write failed because the file exists: by `os.link`, or by S3's answer."""
-    told = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
     linked = isinstance(error, FileExistsError) and error.filename2 is not None
-    return linked or told in ("PreconditionFailed", "ConditionalRequestConflict", "412")
+    return linked or code in ("PreconditionFailed", "ConditionalRequestConflict", "412")
 
 
 def _plain_path(path: str) -> str:
