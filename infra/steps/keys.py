@@ -120,11 +120,19 @@ def _source_file(root: Path, name: str) -> Path | None:
 @lru_cache(maxsize=1024)
 def _imports(source: str, module: str, *, is_package: bool) -> tuple[str, ...]:
     """Dotted names that a module may import; the caller ignores those that are not project modules."""
-    return tuple(
-        dict.fromkeys(
-            name for node in ast.walk(ast.parse(source, module)) for name in _named_by(node, module, is_package)
-        )
-    )
+    nodes = ast.walk(_tree(source, module))
+    return tuple(dict.fromkeys(name for node in nodes for name in _named_by(node, module, is_package)))
+
+
+def _tree(source: str, module: str) -> ast.Module:
+    """The syntax tree of a module. CPython 3.11 counts the depth of this recursion per interpreter, so a parse in another
+    thread or in a finalizer disturbs this one, which then raises `SystemError` and succeeds when repeated."""
+    for _ in range(20):
+        try:
+            return ast.parse(source, module)
+        except SystemError:
+            continue
+    return ast.parse(source, module)
 
 
 def _named_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:

@@ -99,4 +99,5 @@ def test_actions_are_pinned_and_no_step_spells_a_secret(name):
 
 def test_the_tests_run_on_every_push():
     assert "push" in workflow("test.yml")[True]  # YAML reads `on` as true
-    assert "make test" in steps("test.yml")["Test"]
+    assert steps("test.yml")["Test"] == ".ci/run"
+    assert "\nmake test" in (ROOT / ".ci" / "run").read_text()

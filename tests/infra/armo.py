@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -77,3 +79,26 @@ def make_armorm(folder: Path, *, shards: int = 1, template: str = TEMPLATE, seed
     (folder / "config.json").write_text(json.dumps(told))
     llama3_tokenizer(template).save_pretrained(folder)
     return folder
+
+
+def reference_reward(folder: Path, ids: list[int], gate: int) -> float:
+    """The reward of one unpadded sequence: the backbone from transformers, the rest in NumPy."""
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    backbone = LlamaModel(LlamaConfig.from_pretrained(folder)).eval()
+    held = {
+        name.removeprefix("model."): torch.from_numpy(t) for name, t in tensors.items() if name.startswith("model.")
+    }
+    backbone.load_state_dict(held)
+    with torch.no_grad():
+        hidden = backbone(torch.tensor([ids])).last_hidden_state[0].numpy().astype(np.float64)
+    objectives = tensors["regression_layer.weight"] @ hidden[-1]
+    adjusted = objectives @ tensors["reward_transform_matrix"]
+    x = hidden[gate]
+    for layer in range(4):
+        x = tensors[f"gating.layers.{layer}.weight"] @ x + tensors[f"gating.layers.{layer}.bias"]
+        x = np.maximum(x, 0) if layer < 3 else x
+    weights = np.exp(x / 10 - (x / 10).max())
+    weights = weights / weights.sum() * tensors["gating.logit_scale"][0]
+    return float((weights * adjusted).sum())

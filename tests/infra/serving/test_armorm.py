@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from armo import CONTROL, TEMPLATE, llama3_tokenizer, make_armorm
+from armo import CONTROL, TEMPLATE, llama3_tokenizer, make_armorm, reference_reward
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -31,29 +31,6 @@ def chat_ids(query: str, solution: str) -> list[int]:
 def placed(chats: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
     tokenizer = llama3_tokenizer()
     return [(ids, armorm.gate_position(tokenizer, ids)) for ids in (chat_ids(*chat) for chat in chats)]
-
-
-def reference_reward(folder: Path, ids: list[int], gate: int) -> float:
-    """The reward of one unpadded sequence: the backbone from transformers, the rest in NumPy."""
-    tensors: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    backbone = LlamaModel(LlamaConfig.from_pretrained(folder)).eval()
-    held = {
-        name.removeprefix("model."): torch.from_numpy(t) for name, t in tensors.items() if name.startswith("model.")
-    }
-    backbone.load_state_dict(held)
-    with torch.no_grad():
-        hidden = backbone(torch.tensor([ids])).last_hidden_state[0].numpy().astype(np.float64)
-    objectives = tensors["regression_layer.weight"] @ hidden[-1]
-    adjusted = objectives @ tensors["reward_transform_matrix"]
-    x = hidden[gate]
-    for layer in range(4):
-        x = tensors[f"gating.layers.{layer}.weight"] @ x + tensors[f"gating.layers.{layer}.bias"]
-        x = np.maximum(x, 0) if layer < 3 else x
-    weights = np.exp(x / 10 - (x / 10).max())
-    weights = weights / weights.sum() * tensors["gating.logit_scale"][0]
-    return float((weights * adjusted).sum())
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+import ast
+import gc
 import os
 import re
 from pathlib import Path
@@ -101,6 +103,26 @@ def test_code_that_has_changed_since_the_process_began_has_no_key(root, monkeypa
             key(root)
     finally:
         keys._at_start.cache_clear()
+
+
+def test_a_parse_elsewhere_in_the_process_does_not_disturb_a_key(root):
+    """As by another thread: the collector runs in the middle of a parse and starts a parse of its own."""
+    source, disturbed = "x = [1, (2, [3])]\n" * 500, []
+
+    def disturb(phase: str, _: object) -> None:
+        if phase == "start" and len(disturbed) < 3:
+            disturbed.append(ast.parse("y = [[1]]"))
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(disturb)
+    gc.set_threshold(50)
+    try:
+        tree = keys._tree(source, "made")
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(disturb)
+    assert len(disturbed) == 3
+    assert len(tree.body) == 500
 
 
 @pytest.mark.parametrize(

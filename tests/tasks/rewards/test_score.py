@@ -128,9 +128,7 @@ def test_a_reward_that_is_not_finite_fails_the_step(world, scored, response, ser
 
 @pytest.mark.slow
 def test_armorm_scores_in_a_process_of_its_own(world, query, response, tmp_path):
-    from armo import llama3_tokenizer, make_armorm
-
-    from tests.infra.serving.test_armorm import by_hand
+    from armo import llama3_tokenizer, make_armorm, reference_reward
 
     folder = make_armorm(tmp_path / "armo")
     reward_model = import_model(world.store, folder, "armo")
@@ -154,7 +152,9 @@ def test_armorm_scores_in_a_process_of_its_own(world, query, response, tmp_path)
     solutions = {(r["query_id"], r["sample"]): r["solution"] for r in chain(*shards)}
     for row in rows:
         ids = reward_input_ids(tokenizer, texts[row["query_id"]], solutions[row["query_id"], row["sample"]])
-        assert row["reward"] == pytest.approx(by_hand(folder, ids, gate_position(tokenizer, ids)), rel=1e-4, abs=1e-5)
+        assert row["reward"] == pytest.approx(
+            reference_reward(folder, ids, gate_position(tokenizer, ids)), rel=1e-4, abs=1e-5
+        )
     assert [row["format_reward"] for row in rows] == [0.5, 0.5, 0.5, 0.0, 0.5]
     assert rows[0]["reward"] == rows[3]["reward"] != rows[1]["reward"]
     assert world.counts(made) == {"scored": 5, "without a solution": 1}
