@@ -125,8 +125,11 @@ def _imports(source: str, module: str, *, is_package: bool) -> tuple[str, ...]:
 
 
 def _tree(source: str, module: str) -> ast.Module:
-    """The syntax tree of a module. CPython 3.11 counts the depth of this recursion per interpreter, so a parse in another
-    thread or in a finalizer disturbs this one, which then raises `SystemError` and succeeds when repeated."""
+    """The syntax tree of a module.
+
+    CPython 3.11 counts the depth of this recursion per interpreter. A parse in another thread or in a finalizer
+    disturbs this one, which then raises `SystemError` and succeeds when it is repeated.
+    """
     for _ in range(20):
         try:
             return ast.parse(source, module)

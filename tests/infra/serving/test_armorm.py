@@ -11,9 +11,7 @@ import torch
 from armo import CONTROL, TEMPLATE, llama3_tokenizer, make_armorm, reference_reward
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 from tiny import make_model
-from transformers import LlamaConfig, LlamaModel
 
 from infra.processes.torchrun import TrainerError
 from infra.serving import armorm
