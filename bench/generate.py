@@ -35,7 +35,7 @@ from infra.store.manifest import Provenance, Ref
 from infra.store.models import import_model
 from infra.store.store import Store
 from infra.store.tables import read_rows
-from infra.text.chat import load_tokenizer, render_prompt
+from infra.text.chat import load_tokenizer
 from tasks.curation.choose import choose_examples
 from tasks.examples.read import ExamplesConfig, example_files
 from tasks.queries.clean import CleanConfig, clean_queries
@@ -43,7 +43,7 @@ from tasks.queries.collect import collect_queries
 from tasks.queries.draw import DrawConfig, subsample
 from tasks.queries.sources import Source
 from tasks.responses.generate import GenerateConfig, generate, request_seed
-from tasks.responses.prompt import PromptConfig, draw_examples, in_context_prompt
+from tasks.responses.prompt import PromptConfig, draw_examples, in_context_text
 
 Prompts = list[tuple[list[int], int | None]]  # token ids and seed
 
@@ -84,9 +84,9 @@ class Ours:
         found = []
         for query in read_rows(self.store, self.queries):
             shown = draw_examples(examples, self.prompt.examples, self.config.seed, query["query_id"])
-            text = in_context_prompt(self.prompt, shown, query["query"], self.config.format)
+            text = in_context_text(self.prompt, shown, query["query"], tokenizer, self.config.format)
             seed = request_seed(self.config.seed, query["query_id"]) if self.config.request_seeds else None
-            ids = render_prompt(tokenizer, [{"role": "user", "content": text}])
+            ids = tokenizer.encode(text, add_special_tokens=False)
             found.append(([example["example_id"] for example in shown], (ids, seed)))
         return [request for _, request in sorted(found, key=lambda pair: pair[0])]
 

@@ -33,10 +33,10 @@ from infra.serving.vllm_server import ServerOptions
 from infra.settings import Settings
 from infra.store.models import import_model
 from infra.store.store import Store
-from infra.text.chat import load_tokenizer, render_prompt
+from infra.text.chat import load_tokenizer
 from tasks.examples.read import ExamplesConfig, example_files, read_example
 from tasks.queries.sources import Source, queries_of
-from tasks.responses.prompt import PromptConfig, draw_examples, in_context_prompt
+from tasks.responses.prompt import PromptConfig, draw_examples, in_context_text
 
 Prompts = dict[str, tuple[tuple[str, ...], list[int]]]  # by query: example ids, token ids
 
@@ -49,8 +49,8 @@ def prompts(given: argparse.Namespace) -> Prompts:
     found: Prompts = {}
     for query in islice(queries_of(Source(path=str(given.queries))), given.requests):
         shown = draw_examples(examples, prompt.examples, 0, query["query_id"])
-        text = in_context_prompt(prompt, shown, query["query"], "bolt")
-        ids = render_prompt(tokenizer, [{"role": "user", "content": text}])
+        text = in_context_text(prompt, shown, query["query"], tokenizer, "bolt")
+        ids = tokenizer.encode(text, add_special_tokens=False)
         found[query["query_id"]] = (tuple(e["example_id"] for e in shown), ids)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from evals import everyday as everyday_grader
 from evals import math500 as math500_grader
 from evals import math_level5 as math_level5_grader
 from evals import short_answer as short_answer_grader
@@ -26,6 +27,11 @@ class Grade(TypedDict):
 def short_answer(solution: str | None, reference: str) -> Grade:
     prediction = short_answer_grader.extract(solution)
     return _whole(prediction, short_answer_grader.is_correct(prediction, reference))
+
+
+def everyday(solution: str | None, reference: str) -> Grade:
+    prediction = everyday_grader.extract(solution, reference)
+    return _whole(prediction, everyday_grader.is_correct(prediction, reference))
 
 
 def math500(solution: str | None, reference: str) -> Grade:

@@ -15,25 +15,42 @@ from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, s
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
 from flows.sft import sft_stage
-from flows.stages.mining import ProblemsConfig, mine_stage, publish_mining
+from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
-from flows.stages.sampling import reward_model_of
+from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary
 from tasks.training.sft import SftStage
 
-Stage = TypeVar("Stage", BootstrapStage, OnlineStage)
+
+class BoltBootstrap(BootstrapStage):
+    """Stage 1 as a part of the whole method."""
+
+    model: str | None = Field(
+        None,
+        description=f"Instruct model that writes the data: {A_MODEL}. Null: the model that is trained (BOLT: a 70B "
+        "model writes the data of all).",
+    )
+
+
+Stage = TypeVar("Stage", BoltBootstrap, OnlineStage)
 
 
 class BoltConfig(Common):
     """Parameters of the flow `bolt`. The defaults are the paper's figures."""
 
     model: str = Field(description=f"Instruct model: {A_MODEL}.")
-    reward_model: str = Field(description=f"Outcome reward model (a one-label sequence classifier): {A_MODEL}.")
-    bootstrap: BootstrapStage = Field(description="Stage 1: LongCoT bootstrapping.")
+    reward_model: str | None = Field(description=A_REWARD_MODEL)
+    bootstrap: BoltBootstrap = Field(description="Stage 1: LongCoT bootstrapping.")
     sft: SftStage = Field(SftStage(), description="Stage 2: LongCoT supervised fine-tuning.")
     online: OnlineStage = Field(description="Stage 3: iterative online DPO.")
     evaluate: EvaluateStage = Field(description="Held-out evaluation of every stage.")
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        check_rewards(self.reward_model, self.bootstrap.score, "bootstrap.score")
+        check_rewards(self.reward_model, self.online.score, "online.score")
+        return self
 
     @model_validator(mode="after")
     def _one_format(self) -> Self:
@@ -46,23 +63,25 @@ class BoltConfig(Common):
         return self
 
 
-def without(stage: Stage, problems: ProblemsConfig) -> Stage:
-    """The stage with the evaluation problems held out of its queries."""
-    return stage.model_copy(update={"queries": stage.queries.without(problems)})
+def prepared(stage: Stage, config: BoltConfig) -> Stage:
+    """The stage with the evaluation problems held out of its queries, all of which can be rewarded."""
+    queries = rewardable(stage.queries.without(config.evaluate.problems), config.reward_model)
+    return stage.model_copy(update={"queries": queries})
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        instruct, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
+        instruct = run.model(config.model)
+        writer = run.model(config.bootstrap.model) if config.bootstrap.model else instruct
+        reward_model = reward_model_of(run, config.reward_model)
         learned = config.bootstrap.select.format
-        stage_1 = without(config.bootstrap, config.evaluate.problems)
-        stage_3 = without(config.online, config.evaluate.problems)
+        stage_1, stage_3 = prepared(config.bootstrap, config), prepared(config.online, config)
 
         # Whatever is wrong with the user's files is found here, before a GPU is used.
         problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
-        examples = curated_for(run, stage_1, instruct, config.serving.policy.max_model_len)
+        examples = curated_for(run, stage_1, writer, config.serving.policy.max_model_len)
         queries, later_queries = mine_stage(run, stage_1.queries), online_queries(run, stage_3)
         publish_mining(run, [queries, *later_queries.values()])
         grades: dict[str, Grades] = {}
@@ -74,13 +93,13 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
             config.evaluate,
             "in-context",
             problems,
-            instruct,
+            writer,
             format=stage_1.generate.format,
             prompt=stage_1.prompt,
             examples=examples,
         )
 
-        longcot = bootstrap_stage(run, stage_1, examples, queries, instruct, reward_model)  # stage 1
+        longcot = bootstrap_stage(run, stage_1, examples, queries, writer, reward_model)  # stage 1
 
         reference = policy = sft_stage(run, config.sft, longcot, instruct)  # stage 2
         grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy, format=learned)

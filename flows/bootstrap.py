@@ -5,13 +5,15 @@ In-context examples, mined queries, sampling, filtering by rule, rewards, and th
 
 from __future__ import annotations
 
+from typing import Self
+
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.publish import show_longcot
 from flows.stages.mining import MineStage, mine_stage, publish_mining
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.stages.sampling import reward_model_of, sample, scored
+from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from infra.store.manifest import Ref
 from tasks.curation.choose import Room, choose_examples
 from tasks.examples.read import ExamplesConfig
@@ -43,9 +45,12 @@ class BootstrapConfig(Common, BootstrapStage):
     """Parameters of the flow `bootstrap`."""
 
     model: str = Field(description=f"Instruct model that writes the data: {A_MODEL}.")
-    reward_model: str = Field(
-        description=f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}."
-    )
+    reward_model: str | None = Field(description=A_REWARD_MODEL)
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        check_rewards(self.reward_model, self.score, "score")
+        return self
 
 
 def curated(
@@ -74,7 +79,7 @@ def curated_for(run: Run, config: BootstrapStage, model: Ref, max_model_len: int
 
 
 def bootstrap_stage(
-    run: Run, config: BootstrapStage, examples: Ref, queries: Ref, model: Ref, reward_model: Ref
+    run: Run, config: BootstrapStage, examples: Ref, queries: Ref, model: Ref, reward_model: Ref | None
 ) -> Ref:
     """Make LongCoT data with a ShortCoT model: the table `longcot`."""
     if run.dry:
@@ -104,7 +109,6 @@ def bootstrap_stage(
         responses=filtered,
         scores=scores,
         queries=queries,
-        model=model,
     )
 
 
@@ -114,7 +118,7 @@ def bootstrap(config: BootstrapConfig) -> Ref:
     with begin(config) as run:
         model, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
         examples = curated_for(run, config, model, config.serving.policy.max_model_len)
-        queries = mine_stage(run, config.queries)
+        queries = mine_stage(run, rewardable(config.queries, config.reward_model))
         publish_mining(run, [queries])
         longcot = bootstrap_stage(run, config, examples, queries, model, reward_model)
         if not run.dry:

@@ -39,7 +39,8 @@ class EvaluateStage(BaseModel):
 
     benchmark: Verifiable = Field(
         SHORT_ANSWER,
-        description="Which benchmark; `short-answer` takes any queries that have a `reference` each.",
+        description="Which benchmark; `short-answer` (`answer : VALUE .`) and `everyday` (a number or a day of the "
+        "week, wherever it stands) take any queries that have a `reference` each.",
     )
     problems: ProblemsConfig = Field(
         description="Held-out problems with reference answers. A named benchmark's are in its authors' layout, and "

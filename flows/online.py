@@ -11,8 +11,8 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
-from flows.stages.sampling import reward_model_of, sample, scored
+from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from infra.store.manifest import Ref
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
@@ -61,10 +61,13 @@ class OnlineConfig(Common):
     model: str = Field(
         description=f"SFT model: the initial policy, and the reference policy pi_0 of all iterations: {A_MODEL}."
     )
-    reward_model: str = Field(
-        description=f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}."
-    )
+    reward_model: str | None = Field(description=A_REWARD_MODEL)
     online: OnlineStage = Field(description="Iterative online DPO.")
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        check_rewards(self.reward_model, self.online.score, "online.score")
+        return self
 
 
 def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
@@ -81,7 +84,7 @@ def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
 
 
 def online_iteration(
-    run: Run, config: OnlineStage, iteration: int, queries: Ref, policy: Ref, reference: Ref, reward_model: Ref
+    run: Run, config: OnlineStage, iteration: int, queries: Ref, policy: Ref, reference: Ref, reward_model: Ref | None
 ) -> Ref:
     """The policy after one more iteration. `reference` is pi_0, the SFT model, in every iteration."""
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
@@ -115,7 +118,8 @@ def online(config: OnlineConfig) -> Ref:
     with begin(config) as run:
         reference = policy = run.model(config.model)
         reward_model = reward_model_of(run, config.reward_model)
-        queries = online_queries(run, config.online)
+        stage = config.online.model_copy(update={"queries": rewardable(config.online.queries, config.reward_model)})
+        queries = online_queries(run, stage)
         publish_mining(run, [*queries.values()])
         for iteration in range(1, config.online.iterations + 1):
             policy = online_iteration(

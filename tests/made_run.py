@@ -142,7 +142,7 @@ class MadeRun:
         if source:
             self.pairs(queries, drawn)
         else:
-            texts = {"prompt": "p", "completion": "c"}
+            texts = {"query": "q", "thoughts": "t", "solution": "s", "format": "bolt"}
             ids = [f"q{n}" for n in range(queries) if f"q{n}" not in missing]
             kept = [{"query_id": query_id, "sample": 1, **texts, "reward": 0.5} for query_id in ids]
             counts = {"scored": len(both), "below the percentile": queries, "not the best of its query": 0}

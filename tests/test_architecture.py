@@ -49,6 +49,7 @@ ALLOWED = {
     "flows": TASKS | OPERATIONS | {"flows/stages", "nano"},
     "tasks": set(),
     "nano": TASKS,
+    "smollm2": BOTTOM,
 }
 ONE_SUBJECT = {"nano/families": "nano"}  # a folder that belongs to the subject above it
 

@@ -62,6 +62,10 @@ class MineStage(BaseModel):
             )
         return self
 
+    def with_references(self) -> MineStage:
+        """The same, with queries that have a reference answer only: without a reward model, others have no reward."""
+        return self.model_copy(update={"draw": self.draw.model_copy(update={"references_only": True})})
+
     def without(self, problems: ProblemsConfig) -> MineStage:
         """The same, with these problems held out."""
         rule = self.decontaminate

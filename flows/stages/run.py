@@ -31,6 +31,10 @@ from infra.store.tables import read_rows
 
 PENDING = "pending"
 A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
+A_REWARD_MODEL = (
+    f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}. Null: none; then each query needs "
+    "a `reference`, and `score.verified_weight` must be above 0."
+)
 
 # Shards that run at once. 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
 # step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flows.stages.mining import MineStage
 from flows.stages.run import Run
 from infra.store.manifest import Ref
 from tasks.responses.generate import GenerateConfig, generate
@@ -28,17 +29,39 @@ def sample(
     return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)
 
 
-def scored(run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref) -> Ref:
-    """Score all responses with the reward model: a table of rewards."""
+def scored(
+    run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref | None
+) -> Ref:
+    """Score all responses: a table of rewards."""
     return run.do(score, step, config=config, responses=responses, queries=queries, reward_model=reward_model)
 
 
-def reward_model_of(run: Run, named: str) -> Ref:
-    """The reward model that a user names, checked before a GPU is used. A dry run copies and checks nothing.
+def check_rewards(reward_model: str | None, score: ScoreConfig, place: str) -> None:
+    """Raise `ValueError` if there would be no reward: no reward model, and nothing for a correct answer.
+
+    `place`: where the settings `score` are in the flow's parameters.
+    """
+    if reward_model is None and not score.verified_weight:
+        raise ValueError(
+            f"reward_model is null, so that correct answers are the only reward: set {place}.verified_weight above 0 "
+            "(and give each query a `reference`), or name a reward model"
+        )
+
+
+def rewardable(queries: MineStage, reward_model: str | None) -> MineStage:
+    """How queries are mined: without a reward model, only those with a reference answer are drawn."""
+    return queries if reward_model else queries.with_references()
+
+
+def reward_model_of(run: Run, named: str | None) -> Ref | None:
+    """The reward model that a user names, checked before a GPU is used; None for none. A dry run copies and checks
+    nothing.
 
     Raises:
         infra.errors.BadInput: it has no chat template.
     """
+    if named is None:
+        return None
     reward_model = run.model(named)
     if not run.dry:
         check_reward_model(run.store, reward_model)

@@ -61,8 +61,8 @@ class Sampling(BaseModel, frozen=True, extra="forbid"):
     temperature: float = Field(1.0, ge=0, description="Softmax temperature; 0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass")
     max_tokens: int = Field(gt=0, description="Maximum tokens per sample, including the end token")
-    stop_token_ids: tuple[int, ...] = Field(
-        (), description="Token ids that end a sample, in addition to the model's own end tokens"
+    stop: tuple[str, ...] = Field(
+        (), description="Strings that end a sample and are kept in its text, in addition to the model's end tokens"
     )
     constraint: dict[str, Any] | None = Field(
         None,
@@ -202,7 +202,8 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
-        "stop_token_ids": list(sampling.stop_token_ids),
+        "stop": list(sampling.stop),
+        "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "return_token_ids": True,
     }

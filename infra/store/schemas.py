@@ -126,7 +126,7 @@ SCORES = pa.schema(
     [
         _required("query_id", TEXT),
         _required("sample", INT32),
-        _required("reward_model", TEXT),
+        _optional("reward_model", TEXT),
         _required("reward", REAL),
         _required("format_reward", REAL),
         _optional("verified", FLAG),
@@ -138,11 +138,14 @@ LONGCOT = pa.schema(
     [
         _required("query_id", TEXT),
         _required("sample", INT32),
-        _required("prompt", TEXT),
-        _required("completion", TEXT),
+        _required("query", TEXT),
+        _required("thoughts", TEXT),
+        _required("solution", TEXT),
+        _required("format", TEXT),
         _required("reward", REAL),
     ]
 )
+"""An SFT instance. It is rendered when a model is trained on it, with that model's chat template."""
 
 PAIRS = pa.schema(
     [

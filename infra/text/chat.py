@@ -102,13 +102,6 @@ def prompt_text(
     return str(tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False))
 
 
-def render_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], keep: Collection[str] = ()
-) -> list[int]:
-    """The token ids of `prompt_text`. The template writes its own special tokens; none are added."""
-    return [int(i) for i in tokenizer.encode(prompt_text(tokenizer, messages, keep), add_special_tokens=False)]
-
-
 def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the template appends to open the assistant's turn. It ends with `<think>` for models whose template opens
     the thoughts."""

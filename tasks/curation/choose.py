@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from cot_formats import FORMATS
-from cot_formats.responses import delimiters
 from infra.serving.completions import classify
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
@@ -21,12 +19,11 @@ from infra.store.models import fetch_model
 from infra.store.schemas import EXAMPLES
 from infra.store.store import Store
 from infra.store.tables import write_table
-from infra.text.chat import count_tokens, load_tokenizer, render_prompt
-from infra.text.templates import filled
+from infra.text.chat import count_tokens, load_tokenizer
 from tasks.examples.read import ExamplesConfig, candidates, checked, reject, remaining, select, taken_examples
 from tasks.queries.overlap import Hashed, near_duplicates, words
 from tasks.queries.sources import Source, first_turns
-from tasks.responses.prompt import PromptConfig, in_context_prompt
+from tasks.responses.prompt import PromptConfig, in_context_text
 from tasks.rewards.score import reward_input_ids
 
 IN_FLIGHT = 8  # requests to the reward model at once: candidates are few
@@ -72,17 +69,17 @@ def reject_too_long(examples: Sequence[dict[str, Any]], config: ExamplesConfig, 
 
     The context must hold the prompt with these examples, `query_tokens` for the query and `max_tokens` for the answer.
     """
-    render = FORMATS[config.format].render
+
+    def prompt_tokens(shown: Sequence[dict[str, Any]]) -> int:
+        return count_tokens(tokenizer, in_context_text(room.prompt, shown, "", tokenizer, config.format))
+
+    empty = prompt_tokens([])
     for each in examples:
-        response = render(each["thoughts"], each["solution"])
-        each["tokens"] = count_tokens(
-            tokenizer, filled(room.prompt.example_template, query=each["query"], response=response)
-        )
+        each["tokens"] = prompt_tokens([each]) - empty
     longest_first = sorted(examples, key=lambda each: -each["tokens"])
     for number, longest in enumerate(longest_first):
         shown = longest_first[number : number + room.prompt.examples]
-        text = in_context_prompt(room.prompt, shown, "", config.format)
-        prompt = len(render_prompt(tokenizer, [{"role": "user", "content": text}], delimiters(config.format)))
+        prompt = prompt_tokens(shown)
         needed = prompt + config.query_tokens + room.max_tokens
         if len(shown) < room.prompt.examples or needed <= room.max_model_len:
             return

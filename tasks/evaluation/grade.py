@@ -22,6 +22,7 @@ from tasks.evaluation.problems import SHORT_ANSWER, Verifiable
 
 LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
     SHORT_ANSWER: graders.short_answer,
+    "everyday": graders.everyday,
     "zebralogic": graders.zebralogic,
 }
 """Graders that take time linear in the length of the text, and so need no limit."""

@@ -19,10 +19,12 @@ from infra.store.store import Store
 from infra.store.tables import batched, write_table
 from tasks.queries.sources import Source, encodable, records
 
-Verifiable = Literal["short-answer", "math500", "math-level5", "zebralogic"]
+Verifiable = Literal["short-answer", "everyday", "math500", "math-level5", "zebralogic"]
 Judged = Literal["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"]
 Benchmark = Verifiable | Judged
-SHORT_ANSWER: Verifiable = "short-answer"  # any queries with references; they are mined, not read here
+SHORT_ANSWER: Verifiable = "short-answer"
+MINED: tuple[Benchmark, ...] = (SHORT_ANSWER, "everyday")
+"""Benchmarks of any queries with references; they are mined, not read here."""
 
 
 def _arenahard(version: Version, record: Mapping[str, Any], row: int) -> Problem:
@@ -33,8 +35,8 @@ def _arenahard(version: Version, record: Mapping[str, Any], row: int) -> Problem
 
 
 def step_of(kind: str, benchmark: Benchmark, *more: str) -> str:
-    """The name of a step that reads, answers or grades a benchmark's problems; `short-answer` is omitted from it."""
-    return "-".join([kind, *([] if benchmark == SHORT_ANSWER else [benchmark]), *more])
+    """The name of a step that reads, answers or grades a benchmark's problems; it omits a benchmark that is `MINED`."""
+    return "-".join([kind, *([] if benchmark in MINED else [benchmark]), *more])
 
 
 READ: Mapping[Benchmark, Callable[[Mapping[str, Any], int], Problem]] = {

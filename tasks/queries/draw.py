@@ -27,6 +27,7 @@ from infra.store.tables import scan, write_table
 FATES = (
     "kept",
     "dropped: too easy",
+    "dropped: no reference",
     "dropped: topic not wanted",
     "dropped: topic full",
     "dropped: passed over",
@@ -44,6 +45,10 @@ class DrawConfig(BaseModel):
         ge=0,
         le=7,
         description="Minimum number of the 7 criteria met (BOLT: 5); queries without a difficulty are kept.",
+    )
+    references_only: bool = Field(
+        False,
+        description="Drop queries without a reference answer. A run without a reward model does so, whatever is set.",
     )
     weights: dict[str, float] | None = Field(
         None, description="Share of each topic in the draw (on any scale; needs `limit`); other topics are dropped."
@@ -102,13 +107,20 @@ def quotas(available: Mapping[str, int], weights: Mapping[str, float], limit: in
 
 
 def fates_of(batches: Iterator[pa.RecordBatch], config: DrawConfig) -> npt.NDArray[np.int8]:
-    """The fate of every row, as indices into FATES; the batches have the columns query_id, difficulty and topic."""
+    """The fate of every row, as indices into FATES.
+
+    The batches have the columns query_id, difficulty, topic and reference.
+    """
     keys, fates, topics = [np.zeros(0, np.uint64)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
     names: dict[str, int] = {}
     for batch in batches:
         keys.append(np.array([order_key(config.seed, each.as_py()) for each in batch.column("query_id")], np.uint64))
         hard = batch.column("difficulty").fill_null(7).to_numpy(zero_copy_only=False) >= config.min_difficulty
-        fates.append(np.where(hard, 0, FATES.index("dropped: too easy")).astype(np.int8))
+        fate = np.where(hard, 0, FATES.index("dropped: too easy")).astype(np.int8)
+        if config.references_only:
+            missing = batch.column("reference").is_null().to_numpy(zero_copy_only=False)
+            fate[missing & hard] = FATES.index("dropped: no reference")
+        fates.append(fate)
         named = batch.column("topic").fill_null("").to_pylist()
         topics.append(np.array([names.setdefault(topic, len(names)) for topic in named], np.int32))
     fate, topic = np.concatenate(fates), np.concatenate(topics)
@@ -137,7 +149,7 @@ def subsample(plan: Plan, store: Store, *, config: DrawConfig, queries: Ref) -> 
     Raises:
         BadInput: they are fewer than `min_queries`.
     """
-    fates = fates_of(scan(store, queries, ["query_id", "difficulty", "topic"]), config)
+    fates = fates_of(scan(store, queries, ["query_id", "difficulty", "topic", "reference"]), config)
     count = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}
     dropped = {name: number for name, number in count.items() if number and name != "kept"}
     funnel = {"read": len(fates), **dropped, "kept": count["kept"]}

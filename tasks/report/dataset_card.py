@@ -26,8 +26,8 @@ Long chains of thought made by the bootstrapping stage of BOLT (arXiv 2502.03860
 reasoning is sampled with in-context examples; rules drop malformed responses; an outcome reward model scores the
 solutions alone; the best response to each query is kept if its score is above a percentile of all scores.
 
-Columns: `prompt`, the chat prompt as text; `completion`, thoughts and solution; `reward`, the score of the solution;
-`query_id` and `sample`, which identify the sample in the run."""
+Columns: `query`, `thoughts` and `solution`, as plain text without a chat template; `format`, that of the
+responses; `reward`, the score of the solution; `query_id` and `sample`, which identify the sample in the run."""
 
 
 def ancestors(store: Store, table: Ref) -> list[Manifest]:

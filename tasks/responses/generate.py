@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cot_formats.responses import Format, opened_part, parse_response
+from cot_formats.responses import Format, delimiters, opened_part, parse_response
 from infra.serving.completions import Completion, Request, Sampling
 from infra.serving.ledger import Ledger
 from infra.serving.pool import Pool, complete_on
@@ -60,6 +60,11 @@ class GenerateConfig(BaseModel):
     )
     format: Format = Field(
         "bolt", description="LongCoT format of the responses; `plain` for a ShortCoT model's answers."
+    )
+    end_at_close: bool = Field(
+        False,
+        description="End a sample after the delimiter that closes the solution. For a model that is shown the format "
+        "in context and goes on after it. Without effect in formats whose solution has no closing delimiter.",
     )
     seed: int = Field(0, description="Seed of sampling and of the draw of in-context examples.")
     request_seeds: bool = Field(
@@ -167,7 +172,7 @@ def sample_groups(
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
-        stop_token_ids=(),  # the model's own end tokens only
+        stop=delimiters(config.format)[3:] if config.end_at_close else (),  # else the model's own end tokens only
     )
     with progress(step, lambda: len(ledger), len(prompts), "requests", detail=rate.text):
         completing = complete_on(

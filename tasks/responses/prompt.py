@@ -8,24 +8,31 @@ import math
 from collections.abc import Sequence
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
 from cot_formats.responses import PLAIN, Format, delimiters
+from infra.errors import BadInput
 from infra.text.chat import neutralise, prompt_text
 from infra.text.templates import filled
 from tasks.examples.read import ExamplesConfig, candidates
 
 
 class PromptConfig(BaseModel):
-    """How in-context examples and the query become one user turn."""
+    """How in-context examples and the query become a chat prompt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     examples: int = Field(
         3, ge=1, description="Number of in-context examples per prompt, drawn for each query (BOLT: 3 of 10)."
+    )
+    layout: Literal["one-turn", "turns"] = Field(
+        "one-turn",
+        description="`one-turn`: one user turn holds all examples and the query, as the paper shows. `turns`: each "
+        "example is a user turn with its query and an assistant turn with its response; small models follow this form "
+        "far more often. The two templates are used with `one-turn` only.",
     )
     template: Path = Field(
         Path("prompts/in_context.md"), description="File with the text of the user turn; fields {examples} and {query}."
@@ -54,21 +61,26 @@ def query_prompt(
 ) -> QueryPrompt:
     """The prompt of a row of `queries` or `problems`; no text in it but the project's own spells control tokens.
 
-    Earlier turns of a benchmark problem (`history`) come first, and in-context examples go into the last turn.
+    Earlier turns of a benchmark problem (`history`) come before its query. In-context examples go into the last turn,
+    or as turns of their own before all others, see `PromptConfig.layout`.
 
     Args:
         format: of the responses; its delimiters are kept in the examples and in what the model itself wrote before.
         seed: of the draw of examples.
         prompt: how examples are shown; None for none.
         examples: rows of the table `examples` to draw from.
+
+    Raises:
+        infra.errors.BadInput: as `in_context_text`.
     """
     drawn = draw_examples(examples, prompt.examples, seed, query["query_id"]) if prompt else []
     text = neutralise(query["query"], tokenizer)
-    if prompt:
-        text = in_context_prompt(prompt, drawn, text, format)
     earlier = [neutralised_turn(turn, tokenizer, format) for turn in json.loads(query.get("history", "[]"))]
-    keep = delimiters(format) if prompt or earlier else ()  # safe: those that the query spells are broken already
-    whole = prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], keep)
+    if prompt:
+        whole = in_context_text(prompt, drawn, text, tokenizer, format, earlier)
+    else:
+        keep = delimiters(format) if earlier else ()  # safe: those that the query spells are broken already
+        whole = prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], keep)
     return QueryPrompt(whole, [example["example_id"] for example in drawn])
 
 
@@ -78,8 +90,42 @@ def neutralised_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> di
     return {**turn, "content": neutralise(turn["content"], tokenizer, keep)}
 
 
-def in_context_prompt(prompt: PromptConfig, shown: Sequence[dict[str, Any]], query: str, format: Format) -> str:
-    """The user turn that shows the examples `shown` and asks for a LongCoT response to `query`.
+def in_context_text(
+    prompt: PromptConfig,
+    shown: Sequence[dict[str, Any]],
+    query: str,
+    tokenizer: Any,
+    format: Format,
+    earlier: Sequence[dict[str, str]] = (),
+) -> str:
+    """The whole chat prompt that shows the examples `shown` and asks for a LongCoT response to `query`.
+
+    `earlier`: turns before the query.
+
+    Raises:
+        ValueError: as `in_context_turns`.
+        infra.errors.BadInput: as `in_context_turns`; or the chat template deletes the thoughts of the examples, as some
+            do with all assistant turns but the last.
+    """
+    *examples, last = in_context_turns(prompt, shown, query, format)
+    text = prompt_text(tokenizer, [*examples, *earlier, last], delimiters(format))
+    for turn in examples:
+        if (
+            turn["role"] == "assistant"
+            and neutralise(turn["content"], tokenizer, delimiters(format)).strip() not in text
+        ):
+            raise BadInput(
+                "prompt.layout is `turns`, but the model's chat template changes earlier assistant turns (it may "
+                "delete their thoughts), so that the examples would not show how to think: set prompt.layout to "
+                "`one-turn`"
+            )
+    return text
+
+
+def in_context_turns(
+    prompt: PromptConfig, shown: Sequence[dict[str, Any]], query: str, format: Format
+) -> list[dict[str, str]]:
+    """The chat turns that show the examples `shown`; the last one asks for a LongCoT response to `query`.
 
     Raises:
         ValueError: `format` is `plain`, which cannot show thoughts; or an example cannot be rendered in `format`.
@@ -87,23 +133,27 @@ def in_context_prompt(prompt: PromptConfig, shown: Sequence[dict[str, Any]], que
     """
     if format == PLAIN:
         raise ValueError("in-context examples show thoughts: sample in a LongCoT format, not `plain`")
-    render = FORMATS[format].render
-    examples = [
-        filled(prompt.example_template, query=e["query"], response=render(e["thoughts"], e["solution"])) for e in shown
-    ]
-    return filled(prompt.template, examples="\n\n".join(examples), query=query)
+    pairs = [(each["query"], FORMATS[format].render(each["thoughts"], each["solution"])) for each in shown]
+    if prompt.layout == "turns":
+        turns = [turn for asked, response in pairs for turn in (("user", asked), ("assistant", response))]
+        return [{"role": role, "content": content} for role, content in (*turns, ("user", query))]
+    examples = [filled(prompt.example_template, query=asked, response=response) for asked, response in pairs]
+    return [{"role": "user", "content": filled(prompt.template, examples="\n\n".join(examples), query=query)}]
 
 
 def first_prompt(
     prompt: PromptConfig, examples: ExamplesConfig, query: dict[str, Any] | None, seed: int, format: Format
 ) -> str:
-    """The first query's user turn, for a dry run: examples are read from the user's files, before any artifact exists.
+    """The first query's prompt, for a dry run: examples are read from the user's files, before any artifact exists.
+
+    Turns are separated by their roles, since the model's chat template is not read.
 
     `query`: None if the queries are not known yet.
     """
     query = query or {"query_id": "", "query": "(the query: its source is not read in a dry run)"}
     shown = draw_examples(candidates(examples), prompt.examples, seed, query["query_id"])
-    return in_context_prompt(prompt, shown, query["query"], format)
+    turns = in_context_turns(prompt, shown, query["query"], format)
+    return turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"[{t['role']}]\n{t['content']}" for t in turns)
 
 
 def draw_examples(examples: Sequence[dict[str, Any]], count: int, seed: int, query_id: str) -> list[dict[str, Any]]:

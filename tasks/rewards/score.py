@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,6 +35,7 @@ from infra.store.tables import read_rows, scan, write_table
 from infra.text.chat import load_tokenizer, neutralise
 
 Rows = list[dict[str, Any]]
+Verifier = Literal["math500", "everyday", "short-answer"]
 Answer = tuple[str, str]  # query id, solution
 COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
 
@@ -52,8 +53,13 @@ class ScoreConfig(BaseModel):
     verified_weight: float = Field(
         0.0,
         ge=0,
-        description="Added to the reward if the solution gives the query's reference answer, by math-verify; queries "
+        description="Added to the reward if the solution gives the query's reference answer, queries "
         "without one get nothing (this project's option; BOLT has none).",
+    )
+    verifier: Verifier = Field(
+        "math500",
+        description="How a solution is compared with the reference answer: `math500` (math-verify, for any formula), "
+        "`everyday` (a number or a day of the week, wherever it stands), `short-answer` (`answer : VALUE .`).",
     )
     in_flight: int = Field(64, ge=1, description="Concurrent scoring requests.")
 
@@ -98,38 +104,32 @@ def score(
     config: ScoreConfig,
     responses: Sequence[Ref],
     queries: Ref,
-    reward_model: Ref,
+    reward_model: Ref | None,
     servers: Servers,
 ) -> Ref:
     """Write the table `scores`: a row for each response that has a solution; those without one are counted.
 
-    ArmoRM runs in processes of its own, every other reward model on a vLLM server.
+    ArmoRM runs in processes of its own, every other reward model on a vLLM server. Without a reward model, the reward
+    is what `verified_weight` adds.
 
     Raises:
         infra.serving.completions.CompletionError: the server refused a request.
         infra.serving.vllm_server.ServerError: the server died.
         infra.processes.torchrun.TrainerError: ArmoRM's process failed.
     """
-    model = fetch_model(store, reward_model, servers.work_dir)
-    tokenizer = load_tokenizer(model)
-    texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     references = references_of(store, queries) if config.verified_weight else {}
     counts = {"scored": 0, "without a solution": 0} | ({"verified": 0, "correct": 0} if references else {})
     total = sum(shard.rows for shard in responses)
     parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
-    ids = (
-        [reward_input_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
-        for batch in batches_of(store, responses)
-    )
-    if is_armorm(model):
-        rewards = armorm_rewards(ids, tokenizer, model, parts, servers)
+    if reward_model is None:
+        rewards: Iterator[list[float]] = ([0.0] * len(batch.answers) for batch in batches_of(store, responses))
     else:
-        rewards = served_rewards(ids, reward_model, config, servers)
+        rewards = modelled_rewards(store, reward_model, responses, queries, config, parts, servers)
 
     def done() -> float:
         return max(total * share_computed(parts), counts["scored"] + counts["without a solution"])
 
-    with verifier() as verify, progress(plan.step, done, total, "responses"):
+    with verifier(config) as verify, progress(plan.step, done, total, "responses"):
         rows = score_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
         made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
     if parts.exists():
@@ -142,7 +142,7 @@ def score_rows(
     rewards: Iterable[list[float]],
     references: Mapping[str, str],
     verify: Callable[[str, str], bool],
-    reward_model: Ref,
+    reward_model: Ref | None,
     config: ScoreConfig,
     counts: dict[str, int],
 ) -> Iterator[Rows]:
@@ -171,6 +171,28 @@ def score_rows(
             counts["verified"] += sum(row["verified"] is not None for row in rows)
             counts["correct"] += sum(row["verified"] is True for row in rows)
         yield rows
+
+
+def modelled_rewards(
+    store: Store,
+    reward_model: Ref,
+    responses: Sequence[Ref],
+    queries: Ref,
+    config: ScoreConfig,
+    parts: Path,
+    servers: Servers,
+) -> Iterator[list[float]]:
+    """The reward model's rewards: one list per batch of responses. Raises as `score`."""
+    model = fetch_model(store, reward_model, servers.work_dir)
+    tokenizer = load_tokenizer(model)
+    texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    ids = (
+        [reward_input_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
+        for batch in batches_of(store, responses)
+    )
+    if is_armorm(model):
+        return armorm_rewards(ids, tokenizer, model, parts, servers)
+    return served_rewards(ids, reward_model, config, servers)
 
 
 def share_computed(parts: Path) -> float:
@@ -241,9 +263,9 @@ def references_of(store: Store, queries: Ref) -> dict[str, str]:
 
 
 @contextmanager
-def verifier() -> Iterator[Callable[[str, str], bool]]:
+def verifier(config: ScoreConfig) -> Iterator[Callable[[str, str], bool]]:
     """A function that tells whether a solution gives a reference answer, in a process that the first call starts."""
-    with Limited("evals.graders:math500") as child:
+    with Limited(f"evals.graders:{config.verifier.replace('-', '_')}") as child:
 
         def verify(solution: str, reference: str) -> bool:
             found = child(solution, reference)
@@ -253,7 +275,7 @@ def verifier() -> Iterator[Callable[[str, str], bool]]:
 
 
 def score_row(
-    row: dict[str, Any], reward: float, verified: bool | None, reward_model: Ref, config: ScoreConfig
+    row: dict[str, Any], reward: float, verified: bool | None, reward_model: Ref | None, config: ScoreConfig
 ) -> dict[str, Any]:
     """A row of `scores`. Its `reward` is the outcome's: the reward model's, plus what a correct answer adds.
 
@@ -262,7 +284,7 @@ def score_row(
     Raises:
         ValueError: the reward is not finite.
     """
-    if not math.isfinite(reward):
+    if reward_model and not math.isfinite(reward):
         raise ValueError(
             f"reward model {reward_model.step}/{reward_model.key} gave {reward} for query {row['query_id']}, sample "
             f"{row['sample']}: expected a finite number"
@@ -272,7 +294,7 @@ def score_row(
     return {
         "query_id": row["query_id"],
         "sample": row["sample"],
-        "reward_model": reward_model.key,
+        "reward_model": reward_model.key if reward_model else None,
         "reward": outcome,
         "format_reward": format_reward,
         "verified": verified,

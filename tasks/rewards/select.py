@@ -10,16 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cot_formats import FORMATS
-from cot_formats.responses import LongFormat, continuation, opened_part
-from infra.serving.servers import Servers
+from cot_formats.responses import LongFormat
+from infra.errors import BadInput
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
-from infra.store.models import fetch_model
 from infra.store.schemas import LONGCOT
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, scan, write_table
-from infra.text.chat import generation_prefix, load_tokenizer, prompt_text
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
@@ -33,6 +30,11 @@ class SelectConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     percentile: float = Field(30.0, ge=0, le=100, description="Scores below this percentile are dropped (BOLT: 30).")
+    drop_wrong: bool = Field(
+        True,
+        description="Drop responses whose answer differs from the query's reference answer. It is known if "
+        "`score.verified_weight` is above 0 (this project's option; BOLT has no references).",
+    )
     format: LongFormat = Field("bolt", description="LongCoT format that the policy is trained to write.")
 
 
@@ -109,8 +111,12 @@ def histogram(store: Store, scores: Ref) -> dict[str, list[Any]]:
     return {"edges": edges.tolist(), "samples": samples.tolist()}
 
 
-def best_of_each(scores: Iterable[dict[str, Any]], least: float) -> dict[str, dict[str, Any]]:
+def best_of_each(
+    scores: Iterable[dict[str, Any]], least: float, *, drop_wrong: bool = False
+) -> dict[str, dict[str, Any]]:
     """The highest-scored row of each query among those not below `least`; ties go to the lowest sample number.
+
+    With `drop_wrong`, rows whose answer was verified and is wrong are left out.
 
     Holds one row per query in memory.
     """
@@ -118,9 +124,20 @@ def best_of_each(scores: Iterable[dict[str, Any]], least: float) -> dict[str, di
     for row in scores:
         held = best.get(row["query_id"])
         better = held is None or (-row["reward"], row["sample"]) < (-held["reward"], held["sample"])
-        if row["reward"] >= least and better:
+        wrong = drop_wrong and row["verified"] is False
+        if row["reward"] >= least and better and not wrong:
             best[row["query_id"]] = row
     return best
+
+
+def wrong_answers(store: Store, scores: Ref, least: float) -> int:
+    """How many of the samples whose reward is not below `least` were verified and are wrong."""
+    count = 0
+    for batch in scan(store, scores, ["reward", "verified"]):
+        high = batch.column("reward").to_numpy() >= least
+        wrong = ~batch.column("verified").fill_null(True).to_numpy(zero_copy_only=False)
+        count += int((high & wrong).sum())
+    return count
 
 
 @step
@@ -132,23 +149,30 @@ def select(
     responses: Ref,
     scores: Ref,
     queries: Ref,
-    model: Ref,
-    servers: Servers,
 ) -> Ref:
-    """Write the table `longcot`: the chat prompt of each query kept, and its best response in canonical form.
+    """Write the table `longcot`: each query kept, and the thoughts and solution of its best response.
 
     The manifest's `counts` describe the data set: rewards, lengths, topics and sources of the rows kept.
+
+    Raises:
+        ValueError: there are no scores.
+        BadInput: no response is kept, since all answers are wrong.
     """
-    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     least = threshold(store, scores, config.percentile)
-    best = best_of_each(read_rows(store, scores, ["query_id", "sample", "reward"]), least)
+    rows_scored = read_rows(store, scores, ["query_id", "sample", "reward", "verified"])
+    best = best_of_each(rows_scored, least, drop_wrong=config.drop_wrong)
+    if not best:
+        raise BadInput(
+            f"{plan.step}: none of {scores.rows} responses gives its query's reference answer, so none is kept: use "
+            "more samples or easier queries, check that score.verifier reads such answers, or set select.drop_wrong "
+            "to false"
+        )
     columns = ["query_id", "query", "topic", "source"]
     described = {
         row["query_id"]: (row["query"], intern(row["topic"] or ""), intern(row["source"]))
         for row in read_rows(store, queries, columns)
         if row["query_id"] in best
     }
-    opened = opened_part(generation_prefix(tokenizer), config.format)
     kept: dict[str, list[float]] = {name: [] for name in ("reward", *LENGTHS)}
     topics: Counter[str] = Counter()
     sources: Counter[str] = Counter()
@@ -165,21 +189,24 @@ def select(
             sources[source] += 1
             for name, values in kept.items():
                 values.append(held["reward"] if name == "reward" else row[name])
-            rendered = FORMATS[config.format].render(row["thoughts"], row["solution"])
             yield {
                 "query_id": row["query_id"],
                 "sample": row["sample"],
-                "prompt": prompt_text(tokenizer, [{"role": "user", "content": query}]),
-                "completion": continuation(rendered, opened),
+                "query": query,
+                "thoughts": row["thoughts"],
+                "solution": row["solution"],
+                "format": config.format,
                 "reward": held["reward"],
             }
 
     def counts() -> dict[str, Any]:
         below = sum(int((values < least).sum()) for values in rewards(store, scores))
-        beaten = scores.rows - below - len(kept["reward"])
+        wrong = wrong_answers(store, scores, least) if config.drop_wrong else 0
+        beaten = scores.rows - below - wrong - len(kept["reward"])
         return {
             "scored": scores.rows,
             "below the percentile": below,
+            **({"wrong answer": wrong} if wrong else {}),
             "not the best of its query": beaten,
             "kept": len(kept["reward"]),
             "threshold": least,

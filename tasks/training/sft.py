@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+from pathlib import Path
 
 from pydantic import Field
 
 from infra.serving.servers import Servers
-from infra.steps.inputs import artifact_parts
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
+from tasks.training.render import render_longcot
 from tasks.training.train import train_and_publish
 
 
@@ -24,15 +24,15 @@ class SftStage(SftRecipe, frozen=True):
 
 @step
 def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model: Ref, servers: Servers) -> Ref:
-    """Fine-tune `model` on the table `longcot` and publish the last checkpoint.
+    """Fine-tune `model` on the table `longcot`, in the chat template of `model`, and publish the last checkpoint.
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
     """
-    make_config = partial(
-        SftConfig,
-        **config.model_dump(exclude={"ranks"}),
-        model=fetch_model(store, model, servers.work_dir),
-        data=artifact_parts(store, longcot, servers.work_dir),
-    )
+    folder = fetch_model(store, model, servers.work_dir)
+
+    def make_config(output: Path) -> SftConfig:
+        data = render_longcot(store, longcot, folder, output.with_name("rows.parquet"))
+        return SftConfig(**config.model_dump(exclude={"ranks"}), model=folder, data=(data,), output=output)
+
     return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config.ranks)

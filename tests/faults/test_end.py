@@ -82,7 +82,8 @@ def training(place: Path, prefect: PrefectServer, epochs: int):
 
 
 def longcot(store: Store, rows: int = 32) -> None:
-    row = {"query_id": "q", "sample": 0, "prompt": "what day ?", "completion": "plan : one .", "reward": 1.0}
+    row = {"query_id": "q", "sample": 0, "reward": 1.0}
+    row |= {"query": "what day ?", "thoughts": "plan : one .", "solution": "one", "format": "bolt"}
     names = {field.name for field in LONGCOT}
     assert set(row) <= names, names
     write_table(store, "longcot", "k", LONGCOT, [[{**row, "query_id": f"q{n}"} for n in range(rows)]], Provenance())

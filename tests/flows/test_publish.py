@@ -36,7 +36,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.fixture
 def longcot(store: Store) -> Ref:
     """A table of five rows in three parts."""
-    texts = {"sample": 0, "prompt": "p", "completion": "c"}
+    texts = {"sample": 0, "query": "q", "thoughts": "t", "solution": "s", "format": "bolt"}
     rows = [[{"query_id": f"q{n}", "reward": float(n), **texts}] for n in range(5)]
     counts = {
         "kept": 5,

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 from fakes import TinyServers, classifications
 
-from cot_formats.responses import delimiters
 from infra.errors import BadInput
 from infra.settings import PROJECT_ROOT
 from infra.store.models import fetch_model
-from infra.text.chat import load_tokenizer, render_prompt
+from infra.text.chat import load_tokenizer
 from nano.vocabulary import encoder
 from tasks.curation.choose import Room, choose_examples, reject_held_out
 from tasks.examples.read import ExamplesConfig, candidates, checked, remaining
 from tasks.queries.overlap import near_duplicates
-from tasks.responses.prompt import PromptConfig, in_context_prompt
+from tasks.responses.prompt import PromptConfig, in_context_text
 
 SHIPPED = PROJECT_ROOT / "prompts" / "examples"
 BENCH = PROJECT_ROOT.parent / "shared" / "bench"
@@ -176,8 +175,8 @@ def test_the_longest_are_rejected_until_any_three_fit(choose, world, model):
     tokenizer = load_tokenizer(fetch_model(world.store, model, world.work_dir))
 
     def needed(shown):
-        text = in_context_prompt(PROMPT, shown, "", "r1")
-        return 150 + len(render_prompt(tokenizer, [{"role": "user", "content": text}], delimiters("r1")))
+        text = in_context_text(PROMPT, shown, "", tokenizer, "r1")
+        return 150 + len(tokenizer.encode(text, add_special_tokens=False))
 
     everyone = candidates(ExamplesConfig(path=written(world.work_dir.parent, *changes)))
     exact = Room(prompt=PROMPT, max_tokens=100, max_model_len=needed(everyone[2:5]))

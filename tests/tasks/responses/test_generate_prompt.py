@@ -19,7 +19,7 @@ from nano.corpus import PROMPT_TEMPLATE
 from nano.vocabulary import ASSISTANT, END, USER, tokenizer
 from tasks.examples.read import ExamplesConfig
 from tasks.responses.generate import GenerateConfig, generate, request_seed
-from tasks.responses.prompt import PromptConfig, draw_examples, first_prompt, in_context_prompt, query_prompt
+from tasks.responses.prompt import PromptConfig, draw_examples, first_prompt, in_context_turns, query_prompt
 
 
 def key(prompt: PromptConfig) -> str:
@@ -34,6 +34,13 @@ def template(folder: Path, text: str, shown: str = "{query} -> {response}") -> P
     (folder / "in_context.md").write_text(text)
     (folder / "example.md").write_text(shown)
     return PromptConfig(template=folder / "in_context.md", example_template=folder / "example.md")
+
+
+def in_context_prompt(*given):
+    """The one user turn of the layout `one-turn`."""
+    (turn,) = in_context_turns(*given)
+    assert turn["role"] == "user"
+    return turn["content"]
 
 
 # ---- the prompt
@@ -106,6 +113,40 @@ def test_examples_go_into_the_last_turn_and_are_named_in_order():
     assert found.example_ids == [each["example_id"] for each in drawn]
     last = in_context_prompt(NANO_PROMPT, drawn, "what now ?", "bolt")
     assert found.text == f"{USER} who ? {END}{USER} {last} {END}{ASSISTANT}"
+
+
+def test_examples_as_turns_come_before_all_others():
+    table = [example(n) for n in range(5)]
+    history = '[{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "me ."}]'
+    query = {"query_id": "q", "query": "what now ?", "history": history}
+    prompt = PromptConfig(examples=2, layout="turns")
+    found = query_prompt(query, tokenizer(), "bolt", 7, prompt, table)
+    drawn = draw_examples(table, 2, 7, "q")
+    assert found.example_ids == [each["example_id"] for each in drawn]
+    turns = [
+        f"{USER} {each['query']} {END}{ASSISTANT} {bolt.render(each['thoughts'], each['solution'])} {END}"
+        for each in drawn
+    ]
+    assert found.text == f"{''.join(turns)}{USER} who ? {END}{ASSISTANT} me . {END}{USER} what now ? {END}{ASSISTANT}"
+
+
+def test_a_control_token_in_an_example_is_broken_in_either_layout():
+    shown = [{**example(1), "query": f"who {END} is it ?"}]
+    for layout in ("one-turn", "turns"):
+        prompt = NANO_PROMPT.model_copy(update={"layout": layout, "examples": 1})
+        text = query_prompt({"query_id": "q", "query": "what now ?"}, tokenizer(), "bolt", 0, prompt, shown).text
+        assert text.count(END) == (1 if layout == "one-turn" else 3)
+
+
+def test_a_template_that_deletes_the_thoughts_of_earlier_turns_is_refused_for_turns():
+    forgetful = tokenizer()
+    forgetful.chat_template = forgetful.chat_template.replace(
+        "message['content']", "(message['content'].split('</think>') | last)"
+    )
+    query, shown = {"query_id": "q", "query": "what now ?"}, [example(1)]
+    turns = PromptConfig(examples=1, layout="turns")
+    with pytest.raises(BadInput, match=r"set prompt\.layout to `one-turn`"):
+        query_prompt(query, forgetful, "r1", 0, turns, shown)
 
 
 @pytest.mark.parametrize(("format", "kept"), [("r1", True), ("plain", False)])

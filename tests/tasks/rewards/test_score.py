@@ -267,9 +267,36 @@ def test_a_row_adds_up(model, response):
 
 
 def test_the_verifier_compares_mathematical_answers():
-    with verifier() as verify:
+    with verifier(ScoreConfig()) as verify:
         assert verify(r"so \boxed{\frac{1}{2}}", "0.5") is True
         assert verify(r"so \boxed{2}", "0.5") is False
+
+
+def test_a_worlds_own_verifier_can_compare_the_answers():
+    with verifier(ScoreConfig(verifier="everyday")) as verify:
+        assert verify("It is a Friday.", "Friday") is True
+        assert verify("4 times 3 is 12 dollars.", "13") is False
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_without_a_reward_model_a_correct_answer_is_the_reward(world, query, response, weight):
+    answers = [("a", 0, "12"), ("a", 1, "It is 13."), ("b", 0, "12"), ("a", 2, None)]
+    rows = [
+        response(name, n, solution=text, violations=[] if text else ["missing_solution"]) for name, n, text in answers
+    ]
+    queries = [{**query("a"), "reference": "12"}, {**query("b"), "reference": None}]
+    made = world.do(
+        score,
+        config=ScoreConfig(verified_weight=weight, verifier="everyday", format_weight=0.5),
+        responses=[world.table(RESPONSES, rows, "responses")],
+        queries=world.table(QUERIES, queries, "queries"),
+        reward_model=None,
+        servers=TinyServers(world.work_dir),  # none is started
+    )
+    found = [(row["query_id"], row["sample"], row["reward"], row["total"], row["verified"]) for row in world.rows(made)]
+    assert found == [("a", 0, weight, weight + 0.5, True), ("a", 1, 0.0, 0.5, False), ("b", 0, 0.0, 0.5, None)]
+    assert {row["reward_model"] for row in world.rows(made)} == {None}
+    assert world.counts(made) == {"scored": 3, "without a solution": 1, "verified": 2, "correct": 1}
 
 
 def test_served_rewards_come_batch_by_batch(world, model, serve):

@@ -5,16 +5,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from fakes import TinyServers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot_formats import bolt, r1
+from infra.errors import BadInput
 from infra.store.manifest import Provenance
 from infra.store.schemas import QUERIES, RESPONSES, SCORES
 from infra.store.store import Store
 from infra.store.tables import write_table
-from nano.vocabulary import ASSISTANT, END, USER
 from tasks.rewards.select import (
     SelectConfig,
     best_of_each,
@@ -29,7 +27,7 @@ rewards = st.floats(-100, 100) | st.sampled_from([0.0, 0.5, 1.0])
 
 
 def scored(query_id: str, sample: int, reward: float) -> dict:
-    plain = {"query_id": query_id, "sample": sample, "reward_model": "m", "reward": reward}
+    plain = {"query_id": query_id, "sample": sample, "reward_model": "m", "reward": reward, "verified": None}
     return {**plain, "format_reward": 1.0, "total": reward + 1}
 
 
@@ -105,7 +103,7 @@ def test_the_best_of_each_query_ties_to_the_lowest_sample(table, least):
 
 
 @pytest.fixture
-def chosen(world, model, query, response):
+def chosen(world, query, response):
     """Run the selection on rewards given by query."""
 
     def run(by_query: dict[str, list[float]], percentile: float, key: str = "k", format: str = "bolt"):
@@ -116,21 +114,22 @@ def chosen(world, model, query, response):
             "responses": world.table(RESPONSES, responses, "filtered", key),
             "scores": world.table(SCORES, scores, "scores", key),
             "queries": world.table(QUERIES, [query(q, f"who is {q} ?") for q in by_query], "queries", key),
-            "model": model,
         }
-        return world.do(select, key=key, config=config, servers=TinyServers(world.work_dir), **inputs)
+        return world.do(select, key=key, config=config, **inputs)
 
     return run
 
 
-def test_the_step_writes_prompt_and_canonical_completion(world, chosen):
+def test_the_step_writes_plain_text_for_any_model_to_be_trained_on(world, chosen):
     made = chosen({"a": [0.0, 3.0, 3.0], "b": [1.0, 2.0, -1.0], "c": [-5.0, -4.0, -6.0]}, 50)
     assert world.rows(made) == [
         {
             "query_id": name,
             "sample": 1,
-            "prompt": f"{USER} who is {name} ? {END}{ASSISTANT}",
-            "completion": bolt.render("plan : 1 .", "answer : 1 ."),
+            "query": f"who is {name} ?",
+            "thoughts": "plan : 1 .",
+            "solution": "answer : 1 .",
+            "format": "bolt",
             "reward": reward,
         }
         for name, reward in (("a", 3.0), ("b", 2.0))
@@ -162,7 +161,7 @@ def test_counts_add_up(world, chosen):
 
 def test_another_format_can_be_trained(world, chosen):
     (row,) = world.rows(chosen({"a": [1.0]}, 30, format="r1"))
-    assert row["completion"] == "<think>\nplan : 0 .\n</think>\n\nanswer : 0 ."
+    assert row["format"] == "r1"
 
 
 def test_without_scores_the_step_fails_and_says_why(chosen):
@@ -170,35 +169,48 @@ def test_without_scores_the_step_fails_and_says_why(chosen):
         chosen({"a": []}, 30)
 
 
-def test_memory_does_not_grow_with_the_texts(world, model, query, response):
+def test_memory_does_not_grow_with_the_texts(world, query, response):
     thoughts, ids = "word " * 1_000, [f"q{n}" for n in range(4_000)]
     given = {
         "responses": world.table(RESPONSES, [response(q, thoughts=f"{q} {thoughts}".strip()) for q in ids], "filtered"),
         "scores": world.table(SCORES, [scored(q, 0, 1.0) for q in ids], "scores"),
         "queries": world.table(QUERIES, [query(q) for q in ids], "queries"),
-        "model": model,
     }
     tracemalloc.start()
-    made = world.do(select, config=SelectConfig(), servers=TinyServers(world.work_dir), **given)
+    made = world.do(select, config=SelectConfig(), **given)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < made.rows * len(thoughts) / 2
     rows = world.rows(made)
     assert [row["query_id"] for row in rows] == ids
-    assert all(bolt.parse(row["completion"]).thoughts == f"{row['query_id']} {thoughts}".strip() for row in rows)
+    assert all(row["thoughts"] == f"{row['query_id']} {thoughts}".strip() for row in rows)
 
 
-@pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think> \n\n"])
-def test_what_the_chat_template_opens_is_not_written_twice(world, query, response, opening_model, opened):
+@pytest.mark.parametrize("drop_wrong", [True, False])
+def test_a_wrong_answer_is_not_trained_on_however_high_its_reward(world, query, response, drop_wrong):
+    verified = {("a", 0): False, ("a", 1): True, ("b", 0): False, ("c", 0): None}
+    given = {
+        "responses": world.table(RESPONSES, [response(*each) for each in verified], "filtered"),
+        "scores": world.table(
+            SCORES, [{**scored(*each, 5.0 - each[1]), "verified": right} for each, right in verified.items()], "scores"
+        ),
+        "queries": world.table(QUERIES, [query(name) for name in "abc"], "queries"),
+    }
+    made = world.do(select, config=SelectConfig(drop_wrong=drop_wrong, percentile=0), **given)
+    kept = [(row["query_id"], row["sample"]) for row in world.rows(made)]
+    assert kept == ([("a", 1), ("c", 0)] if drop_wrong else [("a", 0), ("b", 0), ("c", 0)])
+    counts = world.counts(made)
+    wrong = {"wrong answer": 2} if drop_wrong else {}
+    assert {name: counts[name] for name in ("wrong answer",) if name in counts} == wrong
+    parts = ("below the percentile", "wrong answer", "not the best of its query", "kept")
+    assert counts["scored"] == sum(counts.get(name, 0) for name in parts)
+
+
+def test_a_selection_of_wrong_answers_only_fails_and_says_what_to_change(world, query, response):
     given = {
         "responses": world.table(RESPONSES, [response("a")], "filtered"),
-        "scores": world.table(SCORES, [scored("a", 0, 1.0)], "scores"),
+        "scores": world.table(SCORES, [{**scored("a", 0, 0.0), "verified": False}], "scores"),
         "queries": world.table(QUERIES, [query("a")], "queries"),
-        "model": opening_model(opened),
     }
-    made = world.do(select, config=SelectConfig(format="r1"), servers=TinyServers(world.work_dir), **given)
-    (row,) = world.rows(made)
-    assert row["prompt"].endswith(opened)
-    assert "<think>" not in row["completion"]
-    parsed = r1.parse(opened + row["completion"])
-    assert (parsed.thoughts, parsed.solution, parsed.ok) == ("plan : 0 .", "answer : 0 .", True)
+    with pytest.raises(BadInput, match=r"made: none of 1 responses gives .* or set select\.drop_wrong to false"):
+        world.do(select, config=SelectConfig(), **given)
