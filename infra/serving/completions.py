@@ -26,6 +26,7 @@ from infra.processes.watchdog import refuse_when_ending
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_STATUS = {408, 425, 429}
+_REFUSAL_STATUS = {400, 413, 422}  # others, such as 401 and 404, concern every request
 IDLE_S = 30.0
 """Seconds for which an idle connection is kept. More than the pauses of a busy machine, after which a connection that a
 request has just taken would be closed as idle; less than the minute after which load balancers drop one silently."""
@@ -38,6 +39,10 @@ class CompletionError(RuntimeError):
 
 class _TransientError(CompletionError):
     """Worth another attempt."""
+
+
+class RefusedError(CompletionError):
+    """The server refused this request and may well accept others: its prompt is too long, say."""
 
 
 class UnreachableError(_TransientError):
@@ -133,7 +138,9 @@ class Client:
             name: names the request in the server's log.
 
         Raises:
-            CompletionError: the request was refused (HTTP 4xx, at once), or failed in every attempt.
+            RefusedError: the server refused this request (HTTP 400, 413 or 422), at once.
+            CompletionError: the server refuses every such request (other HTTP 4xx, at once), or it failed in every
+                attempt.
             UnreachableError: the last attempt did not reach the server.
         """
         retrying = AsyncRetrying(
@@ -163,7 +170,7 @@ class Client:
         if response.is_server_error or response.status_code in _TRANSIENT_STATUS:
             self._alive()
             raise _TransientError(message)
-        raise CompletionError(message)
+        raise (RefusedError if response.status_code in _REFUSAL_STATUS else CompletionError)(message)
 
 
 async def complete(

@@ -1,11 +1,11 @@
 """Spreads a step's requests over the servers of one model; the requests of a server that dies go to the others.
 
-Requests come in groups that share a prompt prefix. A server works through one group at a time and takes the next
-request when it has room for it. So the least busy server gets the next request, and a group stays on one server, whose
+Requests come in groups that share a prompt prefix. The next request goes to the server with the fewest in flight, those
+of all shards counted. It is one of the group that this server works through, so that a group stays on one server, whose
 prefix cache holds its prefix. When no whole group is left, a server helps with the largest rest of another server's.
 
 A request that was in flight when a server died may have killed it. Such a suspect is sent again, alone. If the server
-then dies too, the suspect is quarantined.
+then dies too, the suspect is quarantined. So is a request that the server refuses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from infra.processes.watchdog import refuse_when_ending
-from infra.serving.completions import Client, Completion, Request, Sampling, UnreachableError, sample
-from infra.serving.vllm_server import ServerError
+from infra.serving.completions import Client, Completion, RefusedError, Request, Sampling, UnreachableError, sample
+from infra.serving.vllm_server import ServerError, cause
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Pool:
         self._restarts_left = RESTARTS
         self._failed: ServerError | None = None
         self._suspect_locks: dict[Server, threading.Lock] = {server: threading.Lock() for server in servers}
+        self._in_flight: Counter[Server] = Counter()
 
     def living(self) -> list[Server]:
         """The servers that are up, as far as is known. Raises `ServerError` if none is left."""
@@ -111,6 +112,16 @@ class Pool:
         with self._lock:
             self._restarts_left += 2
 
+    def least_busy(self, servers: Iterable[Server]) -> list[Server]:
+        """The servers in ascending order of their requests in flight; among equals, those named first."""
+        with self._lock:
+            return sorted(servers, key=lambda server: self._in_flight[server])
+
+    def sending(self, server: Server, count: int) -> None:
+        """Count `count` more requests in flight on a server; a negative number for requests that have ended."""
+        with self._lock:
+            self._in_flight[server] += count
+
     def suspect_lock(self, server: Server) -> threading.Lock:
         """The lock that a suspect holds while it is on a server: if the server dies, there is one suspect only."""
         with self._lock:
@@ -142,6 +153,10 @@ class Queue:
             group = max(self._own.values(), key=len, default=None)
         return group.popleft() if group else None
 
+    def put_back(self, request_id: str) -> None:
+        """Put a request that was taken, but not sent, first in the queue."""
+        self._groups.appendleft(deque([request_id]))
+
     def lost(self, server: object) -> None:
         """Put the rest of a dead server's group first in the queue."""
         if rest := self._own.pop(server, None):
@@ -166,26 +181,34 @@ class Schedule:
     def __init__(self, groups: Iterable[Iterable[str]]) -> None:
         self._queue = Queue(groups)
         self._suspects: deque[str] = deque()
-        self._in_flight: Counter[object] = Counter()
+        self.in_flight: Counter[object] = Counter()
+        """Requests of this shard in flight, by server."""
 
     def take(self, server: object, lock: threading.Lock) -> Turn | None:
         """The server's next request; None if it has to wait. Every turn is given back with `release`."""
         if self._suspects:
-            if self._in_flight[server] or not lock.acquire(blocking=False):
+            if self.in_flight[server] or not lock.acquire(blocking=False):
                 return None
             turn = Turn(self._suspects.popleft(), suspect=True)
         else:
             if lock.locked() or (request_id := self._queue.take(server)) is None:
                 return None
             turn = Turn(request_id, suspect=False)
-        self._in_flight[server] += 1
+        self.in_flight[server] += 1
         return turn
 
     def release(self, server: object, lock: threading.Lock, turn: Turn) -> None:
         """The request of a turn is no longer in flight, whatever came of it."""
-        self._in_flight[server] -= 1
+        self.in_flight[server] -= 1
         if turn.suspect:
             lock.release()
+
+    def put_back(self, turn: Turn) -> None:
+        """Hand out the request of a turn again: it was not sent."""
+        if turn.suspect:
+            self._suspects.appendleft(turn.request_id)
+        else:
+            self._queue.put_back(turn.request_id)
 
     def suspect(self, request_id: str) -> None:
         """Have a request sent again, alone: it was in flight when a server died."""
@@ -219,26 +242,27 @@ async def complete_on(
 
     Raises:
         infra.serving.vllm_server.ServerError: no server is left.
-        infra.serving.completions.CompletionError: a request was refused, or kept failing on a server that lives.
-            Whatever `on_result` and `on_quarantine` raise ends the run as well.
+        infra.serving.completions.CompletionError: a request kept failing on a server that lives, or the server refuses
+            every request, since it has no such model or our key is wrong. Whatever `on_result` and `on_quarantine`
+            raise ends the run as well.
     """
     found = [list(group) for group in groups]
     shard = _Shard(pool, Schedule(found), sum(map(len, found)), request, sampling, on_result, on_quarantine)
-    staffed: set[Server] = set()
+    clients: dict[Server, Client] = {}
     try:
-        async with AsyncExitStack() as clients, asyncio.TaskGroup() as workers:
+        async with AsyncExitStack() as opened, asyncio.TaskGroup() as sending:
             while shard.unfinished:
                 for server in pool.living():
-                    if server not in staffed:
-                        staffed.add(server)
-                        client = await clients.enter_async_context(
+                    if server not in clients:
+                        clients[server] = await opened.enter_async_context(
                             Client(server.url, max_in_flight=max_in_flight, alive=server.check, headers=server.headers)
                         )
-                        for _ in range(max_in_flight):
-                            workers.create_task(shard.work(server, client))
+                while dealt := shard.deal(clients, max_in_flight):
+                    server, turn = dealt
+                    sending.create_task(shard.send(server, clients[server], turn))
                 refuse_when_ending()
-                with suppress(TimeoutError):  # look again after a second: another shard may have added a server
-                    async with asyncio.timeout(1.0):
+                with suppress(TimeoutError):  # look again soon: another shard may have added a server, or freed one
+                    async with asyncio.timeout(_POLL_S):
                         await shard.changed.wait()
                 shard.changed.clear()
     except ExceptionGroup as failures:
@@ -247,7 +271,7 @@ async def complete_on(
 
 @dataclass
 class _Shard:
-    """The state that the workers of one call of `complete_on` share. All of it is used from one event loop."""
+    """The state of one call of `complete_on`. All of it is used from one event loop."""
 
     pool: Pool
     schedule: Schedule
@@ -257,49 +281,52 @@ class _Shard:
     on_result: Callable[[Request, list[Completion]], None]
     on_quarantine: Callable[[Request, str], None]
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """A server was lost, or all requests are finished."""
+    """A request ended, or a server was lost."""
 
-    async def work(self, server: Server, client: Client) -> None:
-        """Send a server one request after the other, until all are finished or the server is lost."""
-        lock = self.pool.suspect_lock(server)
-        while self.unfinished and self.pool.holds(server):
-            try:
-                server.check()
-            except ServerError as error:
-                await self.lost(server, error)
-                return
-            turn = self.schedule.take(server, lock)
-            if turn is None:
-                await asyncio.sleep(_POLL_S)
-                continue
-            try:
-                await self.send(server, client, turn)
-            finally:
-                self.schedule.release(server, lock, turn)
+    def deal(self, servers: Iterable[Server], most: int) -> tuple[Server, Turn] | None:
+        """The next request, for the least busy server that can take one; None if all have to wait.
+
+        `most`: requests of this shard that a server may have in flight.
+        """
+        free = [each for each in servers if self.schedule.in_flight[each] < most and self.pool.holds(each)]
+        for server in self.pool.least_busy(free):
+            if turn := self.schedule.take(server, self.pool.suspect_lock(server)):
+                self.pool.sending(server, 1)
+                return server, turn
+        return None
 
     async def send(self, server: Server, client: Client, turn: Turn) -> None:
         """Send one request. If the server dies, the request becomes a suspect, or a suspect is quarantined."""
-        request = self.request(turn.request_id)
+        lock = self.pool.suspect_lock(server)
         try:
-            completions = await sample(client, server.served_name, request, self.sampling)
-        except (ServerError, UnreachableError) as error:
-            if turn.suspect:
-                self.on_quarantine(request, f"killed a server twice: {str(error)[:500]}")
-                self.pool.quarantined()
-                self.finish()
+            try:
+                server.check()
+            except ServerError as error:  # it died before this request could reach it
+                self.schedule.put_back(turn)
+                await self.lost(server, error)
+                return
+            request = self.request(turn.request_id)
+            try:
+                completions = await sample(client, server.served_name, request, self.sampling)
+            except RefusedError as error:
+                self.on_quarantine(request, f"was refused: {str(error)[:500]}")
+                self.unfinished -= 1
+            except (ServerError, UnreachableError) as error:
+                if turn.suspect:
+                    self.on_quarantine(request, f"killed a server twice: {cause(str(error))}")
+                    self.pool.quarantined()
+                    self.unfinished -= 1
+                else:
+                    self.schedule.suspect(turn.request_id)
+                await self.lost(server, error)
             else:
-                self.schedule.suspect(turn.request_id)
-            await self.lost(server, error)
-        else:
-            self.on_result(request, completions)
-            self.finish()
-
-    def finish(self) -> None:
-        self.unfinished -= 1
-        if not self.unfinished:
+                self.on_result(request, completions)
+                self.unfinished -= 1
+        finally:
+            self.schedule.release(server, lock, turn)
+            self.pool.sending(server, -1)
             self.changed.set()
 
     async def lost(self, server: Server, error: Exception) -> None:
         self.schedule.lost(server)
         await asyncio.to_thread(self.pool.lost, server, error)  # a restart takes a while; other servers work meanwhile
-        self.changed.set()

@@ -86,9 +86,13 @@ class Servers:
             infra.serving.remote_server.MisfitError: a remote server does not match the settings.
         """
         with self._lock:
-            if self._serving.policy_urls and model.step == IMPORTED:
+            if self.is_remote(model):
                 return self._remote(model)
             return self._pool("policy", model)
+
+    def is_remote(self, model: Ref) -> bool:
+        """Whether servers that someone else runs serve this model as policy. They serve no model that is made here."""
+        return bool(self._serving.policy_urls) and model.step == IMPORTED
 
     def generation(self, model: Ref) -> Server:
         """One server of a policy, for a step that needs only one. Raises as `policies`."""

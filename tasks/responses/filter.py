@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
 from cot_formats.responses import LongFormat
+from infra.errors import BadInput
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import RESPONSES
@@ -18,6 +19,17 @@ from infra.store.tables import read_rows, scan, write_table
 from tasks.responses import rules as filter_rules
 
 Passages = Collection[tuple[str, ...]]
+SHOWN, EXCERPT = 3, 150
+"""Responses in an error message, and characters at each end of one."""
+ADVICE = {
+    "truncated": "raise generate.max_tokens, or set generate.end_at_close if the model goes on after its solution",
+    "malformed": "the model does not follow the format of the examples: set prompt.layout to `turns`, show shorter "
+    "examples, lower generate.temperature, or choose another format",
+    "empty part": "the model leaves a part of the format empty: set prompt.layout to `turns`, or show other examples",
+    "too short": "lower filter.min_thought_tokens, or show examples with longer thoughts",
+}
+"""What to change if most responses were dropped for a reason."""
+ALL_MISSING = "there are no queries, or each request was refused: see the log of the step `responses`"
 
 
 class FilterConfig(BaseModel):
@@ -109,6 +121,30 @@ def reason_to_drop(
     return None
 
 
+def nothing_left(step: str, funnel: Mapping[str, int], dropped: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """The message of a step that keeps no response: why each was dropped, some of them, and what to change.
+
+    Args:
+        dropped: some of the responses, each with the reason why it was dropped.
+    """
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(funnel.items(), key=lambda each: -each[1]))
+    counts = counts or "no response was read"
+    most = max((name for name in funnel if name.startswith("dropped: ")), key=lambda name: funnel[name], default="")
+    advice = ADVICE.get(
+        most.removeprefix("dropped: ").partition(":")[0], "relax this rule in `filter`" if dropped else ALL_MISSING
+    )
+    shown = "".join(
+        f"\n- query {row['query_id']}, sample {row['sample']} ({reason}): {shortened(row['text'])!r}"
+        for reason, row in dropped
+    )
+    return f"{step}: no response is left ({counts}): {advice}.{shown}"
+
+
+def shortened(text: str) -> str:
+    """A text's beginning and end, if it is longer than both."""
+    return text if len(text) <= 2 * EXCERPT else f"{text[:EXCERPT]} [...] {text[-EXCERPT:]}"
+
+
 def passages_of(example: dict[str, Any], config: FilterConfig) -> Passages:
     """All passages of `copied_words` words in an example's thoughts and solution; none if the rule is off."""
     if config.copied_words is None:
@@ -131,8 +167,12 @@ def filter_responses(
     """Write the table `filtered`: the responses of all shards that no rule drops. In `counts`, read = dropped + kept.
 
     `target`: the format that the policy is trained to write.
+
+    Raises:
+        BadInput: no response is kept; the message has the funnel and the first responses that were dropped.
     """
     funnel: Counter[str] = Counter()
+    dropped: list[tuple[str, dict[str, Any]]] = []
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
 
@@ -147,6 +187,10 @@ def filter_responses(
                     funnel[f"dropped: {reason}" if reason else "kept"] += 1
                     if reason is None:
                         rows.append(row)
+                    elif len(dropped) < SHOWN:
+                        dropped.append((reason, row))
                 yield rows
+        if not funnel["kept"]:
+            raise BadInput(nothing_left(plan.step, funnel, dropped))
 
     return write_table(store, plan.step, plan.key, RESPONSES, kept(), plan.provenance, counts=lambda: dict(funnel))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -41,7 +42,7 @@ class TruncationError(RuntimeError):
 
 
 class QuarantineError(RuntimeError):
-    """Too many requests were quarantined, each after it had killed a server twice."""
+    """Too many requests were quarantined: the server refused them, or each had killed a server twice."""
 
 
 class GenerateConfig(BaseModel):
@@ -56,7 +57,10 @@ class GenerateConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling (BOLT: 1.0 online).")
     max_tokens: int = Field(8192, ge=1, description="Maximum length of a response, in tokens (this project's choice).")
     max_truncated_share: float = Field(
-        0.05, ge=0, le=1, description="Largest share of samples cut at max_tokens; the step fails if there are more."
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest share of samples cut at max_tokens; the step fails as soon as there are more.",
     )
     format: Format = Field(
         "bolt", description="LongCoT format of the responses; `plain` for a ShortCoT model's answers."
@@ -77,8 +81,9 @@ class GenerateConfig(BaseModel):
         0.01,
         ge=0,
         le=1,
-        description="Largest share of requests quarantined because they killed a server twice; the step fails if there "
-        "are more (this project's choice).",
+        description="Largest share of requests quarantined because the server refused them (too long, ...) or because "
+        "they killed a server twice; the step fails as soon as there are more, but never for a single one (this "
+        "project's choice).",
     )
 
 
@@ -92,6 +97,50 @@ def shard_of(store: Store, queries: Ref, shard: int, shards: int) -> Iterator[di
     for row, query in enumerate(read_rows(store, queries)):
         if row % shards == shard:
             yield query
+
+
+@dataclass
+class Limits:
+    """Counts truncated samples and quarantined requests of a shard, so that it fails as soon as it is bound to."""
+
+    step: str
+    config: GenerateConfig
+    requests: int
+    """Requests of the shard."""
+    places: str
+    """Where the ledger is, for the messages."""
+    truncated: int = 0
+    """Samples cut at `max_tokens`."""
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Reasons by query id."""
+
+    def add(self, query_id: str, record: Mapping[str, Any]) -> None:
+        """Count a record of the ledger.
+
+        Raises:
+            QuarantineError: more of the shard's requests are quarantined than `max_quarantined_share` allows. One
+                always is allowed, however small the shard.
+            TruncationError: more of the shard's samples are truncated than `max_truncated_share` allows.
+        """
+        if reason := record.get("quarantined"):
+            self.quarantined[query_id] = reason
+        else:
+            self.truncated += [sample["finish_reason"] for sample in record["samples"]].count("length")
+        config, samples = self.config, self.requests * self.config.samples
+        if len(self.quarantined) > max(1, config.max_quarantined_share * self.requests):
+            first, reason = next(iter(self.quarantined.items()))
+            raise QuarantineError(
+                f"{self.step}: {len(self.quarantined)} of {self.requests} requests were quarantined, limit "
+                f"{config.max_quarantined_share:.1%}; the first is query {first}: it {reason}; remove the "
+                "cause, or raise max_quarantined_share to continue without them (delete "
+                f"{self.places} to send them again)"
+            )
+        if self.truncated > config.max_truncated_share * samples:
+            raise TruncationError(
+                f"{self.step}: at least {self.truncated} of {samples} samples ({self.truncated / samples:.1%}) are cut "
+                f"at max_tokens={config.max_tokens}, limit {config.max_truncated_share:.1%}: raise max_tokens (or "
+                "max_truncated_share, if truncated samples do no harm)"
+            )
 
 
 @step(
@@ -116,9 +165,10 @@ def generate(
     A benchmark problem may have earlier turns (`history`); in-context examples go into the last turn.
 
     Raises:
-        TruncationError: the share of truncated samples exceeds `max_truncated_share`; the ledger keeps all samples.
-        QuarantineError: the share of quarantined requests exceeds `max_quarantined_share`; the ledger keeps them and
+        TruncationError: the share of truncated samples exceeds `max_truncated_share`, or is bound to; the ledger keeps
             all samples.
+        QuarantineError: the share of quarantined requests exceeds `max_quarantined_share`, or is bound to; the ledger
+            keeps them and all samples.
         infra.serving.vllm_server.ServerError: no server is left.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
@@ -128,13 +178,15 @@ def generate(
         for query in shard_of(store, queries, shard, shards)
     }
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
+        limits = Limits(plan.step, config, len(prompts), places(store, ledger))
+        for query_id in prompts:
+            if query_id in ledger:
+                limits.add(query_id, ledger[query_id])
         if owed := owed_groups(prompts, ledger):
-            sample_groups(plan.step, config, owed, prompts, tokenizer, servers.policies(model), ledger)
-        quarantined = {each: ledger[each]["quarantined"] for each in prompts if "quarantined" in ledger[each]}
-        check_quarantined(plan.step, config, quarantined, len(prompts), places(store, ledger))
-        answered = {query_id: each.example_ids for query_id, each in prompts.items() if query_id not in quarantined}
-        truncated = check_truncated(plan.step, config, (ledger[query_id] for query_id in answered))
-        counts = {"truncated": truncated, "malformed": 0, "completion_tokens": 0, "quarantined": len(quarantined)}
+            sample_groups(plan.step, config, owed, prompts, tokenizer, servers.policies(model), ledger, limits)
+        answered = {name: each.example_ids for name, each in prompts.items() if name not in limits.quarantined}
+        counts = {"truncated": limits.truncated, "malformed": 0, "completion_tokens": 0}
+        counts["quarantined"] = len(limits.quarantined)
         opened = bool(opened_part(generation_prefix(tokenizer), config.format))
         rows = response_rows(tokenizer, answered, ledger, config.format, opened, counts)
         made = write_table(store, plan.step, plan.key, RESPONSES, batched(rows), plan.provenance, counts=lambda: counts)
@@ -160,11 +212,12 @@ def sample_groups(
     tokenizer: Any,
     pool: Pool,
     ledger: Ledger,
+    limits: Limits,
 ) -> None:
     """Sample for all queries of `groups`; the ledger then has the samples of each, or why it was quarantined.
 
     Raises:
-        As `infra.serving.pool.complete_on`.
+        As `infra.serving.pool.complete_on` and `Limits.add`.
     """
     rate = Rate(pool)
     sampling = Sampling(
@@ -181,8 +234,8 @@ def sample_groups(
             partial(request_for, config, prompts, tokenizer),
             sampling,
             max_in_flight=config.in_flight,
-            on_result=partial(keep_samples, ledger, rate.add),
-            on_quarantine=partial(keep_quarantined, step, ledger),
+            on_result=partial(keep_samples, ledger, limits, rate.add),
+            on_quarantine=partial(keep_quarantined, step, ledger, limits),
         )
         asyncio.run(completing)
 
@@ -194,51 +247,25 @@ def request_for(config: GenerateConfig, prompts: Mapping[str, QueryPrompt], toke
 
 
 def keep_samples(
-    ledger: Ledger, add_tokens: Callable[[int], None], request: Request, completions: list[Completion]
+    ledger: Ledger,
+    limits: Limits,
+    add_tokens: Callable[[int], None],
+    request: Request,
+    completions: list[Completion],
 ) -> None:
     """Put the samples of a finished request into the ledger, and report its sampled tokens to `add_tokens`."""
     samples = [{"text": c.text, "finish_reason": c.finish_reason, "tokens": c.tokens} for c in completions]
     record = {"samples": samples, "prompt_tokens": len(request.prompt_ids), "seed": request.seed}
     ledger.append(request.request_id, record)
     add_tokens(sum(c.tokens for c in completions))
+    limits.add(request.request_id, record)
 
 
-def keep_quarantined(step: str, ledger: Ledger, request: Request, reason: str) -> None:
+def keep_quarantined(step: str, ledger: Ledger, limits: Limits, request: Request, reason: str) -> None:
     """Log a quarantined request and put it into the ledger, so that it is not sent again."""
     log.warning("%s: request %s is quarantined: it %s", step, request.request_id, reason)
     ledger.append(request.request_id, {"quarantined": reason})
-
-
-def check_quarantined(
-    step: str, config: GenerateConfig, quarantined: Mapping[str, str], requests: int, places: str
-) -> None:
-    """Raise `QuarantineError` if too many of the shard's requests are quarantined.
-
-    Args:
-        quarantined: reasons by query id.
-        requests: number of requests of the shard.
-        places: where the ledger is, for the message.
-    """
-    if len(quarantined) > config.max_quarantined_share * requests:
-        query_id, reason = next(iter(quarantined.items()))
-        raise QuarantineError(
-            f"{step}: {len(quarantined)} of {requests} requests were quarantined, limit "
-            f"{config.max_quarantined_share:.1%}; the first is query {query_id}: {reason}; raise max_quarantined_share "
-            f"to continue without them, or delete {places} to sample the whole shard again"
-        )
-
-
-def check_truncated(step: str, config: GenerateConfig, records: Iterable[dict[str, Any]]) -> int:
-    """The number of truncated samples in the ledger's `records`. Raises `TruncationError` if there are too many."""
-    ends = [sample["finish_reason"] for record in records for sample in record["samples"]]
-    truncated = ends.count("length")
-    if ends and truncated / len(ends) > config.max_truncated_share:
-        raise TruncationError(
-            f"{step}: {truncated} of {len(ends)} samples ({truncated / len(ends):.1%}) were cut at "
-            f"max_tokens={config.max_tokens}, limit {config.max_truncated_share:.1%}: "
-            "raise max_tokens (or max_truncated_share, if truncated samples do no harm)"
-        )
-    return truncated
+    limits.add(request.request_id, {"quarantined": reason})
 
 
 def response_rows(

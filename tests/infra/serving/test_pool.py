@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,13 +26,21 @@ from infra.serving.vllm_server import ServerError
 class Stub:
     """A server that answers until one of the requests `killers` kills it, or until `dies_after` requests.
 
-    Once dead, it breaks every connection. Until `gate` is set, it answers nothing.
+    Once dead, it breaks every connection. Until `gate` is set, it answers nothing. It refuses the requests `refused`
+    with the status `refusal`.
     """
 
     served_name = "m"
     headers: Mapping[str, str] = {"Authorization": "Bearer word"}
 
-    def __init__(self, *killers: str, dies_after: int | None = None, gate: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        *killers: str,
+        dies_after: int | None = None,
+        gate: threading.Event | None = None,
+        refused: frozenset[str] = frozenset(),
+        refusal: int = 400,
+    ) -> None:
         self.received: list[str] = []
         self.dead, self.stopped = False, False
         self.open = self.max_open = 0
@@ -56,6 +66,9 @@ class Stub:
                     outer.open -= 1
                 if outer.dead:
                     self.close_connection = True
+                    return
+                if name in refused:
+                    self.send_error(refusal, "the prompt has 9000 tokens, the model's maximum is 8192")
                     return
                 choices = [{"index": 0, "text": name, "finish_reason": "stop", "token_ids": [1]}]
                 text = json.dumps({"choices": choices, "usage": {"prompt_tokens": len(body["prompt"])}}).encode()
@@ -249,6 +262,56 @@ def test_all_are_answered_once_with_a_bounded_number_in_flight_on_each_server(st
     assert quarantined == {}
     assert sorted(servers[0].received + servers[1].received) == sorted(answered)
     assert all(server.max_open <= 3 and len(server.received) > 7 for server in servers)
+
+
+def test_small_shards_are_dealt_to_all_servers(stub):
+    """Four shards of six queries, each with different examples, and eight servers with room for all of a shard."""
+    gate = threading.Event()
+    servers = [stub(gate=gate) for _ in range(8)]
+    pool, answered = Pool(servers), []
+    groups = [[[f"{shard}:{number}"] for number in range(6)] for shard in range(4)]
+    shards = [threading.Thread(target=lambda each=each: answered.append(run(pool, each, 16)[0])) for each in groups]
+    for shard in shards:
+        shard.start()
+    deadline = time.monotonic() + 10
+    while sum(len(server.received) for server in servers) < 24 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    gate.set()
+    for shard in shards:
+        shard.join(60)
+    assert [len(server.received) for server in servers] == [3] * 8
+    assert len({name for each in answered for name in each}) == 24
+
+
+def test_a_refused_request_is_quarantined_with_the_reason_and_the_others_are_answered(stub):
+    server = stub(refused=frozenset({"1-1", "2-0"}))
+    answered, quarantined = run(Pool([server]), names(4, 3))
+    assert len(answered) == 10
+    assert set(quarantined) == {"1-1", "2-0"}
+    assert all(
+        re.search(r"^was refused: request .* the server answered 400: .*the model's maximum is 8192", reason, re.S)
+        for reason in quarantined.values()
+    )
+    assert not server.dead
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_that_concerns_every_request_ends_the_run(stub, status):
+    with pytest.raises(CompletionError, match=f"the server answered {status}"):
+        run(Pool([stub(refused=frozenset({"0-1"}), refusal=status)]), names(1, 3))
+
+
+def test_a_request_that_was_not_sent_is_no_suspect(stub):
+    schedule, lock = Schedule(names(1, 3)), threading.Lock()
+    turn = schedule.take("a", lock)
+    schedule.put_back(turn)
+    schedule.release("a", lock, turn)
+    assert schedule.take("b", lock) == Turn("0-0", suspect=False)
+    schedule.suspect("0-1")
+    suspect = schedule.take("a", lock)
+    schedule.put_back(suspect)
+    schedule.release("a", lock, suspect)
+    assert schedule.take("a", lock) == Turn("0-1", suspect=True)
 
 
 def test_one_server_gets_the_groups_in_their_order(stub):

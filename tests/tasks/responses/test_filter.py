@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from infra.errors import BadInput
 from infra.store.schemas import EXAMPLES, QUERIES, RESPONSES
 from tasks.responses.filter import FilterConfig, filter_responses, passages_of, reason_to_drop
 
@@ -119,8 +120,24 @@ def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, res
     }
 
 
-def test_if_nothing_is_kept_the_table_is_empty(world, query, response):
-    rows = [[response(violations=["text_after"])]]
-    made = world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
-    assert made.rows == 0
-    assert world.counts(made) == {"read": 1, "dropped: malformed: text_after": 1}
+def test_if_nothing_is_kept_the_step_fails_with_the_funnel_and_what_to_change(world, query, response):
+    long = "no delimiter " * 100
+    rows = [[response("q", n, text=f"{n} {long}", violations=["missing_thoughts"]) for n in range(5)]]
+    rows.append([response("q", 5, finish_reason="length")])
+    with pytest.raises(BadInput) as error:
+        world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
+    text = str(error.value)
+    assert text.startswith(
+        "made: no response is left (read 6, dropped: malformed: missing_thoughts 5, dropped: truncated 1): the model "
+        "does not follow the format of the examples: set prompt.layout to `turns`"
+    )
+    assert text.count("\n- query q, sample ") == 3
+    assert "sample 2 (malformed: missing_thoughts): '2 no delimiter" in text
+    assert "[...]" in text
+    assert len(text) < 2_000
+    assert not world.store.exists("made/k/manifest.json")
+
+
+def test_a_step_without_any_response_fails_as_well(world, query):
+    with pytest.raises(BadInput, match=r"made: no response is left \(no response was read\)"):
+        world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, [[]]))

@@ -22,10 +22,9 @@ from infra.text.chat import load_tokenizer
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
 from tasks.responses.generate import (
     GenerateConfig,
+    Limits,
     QuarantineError,
     TruncationError,
-    check_quarantined,
-    check_truncated,
     generate,
     keep_quarantined,
     keep_samples,
@@ -164,8 +163,9 @@ def test_thoughts_opened_by_the_chat_template_are_parsed(world, queries, opening
 
 def test_a_quarantined_request_is_counted_without_rows_and_not_sent_again(world, queries, model, serve, monkeypatch):
     async def one_kills(_pool, groups, request, _sampling, *, on_result, on_quarantine, **_):
-        first, *others = [each for group in groups for each in group]
+        first, second, *others = [each for group in groups for each in group]
         on_quarantine(request(first), "killed a server twice: ended with status 137")
+        on_quarantine(request(second), "was refused: it is too long")
         for each in others:
             on_result(request(each), [Completion("plan", "stop", (1, 2), 3)])
 
@@ -177,16 +177,16 @@ def test_a_quarantined_request_is_counted_without_rows_and_not_sent_again(world,
         with pytest.raises(QuarantineError) as error:
             world.do(generate, config=config, **common)
     for part in (
-        "made: 1 of 10 requests were quarantined, limit 5.0%",
-        "query q0: killed a server twice",
+        "made: 2 of 10 requests were quarantined, limit 5.0%",
+        "query q0: it killed a server twice",
         "made-k.jsonl",
     ):
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
-    made = world.do(generate, config=config.model_copy(update={"max_quarantined_share": 0.1}), **common)
-    assert server.asked == []  # the ledger has everything
-    assert [row["query_id"] for row in world.rows(made)] == [f"q{n}" for n in range(1, 10)]
-    assert world.counts(made) == {"truncated": 0, "malformed": 9, "completion_tokens": 18, "quarantined": 1}
+    made = world.do(generate, config=config.model_copy(update={"max_quarantined_share": 0.2}), **common)
+    assert len(server.asked) == 8  # the ledger has the two
+    assert [row["query_id"] for row in world.rows(made)] == [f"q{n}" for n in range(2, 10)]
+    assert world.counts(made)["quarantined"] == 2
 
 
 def test_several_servers_share_a_shard_and_groups_stay_together(world, query, model, serve):
@@ -296,7 +296,7 @@ def test_too_many_truncated_samples_fail_the_step_and_the_message_names_the_limi
     config = GenerateConfig(samples=4, max_tokens=77, max_truncated_share=0.2)
     with pytest.raises(TruncationError) as error:
         world.do(generate, config=config, **common)
-    for part in ("made: 10 of 40 samples (25.0%)", "max_tokens=77", "limit 20.0%", "max_truncated_share"):
+    for part in ("made: at least 9 of 40 samples (22.5%)", "max_tokens=77", "limit 20.0%", "max_truncated_share"):
         assert part in str(error.value)
     assert not world.store.exists("made/k/manifest.json")
     allowed = config.model_copy(update={"max_truncated_share": 0.25})
@@ -348,9 +348,14 @@ def test_a_request_has_the_prompts_ids_and_a_seed_only_if_seeds_are_on():
 
 def test_finished_and_quarantined_requests_are_put_into_the_ledger(ledger, caplog):
     counted: list[int] = []
+    limits = Limits("responses", GenerateConfig(samples=2, max_truncated_share=0.5), 2, "the ledger")
     request = Request("a", [1, 2, 3], 11)
     keep_samples(
-        ledger, counted.append, request, [Completion("x", "stop", (4, 5), 3), Completion("y", "length", (6,), 3)]
+        ledger,
+        limits,
+        counted.append,
+        request,
+        [Completion("x", "stop", (4, 5), 3), Completion("y", "length", (6,), 3)],
     )
     assert ledger["a"] == {
         "samples": [
@@ -362,26 +367,35 @@ def test_finished_and_quarantined_requests_are_put_into_the_ledger(ledger, caplo
     }
     assert counted == [3]
     with caplog.at_level(logging.WARNING):
-        keep_quarantined("responses", ledger, Request("b", [1], None), "killed a server twice: status 137")
+        keep_quarantined("responses", ledger, limits, Request("b", [1], None), "killed a server twice: status 137")
     assert ledger["b"] == {"quarantined": "killed a server twice: status 137"}
     assert "responses: request b is quarantined: it killed a server twice: status 137" in caplog.text
+    assert (limits.truncated, limits.quarantined) == (1, {"b": "killed a server twice: status 137"})
 
 
-def test_the_share_of_quarantined_requests_may_reach_its_limit():
-    config = GenerateConfig(max_quarantined_share=0.1)
-    reasons = {"q3": "killed a server twice", "q5": "killed a server twice too"}
-    check_quarantined("s", config, {}, 0, "the ledger")
-    check_quarantined("s", config, reasons, 20, "the ledger")
-    with pytest.raises(QuarantineError, match=r"s: 2 of 19 .* 10.0%; the first is query q3: .* twice; .* the ledger"):
-        check_quarantined("s", config, reasons, 19, "the ledger")
+def test_a_shard_fails_once_too_many_requests_are_quarantined():
+    def limits(requests: int) -> Limits:
+        found = Limits("s", GenerateConfig(max_quarantined_share=0.1), requests, "the ledger")
+        found.add("q3", {"quarantined": "was refused: 9000 tokens"})
+        return found
+
+    limits(20).add("q5", {"quarantined": "killed a server twice"})
+    with pytest.raises(QuarantineError, match=r"s: 2 of 19 .* 10\.0%; the first is query q3: it was refused: 9000 "):
+        limits(19).add("q5", {"quarantined": "killed a server twice"})
 
 
-def test_the_share_of_truncated_samples_may_reach_its_limit():
-    config = GenerateConfig(max_truncated_share=0.25)
-    assert check_truncated("s", config, []) == 0
-    assert check_truncated("s", config, iter([done("stop", "length"), done("stop", "stop")])) == 1
-    with pytest.raises(TruncationError, match=r"s: 2 of 4 samples \(50.0%\)"):
-        check_truncated("s", config, [done("stop", "length"), done("length", "stop")])
+@pytest.mark.parametrize("requests", [1, 2, 6])
+def test_a_single_refused_request_never_ends_a_small_shard(requests):
+    Limits("s", GenerateConfig(), requests, "the ledger").add("q", {"quarantined": "was refused: too long"})
+
+
+def test_a_shard_fails_as_soon_as_too_many_samples_are_bound_to_be_truncated():
+    limits = Limits("s", GenerateConfig(samples=2, max_truncated_share=0.25), 4, "the ledger")
+    limits.add("a", done("stop", "length"))
+    limits.add("b", done("stop", "length"))
+    assert limits.truncated == 2
+    with pytest.raises(TruncationError, match=r"s: at least 3 of 8 samples \(37\.5%\) are cut .*, limit 25\.0%"):
+        limits.add("c", done("length", "stop"))  # whatever becomes of the fourth
 
 
 def test_rows_follow_the_queries_and_are_counted():
