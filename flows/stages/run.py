@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
 from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import PREFECT_LOGGING_LEVEL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -259,12 +261,24 @@ class Run:
         return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=rows)
 
 
+def show_own_logs() -> None:
+    """Let the log lines of this project through, the progress of long steps among them.
+
+    Prefect gives the loggers in PREFECT_LOGGING_EXTRA_LOGGERS its handlers, but no level: they would inherit WARNING.
+    """
+    for package in ("flows", "infra", "tasks"):
+        logger = logging.getLogger(package)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(PREFECT_LOGGING_LEVEL.value())
+
+
 @contextmanager
 def begin(common: Common) -> Iterator[Run]:
     """Open the store, with a write-read check, and end every server when the run ends.
 
     On SIGTERM, Ctrl-C or cancellation the trainers are ended as well, since Prefect waits for the steps in progress.
     """
+    show_own_logs()
     settings = Settings.load()
     store = Store.open(settings)
     with (

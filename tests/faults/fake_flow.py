@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import logging
 import sys
 from collections.abc import Mapping
 from itertools import chain
@@ -50,7 +49,6 @@ def fake_answers(asked: Path) -> None:
     async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
         return [float(number % 3) for number in range(len(inputs))]
 
-    logging.getLogger("infra").setLevel(logging.INFO)
     infra.serving.servers.Servers._pool = lambda *_: Pool([Healthy()])  # type: ignore[method-assign,assignment]
     tasks.responses.generate.complete_on = complete_on  # type: ignore[assignment]
     tasks.rewards.score.classify = classify  # type: ignore[assignment]

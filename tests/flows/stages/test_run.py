@@ -1,0 +1,29 @@
+"""What a run sets up for all its steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from infra.settings import PROJECT_ROOT
+
+LINE = """
+import logging, prefect
+from flows.stages.run import show_own_logs
+show_own_logs()
+logging.getLogger("infra.steps.progress").info("responses: 12 of 40 requests")
+logging.getLogger("httpx").info("noise")
+"""
+
+
+@pytest.mark.parametrize(("level", "shown"), [("INFO", True), ("WARNING", False)])
+def test_progress_lines_reach_the_terminal(level, shown):
+    """Prefect gives our loggers handlers, but no level, so that INFO lines were lost."""
+    env = {**os.environ, "PREFECT_LOGGING_EXTRA_LOGGERS": "infra,tasks", "PREFECT_LOGGING_LEVEL": level}
+    done = subprocess.run([sys.executable, "-c", LINE], cwd=PROJECT_ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("infra.steps.progress - responses: 12 of 40 requests" in done.stderr) == shown
+    assert "noise" not in done.stderr
