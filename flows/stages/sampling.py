@@ -30,7 +30,8 @@ def sample(
     Raises:
         infra.errors.BadInput: vLLM for CPU is to give each request a seed of its own, which kills it.
     """
-    if config.request_seeds and runs_on_cpu() and not run.servers.is_remote(model):
+    on_cpu = runs_on_cpu() and not run.servers.is_remote(model)
+    if config.request_seeds and on_cpu and not run.dry:  # a dry run may plan for another machine
         raise BadInput(
             f"{step}: request_seeds is true, but a request with a seed of its own kills vLLM's CPU build: set "
             "generate.request_seeds to false (the engine's own seed is serving.policy.seed)"

@@ -56,7 +56,7 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
         "clean": {"languages": [], "near_duplicates": None},  # they differ only in a number
         "decontaminate": {"ngram": None, "near_duplicates": None},
     }
-    generate = {"samples": 4, "max_tokens": 32}
+    generate = {"samples": 4, "max_tokens": 32, "request_seeds": False}
     prompt = {
         "template": str(PROJECT_ROOT / "prompts" / "in_context.md"),
         "example_template": str(PROJECT_ROOT / "prompts" / "example.md"),
@@ -83,7 +83,7 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
         "online": {"iterations": 2, "queries_per_iteration": 5, "queries": mined, "generate": generate, "shards": 1},
         "evaluate": {
             "problems": {"sources": [{"path": str(write_queries(folder / "problems.jsonl", *texts[-2:]))}]},
-            "generate": {"samples": 3, "max_tokens": 32},
+            "generate": {"samples": 3, "max_tokens": 32, "request_seeds": False},
             "shards": 1,
         },
     }
