@@ -30,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 from flows.stages.parameters import bounds_text, default_text, leaves, nearest, problems, type_text
 from infra.errors import BadInput
+from infra.proxies import spare_loopback
 from infra.settings import PROJECT_ROOT
 from infra.store.manifest import Ref
 
@@ -226,6 +227,7 @@ def main(argv: list[str]) -> int:
         print(listing())
         return OK
     try:
+        spare_loopback()
         if given.help or given.h:
             print(help_text(given.deployment))
             return OK

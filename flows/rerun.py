@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.stages.run import ALERTS, TASK_RUNNER
 from infra.operations.automations import VANISHED_S
 from infra.processes.torchrun import TrainerError
-from infra.serving.completions import CompletionError
+from infra.serving.completions import CompletionError, DeniedError, RefusedError
 from infra.serving.vllm_server import ServerError
 from infra.steps.keys import CodeChangedError
 from infra.steps.step import OUTAGES
@@ -96,8 +96,8 @@ def _names(*kinds: type[BaseException]) -> set[str]:
 
 
 RETRIABLE = _names(ServerError, TrainerError, CompletionError, BadArtifact, CodeChangedError, *OUTAGES)
-RETRIABLE -= {CompletionError.__name__}
-"""Errors that may be transient. A plain `CompletionError` is a refusal; its subclasses are outages."""
+RETRIABLE -= {each.__name__ for each in (CompletionError, RefusedError, DeniedError)}
+"""Errors that may be transient. Of the kinds of `CompletionError`, those are outages that are not taken out here."""
 
 
 WITH_LOG_LINES = _names(ServerError, TrainerError)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from infra.operations.inventory import artifacts, problems, remove, unneeded
+from infra.proxies import spare_loopback
 from infra.settings import Settings
 from infra.store.lineage import history, lineage, lineage_picture
 from infra.store.store import Store, StoreError
@@ -94,6 +95,7 @@ def main(argv: list[str]) -> int:
     pruning.add_argument("--yes", action="store_true", help="delete; without it, only list")
     given = parser.parse_args(argv)
     try:
+        spare_loopback()
         store = Store.open(Settings.load())
         if given.command == "list":
             return show(store, given.step)

@@ -18,13 +18,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.request import getproxies
 
 import httpx
 import psutil
 from pydantic import BaseModel
 
+from infra.errors import BadInput
 from infra.operations.automations import make_automations
 from infra.processes.identity import began, boot
+from infra.proxies import spare_loopback, sparing_loopback
 from infra.settings import PROJECT_ROOT
 
 HOST = "127.0.0.1"
@@ -182,7 +185,7 @@ def environment(home: Path, url: str, *, server: bool) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
     }
     inherited = {name: value for name, value in os.environ.items() if server or not name.startswith(DATABASE)}
-    return {**inherited, **own}
+    return {**inherited, **sparing_loopback(inherited), **own}
 
 
 def _wait_until_healthy(home: Path, stack: Stack) -> None:
@@ -280,18 +283,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--home", type=Path, default=Path(".bolt"), help="folder for state, database and logs")
     parser.add_argument("--port", type=int, help="server port (default: the last one, at first 4200; 0: a free one)")
     given = parser.parse_args(argv)
+    shell = {name: value for name, value in sparing_loopback(os.environ).items() if os.environ.get(name) != value}
     if given.what == "down":
         ran = down(given.home)
         print(f"ended: {', '.join(ran)}" if ran else "nothing was running")
         return 0
     try:
+        spare_loopback()
         stack = up(given.home, given.port)
-    except StackError as error:
+    except (StackError, BadInput) as error:
         print(f"make up: {error}", file=sys.stderr)
         return 1
     for name, process in stack.processes.items():
         print(f"{name:22} pid {process.pid}, log {_log(given.home, name)}")
-    print(f"Prefect's UI: {stack.url.removesuffix('/api')}\nfor your shell: export PREFECT_API_URL={stack.url}")
+    exports = {"PREFECT_API_URL": stack.url} | (shell if getproxies() else {})
+    named = " ".join(f"{name}={value}" for name, value in exports.items())
+    print(f"Prefect's UI: {stack.url.removesuffix('/api')}\nfor your shell: export {named}")
     return 0
 
 

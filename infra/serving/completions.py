@@ -1,32 +1,30 @@
 """Clients of a running vLLM server: sampled completions and reward-model scores.
 
 The number of requests in flight is bounded and transient failures are retried. A refusal names the request. A dead
-server is reported by the error that `alive` raises (with the server's last log lines), never as a timeout.
+server is reported by the error that `alive` raises (with the server's last log lines), never as a timeout. Other
+machines are reached through the proxies of the environment, this one never is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, Field
-from tenacity import (
-    AsyncRetrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type
 
 from infra.processes.watchdog import refuse_when_ending
+from infra.proxies import may_use_proxy
+from infra.serving.patience import Patience, retry_after_s
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_STATUS = {408, 425, 429}
-_REFUSAL_STATUS = {400, 413, 422}  # others, such as 401 and 404, concern every request
+_DENIED_STATUS = {401, 402, 404, 405}
 IDLE_S = 30.0
 """Seconds for which an idle connection is kept. More than the pauses of a busy machine, after which a connection that a
 request has just taken would be closed as idle; less than the minute after which load balancers drop one silently."""
@@ -37,12 +35,27 @@ class CompletionError(RuntimeError):
     """A request was refused, kept failing, or got a response of an unexpected form; the text names the request."""
 
 
-class _TransientError(CompletionError):
-    """Worth another attempt."""
-
-
 class RefusedError(CompletionError):
-    """The server refused this request and may well accept others: its prompt is too long, say."""
+    """The server refuses this one request (HTTP 4xx), or its answer is none; another request may be accepted.
+
+    `reason` is what the server said, `body` its whole answer; neither holds the API key.
+    """
+
+    def __init__(self, text: str, *, reason: str = "", body: str = "") -> None:
+        super().__init__(text)
+        self.reason, self.body = reason or text, body
+
+
+class DeniedError(CompletionError):
+    """The server refuses whatever is sent: the key, the address, the model's name or the account is wrong."""
+
+
+class _TransientError(CompletionError):
+    """Worth another attempt. `put_off_s`: the server asked for as many seconds of patience (`Retry-After`)."""
+
+    def __init__(self, text: str, *, put_off_s: float | None = None) -> None:
+        super().__init__(text)
+        self.put_off_s = put_off_s
 
 
 class UnreachableError(_TransientError):
@@ -114,14 +127,17 @@ class Client:
             alive: called before every attempt and after every failure; raises if the server died
                 (`VllmServer.check`).
             headers: sent with every request, such as an API key.
-            attempts: attempts per request, with exponential back-off between them.
+            attempts: attempts per request, with exponential back-off between them. An attempt that the server puts off
+                (`Retry-After`) does not count (see `infra.serving.patience`).
             timeout_s: limit for one attempt, in seconds.
         """
         limits = httpx.Limits(
             max_connections=max_in_flight, max_keepalive_connections=max_in_flight, keepalive_expiry=IDLE_S
         )
         timeout = httpx.Timeout(timeout_s, connect=30)
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=may_use_proxy(url)
+        )
         self._alive, self._attempts = alive, attempts
 
     async def __aenter__(self) -> Self:
@@ -138,15 +154,16 @@ class Client:
             name: names the request in the server's log.
 
         Raises:
-            RefusedError: the server refused this request (HTTP 400, 413 or 422), at once.
-            CompletionError: the server refuses every such request (other HTTP 4xx, at once), or it failed in every
-                attempt.
+            RefusedError: the request was refused (HTTP 4xx, at once).
+            DeniedError: every request would be refused (HTTP 401, 402, 404, 405).
             UnreachableError: the last attempt did not reach the server.
+            CompletionError: it failed in every attempt.
         """
+        patience = Patience(self._attempts)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_TransientError),
-            stop=stop_after_attempt(self._attempts),
-            wait=wait_exponential_jitter(initial=0.25, max=20, jitter=0.25),
+            stop=patience.is_over,
+            wait=patience.wait_s,
             before_sleep=before_sleep_log(_log, logging.WARNING),
             reraise=True,
         )
@@ -160,17 +177,36 @@ class Client:
             self._alive()
             slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
             raise (_TransientError if slow else UnreachableError)(f"{what}: {type(error).__name__}: {error}") from error
-        if response.status_code == httpx.codes.OK:
+        status, said = response.status_code, _error_text(response)
+        if status == httpx.codes.OK:
             try:
                 answer: dict[str, Any] = response.json()
             except ValueError as error:
-                raise CompletionError(f"{what}: expected JSON, got {response.text[:500]!r}") from error
-            return answer
-        message = f"{what}: the server answered {response.status_code}: {_error_text(response)}"
-        if response.is_server_error or response.status_code in _TRANSIENT_STATUS:
+                raise _refused(f"{what}: expected JSON, got {said[:500]!r}", response) from error
+            if (failed := _status_of_failure(answer)) is None:
+                return answer
+            status = failed
+        message = f"{what}: the server answered {status}: {said}"
+        if status >= 500 or status in _TRANSIENT_STATUS:
             self._alive()
-            raise _TransientError(message)
-        raise (RefusedError if response.status_code in _REFUSAL_STATUS else CompletionError)(message)
+            raise _TransientError(message, put_off_s=retry_after_s(response))
+        if status in _DENIED_STATUS:
+            raise DeniedError(message)
+        raise _refused(message, response, f"{status}: {said}")
+
+
+def _status_of_failure(answer: Any) -> int | None:
+    """The status of a failure that a gateway reports with HTTP 200; None if the answer is none."""
+    if not isinstance(answer, dict) or not answer.get("error") or answer.get("choices") or answer.get("data"):
+        return None
+    code = str(answer["error"].get("code")) if isinstance(answer["error"], dict) else ""
+    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else 400
+
+
+def _refused(message: str, response: httpx.Response, reason: str = "") -> RefusedError:
+    return RefusedError(
+        message, reason=reason or message, body=without_key(response.text, response.request.headers)[:20_000]
+    )
 
 
 async def complete(
@@ -182,20 +218,30 @@ async def complete(
     max_in_flight: int,
     on_result: Callable[[Request, list[Completion]], None],
     alive: Callable[[], None],
+    on_refused: Callable[[Request, str], None] | None = None,
     headers: Mapping[str, str] | None = None,
     attempts: int = 5,
 ) -> None:
     """Sample `sampling.n` completions for every request, and pass each finished request to `on_result`, one at a time.
 
     `requests` is consumed lazily, at most `max_in_flight` ahead. For `alive`, `headers` and `attempts` see `Client`.
+    `on_refused` gets each request that the server refuses, such as one that is too long, and the reason; if it is
+    omitted, a refusal is raised.
 
     Raises:
-        CompletionError: as `Client.post`. Whatever `alive` and `on_result` raise ends the run as well.
+        CompletionError: as `Client.post`. Whatever `alive`, `on_result` and `on_refused` raise ends the run as well.
     """
     async with Client(url, max_in_flight=max_in_flight, alive=alive, headers=headers, attempts=attempts) as client:
 
         async def work(request: Request) -> None:
-            on_result(request, await sample(client, served_name, request, sampling))
+            try:
+                completions = await sample(client, served_name, request, sampling)
+            except RefusedError as error:
+                if on_refused is None:
+                    raise
+                on_refused(request, error.reason)
+            else:
+                on_result(request, completions)
 
         await run_all(requests, work, max_in_flight)
 
@@ -296,5 +342,11 @@ def _error_text(response: httpx.Response) -> str:
         text = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):  # not vLLM's error form: show the body as it is
         text = response.text
-    key = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
-    return (text.replace(key, "(the key)") if key else text)[:2000]
+    return without_key(text, response.request.headers)[:2000]
+
+
+def without_key(text: str, headers: Mapping[str, str]) -> str:
+    """A server's text without the API key that it was sent in these headers."""
+    for key in (headers.get("Authorization", "").removeprefix("Bearer "), headers.get("api-key", "")):
+        text = text.replace(key, "(the key)") if key else text
+    return text

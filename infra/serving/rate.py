@@ -7,6 +7,7 @@ import time
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.proxies import may_use_proxy
 from infra.serving.pool import Pool, Server
 
 PROMPT = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
@@ -57,7 +58,8 @@ def prompt_tokens(server: Server) -> tuple[float, float]:
         httpx.TransportError: the server does not answer.
         httpx.HTTPStatusError: the server has no metrics.
     """
-    answer = httpx.get(f"{server.url}/metrics", headers=dict(server.headers), timeout=5, trust_env=False)
+    url = f"{server.url}/metrics"
+    answer = httpx.get(url, headers=dict(server.headers), timeout=5, trust_env=may_use_proxy(url))
     figures = dict.fromkeys(PROMPT, 0.0)
     for family in text_string_to_metric_families(answer.raise_for_status().text):
         for sample in family.samples:

@@ -8,6 +8,7 @@ import httpx
 from pydantic import SecretStr
 
 from infra.errors import BadInput
+from infra.proxies import may_use_proxy
 
 
 class MisfitError(BadInput):
@@ -35,7 +36,9 @@ class RemoteServer:
                 tokens (prompt plus completion).
         """
         try:
-            answer = httpx.get(f"{self.url}/v1/models", headers=dict(self.headers), timeout=10, trust_env=False)
+            answer = httpx.get(
+                f"{self.url}/v1/models", headers=dict(self.headers), timeout=10, trust_env=may_use_proxy(self.url)
+            )
         except httpx.TransportError:
             return False
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):

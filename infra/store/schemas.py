@@ -83,8 +83,10 @@ JUDGEMENTS = pa.schema(
         _required("request_id", TEXT),
         _required("answer", TEXT),
         _optional("labels", TEXTS),
+        _optional("refusal", TEXT),
     ]
 )
+"""Labels are null if the answer was unreadable, or if the server refused the request for the reason `refusal`."""
 
 TOPICS = pa.schema(
     [
@@ -189,6 +191,8 @@ VERDICTS = pa.schema(
         _required("asks", INT32),
         _required("prompt_tokens", INT32),
         _required("completion_tokens", INT32),
+        _optional("refusal", TEXT),
     ]
 )
-"""`part`: which judgement on an answer, such as `turn-2` or `game-1`. Label and score are null if it was unreadable."""
+"""`part`: which judgement on an answer, such as `turn-2` or `game-1`. Label and score are null if it was unreadable, or
+refused for the reason `refusal`."""

@@ -91,15 +91,45 @@ def prompt_text(
 ) -> str:
     """The exact text of a chat prompt, up to where the assistant's answer starts.
 
-    Contents are neutralised first (see `neutralise`, also for `keep`).
+    Contents are neutralised first (see `neutralise`, also for `keep`). If the template refuses or drops a system turn,
+    its text becomes the beginning of the first user turn.
 
     Raises:
         ValueError: the tokenizer has no chat template.
+        jinja2.TemplateError: the template refuses the turns.
     """
     if not tokenizer.chat_template:
         raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
     safe = [{**message, "content": neutralise(message["content"], tokenizer, keep)} for message in messages]
+    if any(turn["role"] == "system" for turn in safe) and not _takes_system_turn(tokenizer):
+        safe = without_system_turn(safe)
     return str(tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False))
+
+
+def _takes_system_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template shows a system turn. Gemma's refuses one, and some others drop it."""
+    from jinja2 import TemplateError
+
+    turns = [{"role": "system", "content": "0123"}, {"role": "user", "content": "x"}]
+    try:
+        return "0123" in str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    except TemplateError:
+        return False
+
+
+def without_system_turn(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns of a conversation with each system turn's text at the beginning of the user turn that follows it."""
+    turns: list[dict[str, str]] = []
+    waiting: list[str] = []
+    for turn in messages:
+        if turn["role"] == "system":
+            waiting.append(turn["content"])
+        elif turn["role"] == "user" and waiting:
+            turns.append({**turn, "content": "\n\n".join([*waiting, turn["content"]])})
+            waiting = []
+        else:
+            turns.append(turn)
+    return [*turns, {"role": "user", "content": "\n\n".join(waiting)}] if waiting else turns
 
 
 def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:

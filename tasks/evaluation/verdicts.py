@@ -6,15 +6,18 @@ The judge sees solutions, never thoughts. Model text is not trusted: it is shown
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evals.problem import Message
-from infra.serving.chat_completions import Chat, Reply, chat
+from infra.errors import BadInput
+from infra.serving.chat_completions import Chat, Reply, chat, endpoint, key_header
+from infra.serving.completions import DeniedError
 from infra.serving.ledger import Ledger
 from infra.serving.servers import Servers
 from infra.serving.shard_ledger import shard_ledger
@@ -28,6 +31,8 @@ from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import load_tokenizer, neutralise
 from tasks.queries.ask import AGAIN, JudgeError
+
+log = logging.getLogger(__name__)
 
 ONCE_MORE = "I could not find your verdict. State it once more, in exactly the form that you were asked for."
 _CONTROL = re.compile(r"<(?=[|｜][^\s<>|｜]+[|｜]>)")  # `<|im_end|>` and the like
@@ -46,7 +51,9 @@ class Judge(BaseModel):
     url: str | None = Field(
         None,
         pattern=r"^https?://[^@]+$",
-        description="URL of an OpenAI-compatible endpoint. Its key is BOLT_JUDGE_API_KEY in the environment or block.",
+        description="URL of an OpenAI-compatible endpoint, up to the part before /chat/completions (with "
+        "`?api-version=DATE` for Azure); /v1 if it has no path. Its key is BOLT_JUDGE_API_KEY in the environment or "
+        "block.",
     )
     name: str | None = Field(None, description="Name of the judge at `url`, with its version if it has one.")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature of the judge (0 in all judged benchmarks).")
@@ -61,8 +68,8 @@ class Judge(BaseModel):
         0.05,
         ge=0,
         le=1,
-        description="Largest share of verdicts that cannot be read even after a second request; the step fails if "
-        "there are more (this project's choice).",
+        description="Largest share of verdicts that the judge refuses, or that cannot be read even after a second "
+        "request; the step fails if there are more (this project's choice).",
     )
     prompt_price: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in dollars.")
     completion_price: float = Field(0.0, ge=0, description="Price of a million completion tokens, in dollars.")
@@ -128,13 +135,17 @@ def ask_judge(
     """Send all requests and write the table `verdicts`, in the order of `requests`.
 
     If a verdict cannot be read, the judge is asked once more, with its first answer in the history; if the second one
-    cannot be read either, the verdict has neither label nor score.
-    `counts` in the manifest: asked, asked again, unread, tokens, and the cost in dollars.
+    cannot be read either, the verdict has neither label nor score. The same holds for a verdict that the judge or its
+    provider refuses (a content filter, too long a prompt, ...); it is not asked for again.
+    `counts` in the manifest: asked, asked again, unread, those of them that were refused, tokens, the cost in dollars,
+    and how the requests were changed to suit the endpoint.
 
     Raises:
-        JudgeError: the share of unreadable verdicts exceeds `max_unread_share`; all verdicts stay in the ledger.
+        JudgeError: the share of refused and unreadable verdicts exceeds `max_unread_share`; what was answered stays in
+            the ledger. Refusals end the step as soon as this is certain.
+        BadInput: the endpoint refuses every request.
         ValueError: two requests have the same id.
-        infra.serving.completions.CompletionError: a request was refused.
+        infra.serving.completions.CompletionError: a request kept failing.
         infra.serving.vllm_server.ServerError: the judge's server died.
     """
     by_id = {each.request_id: each for each in requests}
@@ -143,36 +154,137 @@ def ask_judge(
             f"{plan.step}: {len(requests)} judgements have only {len(by_id)} ids: a problem's id is duplicated"
         )
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
-
-        def verdict(request_id: str) -> Verdict | None:
-            return by_id[request_id.removesuffix(AGAIN)].read(ledger[request_id]["text"])
-
-        def messages(request_id: str, suffix: str) -> Sequence[Message]:
-            first = by_id[request_id].messages
-            answer = ledger[request_id]["text"] if suffix else ""
-            return [*first, *_once_more(safe(answer))] if answer.strip() else first  # some APIs refuse an empty turn
-
+        asked = _Asked(plan.step, judge, by_id, ledger)
         for suffix in ("", AGAIN):
-            owed = [each for each in by_id if each + suffix not in ledger and (not suffix or verdict(each) is None)]
+            owed = asked.owed(suffix)
             if owed:
                 safe = neutraliser(judge_model, store, servers)  # the judge may have repeated the answer it judges
-                chats = (Chat(each + suffix, messages(each, suffix)) for each in owed)
+                chats = (Chat(each + suffix, asked.messages(each, suffix, safe)) for each in owed)
                 with progress(plan.step, lambda: len(ledger), len(by_id), "verdicts"):
-                    _ask(judge, judge_model, servers, chats, ledger)
-        last = {each: each + AGAIN if each + AGAIN in ledger else each for each in by_id}
-        unread = [each for each in by_id if verdict(last[each]) is None]
-        if len(unread) > judge.max_unread_share * len(by_id):
-            raise JudgeError(
-                f"{plan.step}: {len(unread)} of {len(by_id)} verdicts could not be read, even after a second request, "
-                f"limit {judge.max_unread_share:.1%}; the judge's answer to {unread[0]!r} ends with "
-                f"{ledger[last[unread[0]]]['text'][-300:]!r}: raise max_tokens if it is truncated, use another judge, "
-                "or raise max_unread_share to continue without these verdicts"
-            )
-        counts = _counts(judge, ledger, last, unread)
-        rows = (_row(by_id[each], ledger[record_id], verdict(record_id)) for each, record_id in last.items())
-        made = write_table(store, plan.step, plan.key, VERDICTS, batched(rows), plan.provenance, counts=counts)
+                    _ask(judge, judge_model, servers, chats, asked)
+        asked.check_unread()
+        made = write_table(
+            store, plan.step, plan.key, VERDICTS, batched(asked.rows()), plan.provenance, counts=asked.counts()
+        )
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked and answered so far. Answers are in the ledger; refused requests are sent again by a later run."""
+
+    step: str
+    judge: Judge
+    by_id: Mapping[str, JudgeRequest]
+    ledger: Ledger
+    refused: dict[str, str] = field(default_factory=dict)
+    """By the request's id, with its suffix: why the endpoint refused it, or the judge refused to judge."""
+
+    def __post_init__(self) -> None:
+        self.refused.update((each, said) for each, record in self.ledger.items() if (said := record["refusal"]))
+
+    def owed(self, suffix: str) -> list[str]:
+        """The ids of the requests to send; with the suffix `AGAIN`, for the second time."""
+        unsent = [each for each in self.by_id if each + suffix not in self.ledger]
+        return [each for each in unsent if not suffix or (self.verdict(each) is None and not self.refusal(each))]
+
+    def messages(self, request_id: str, suffix: str, safe: Callable[[str], str]) -> Sequence[Message]:
+        first = self.by_id[request_id].messages
+        answer = self.ledger[request_id]["text"] if suffix else ""
+        return [*first, *_once_more(safe(answer))] if answer.strip() else first  # some APIs refuse an empty turn
+
+    def last(self, request_id: str) -> Mapping[str, Any] | None:
+        """The record of the answer that counts; None if there is no answer."""
+        again = request_id + AGAIN
+        return self.ledger.get(again if again in self.ledger else request_id)
+
+    def verdict(self, request_id: str) -> Verdict | None:
+        record = self.last(request_id)
+        return None if record is None or self.refusal(request_id) else self.by_id[request_id].read(record["text"])
+
+    def refusal(self, request_id: str) -> str | None:
+        """Why there is no verdict, if its first or second request was refused; else None."""
+        return self.refused.get(request_id) or self.refused.get(request_id + AGAIN)
+
+    def asks(self, request_id: str) -> int:
+        """How often a verdict was asked for: once or twice."""
+        again = request_id + AGAIN
+        return 2 if again in self.ledger or again in self.refused else 1
+
+    def keep(self, request: Chat, reply: Reply) -> None:
+        """Put an answer into the ledger."""
+        self.ledger.append(request.request_id, asdict(reply))
+        if reply.refusal:
+            self.refuse(request, reply.refusal)
+
+    def refuse(self, request: Chat, reason: str) -> None:
+        """Keep the reason for which the endpoint refused a request."""
+        log.warning("%s: the judge refuses %r: %s", self.step, request.request_id, reason[:300])
+        self.refused[request.request_id] = reason
+        self.check_refused()
+
+    def check_refused(self) -> None:
+        """Raise `JudgeError` if too many verdicts are refused, whatever may still come."""
+        if len(self.refused) > self.judge.max_unread_share * len(self.by_id):
+            request_id, reason = next(iter(self.refused.items()))
+            raise JudgeError(
+                f"{self.step}: the judge refuses {len(self.refused)} of {len(self.by_id)} verdicts, limit "
+                f"{self.judge.max_unread_share:.1%}; of {request_id.removesuffix(AGAIN)!r} it said {reason[:500]!r}: "
+                "correct what it refuses (the address, name and API key of a judge elsewhere, max_tokens, "
+                "verdict_regex), use another judge, or raise max_unread_share to continue without these verdicts"
+            )
+
+    def check_unread(self) -> None:
+        """Raise `JudgeError` if there are too many verdicts that were refused or cannot be read."""
+        self.check_refused()
+        unread = self.unread()
+        if len(unread) > self.judge.max_unread_share * len(self.by_id):
+            first = next(each for each in unread if not self.refusal(each))
+            record = self.last(first)
+            assert record is not None
+            raise JudgeError(
+                f"{self.step}: {len(unread)} of {len(self.by_id)} verdicts could not be read, even after a second "
+                f"request, limit {self.judge.max_unread_share:.1%}; the judge's answer to {first!r} ends with "
+                f"{record['text'][-300:]!r}: raise max_tokens if it is truncated, use another judge, "
+                "or raise max_unread_share to continue without these verdicts"
+            )
+
+    def unread(self) -> list[str]:
+        return [each for each in self.by_id if self.verdict(each) is None]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of the table `verdicts`."""
+        for request_id, request in self.by_id.items():
+            label, score = self.verdict(request_id) or (None, None)
+            record = self.last(request_id) or {"text": "", "prompt_tokens": 0, "completion_tokens": 0}
+            yield {
+                "query_id": request.query_id,
+                "sample": request.sample,
+                "part": request.part,
+                "answer": record["text"],
+                "label": label,
+                "score": score,
+                "asks": self.asks(request_id),
+                "prompt_tokens": record["prompt_tokens"],
+                "completion_tokens": record["completion_tokens"],
+                "refusal": self.refusal(request_id),
+            }
+
+    def counts(self) -> dict[str, Any]:
+        """The manifest's counts."""
+        judge, records = self.judge, list(self.ledger.values())
+        prompt, completion = (sum(each[name] for each in records) for name in ("prompt_tokens", "completion_tokens"))
+        return {
+            "asked": len(self.by_id),
+            "asked again": sum(self.asks(each) > 1 for each in self.by_id),
+            "unread": len(self.unread()),
+            "refused": len(self.refused),
+            "prompt tokens": prompt,
+            "completion tokens": completion,
+            "dollars": round((prompt * judge.prompt_price + completion * judge.completion_price) / 1e6, 4),
+            "changes": "; ".join(sorted({change for each in records for change in each["changes"]})),
+        }
 
 
 def _once_more(text: str) -> list[Message]:
@@ -180,37 +292,8 @@ def _once_more(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}, {"role": "user", "content": ONCE_MORE}]
 
 
-def _row(request: JudgeRequest, record: Mapping[str, Any], verdict: Verdict | None) -> dict[str, Any]:
-    label, score = verdict or (None, None)
-    return {
-        "query_id": request.query_id,
-        "sample": request.sample,
-        "part": request.part,
-        "answer": record["text"],
-        "label": label,
-        "score": score,
-        "asks": record["asks"],
-        "prompt_tokens": record["prompt_tokens"],
-        "completion_tokens": record["completion_tokens"],
-    }
-
-
-def _counts(judge: Judge, ledger: Ledger, last: Mapping[str, str], unread: Sequence[str]) -> dict[str, Any]:
-    """The manifest's counts. `last`: by request id, the id of the record that counts."""
-    records = [ledger[each] for each in ledger]
-    prompt, completion = (sum(record[name] for record in records) for name in ("prompt_tokens", "completion_tokens"))
-    return {
-        "asked": len(last),
-        "asked again": sum(each != record_id for each, record_id in last.items()),
-        "unread": len(unread),
-        "prompt tokens": prompt,
-        "completion tokens": completion,
-        "dollars": round((prompt * judge.prompt_price + completion * judge.completion_price) / 1e6, 4),
-    }
-
-
-def _ask(judge: Judge, judge_model: Ref | None, servers: Servers, chats: Iterator[Chat], ledger: Ledger) -> None:
-    """Send every chat to the judge and put its reply into the ledger."""
+def _ask(judge: Judge, judge_model: Ref | None, servers: Servers, chats: Iterator[Chat], asked: _Asked) -> None:
+    """Send every chat to the judge and keep its reply, or the reason for which it was refused."""
     headers: Mapping[str, str] = {}
     if judge_model is not None:
         server = servers.generation(judge_model)
@@ -218,24 +301,25 @@ def _ask(judge: Judge, judge_model: Ref | None, servers: Servers, chats: Iterato
     else:
         assert judge.url is not None
         assert judge.name is not None
-        key = Settings.load().judge_api_key
         url, name, alive = judge.url, judge.name, lambda: None
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-
-    def keep(request: Chat, reply: Reply) -> None:
-        asks = 2 if request.request_id.endswith(AGAIN) else 1
-        ledger.append(request.request_id, {"asks": asks, **asdict(reply)})
-
+        headers = key_header(url, Settings.load().judge_api_key)
     chatting = chat(
         url,
         name,
         chats,
         temperature=judge.temperature,
         max_tokens=judge.max_tokens,
-        on_reply=keep,
+        on_reply=asked.keep,
+        on_refused=asked.refuse,
         alive=alive,
         headers=headers,
         constraint={"regex": judge.verdict_regex} if judge.verdict_regex else None,
         max_in_flight=judge.in_flight,
     )
-    asyncio.run(chatting)
+    try:
+        asyncio.run(chatting)
+    except DeniedError as error:
+        raise BadInput(
+            f"{asked.step}: {error}. The judge {name!r} was asked at {''.join(endpoint(url)).partition('?')[0]}: check "
+            "judge.url (the part before /chat/completions), judge.name, the API key BOLT_JUDGE_API_KEY, and the account"
+        ) from None

@@ -8,6 +8,7 @@ The text of a query is not trusted: it cannot spell a control token or close the
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import load_tokenizer, neutralise, prompt_text
 from infra.text.templates import filled
 
+log = logging.getLogger(__name__)
+
 AGAIN = " again"  # suffix to the id of the second request, sent if the first answer could not be read
 _MARK = re.compile(r"<(?=\s*/?\s*query\b)", re.IGNORECASE)
 
@@ -51,8 +54,8 @@ class JudgeConfig(BaseModel):
         0.02,
         ge=0,
         le=1,
-        description="Largest share of a shard's queries whose answer cannot be read even after a second request; the "
-        "step fails if there are more.",
+        description="Largest share of a shard's queries that the judge's server refuses (such as one that is too "
+        "long), or whose answer cannot be read even after a second request; the step fails if there are more.",
     )
     in_flight: int = Field(256, ge=1, description="Concurrent requests per shard; 4 shards run at once.")
     shards: int = Field(
@@ -127,22 +130,31 @@ def judge(
     """Ask `question` in every request and write the table of judgements, with one row per request, in order.
 
     If an answer cannot be read, the request is sent once more. If the second one cannot be read either, the labels are
-    null. `counts` in the manifest: asked, asked again, unread.
+    null. So are those of a request that the server refuses (such as one too long for `max_model_len`).
+    `counts` in the manifest: asked, asked again, unread, and those of them that were refused.
 
     Args:
         turns: given the judge's tokenizer, yields the requests: an id and the user turn.
 
     Raises:
-        JudgeError: the share of unreadable answers exceeds `max_unread_share`; all answers stay in the ledger.
+        JudgeError: the share of refused requests and unreadable answers exceeds `max_unread_share`; all answers stay
+            in the ledger. Refusals end the step as soon as this is certain.
         ValueError: two requests have the same id.
-        infra.serving.completions.CompletionError: a request was refused, such as one too long for `max_model_len`.
+        infra.serving.completions.CompletionError: a request kept failing, or every request is refused.
         infra.serving.vllm_server.ServerError: the server died.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     prompts = _prompts(plan.step, tokenizer, turns(tokenizer))
+    refused: dict[str, str] = {}  # by request id, with its suffix: why the server refused it
+
+    def refuse(request: Request, reason: str) -> None:
+        log.warning("%s: the judge's server refuses request %s: %s", plan.step, request.request_id, reason[:300])
+        refused[request.request_id] = reason
+        _check_refused(plan.step, config, refused, len(prompts))
+
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
         for suffix in ("", AGAIN):
-            unsent = [each for each in prompts if each + suffix not in ledger]
+            unsent = [each for each in prompts if each + suffix not in ledger and each not in refused]
             owed = [each for each in unsent if not suffix or question.labels(ledger[each]) is None]
             if owed:
                 requests = (
@@ -150,13 +162,20 @@ def judge(
                     for each in owed
                 )
                 with progress(plan.step, lambda: len(ledger), len(prompts), "requests"):
-                    _ask(servers, model, question, requests, config.in_flight, ledger)
-        last = {each: each + AGAIN if each + AGAIN in ledger else each for each in prompts}
-        counts = {"asked": len(prompts), "asked again": sum(each != record_id for each, record_id in last.items())}
-        counts["unread"] = _check_unread(plan.step, config, question, ledger, last)
+                    _ask(servers, model, question, requests, config.in_flight, ledger, refuse)
+        last = {each: each + AGAIN if each + AGAIN in ledger else each for each in prompts if each not in refused}
+        again = sum(each + AGAIN in ledger or each + AGAIN in refused for each in prompts)
+        counts = {"asked": len(prompts), "asked again": again}
+        counts["unread"] = _check_unread(plan.step, config, question, ledger, last, len(prompts))
+        counts["refused"] = len(refused)
         rows = (
-            {"request_id": each, "answer": ledger[record_id]["text"], "labels": question.labels(ledger[record_id])}
-            for each, record_id in last.items()
+            {
+                "request_id": each,
+                "answer": ledger[last[each]]["text"] if each in last else "",
+                "labels": question.labels(ledger[last[each]]) if each in last else None,
+                "refusal": refused.get(each) or refused.get(each + AGAIN),
+            }
+            for each in prompts
         )
         made = write_table(store, plan.step, plan.key, JUDGEMENTS, batched(rows), plan.provenance, counts=counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
@@ -176,9 +195,15 @@ def _prompts(step: str, tokenizer: Any, turns: Iterable[tuple[str, str]]) -> dic
 
 
 def _ask(
-    servers: Servers, model: Ref, question: Question, requests: Iterator[Request], in_flight: int, ledger: Ledger
+    servers: Servers,
+    model: Ref,
+    question: Question,
+    requests: Iterator[Request],
+    in_flight: int,
+    ledger: Ledger,
+    refuse: Callable[[Request, str], None],
 ) -> None:
-    """Put the answer to every request into the ledger."""
+    """Put the answer to every request into the ledger, and pass what the server refuses to `refuse`."""
     server = servers.generation(model)
     completing = complete(
         server.url,
@@ -187,6 +212,7 @@ def _ask(
         Sampling(n=1, temperature=0, max_tokens=question.longest + 1, constraint=question.constraint),
         max_in_flight=in_flight,
         on_result=partial(_keep_answer, ledger),
+        on_refused=refuse,
         alive=server.check,
         headers=server.headers,
     )
@@ -198,20 +224,35 @@ def _keep_answer(ledger: Ledger, request: Request, completions: list[Completion]
     ledger.append(request.request_id, {"text": answer.text, "finish_reason": answer.finish_reason})
 
 
-def _check_unread(step: str, config: JudgeConfig, question: Question, ledger: Ledger, last: Mapping[str, str]) -> int:
-    """The number of unreadable answers. Raises `JudgeError` if there are too many.
+def _check_refused(step: str, config: JudgeConfig, refused: Mapping[str, str], asked: int) -> None:
+    """Raise `JudgeError` if the server refused too many requests, whatever may still come."""
+    if len(refused) > config.max_unread_share * asked:
+        request_id, reason = next(iter(refused.items()))
+        raise JudgeError(
+            f"{step}: the judge's server refuses {len(refused)} of {asked} requests, limit "
+            f"{config.max_unread_share:.1%}; of {request_id.removesuffix(AGAIN)} it said {reason[:500]!r}: raise "
+            "serving.policy.max_model_len or lower shown_tokens if it is too long, use a server that enforces "
+            "structured outputs, or raise max_unread_share"
+        )
 
-    `last`: by request id, the id of the record that counts.
+
+def _check_unread(
+    step: str, config: JudgeConfig, question: Question, ledger: Ledger, last: Mapping[str, str], asked: int
+) -> int:
+    """The number of requests without a readable answer. Raises `JudgeError` if there are too many.
+
+    `last`: by request id, the id of the record that counts; none of a refused request. `asked`: the number of requests.
     """
     unread = [record_id for record_id in last.values() if question.labels(ledger[record_id]) is None]
-    if last and len(unread) / len(last) > config.max_unread_share:
+    count = len(unread) + asked - len(last)
+    if unread and count / asked > config.max_unread_share:
         raise JudgeError(
-            f"{step}: {len(unread)} of {len(last)} answers of the judge ({len(unread) / len(last):.1%}) could not be "
+            f"{step}: {count} of {asked} answers of the judge ({count / asked:.1%}) could not be "
             f"read, even after a second request, limit {config.max_unread_share:.1%}; the answer to "
             f"{unread[0].removesuffix(AGAIN)} was {ledger[unread[0]]['text'][:200]!r}, expected {question.expected}: "
             "use a server that enforces structured outputs, use another judge, or raise max_unread_share"
         )
-    return len(unread)
+    return count
 
 
 def with_labels(

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[[int], tuple[int, Any]]
+Reply = Callable[[int], tuple[int, Any] | tuple[int, Any, dict[str, str]]]
 
 
 class Endpoint:
-    """Answers what `reply` says to the n-th request, from 1: a status, and JSON, or text and bytes as they are.
+    """Answers what `reply` says to the n-th request, from 1: a status; JSON, or text and bytes as they are; headers.
 
-    What was asked stands under n - 1 in `asked` (the JSON that was posted; of a GET none), `paths` and `keys` (the
-    Authorization header).
+    What was asked stands under n - 1 in `asked` (the JSON that was posted; of a GET none), `paths`, `keys` (the
+    Authorization header) and `azure_keys` (the header `api-key`).
     """
 
     def __init__(self, reply: Reply) -> None:
@@ -23,6 +23,7 @@ class Endpoint:
         self.asked: list[Any] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
+        self.azure_keys: list[str | None] = []
         self.max_open = 0
         lock, outer, open_now = threading.Lock(), self, [0]
 
@@ -40,16 +41,19 @@ class Endpoint:
                     outer.asked.append(body)
                     outer.paths.append(self.path)
                     outer.keys.append(self.headers["Authorization"])
+                    outer.azure_keys.append(self.headers["api-key"])
                     number = len(outer.asked)
                     open_now[0] += 1
                     outer.max_open = max(open_now[0], outer.max_open)
-                status, told = outer.reply(number)
+                status, told, *more = outer.reply(number)
                 with lock:
                     open_now[0] -= 1
                 text = told if isinstance(told, str | bytes) else json.dumps(told)
                 content = text.encode() if isinstance(text, str) else text
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in more[0].items() if more else ():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 

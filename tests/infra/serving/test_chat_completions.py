@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
 from endpoint import Endpoint
+from pydantic import SecretStr
 from tenacity import wait_none
 
-import infra.serving.completions
-from infra.serving.chat_completions import Chat, Reply, chat
-from infra.serving.completions import CompletionError
+import infra.serving.patience
+from infra.serving.chat_completions import Chat, Reply, chat, key_header
+from infra.serving.completions import CompletionError, DeniedError
 
 KEY = "sk-planted-51c0ffee"
 MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how good is it?"}]
@@ -37,16 +41,19 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.serving.completions, "wait_exponential_jitter", lambda **_: wait_none())
+    monkeypatch.setattr(infra.serving.patience, "wait_exponential_jitter", lambda **_: wait_none())
 
 
-def ask(url: str, count: int = 1, **more: Any) -> dict[str, Reply]:
-    found: dict[str, Reply] = {}
-    chats = (Chat(f"c{number}", MESSAGES) for number in range(count))
+def ask(url: str, count: int = 1, messages: Any = MESSAGES, **more: Any) -> dict[str, Reply | str]:
+    """By id, the reply to each chat, or the reason for which it was refused."""
+    found: dict[str, Reply | str] = {}
+    chats = (Chat(f"c{number}", messages) for number in range(count))
     settings = {"temperature": 0.5, "max_tokens": 9, "alive": lambda: None, "attempts": 3, "max_in_flight": 4, **more}
-    asyncio.run(
-        chat(url, "judge", chats, on_reply=lambda each, reply: found.update({each.request_id: reply}), **settings)
-    )
+
+    def keep(each: Chat, got: Reply | str) -> None:
+        found[each.request_id] = got
+
+    asyncio.run(chat(url, "judge", chats, on_reply=keep, on_refused=keep, **settings))
     return found
 
 
@@ -59,11 +66,41 @@ def test_a_reply_is_the_answer_without_the_thoughts(endpoint):
     assert endpoint.asked == [expected]
 
 
-@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
-def test_the_url_may_end_on_v1(endpoint, ending):
-    ask(endpoint.url + ending)
-    ask(f"{endpoint.url}/api{ending}")
-    assert endpoint.paths == ["/v1/chat/completions", "/api/v1/chat/completions"]
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/openai/v1", "/openai/v1/chat/completions"),  # Groq
+        ("/api/v1/", "/api/v1/chat/completions"),  # OpenRouter
+        ("/v1beta/openai/", "/v1beta/openai/chat/completions"),  # Google
+        ("/compatible-mode/v1", "/compatible-mode/v1/chat/completions"),
+        ("/api/paas/v4", "/api/paas/v4/chat/completions"),
+        ("/v1/chat/completions", "/v1/chat/completions"),  # the whole address, as documentation shows it
+        ("/chat/completions", "/chat/completions"),
+        (
+            "/openai/deployments/x?api-version=2024-10-21",
+            "/openai/deployments/x/chat/completions?api-version=2024-10-21",
+        ),
+        ("?api-version=1", "/v1/chat/completions?api-version=1"),
+    ],
+)
+def test_a_base_path_of_any_provider_is_used_as_it_is(endpoint, given, asked):
+    ask(endpoint.url + given)
+    assert endpoint.paths == [asked]
+
+
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [("", (f"Bearer {KEY}", None)), ("?api-version=2024-10-21", (None, KEY)), ("?x=1", (f"Bearer {KEY}", None))],
+)
+def test_azures_key_has_a_header_of_its_own(endpoint, query, sent):
+    url = f"{endpoint.url}/openai/deployments/x{query}"
+    ask(url, headers=key_header(url, SecretStr(KEY)))
+    assert (endpoint.keys[0], endpoint.azure_keys[0]) == sent
+    assert key_header(url, None) == {}
 
 
 def test_headers_go_with_every_request(endpoint):
@@ -106,19 +143,43 @@ def test_a_lone_surrogate_can_be_stored(endpoint):
 
 
 @pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "[[7]]"}], "[[7]]"),
+        (
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "[[3]]"}]}, {"type": "text", "text": "[[7]]"}],
+            "[[7]]",
+        ),
+        ([{"type": "text", "text": "so: "}, {"type": "output_text", "text": "[[7]]"}], "so: [[7]]"),
+        ([], ""),
+    ],
+)
+def test_content_may_come_in_parts(endpoint, content, text):
+    endpoint.reply = lambda _: (200, answer(content))
+    assert ask(endpoint.url) == {"c0": Reply(text, "stop", 11, 5)}
+
+
+def test_a_message_without_content_and_usage_in_part_are_answers(endpoint):
+    """Gemini's answer when it was cut while thinking."""
+    choice = {"index": 0, "message": {"role": "assistant"}, "finish_reason": "length"}
+    endpoint.reply = lambda _: (200, answer(choices=[choice], usage={"prompt_tokens": 3, "total_tokens": 10}))
+    assert ask(endpoint.url) == {"c0": Reply("", "length", 3, 7)}
+    endpoint.reply = lambda _: (200, answer(usage=None))
+    assert ask(endpoint.url) == {"c0": Reply("[[7]]", "stop", 0, 0)}
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"error": {"message": "overloaded"}},
+        {"error": "overloaded"},
         {"choices": []},
         answer(choices=[]),
         answer(choices=None),
         answer(choices=[{"text": "[[7]]", "finish_reason": "stop"}]),
         answer(choices=[{"message": None, "finish_reason": "stop"}]),
-        answer(usage=None),
-        answer(usage={"prompt_tokens": 3}),
-        answer(usage={"prompt_tokens": 3, "completion_tokens": None}),
-        answer([{"type": "text", "text": "[[7]]"}]),
         answer(7),
+        answer(["[[7]]"]),
         [answer()],
         "[[7]]",
         None,
@@ -127,10 +188,169 @@ def test_a_lone_surrogate_can_be_stored(endpoint):
         b"\xff\xfe",
     ],
 )
-def test_an_answer_that_is_not_a_chat_completion_is_an_error_that_names_the_chat(endpoint, body):
-    endpoint.reply = lambda _: (200, body)
-    with pytest.raises(CompletionError, match=r"^chat c0: expected "):
-        ask(endpoint.url)
+def test_an_answer_that_is_not_a_chat_completion_is_a_refusal_with_its_reason(endpoint, body):
+    endpoint.reply = lambda number: (200, answer()) if number == 1 else (200, body)
+    found = ask(endpoint.url, 2)
+    assert found["c0"] == Reply("[[7]]", "stop", 11, 5)
+    assert "expected" in str(found["c1"]) or "overloaded" in str(found["c1"])
+    assert len(endpoint.asked) == 2
+
+
+# ---- refusals: the fault of one chat
+
+
+FILTERED = {
+    "error": {
+        "message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+        "type": None,
+        "param": "prompt",
+        "code": "content_filter",
+        "status": 400,
+        "innererror": {"code": "ResponsibleAIPolicyViolation"},
+    }
+}
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+@pytest.mark.parametrize(
+    "body", [FILTERED, {"detail": "no: KEY"}, b"no: KEY", [{"error": {"code": 400, "message": "KEY"}}]]
+)
+def test_a_refused_chat_is_skipped_with_its_reason_and_the_others_go_on(endpoint, caplog, status, body):
+    """The reason never has the key, even if the server repeats it."""
+    text = (body if isinstance(body, bytes) else json.dumps(body).encode()).replace(b"KEY", KEY.encode())
+    endpoint.reply = lambda number: (status, text) if number % 2 else (200, answer())
+    with caplog.at_level(logging.DEBUG):
+        found = ask(endpoint.url, 6, headers={"Authorization": f"Bearer {KEY}"}, max_in_flight=1)
+    assert [found[f"c{number}"] for number in (1, 3, 5)] == [Reply("[[7]]", "stop", 11, 5)] * 3
+    assert all(str(found[f"c{number}"]).startswith(f"{status}: ") for number in (0, 2, 4))
+    assert KEY not in f"{found} {caplog.text}"
+    assert len(endpoint.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "finish_reason", "reason"),
+    [
+        (None, {"refusal": "I can't help with that."}, "stop", "I can't help with that."),
+        ("", {"refusal": "no \ud83d"}, "stop", "no ?"),
+        ([{"type": "refusal", "refusal": "I can't."}], {}, "stop", "I can't."),
+        ("The ass", {}, "content_filter", "finish_reason content_filter"),
+        (None, {}, "content_filter: PROHIBITED_CONTENT", "finish_reason content_filter: PROHIBITED_CONTENT"),
+        (None, {}, "SAFETY", "finish_reason SAFETY"),
+        ("[[7]]", {"refusal": None}, "stop", None),
+        ("[[7]]", {"refusal": "but"}, "stop", None),
+    ],
+)
+def test_a_model_that_refuses_or_is_filtered_gives_its_reason(endpoint, content, changes, finish_reason, reason):
+    told = answer(content)
+    told["choices"][0]["message"] |= changes
+    told["choices"][0]["finish_reason"] = finish_reason
+    endpoint.reply = lambda _: (200, json.dumps(told).encode())
+    reply = ask(endpoint.url)["c0"]
+    assert isinstance(reply, Reply)
+    assert reply.refusal == reason
+    assert reply.text == (content if isinstance(content, str) else "")
+
+
+# ---- settings that an endpoint refuses
+
+
+def refused(message: str, param: str | None = None, code: str = "unsupported_parameter") -> tuple[int, Any]:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return 400, {"error": error}
+
+
+def reasoning_model(body: dict[str, Any]) -> tuple[int, Any]:
+    """What OpenAI's o-series answers."""
+    if "max_tokens" in body:
+        what = (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
+        return refused(what, "max_tokens")
+    if body.get("temperature", 1) != 1:
+        what = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+        return refused(what, "temperature", "unsupported_value")
+    if body["messages"][0]["role"] == "system":
+        what = "Unsupported value: 'messages[0].role' does not support 'system' with this model."
+        return refused(what, "messages[0].role", "unsupported_value")
+    return 200, answer()
+
+
+def taciturn(body: dict[str, Any]) -> tuple[int, Any]:
+    """A gateway that names the parameter and says nothing else."""
+    odd = next((name for name in ("temperature", "max_tokens") if name in body), None)
+    return (
+        (422, {"detail": [{"loc": ["body", odd], "msg": "Extra inputs are not permitted"}]}) if odd else (200, answer())
+    )
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_settings_that_a_provider_refuses_are_learnt_once(endpoint, caplog, in_flight):
+    endpoint.reply = lambda number: reasoning_model(endpoint.asked[number - 1])
+    found = ask(endpoint.url, 20, temperature=0, max_in_flight=in_flight)
+    changes = (
+        "max_completion_tokens in place of max_tokens",
+        "no temperature (its own default)",
+        "the system turn as a part of the user's",
+    )
+    assert list(found.values()) == [Reply("[[7]]", "stop", 11, 5, changes=changes)] * 20
+    assert len(endpoint.asked) == 3 + 20
+    turn = {"role": "user", "content": "be kind\n\nhow good is it?"}
+    assert endpoint.asked[-1] == {"model": "judge", "max_completion_tokens": 9, "messages": [turn]}
+    assert [record.getMessage() for record in caplog.records if record.name.endswith("chat_completions")] == [
+        f"the endpoint of the chats refuses a setting and is sent {change}" for change in changes
+    ]
+
+
+def test_a_refusal_that_only_names_the_parameter_is_enough(endpoint):
+    endpoint.reply = lambda number: taciturn(endpoint.asked[number - 1])
+    found = ask(endpoint.url, 3)
+    assert [reply.text for reply in found.values()] == ["[[7]]"] * 3
+    assert endpoint.asked[-1] == {"model": "judge", "max_completion_tokens": 9, "messages": MESSAGES}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "System role not supported",  # Gemma's template, behind vLLM
+        "Conversation roles must alternate user/assistant/user/assistant/...",  # Mistral's first ones
+        "Only user and assistant roles are supported!",
+        "Developer instruction is not enabled for models/gemma-3-27b-it",  # Google's API
+    ],
+)
+def test_a_template_without_a_system_turn_gets_it_in_the_user_turn(endpoint, said):
+    def reply(number: int) -> tuple[int, Any]:
+        system = any(turn["role"] == "system" for turn in endpoint.asked[number - 1]["messages"])
+        return (400, {"object": "error", "message": said, "code": 400}) if system else (200, answer())
+
+    endpoint.reply = reply
+    found = ask(endpoint.url, 3)
+    assert [reply.text for reply in found.values()] == ["[[7]]"] * 3
+    assert [len(body["messages"]) for body in endpoint.asked] == [2, 1, 1, 1]
+
+
+def test_what_does_not_help_is_not_learnt(endpoint):
+    """A prompt that is too long: the refusal names max_tokens, but another name for it changes nothing."""
+    long = {"error": {"message": "the prompt has 9000 tokens and max_tokens is 9, of 8192 in all"}}
+    endpoint.reply = lambda number: (400, long) if number < 3 else (200, answer())
+    found = ask(endpoint.url, 2)
+    assert found == {"c0": f"400: {long['error']['message']}", "c1": Reply("[[7]]", "stop", 11, 5)}
+    assert [sorted(body)[0] for body in endpoint.asked] == ["max_tokens", "max_completion_tokens", "max_tokens"]
+
+
+# ---- refusals of everything
+
+
+@pytest.mark.parametrize("status", [401, 402, 404, 405])
+@pytest.mark.parametrize(
+    "body", [{"error": {"message": "no: KEY"}}, {"detail": "no: KEY"}, b"no: KEY", {"error": "KEY"}]
+)
+def test_a_wrong_key_or_address_ends_all_after_one_request_without_the_key(endpoint, caplog, status, body):
+    text = (body if isinstance(body, bytes) else json.dumps(body).encode()).replace(b"KEY", KEY.encode())
+    endpoint.reply = lambda _: (status, text)
+    with caplog.at_level(logging.DEBUG), pytest.raises(DeniedError) as error:
+        ask(endpoint.url, 20, headers={"Authorization": f"Bearer {KEY}"})
+    assert str(error.value).startswith(f"chat c0: the server answered {status}: ")
+    assert KEY not in f"{error.value!r} {error.getrepr(style='long')} {caplog.text}"
     assert len(endpoint.asked) == 1
 
 
@@ -152,18 +372,45 @@ def test_a_lasting_failure_ends_with_the_servers_message(endpoint, status):
     assert len(endpoint.asked) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-@pytest.mark.parametrize(
-    "body", [{"error": {"message": "no: KEY"}}, {"detail": "no: KEY"}, b"no: KEY", {"error": "KEY"}]
-)
-def test_a_refusal_is_an_error_at_once_without_the_key(endpoint, caplog, status, body):
-    """Even if the server repeats the key."""
-    text = (body if isinstance(body, bytes) else json.dumps(body).encode()).replace(b"KEY", KEY.encode())
-    endpoint.reply = lambda _: (status, text)
-    with caplog.at_level(logging.DEBUG), pytest.raises(CompletionError) as error:
-        ask(endpoint.url, headers={"Authorization": f"Bearer {KEY}"})
-    assert str(error.value).startswith(f"chat c0: the server answered {status}: ")
-    assert KEY not in f"{error.value!r} {error.getrepr(style='long')} {caplog.text}"
+@pytest.mark.parametrize("code", [429, "502"])
+def test_an_outage_that_a_gateway_reports_with_200_is_retried(endpoint, code):
+    outage = {"error": {"code": code, "message": "later"}, "user_id": "x"}
+    endpoint.reply = lambda number: (200, outage) if number < 3 else (200, answer())
+    assert ask(endpoint.url)["c0"] == Reply("[[7]]", "stop", 11, 5)
+    assert len(endpoint.asked) == 3
+
+
+def http_date(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("header", ["1", "1.2", lambda: http_date(2.5)])
+def test_retry_after_is_honoured_and_is_no_failed_attempt(endpoint, status, header):
+    """Eight requests at once to a provider that takes one a moment: none is given up after its third attempt."""
+    endpoint.reply = lambda number: (
+        (status, {"error": {"message": "slow down"}}, {"Retry-After": header() if callable(header) else header})
+        if number < 3
+        else (200, answer())
+    )
+    began = time.monotonic()
+    assert ask(endpoint.url, attempts=1)["c0"] == Reply("[[7]]", "stop", 11, 5)
+    assert time.monotonic() - began >= 2.0 * (1 if header == "1" or callable(header) else 1.2) * 0.99
+    assert len(endpoint.asked) == 3
+
+
+@pytest.mark.parametrize("header", ["0", "", "soon", "nan", "-5"])
+def test_a_retry_after_that_says_nothing_counts_as_none(endpoint, header):
+    endpoint.reply = lambda _: (429, {"error": {"message": "no"}}, {"Retry-After": header})
+    with pytest.raises(CompletionError, match="429: no"):
+        ask(endpoint.url)
+    assert len(endpoint.asked) == 3
+
+
+def test_a_provider_that_puts_off_until_tomorrow_ends_all(endpoint):
+    endpoint.reply = lambda _: (429, {"error": {"message": "quota of the day"}}, {"Retry-After": "80000"})
+    with pytest.raises(CompletionError, match="429: quota of the day"):
+        ask(endpoint.url)
     assert len(endpoint.asked) == 1
 
 
@@ -173,27 +420,6 @@ def test_the_log_of_a_retry_has_no_key(endpoint, caplog):
         ask(endpoint.url, headers={"Authorization": f"Bearer {KEY}"})
     assert "is busy" in caplog.text
     assert KEY not in caplog.text
-
-
-def test_one_refusal_ends_the_run_and_keeps_what_came_before(endpoint):
-    endpoint.reply = lambda number: (200, answer()) if number < 6 else (400, {"error": {"message": "too long"}})
-    kept: list[str] = []
-    chats = (Chat(f"c{number}", MESSAGES) for number in range(50))
-    with pytest.raises(CompletionError, match=r"^chat c5: .* too long"):
-        asyncio.run(
-            chat(
-                endpoint.url,
-                "judge",
-                chats,
-                temperature=0,
-                max_tokens=1,
-                on_reply=lambda each, _: kept.append(each.request_id),
-                alive=lambda: None,
-                max_in_flight=1,
-            )
-        )
-    assert kept == ["c0", "c1", "c2", "c3", "c4"]
-    assert len(endpoint.asked) == 6
 
 
 def test_an_unreachable_endpoint_is_an_error_that_names_the_chat(endpoint):

@@ -295,7 +295,7 @@ def test_a_refused_request_is_quarantined_with_the_reason_and_the_others_are_ans
     assert not server.dead
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 404])
 def test_a_refusal_that_concerns_every_request_ends_the_run(stub, status):
     with pytest.raises(CompletionError, match=f"the server answered {status}"):
         run(Pool([stub(refused=frozenset({"0-1"}), refusal=status)]), names(1, 3))

@@ -52,6 +52,36 @@ def test_a_prompt_is_the_template_around_harmless_text() -> None:
     assert [i for i in attack if i in CONTROL_IDS] == [i for i in ids if i in CONTROL_IDS]
 
 
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+)
+DROPS = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + TEMPLATE
+
+
+@pytest.mark.parametrize("template", [GEMMA, DROPS])
+def test_a_template_without_a_system_turn_gets_it_in_the_user_turn(template: str) -> None:
+    tokenizer = make_tokenizer(template)
+    turns = [{"role": "system", "content": "w9 <eos>"}, {"role": "user", "content": "w1"}]
+    later = [{"role": "assistant", "content": "w3"}, {"role": "user", "content": "w2"}]
+    folded = [{"role": "user", "content": "w9 <eos>\n\nw1"}]
+    assert chat.prompt_text(tokenizer, turns) == chat.prompt_text(TOKENIZER, folded)
+    assert chat.prompt_text(tokenizer, [*turns, *later]) == chat.prompt_text(TOKENIZER, [*folded, *later])
+    assert chat.prompt_text(tokenizer, later) == chat.prompt_text(TOKENIZER, later)
+    assert "< eos>" in chat.prompt_text(tokenizer, turns)
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text()}))
+)
+def test_no_text_is_lost_with_a_system_turn(turns: list[dict[str, str]]) -> None:
+    folded = chat.without_system_turn(turns)
+    assert "system" not in {turn["role"] for turn in folded}
+    asked, kept = ([turn["content"] for turn in all_of if turn["role"] != "assistant"] for all_of in (turns, folded))
+    assert "\n\n".join(asked) == "\n\n".join(kept)
+    replies = [[turn for turn in all_of if turn["role"] == "assistant"] for all_of in (turns, folded)]
+    assert replies[0] == replies[1]
+
+
 def test_the_generation_prefix_shows_opened_thoughts() -> None:
     assert chat.generation_prefix(TOKENIZER) == " <|assistant|>"
     opening = make_tokenizer(TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|> <think>\n{% endif %}"))

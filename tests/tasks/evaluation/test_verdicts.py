@@ -10,7 +10,7 @@ import pytest
 from fakes import TinyServers, chats
 from pydantic import ValidationError
 
-from infra.serving.completions import CompletionError
+from infra.errors import BadInput
 from infra.serving.ledger import LedgerError
 from infra.serving.vllm_server import ServerError
 from infra.steps.step import step
@@ -80,7 +80,7 @@ def test_a_row_holds_the_whole_verdict(world, elsewhere, serve, bars):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-2026", 0.25, 77)
     assert body["messages"] == [{"role": "user", "content": "rate 0"}]
     assert body["structured_outputs"] == {"regex": "[0-9AB]"}
-    plain = {"sample": 0, "part": "turn-1", "asks": 1, "prompt_tokens": 6, "completion_tokens": 1}
+    plain = {"sample": 0, "part": "turn-1", "asks": 1, "prompt_tokens": 6, "completion_tokens": 1, "refusal": None}
     assert world.rows(made) == [
         {"query_id": "q0", "answer": "7", "label": None, "score": 7.0, **plain},
         {"query_id": "q1", "answer": "A", "label": "A", "score": None, **plain},
@@ -103,8 +103,8 @@ def test_each_verdict_is_on_disk_before_the_next_request(world, elsewhere, serve
 
     elsewhere(serve(completions=chats(text)), requests(4))
     assert [len(each) for each in held] == [0, 1, 2, 3]
-    record = {"asks": 1, "text": "3", "finish_reason": "stop", "prompt_tokens": 6, "completion_tokens": 1}
-    assert held[1] == [{"id": "q0 0 turn-1", "record": record}]
+    record = {"text": "3", "finish_reason": "stop", "prompt_tokens": 6, "completion_tokens": 1}
+    assert held[1] == [{"id": "q0 0 turn-1", "record": {**record, "refusal": None, "changes": []}}]
 
 
 def test_without_requests_the_table_is_empty_and_nothing_is_sent(world, elsewhere, serve):
@@ -128,8 +128,9 @@ def test_an_unreadable_verdict_is_requested_exactly_once_more_and_never_guessed(
     assert len(server.asked) == 11
     shown = [message["content"] for body in server.asked for message in body["messages"]]
     prompt, completion = len("".join(shown)), 5 + 9 + 1 + 7 + 2 + 0 + 0
-    counts = {"asked": 8, "asked again": 3, "unread": 2, "prompt tokens": prompt, "completion tokens": completion}
-    assert world.counts(made) == {**counts, "dollars": round(prompt / 1_000 + completion, 4)}
+    counts = {"asked": 8, "asked again": 3, "unread": 2, "refused": 0, "prompt tokens": prompt, "changes": ""}
+    dollars = round(prompt / 1_000 + completion, 4)
+    assert world.counts(made) == {**counts, "completion tokens": completion, "dollars": dollars}
 
 
 def test_the_second_request_repeats_what_the_judge_said(elsewhere, serve):
@@ -268,8 +269,9 @@ def test_a_judge_served_here_is_not_sent_the_key(world, model, serve):
 
 
 @pytest.mark.usefixtures("_key")
-@pytest.mark.parametrize("status", [400, 401])
-def test_a_refusal_fails_the_step_keeps_the_verdicts_and_shows_no_key(world, elsewhere, serve, caplog, status):
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_a_judge_that_refuses_everything_is_the_users_to_correct(world, elsewhere, serve, caplog, status):
+    """The verdicts so far are kept, and the key is shown nowhere."""
     answered = answering({})
 
     def refusing(body: dict[str, Any]) -> dict[str, Any]:
@@ -277,14 +279,108 @@ def test_a_refusal_fails_the_step_keeps_the_verdicts_and_shows_no_key(world, els
         return refused if body["messages"][0]["content"] == "rate 2" else answered(body)
 
     server = serve(completions=refusing)
-    with caplog.at_level(logging.DEBUG), pytest.raises(CompletionError) as error:
+    with caplog.at_level(logging.DEBUG), pytest.raises(BadInput) as error:
         elsewhere(server, requests(4))
-    assert str(error.value) == f"chat q2 0 turn-1: the server answered {status}: incorrect key (the key)"
+    assert str(error.value).startswith(
+        f"made: chat q2 0 turn-1: the server answered {status}: incorrect key (the key). "
+    )
+    assert f"was asked at {server.url}/v1/chat/completions: check judge.url" in str(error.value)
+    assert "BOLT_JUDGE_API_KEY" in str(error.value)
     assert KEY not in f"{error.getrepr()} {caplog.text}"
     assert KEY.encode() not in everything_in(world)
     second = serve(completions=answered)
     elsewhere(second, requests(4))
     assert [body["messages"][0]["content"] for body in second.asked] == ["rate 2", "rate 3"]
+
+
+# ---- refusals
+
+FILTER = {"status": 400, "error": {"code": "content_filter", "message": "the prompt was filtered, KEY"}}
+
+
+def refusing(answers: dict[int, Any], otherwise: str = "5") -> Any:
+    """A judge that answers the questions of these numbers so: with a whole answer, or with a message."""
+    plain = answering({}, otherwise)
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        found = answers.get(int(body["messages"][0]["content"].split()[-1]))
+        if found is None or "status" in found:
+            return found or plain(body)
+        choice = {"message": {"content": None, **found}, "finish_reason": found.get("finish_reason", "stop")}
+        return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+    return answer
+
+
+REFUSALS = {
+    1: FILTER,
+    3: {"refusal": "I can't rate this."},
+    4: {"content": "Rating: [[", "finish_reason": "content_filter"},
+    7: {"status": 413, "error": {"message": "too long"}},
+}
+REASONS = {
+    "q1": "400: the prompt was filtered, KEY",
+    "q3": "I can't rate this.",
+    "q4": "finish_reason content_filter",
+    "q7": "413: too long",
+}
+
+
+@pytest.mark.parametrize("in_flight", [1, 8])
+def test_a_refusal_or_a_content_filter_is_the_verdicts_fault_and_its_reason_is_kept(world, elsewhere, serve, in_flight):
+    server = serve(completions=refusing(REFUSALS))
+    made = elsewhere(server, requests(10), max_unread_share=0.4, in_flight=in_flight)
+    found = {row["query_id"]: row for row in world.rows(made)}
+    assert {name: row["refusal"] for name, row in found.items() if row["refusal"]} == REASONS
+    for name, row in found.items():
+        assert (row["label"], row["score"]) == (None, None if name in REASONS else 5.0)
+    assert len(server.asked) == 10  # none is asked for again
+    counts = world.counts(made)
+    assert (counts["asked"], counts["asked again"], counts["unread"], counts["refused"]) == (10, 0, 4, 4)
+    assert counts["completion tokens"] == 6 + 2 * 2  # what was refused with a message is paid
+    assert ledgers(world) == []
+
+
+def test_too_many_refusals_fail_the_step_as_soon_as_it_is_certain(elsewhere, serve):
+    server = serve(completions=refusing(dict.fromkeys(range(2, 100), FILTER)))
+    with pytest.raises(JudgeError) as error:
+        elsewhere(server, requests(100), max_unread_share=0.05)
+    for part in ("made: ", "refuses 6 of 100 verdicts", "limit 5.0%", "'q2 0 turn-1'", "the prompt was filtered"):
+        assert part in str(error.value)
+    assert len(server.asked) == 2 + 6
+
+
+def test_a_second_request_may_be_refused(world, elsewhere, serve):
+    """The first answer made the conversation too long."""
+    plain = answering({2: ["well"]})
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        return {"status": 400, "error": {"message": "too long"}} if len(body["messages"]) > 1 else plain(body)
+
+    made = elsewhere(serve(completions=answer), requests(3))
+    row = world.rows(made)[2]
+    assert (row["answer"], row["score"], row["asks"], row["refusal"]) == ("well", None, 2, "400: too long")
+    assert world.counts(made)["refused"] == 1
+
+
+def test_a_rerun_sends_what_was_refused_again_and_nothing_else(world, elsewhere, serve):
+    """A refusal may be put right: with another address, a larger limit of the server, a paid account."""
+    with pytest.raises(JudgeError, match=r"limit 0\.0%"):
+        elsewhere(serve(completions=refusing({2: FILTER})), requests(4), max_unread_share=0)
+    second = serve(completions=answering({}))
+    made = elsewhere(second, requests(4), max_unread_share=0)
+    assert [body["messages"][0]["content"] for body in second.asked] == ["rate 2", "rate 3"]
+    assert world.counts(made)["refused"] == 0
+
+
+def test_how_requests_were_changed_for_an_endpoint_is_recorded(world, elsewhere, serve):
+    plain = answering({})
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        return {"status": 400, "error": {"param": "temperature"}} if "temperature" in body else plain(body)
+
+    made = elsewhere(serve(completions=answer), requests(3))
+    assert world.counts(made)["changes"] == "no temperature (its own default)"
 
 
 # ---- untrusted text

@@ -57,8 +57,8 @@ def test_a_request_is_one_greedy_constrained_answer(world, queries, model, serve
     server = serve(completions=completions(lambda _: ("no", "stop")))
     servers = TinyServers(world.work_dir, server)
     made = world.do(asking, config=JudgeConfig(in_flight=1), queries=queries, model=model, servers=servers)
-    assert world.rows(made)[3] == {"request_id": "q3", "answer": "no", "labels": ["no"]}
-    assert world.counts(made) == {"asked": 10, "asked again": 0, "unread": 0}
+    assert world.rows(made)[3] == {"request_id": "q3", "answer": "no", "labels": ["no"], "refusal": None}
+    assert world.counts(made) == {"asked": 10, "asked again": 0, "unread": 0, "refused": 0}
     body = server.asked[0]
     assert body["structured_outputs"] == {"regex": "yes|no"}
     assert (body["n"], body["temperature"], body["max_tokens"]) == (1, 0, 4)
@@ -109,7 +109,7 @@ def test_a_malformed_answer_is_requested_once_more_and_never_guessed(world, quer
     server = serve(completions=answering(texts))
     servers = TinyServers(world.work_dir, server)
     made = world.do(asking, config=JudgeConfig(max_unread_share=0.2), queries=queries, model=model, servers=servers)
-    assert world.counts(made) == {"asked": 10, "asked again": 3, "unread": 2}
+    assert world.counts(made) == {"asked": 10, "asked again": 3, "unread": 2, "refused": 0}
     found = {row["request_id"]: (row["answer"], row["labels"]) for row in world.rows(made)}
     assert found["q2"] == ("no", ["no"])
     assert found["q4"] == ("yes...", None)  # truncated: how it would have gone on is unknown
@@ -128,6 +128,48 @@ def test_a_judge_that_answers_nonsense_fails_the_step_and_is_not_asked_again(wor
     assert len(server.asked) == 20
     made = world.do(asking, config=JudgeConfig(max_unread_share=1), servers=TinyServers(world.work_dir), **common)
     assert {row["labels"] for row in world.rows(made)} == {None}
+
+
+# ---- refusals
+
+
+def refusing(numbers: set[int], message: str = "the prompt is too long") -> Any:
+    """A server that refuses the requests of these queries."""
+    plain = answering({})
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        words = TOKENIZER.decode(body["prompt"]).split()
+        refused = int(words[words.index("?") - 1]) in numbers
+        return {"status": 400, "error": {"message": message}} if refused else plain(body)
+
+    return answer
+
+
+def test_a_request_that_the_server_refuses_is_its_querys_fault(world, queries, model, serve):
+    servers = TinyServers(world.work_dir, serve(completions=refusing({2, 6})))
+    made = world.do(asking, config=JudgeConfig(max_unread_share=0.2), queries=queries, model=model, servers=servers)
+    rows = {row["request_id"]: row for row in world.rows(made)}
+    assert list(rows) == [f"q{n}" for n in range(10)]
+    refused = {"answer": "", "labels": None, "refusal": "400: the prompt is too long"}
+    assert [rows[name] for name in ("q2", "q6")] == [{"request_id": name, **refused} for name in ("q2", "q6")]
+    assert rows["q3"]["labels"] == ["yes"]
+    assert world.counts(made) == {"asked": 10, "asked again": 0, "unread": 2, "refused": 2}
+    labelled = {query["query_id"]: labels for query, labels in with_labels(world.store, queries, "difficulty", [made])}
+    assert (labelled["q2"], labelled["q3"]) == (None, ["yes"])
+
+
+def test_too_many_refusals_fail_the_step_as_soon_as_it_is_certain(world, queries, model, serve):
+    server = serve(completions=refusing(set(range(3, 10))))
+    common = {"queries": queries, "model": model, "config": JudgeConfig(max_unread_share=0.1, in_flight=1)}
+    with pytest.raises(
+        JudgeError, match=r"made: .* refuses 2 of 10 requests, limit 10.0%; of q3 it said '400: the prompt"
+    ):
+        world.do(asking, servers=TinyServers(world.work_dir, server), **common)
+    assert len(server.asked) == 5
+    second = serve(completions=answering({}))
+    made = world.do(asking, servers=TinyServers(world.work_dir, second), **common)
+    assert len(second.asked) == 7
+    assert world.counts(made)["refused"] == 0
 
 
 # ---- kills
