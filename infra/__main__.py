@@ -10,7 +10,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from infra.operations.inventory import artifacts, problems, remove, unneeded
+from infra.operations.inventory import artifacts, files_of, problems, remove, unneeded
 from infra.proxies import spare_loopback
 from infra.settings import Settings
 from infra.store.lineage import history, lineage, lineage_picture
@@ -72,7 +72,7 @@ def prune(store: Store, kept: list[str], days: float | None, really: bool) -> in
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     going = unneeded(store, kept, since)
     for found in going:
-        files = remove(store, found) if really else len(store.list(found.folder))
+        files = remove(store, found) if really else len(files_of(store, found))
         print(f"{'deleted' if really else 'would delete'} {found.folder}  {files} files")
     print(f"{len(going)} artifacts" + ("" if really else "; nothing was deleted: add --yes to delete"))
     return 0

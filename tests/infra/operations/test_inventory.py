@@ -5,8 +5,10 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
+from s3_for_tests import boto_client
 
 from infra.operations.inventory import artifacts, needed, problems, remove, unneeded
+from infra.store.claims import claimed
 from infra.store.lineage import history, lineage, lineage_picture
 from infra.store.manifest import begin, finish, load
 from infra.store.schemas import GRADES, PAIRS, QUERIES, SCORES
@@ -112,6 +114,120 @@ def test_remove_deletes_only_the_given_artifacts(store, made):
         "responses/k",
         "sft/k",
     ]
+
+
+class Stopped(Exception):
+    """The process ends here."""
+
+
+def stopping(monkeypatch, store, after: int) -> None:
+    """Have the process end before the n-th write or deletion, from 0."""
+    left = [after]
+
+    def counted(method):
+        def call(*arguments):
+            if not left[0]:
+                raise Stopped
+            left[0] -= 1
+            return method(*arguments)
+
+        return call
+
+    for name in ("write_bytes", "delete"):
+        monkeypatch.setattr(type(store), name, counted(getattr(type(store), name)))
+
+
+def pruned(store, since) -> None:
+    for each in unneeded(store, [f"queries/{KEY}"], since):
+        remove(store, each)
+
+
+@pytest.mark.parametrize("since", [None, datetime(2100, 1, 1, tzinfo=UTC)])
+@pytest.mark.parametrize("after", range(6))
+def test_a_prune_that_is_interrupted_leaves_no_half_and_the_next_one_finishes_it(store, monkeypatch, since, after):
+    """At each of its writes and deletions; an artifact is whole or does not exist, and its rest is found again."""
+    kept = make(store, "queries", {}, KEY)
+    rows = [[{"id": str(number)}] for number in range(3)]
+    for step in ("responses", "scores"):
+        write_table(store, step, KEY, SCHEMA, rows, Provenance(inputs={"queries": kept}), rows_per_part=1)
+    begun = f"begun/{KEY}/part-00000.parquet"
+    store.write_bytes(begun, b"a run is writing it")
+    with monkeypatch.context() as patch:
+        stopping(patch, store, after)
+        with pytest.raises(Stopped):
+            pruned(store, since)
+    for each in artifacts(store):
+        assert (find(store, *each.folder.split("/")) is not None) == (each.manifest is not None)
+        assert each.manifest is None or problems(store, each) == []
+    pruned(store, since)
+    assert [path for path in store.list() if not path.startswith("queries/")] == ([begun] if since else [])
+    assert [problems(store, each) for each in artifacts(store) if each.manifest] == [[]]
+
+
+def test_what_a_prune_left_is_told_by_verify_and_may_be_made_again(store, monkeypatch):
+    make(store, "responses", {}, KEY)
+    (found,) = artifacts(store)
+    with monkeypatch.context() as patch:
+        stopping(patch, store, 2)  # the mark is written, the manifest is deleted
+        with pytest.raises(Stopped):
+            remove(store, found)
+    (found,) = artifacts(store)
+    assert problems(store, found) == [f"{store.uri('responses', KEY)} is half deleted: run `prune` again"]
+    make(store, "responses", {}, KEY)
+    (found,) = artifacts(store)
+    assert problems(store, found) == []
+    assert len(store.list("responses")) == 2
+
+
+def put(store, s3_url, *keys: str) -> None:
+    """Put empty objects into the bucket, as consoles and other tools do."""
+    bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
+    for key in keys:
+        boto_client(s3_url).put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=b"")
+
+
+MARKERS = (
+    "",
+    "queries/",
+    "queries/k/",
+    "queries/k/sub/",
+    "empty/",
+    f"begun/{KEY}/",
+    "claims/",
+    "runs/",
+    "runs/quick-fox/",
+)
+
+
+def test_folder_markers_of_s3_consoles_are_no_files_anywhere(s3_store, s3_url):
+    queries = make(s3_store, "queries", {})
+    make(s3_store, "sft", {"queries": queries})
+    listed = s3_store.list()
+    put(s3_store, s3_url, *MARKERS, "queries/k_$folder$", "queries/k/sub_$folder$")
+    assert s3_store.list() == listed
+    assert folders(artifacts(s3_store)) == ["queries/k", "sft/k"]
+    assert [problems(s3_store, each) for each in artifacts(s3_store)] == [[], []]
+    assert find(s3_store, "queries", "k") == queries
+    assert "queries/k" in lineage(s3_store, ("sft", "k"))
+    with claimed(s3_store, "queries", KEY):
+        assert s3_store.list("claims") == [f"claims/queries-{KEY}.json"]
+    (going,) = unneeded(s3_store, ["queries/k"])
+    assert remove(s3_store, going) == 2
+    make(s3_store, "sft", {"queries": queries})
+    assert folders(artifacts(s3_store)) == ["queries/k", "sft/k"]
+
+
+@pytest.mark.parametrize("name", ["od\\d", "line\nfeed", "\u200b"])
+def test_files_whose_names_are_no_plain_paths_are_left_alone(local_store, name):
+    make(local_store, "queries", {})
+    (local_store.local_path("queries/k") / name).write_bytes(b"x")
+    assert [problems(local_store, each) for each in artifacts(local_store)] == [[]]
+
+
+def test_prune_takes_no_folder_of_others_for_an_imported_model(store, made):
+    store.write_bytes("imported/my-data/raw.csv", b"x")
+    store.write_bytes("imported/llama-0123456789abcdef/config.json", b"{}")
+    assert folders(unneeded(store, ["dpo/k", "sft/k"])) == ["imported/llama-0123456789abcdef"]
 
 
 def test_a_row_is_followed_back_to_its_source(store):

@@ -99,6 +99,13 @@ def test_a_corrupt_copy_is_an_error_that_names_it(s3_store, tmp_path):
         interrupted(s3_store, tmp_path, [])
 
 
+def test_files_that_others_put_beside_a_copy_are_left_alone(s3_store, tmp_path):
+    for name in (".DS_Store", "._x-000000.jsonl", "notes.txt", "sub/x-000000.jsonl"):
+        s3_store.write_bytes(f"ledgers/responses-k/{name}", b"\x00\n")
+    assert interrupted(s3_store, tmp_path / "one", ["a"]) == []
+    assert interrupted(s3_store, tmp_path / "two", []) == ["a"]
+
+
 def test_a_local_store_needs_no_copy(local_store, tmp_path):
     interrupted(local_store, tmp_path / "work", ["a"])
     assert local_store.list() == []
