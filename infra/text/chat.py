@@ -16,11 +16,25 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.errors import BadInput
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _IMPORTING = threading.Lock()  # transformers' lazy import breaks when two shards' threads start it at once
-_MARKUP = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
+_MARKUP = re.compile(r"[<\[{].*[^\W\d_].*[>\]}]", re.DOTALL)  # with a letter in it: `[]`, `<=>` and `{0}` are code
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece writes a byte that is no character
+_HTML = re.compile(
+    r"[<\[]/?(?:a|abbr|article|aside|b|big|blockquote|body|br|button|caption|center|cite|code|col|colgroup|dd|del|dfn"
+    r"|div|dl|dt|em|fieldset|figcaption|figure|font|footer|form|h[1-6]|head|header|hr|html|i|input|ins|kbd|label|legend"
+    r"|li|link|main|mark|meta|nav|ol|optgroup|option|p|pre|q|rp|rt|ruby|samp|script|section|select|small|span|strike"
+    r"|strong|style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul|var|wbr)\s*/?[>\]]"
+    r"|<![A-Za-z][^>]*>",
+    re.IGNORECASE,
+)
+"""A tag of HTML (or BBCode) that structures text. Names that models use for their own marks are left out, such as
+`img`, `audio`, `output` and `summary`."""
+_STRUCK = {"<s>", "</s>"}  # struck-out text in HTML, the first and last token of a text in SentencePiece's tokenizers
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
@@ -40,13 +54,28 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The strings that the tokenizer turns into control tokens, longest first.
 
-    These are all special tokens, and added tokens that look like markup (`<think>`, `[INST]`). Added runs of blanks and
-    plain words are ordinary text.
+    These are all special tokens, and added tokens that look like a mark (`<think>`, `[INST]`, `<unused7>`), since
+    many families do not declare theirs as special (`<think>` of Qwen, `<\uff5cUser\uff5c>` of DeepSeek). What is
+    ordinary text is no mark: tags of HTML that the chat template does not use, of which Gemma lists some fifty (`<s>`
+    is HTML only beside `<b>`), bytes (`<0x0A>`), runs of blanks, emoji, words, and brackets without a letter in them.
     """
-    added = tokenizer.added_tokens_decoder.values()
-    marked = {token.content for token in added if token.special or _MARKUP.fullmatch(token.content.strip())}
+    added = list(tokenizer.added_tokens_decoder.values())
+    html = any(token.content == "<b>" for token in added)
+    template = str(tokenizer.chat_template or "")
+    marked = {token.content for token in added if token.special or _is_mark(token.content, html, template)}
     found = {text for text in marked | set(tokenizer.all_special_tokens) if text.strip()}
     return sorted(found, key=lambda text: (-len(text), text))
+
+
+def _is_mark(token: str, html: bool, template: str) -> bool:
+    """Whether an added token that is not declared as special looks like a control token.
+
+    `html`: whether the tokenizer lists tags of HTML.
+    """
+    text = token.strip()
+    if not _MARKUP.fullmatch(text) or _BYTE.fullmatch(text):
+        return False
+    return text in template or not (_HTML.fullmatch(text) or (html and text in _STRUCK))
 
 
 def neutralise(text: str, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> str:
@@ -95,15 +124,12 @@ def prompt_text(
     its text becomes the beginning of the first user turn.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
-        jinja2.TemplateError: the template refuses the turns.
+        BadInput: the tokenizer has no chat template, or it cannot render the messages.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
     safe = [{**message, "content": neutralise(message["content"], tokenizer, keep)} for message in messages]
     if any(turn["role"] == "system" for turn in safe) and not _takes_system_turn(tokenizer):
         safe = without_system_turn(safe)
-    return str(tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False))
+    return _rendered(tokenizer, safe, add_generation_prompt=True)
 
 
 def _takes_system_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -130,6 +156,95 @@ def without_system_turn(messages: Sequence[dict[str, str]]) -> list[dict[str, st
         else:
             turns.append(turn)
     return [*turns, {"role": "user", "content": "\n\n".join(waiting)}] if waiting else turns
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """A question and its answer in the chat template: the whole text, and what the template prints after the answer.
+
+    Raises:
+        BadInput: there is no template, it fails, or leaves out the question or the answer.
+    """
+    asked, answered = "What is asked?", "What is answered."
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    shown = _rendered(tokenizer, messages, add_generation_prompt=False)
+    before, found, after = shown.rpartition(answered)
+    if not found or asked not in before:
+        raise BadInput(
+            f"chat template of {tokenizer.name_or_path} leaves out the question or the answer of a conversation; it "
+            f"printed {shown[:300]!r}: expected the template that the model was trained with"
+        )
+    return shown, after
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    """The token that ends an assistant's turn, as text and id: what the chat template prints after an answer.
+
+    It need not be the tokenizer's end token: Gemma's template ends turns with `<end_of_turn>`, its end token is
+    `<eos>`. If the template prints no control token there, it is the tokenizer's end token.
+
+    Raises:
+        BadInput: as `conversation`; or the template ends a turn with a mark that is no token; or with nothing, and the
+            tokenizer has no end token.
+    """
+    where, control = f"chat template of {tokenizer.name_or_path}", special_strings(tokenizer)
+    tail = conversation(tokenizer)[1].strip()
+    end = next((string for string in control if tail.startswith(string.strip())), None)
+    if end is None and (mark := re.match(r"[<\[{][^\s<>\[\]{}]+[>\]}]", tail)) and not _HTML.fullmatch(mark[0]):
+        raise BadInput(
+            f"{where} ends an assistant's turn with {mark[0]!r}, which is no token of the tokenizer, so that nothing "
+            f"can stop there: add it as a special token, or use a template that ends a turn with one of its tokens "
+            f"({', '.join(control[:8])})"
+        )
+    end = end or tokenizer.eos_token
+    if end is None:
+        raise BadInput(
+            f"{where} prints no token after an answer, and the tokenizer has no end token, so completions could not "
+            "end: set eos_token in tokenizer_config.json"
+        )
+    return str(end), int(tokenizer.convert_tokens_to_ids(str(end)))
+
+
+def check_end_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+    """The id of `end_token`, at which a server of the model in `folder` must stop.
+
+    A server stops at the tokenizer's end token and at those of generation_config.json (without that file: of
+    config.json).
+
+    Raises:
+        BadInput: it does not stop there; or as `end_token`.
+    """
+    end, number = end_token(tokenizer)
+    file = next((name for name in ("generation_config.json", "config.json") if (folder / name).is_file()), None)
+    told = json.loads((folder / file).read_text(encoding="utf-8")) if file else {}
+    listed = told.get("eos_token_id") or (told.get("text_config") or {}).get("eos_token_id") or []
+    listed = listed if isinstance(listed, list) else [listed]
+    if number in {tokenizer.eos_token_id, *listed}:
+        return number
+    names = [str(name) for name in tokenizer.convert_ids_to_tokens(listed)] if listed else ["none"]
+    raise BadInput(
+        f"chat template of {folder} ends an assistant's turn with {end!r} (id {number}), but nothing stops there: "
+        f"eos_token of the tokenizer is {tokenizer.eos_token!r}, eos_token_id of {file} lists {', '.join(names)}. "
+        f"Set eos_token in tokenizer_config.json to {end!r}, or add {number} to eos_token_id in "
+        "generation_config.json; or use the template that the model was trained with"
+    )
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    """A conversation in the chat template. Raises `BadInput` if there is none, or it fails."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise BadInput(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise BadInput(
+            f"chat template of {tokenizer.name_or_path} cannot render a conversation of {roles} "
+            f"({type(error).__name__}: {error}): expected the template that the model was trained with"
+        ) from error
 
 
 def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import families
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from infra.text import chat
 
 TOKENIZER = make_tokenizer()
 CONTROL_IDS = set(TOKENIZER.convert_tokens_to_ids([*SPECIAL, *MARKERS])) - {TOKENIZER.unk_token_id}
+GEMMA = families.make_tokenizer(families.FAMILIES["gemma"])
+GEMMA_CONTROL = set(GEMMA.convert_tokens_to_ids([*families.FAMILIES["gemma"].special, "<unused42>"]))
 pieces = st.sampled_from([*SPECIAL, *MARKERS, "<", "|", ">", "<|", "|>", "user", " ", "\n", "w1", "<pa", "d>"])
 
 
@@ -106,3 +109,69 @@ def test_a_tokenizer_needs_a_folder_and_a_template(tmp_path: Path) -> None:
     bare.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         chat.prompt_text(bare, [{"role": "user", "content": "w1"}])
+
+
+MARKS = {
+    "gemma": [
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<unused42>",
+        "<bos>",
+        "<mask>",
+        "<2mass>",
+        "[@BOS@]",
+        "[toxicity=0]",
+    ],
+    "qwen3": ["<think>", "</think>", "<tool_call>", "</tool_response>", "<|im_end|>"],
+    "qwen2.5": ["<|fim_prefix|>", "<|repo_name|>", "<|vision_start|>", "</tool_call>"],
+    "deepseek-r1": ["<｜User｜>", "<｜Assistant｜>", "<think>", "<｜tool▁calls▁begin｜>", "<|EOT|>"],
+    "mistral": ["[INST]", "[/INST]", "[TOOL_CALLS]", "<s>", "</s>"],
+    "phi3.5": ["<|user|>", "<|end|>", "</s>", "<s>"],  # `</s>` is an added token that is not declared special
+    "llama3": ["<|eot_id|>", "<|start_header_id|>"],
+}
+
+
+@pytest.mark.parametrize("family", MARKS)
+def test_control_tokens_of_each_family_are_neutralised(family: str) -> None:
+    tokenizer = families.make_tokenizer(families.FAMILIES[family])
+    ids = set(tokenizer.convert_tokens_to_ids(MARKS[family]))
+    text = "one ".join(MARKS[family])
+    assert len(ids & set(tokenizer.encode(text, add_special_tokens=False))) == len(MARKS[family])
+    assert not ids & set(tokenizer.encode(chat.neutralise(text, tokenizer), add_special_tokens=False))
+
+
+PLAIN = [
+    "<b>", "</b>", "<table>", "</td>", "<h1>", "<code>", "</code>", "<s>", "</s>", "<br>", "<br/>", "<hr />", "<TD>",
+    "<!DOCTYPE html>", "[b]", "[/table]", "<0x0A>", "<0xff>", "\n\n\n", "    ", "\t\t", "▁▁▁", "😀", "[]", "{}", "<=>",
+    "<->", "{0}", "[1]", "hello", "=>", "|||EMAIL|||", "</", "<!--", "\\[",
+]  # fmt: skip
+
+
+def test_markup_that_a_tokenizer_lists_as_added_tokens_survives() -> None:
+    gemma = families.FAMILIES["gemma"]
+    tokenizer = families.make_tokenizer(gemma, plain=list(dict.fromkeys([*gemma.plain, *PLAIN])))
+    text = "x".join([*families.GEMMA_HTML, *PLAIN])
+    assert chat.neutralise(text, tokenizer) == text
+    assert tokenizer.convert_tokens_to_ids("<td>") in tokenizer.encode(text)  # it is a token of its own there
+    page = "<table><tr><td>a</td></tr></table><h1>T</h1> <b>bold</b> <s>old</s> <code>x[0] = {}</code>"
+    assert page in chat.prompt_text(tokenizer, [{"role": "user", "content": page}])
+
+
+def test_a_tag_that_the_chat_template_uses_is_a_control_token() -> None:
+    gemma = families.FAMILIES["gemma"]
+    template = gemma.template.replace("<start_of_turn>", "<section>").replace("<end_of_turn>", "</section>")
+    tokenizer = families.make_tokenizer(gemma, template=template, plain=[*gemma.plain, "<section>", "</section>"])
+    assert chat.neutralise("a</section>b <b>", tokenizer) == "a< /section>b <b>"
+
+
+@given(
+    st.lists(
+        st.sampled_from([*families.GEMMA_HTML, *families.FAMILIES["gemma"].special, "<unused42>", "<", ">", "b", " "])
+    ).map("".join)
+)
+def test_no_mixture_of_tags_and_control_tokens_becomes_a_control_token(text: str) -> None:
+    safe = chat.neutralise(text, GEMMA)
+    assert not GEMMA_CONTROL & set(GEMMA.encode(safe, add_special_tokens=False))
+    assert chat.neutralise(safe, GEMMA) == safe
+    for tag in families.GEMMA_HTML:
+        assert safe.count(tag) >= text.count(tag)
