@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
+from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import DpoConfig
 
@@ -26,10 +27,11 @@ class PretokenisedDpoTrainer(DPOTrainer):  # type: ignore[misc]
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
     """A function that converts a pair to `prompt_ids`, `chosen_ids` and `rejected_ids`. The loss covers all of the last
     two, including their end tokens."""
+    _, end = end_token(tokenizer)
 
     def convert(row: dict[str, str]) -> dict[str, Any]:
         prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
-        chosen, rejected = (training.completion_ids(tokenizer, row[side]) for side in ("chosen", "rejected"))
+        chosen, rejected = (training.completion_ids(tokenizer, row[side], end) for side in ("chosen", "rejected"))
         sides = [len(prompt) + len(side) for side in (chosen, rejected)]
         ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         return {**ids, training.LENGTH: max(sides), training.TOKENS: sum(sides)}

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import SftConfig
 
@@ -17,10 +18,11 @@ from infra.training.config import SftConfig
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
     """A function that converts a row to `input_ids` and `labels`. The labels cover exactly the completion and its end
     token."""
+    _, end = end_token(tokenizer)
 
     def convert(row: dict[str, str]) -> dict[str, Any]:
         prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
-        completion = training.completion_ids(tokenizer, row["completion"])
+        completion = training.completion_ids(tokenizer, row["completion"], end)
         ids = prompt + completion
         labels = [training.IGNORED] * len(prompt) + completion
         return {"input_ids": ids, "labels": labels, training.LENGTH: len(ids), training.TOKENS: len(ids)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,9 +23,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from infra.processes.torchrun import METRICS_VARIABLE
 from infra.processes.watchdog import end_with_parent
-from infra.text.chat import load_tokenizer
+from infra.text.chat import check_end_token, load_tokenizer
 from infra.training.config import TrainingConfig, trained_path
 from infra.training.deepspeed import deepspeed_config
+from infra.training.saving import make_savable, tied
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of tokens that the loss does not cover."""
@@ -64,22 +68,21 @@ def ranks() -> int:
 
 
 def tokenizer_for(config: TrainingConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token. Raises `ValueError` if it has no end token."""
+    """The model's tokenizer, with a padding token. Raises `BadInput` as `infra.text.chat.check_end_token`."""
     tokenizer = load_tokenizer(config.model)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"tokenizer of {config.model} has no end token, so completions could not end: set eos_token in "
-            "tokenizer_config.json"
-        )
+    end = check_end_token(tokenizer, config.model)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(end)
     return tokenizer
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
-    """Token ids of a completion with one end token. Like sampling, this keeps it apart from the prompt's tokens."""
+def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, end: int) -> list[int]:
+    """Token ids of a completion with one token `end`, which ends an assistant's turn in the chat template.
+
+    Like sampling, this keeps it apart from the prompt's tokens.
+    """
     ids: list[int] = tokenizer.encode(completion, add_special_tokens=False)
-    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, int(tokenizer.eos_token_id)]
+    return ids if ids and ids[-1] == end else [*ids, end]
 
 
 def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, int]]:
@@ -182,13 +185,18 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
 
 
 def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
-    """Train, save the model, check it, and write the report, which includes `counts`. Raises as `check_saved`."""
+    """Train, save the model, check it, and write the report, which includes `counts`.
+
+    Raises:
+        BadInput: the model could not be saved after its training, which is then not begun.
+        ValueError: as `check_saved`.
+    """
     started = time.monotonic()
     trained_path(config.output).unlink(missing_ok=True)
+    prepare_saving(trainer, config)
     result = trainer.train()
     seconds = time.monotonic() - started
-    trainer.save_model(str(config.output))
-    (config.output / "training_args.bin").unlink(missing_ok=True)  # a pickle that is not part of the model
+    save(trainer, config)
     unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the reloaded model over ranks that do not load it
     if trainer.is_world_process_zero():
         report = {
@@ -204,6 +212,26 @@ def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
         trained_path(config.output).write_text(json.dumps(report, indent=2))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def prepare_saving(trainer: Any, config: TrainingConfig) -> None:
+    """Drop the settings that would keep the model from being saved, and log them. Raises as `make_savable`."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer = trainer.processing_class
+    dropped = make_savable(model.config, model.generation_config, tokenizer, f"model {config.model}")
+    if dropped and trainer.is_world_process_zero():
+        log.warning("settings of generation without effect, dropped from the saved model: %s", ", ".join(dropped))
+
+
+def save(trainer: Any, config: TrainingConfig) -> None:
+    """Save model and tokenizer to `config.output`, each tensor once. All ranks must call this."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        prepare_saving(trainer, config)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(config.output, state_dict=tied(model, state))
+        trainer.processing_class.save_pretrained(config.output)
+    torch.distributed.barrier()
 
 
 def check_saved(config: TrainingConfig) -> str:
@@ -228,5 +256,6 @@ def check_saved(config: TrainingConfig) -> str:
         raise ValueError(f"saved tensors are not finite: {broken[:10]}")
     row = next(pq.ParquetFile(config.data[0]).iter_batches(batch_size=1, columns=["prompt"]))["prompt"][0].as_py()
     prompt = torch.tensor([tokenizer.encode(row, add_special_tokens=False)])
-    ids = saved.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=16)
+    greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": 16}
+    ids = saved.generate(prompt, attention_mask=torch.ones_like(prompt), **greedy)
     return str(tokenizer.decode(ids[0, prompt.shape[1] :]))

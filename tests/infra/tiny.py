@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -43,8 +44,8 @@ def make_tokenizer(template: str = TEMPLATE, extra: list[str] | None = None) -> 
     return tokenizer
 
 
-def make_model(folder: Path, *, reward: bool = False, seed: int = 0) -> Path:
-    """A folder that transformers and vLLM load: hidden 64, two layers, 96 words."""
+def make_model(folder: Path, *, reward: bool = False, seed: int = 0, **changes: Any) -> Path:
+    """A folder that transformers and vLLM load: hidden 64, two layers, 96 words; `changes` of its configuration."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + len(MARKERS) + len(WORDS),
@@ -58,6 +59,7 @@ def make_model(folder: Path, *, reward: bool = False, seed: int = 0) -> Path:
         bos_token_id=1,
         eos_token_id=2,
         num_labels=1,
+        **changes,
     )
     model = LlamaForSequenceClassification(config) if reward else LlamaForCausalLM(config)
     model.save_pretrained(folder)

@@ -81,7 +81,8 @@ def test_an_existing_end_token_is_not_doubled() -> None:
     from infra.training.trainer import completion_ids
 
     tokenizer = make_tokenizer()
-    assert completion_ids(tokenizer, "w1 <eos>") == completion_ids(tokenizer, "w1")
+    end = tokenizer.eos_token_id
+    assert completion_ids(tokenizer, "w1 <eos>", end) == completion_ids(tokenizer, "w1", end)
 
 
 def test_the_collators_keep_the_mask() -> None:

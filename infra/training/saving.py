@@ -1,0 +1,150 @@
+"""Saving a trained model: what saving needs is tried before training, and each tensor is saved once.
+
+transformers refuses to save a configuration that contradicts itself, although it loads and trains with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from infra.errors import BadInput
+from infra.text.chat import load_tokenizer
+
+_FLAG = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # how GenerationConfig.validate lists settings without effect
+
+
+def make_savable(
+    config: PretrainedConfig, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, title: str
+) -> list[str]:
+    """Make what belongs to a model's weights savable, and try it, before the model is trained.
+
+    Settings that have no effect but that transformers refuses to save are dropped: sampling settings (`temperature`,
+    `top_p`) without `do_sample`, and the like; and settings of generation in config.json, which old models have there.
+
+    Returns:
+        What was dropped, to be logged.
+
+    Raises:
+        BadInput: configuration, generation configuration or tokenizer cannot be saved.
+    """
+    dropped = []
+    for name, value in config._get_generation_parameters().items():
+        dropped.append(f"{name}={value!r}")
+        delattr(config, name)
+    if generation is not None:
+        dropped += _without_idle_settings(generation, title)
+    with TemporaryDirectory(prefix="bolt-rehearsal-") as folder:
+        for what, part in (("config.json", config), ("generation_config.json", generation), ("tokenizer", tokenizer)):
+            try:
+                if part is not None:
+                    part.save_pretrained(folder)
+            except Exception as error:  # whatever it is, it would be raised after the training as well
+                raise BadInput(
+                    f"{title}: its {what} can be loaded but not saved, so that a trained model would be lost "
+                    f"({said(error)}): correct the model's files"
+                ) from error
+        try:
+            load_tokenizer(Path(folder))
+        except Exception as error:
+            raise BadInput(
+                f"{title}: its tokenizer, once saved, cannot be loaded again ({said(error)}): correct the model's files"
+            ) from error
+    return dropped
+
+
+def said(error: Exception) -> str:
+    """What an error says, with its kind, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _without_idle_settings(generation: GenerationConfig, title: str) -> list[str]:
+    """Reset the settings that transformers itself says have no effect. Returns them. Raises `BadInput`."""
+    dropped = []
+    try:
+        generation.validate()  # raises for what cannot be meant, and only logs what has no effect
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            f"{title}: its settings of generation contradict each other ({said(error)}): correct generation_config.json"
+        ) from error
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        plain = GenerationConfig()
+        for name in dict.fromkeys(_FLAG.findall(str(error))):
+            dropped.append(f"{name}={getattr(generation, name)!r}")
+            setattr(generation, name, getattr(plain, name, None))
+    return dropped
+
+
+def rehearse(folder: Path, title: str, *, trust_remote_code: bool) -> list[str]:
+    """Try, without weights, whether the model in `folder` could be trained and saved.
+
+    The model is built on torch's meta device, which takes no memory: parts of a configuration are only looked at then.
+
+    Returns:
+        What would be dropped, as `make_savable`.
+
+    Raises:
+        BadInput: as `make_savable`; or it cannot be loaded, or is quantised.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder)
+    except Exception as error:  # transformers raises many kinds
+        raise BadInput(f"{title}: it cannot be loaded ({said(error)})") from error
+    if quantised := getattr(config, "quantization_config", None):
+        told = quantised if isinstance(quantised, Mapping) else quantised.to_dict()
+        raise BadInput(
+            f"{title}: its weights are quantised ({told.get('quant_method')}, in config.json), and such weights cannot "
+            "be trained in full: give the model as it was before quantisation"
+        )
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a model's code raises
+        raise BadInput(
+            f"{title}: config.json describes no causal language model that transformers can build ({said(error)})"
+        ) from error
+    return make_savable(model.config, _generation_of(folder, title), tokenizer, title)
+
+
+def _generation_of(folder: Path, title: str) -> GenerationConfig:
+    """The generation configuration that a model loaded from `folder` has. Old models have it in config.json."""
+    own = (folder / "generation_config.json").is_file()
+    name = "generation_config.json" if own else "config.json"
+    try:
+        return GenerationConfig.from_pretrained(
+            folder, config_file_name=name, local_files_only=True, _from_model_config=not own
+        )
+    except (OSError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{title}: the settings of generation in {name} contradict each other ({said(error)}): correct them"
+        ) from error
+
+
+def tied(model: PreTrainedModel, state: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of `state`, a copy of the model's, sharing memory where the model's parameters are the same.
+
+    DeepSpeed copies each tensor by itself. transformers saves a tensor once only if its names share memory.
+    """
+    first: dict[int, str] = {}
+    found = dict(state)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        one = first.setdefault(id(parameter), name)
+        if name in found and one in found:
+            found[name] = found[one]
+    return found
