@@ -73,7 +73,8 @@ def prepared(stage: Stage, config: BoltConfig) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        instruct = run.model(config.model)
+        trains = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
+        instruct = run.model(config.model, trains=trains)
         writer = run.model(config.bootstrap.model) if config.bootstrap.model else instruct
         reward_model = reward_model_of(run, config.reward_model)
         learned = config.bootstrap.select.format

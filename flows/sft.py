@@ -28,4 +28,6 @@ def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
 def sft(config: SftFlowConfig) -> Ref:
     """Fine-tune an instruct model on the LongCoT data of another run."""
     with begin(config) as run:
-        return sft_stage(run, config.sft, run.table(config.longcot), run.model(config.model))
+        return sft_stage(
+            run, config.sft, run.table(config.longcot), run.model(config.model, trains={"config.sft": config.sft})
+        )

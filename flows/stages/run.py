@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,14 +22,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.errors import BadInput
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
+from infra.serving.model_checks import check_policy, check_reward_model, check_trained
 from infra.serving.servers import Servers, ServingConfig
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
 from infra.store.manifest import Ref
+from infra.store.model_files import ModelFiles
 from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
+from infra.training.config import Recipe
 
 PENDING = "pending"
 A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
@@ -200,41 +203,68 @@ class Run:
         rehearsed = (table.step, table.key) in self.rehearsed
         return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
 
-    def model(self, named: str) -> Ref:
+    def model(
+        self, named: str, role: Literal["policy", "reward"] = "policy", trains: Mapping[str, Recipe] | None = None
+    ) -> Ref:
         """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
 
+        Its files are checked first (`infra.serving.model_checks`), in a dry run too, unless it is still on the hub.
+
+        Args:
+            role: as what it is served.
+            trains: how it is trained, by the name of the parameter; none if it is not.
+
         Raises:
-            BadInput: there is no such model.
+            BadInput: there is no such model, or it cannot be used so.
         """
         if Path(named).is_dir():
+            self._check(ModelFiles.in_folder(Path(named)), role, trains)
             take = imported_ref if self.dry else import_model
             return take(self.store, Path(named), Path(named).name)
         if found := self._artifact(named):
+            if found.kind != "model":
+                raise BadInput(f"model {named!r}: that artifact is a {found.kind}, expected a model")
+            self._check(ModelFiles.of(self.store, found), role, trains)
             return found
         name, _, revision = named.partition("@")
         if revision and name.count("/") == 1:
             plain = name.replace("/", "--")
-            return self._stand_in("model", "imported", plain) if self.dry else self._from_hub(name, revision)
+            if self.dry:
+                print(f"model {named}: its files are checked when it is downloaded")
+                return self._stand_in("model", "imported", plain)
+            folder = self._from_hub(name, revision)
+            self._check(ModelFiles.in_folder(folder), role, trains)
+            return import_model(self.store, folder, name)
         raise BadInput(
             f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
             "and no hub id ORG/NAME@REVISION (a revision is required)"
         )
 
-    def _from_hub(self, name: str, revision: str) -> Ref:
+    def _check(self, files: ModelFiles, role: Literal["policy", "reward"], trains: Mapping[str, Recipe] | None) -> None:
+        """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
+        check = check_policy if role == "policy" else check_reward_model
+        check(files, self.servers.options(role))
+        for setting, recipe in (trains or {}).items():
+            if dropped := check_trained(files, recipe, setting):
+                shown = ", ".join(dropped)
+                self.log.warning(
+                    "%s: settings without effect, which its trained copy will not have: %s", files.title, shown
+                )
+
+    def _from_hub(self, name: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         try:
-            folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         except LocalEntryNotFoundError as error:  # an outage, so that it is retried
             raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({error})") from error
-        return import_model(self.store, Path(folder), name)
 
     def table(self, named: str) -> Ref:
         """The artifact STEP/KEY of another run. Raises `BadInput` if it does not exist."""
         found = self._artifact(named)
-        if found is None:
+        if found is None or found.kind != "table":
             raise BadInput(f"artifact {named!r}: expected STEP/KEY of a whole artifact in {self.store.root}")
         return found
 

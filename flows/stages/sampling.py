@@ -11,7 +11,7 @@ from infra.serving.vllm_server import runs_on_cpu
 from infra.store.manifest import Ref
 from tasks.responses.generate import GenerateConfig, generate
 from tasks.responses.prompt import PromptConfig
-from tasks.rewards.score import ScoreConfig, check_reward_model, score
+from tasks.rewards.score import ScoreConfig, score
 
 
 def sample(
@@ -66,15 +66,6 @@ def rewardable(queries: MineStage, reward_model: str | None) -> MineStage:
 
 
 def reward_model_of(run: Run, named: str | None) -> Ref | None:
-    """The reward model that a user names, checked before a GPU is used; None for none. A dry run copies and checks
-    nothing.
-
-    Raises:
-        infra.errors.BadInput: it has no chat template.
-    """
-    if named is None:
-        return None
-    reward_model = run.model(named)
-    if not run.dry:
-        check_reward_model(run.store, reward_model)
-    return reward_model
+    """The reward model that a user names, checked before a GPU is used; None for none. Raises `BadInput` as
+    `Run.model`."""
+    return None if named is None else run.model(named, role="reward")

@@ -112,6 +112,11 @@ class Servers:
                 self._stop(role)
         return self._serving.reward
 
+    def options(self, role: Literal["policy", "reward"]) -> ServerOptions:
+        """How a model is served in a role."""
+        options: ServerOptions = getattr(self._serving, role)
+        return options
+
     def engine(self, role: Literal["policy", "reward"]) -> str:
         """The serving options that can change a server's answers, as JSON: an ingredient of cache keys.
 
@@ -120,7 +125,7 @@ class Servers:
         a run may move to another machine halfway.
         """
         kept = {"dtype", "max_model_len", "seed", "extra_args", "trust_remote_code"}
-        return getattr(self._serving, role).model_dump_json(include=kept)  # type: ignore[no-any-return]
+        return self.options(role).model_dump_json(include=kept)
 
     def release(self) -> None:
         """Free the devices for a trainer: end all servers if devices are shared, else only the policy's."""

@@ -7,6 +7,7 @@ reliably free only once the process has exited, so use the server as a context m
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ import httpx
 from pydantic import BaseModel, Field
 
 from infra.processes.watchdog import GuardedProcess
+from infra.serving.context import check_length, has_own_length
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
@@ -115,12 +117,20 @@ class VllmServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server and wait until it is healthy. Raises `ServerError` if this fails or takes more than
-        `startup_timeout_s` seconds."""
+        """Start the server and wait until it is healthy.
+
+        Raises:
+            ServerError: this fails, or takes more than `startup_timeout_s` seconds.
+            BadInput: `max_model_len` is more than the model can read.
+        """
         if self._process is not None:
             raise ServerError(f"server of {self.model_dir} is already started")
-        if not (self.model_dir / "config.json").is_file():
-            raise ServerError(f"no model to serve: {self.model_dir}/config.json does not exist")
+        config = self.model_dir / "config.json"
+        if not config.is_file():
+            raise ServerError(f"no model to serve: {config} does not exist")
+        if not has_own_length(self.options.extra_args):
+            length, setting = self.options.max_model_len, f"serving.{self.served_name}.max_model_len"
+            check_length(f"model {self.model_dir}", json.loads(config.read_text(encoding="utf-8")), length, setting)
         self._port = _usable_port(self._wanted_port)
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
         self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)

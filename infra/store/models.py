@@ -29,7 +29,7 @@ from infra.store.manifest import (
 from infra.store.parts import CHUNK, check_file, check_part, copy_part, file_sha256, find
 from infra.store.store import Store, StoreError
 
-__all__ = ["ModelError", "fetch_model", "import_model", "imported_ref", "publish_model"]
+__all__ = ["ModelError", "fetch_model", "import_model", "imported_ref", "model_files", "publish_model"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def publish_model(
         ModelError: the folder is missing, empty, or holds pickled weights.
         StoreError: the store fails.
     """
-    files = _model_files(folder)
+    files = _files(folder)
     started = begin(store, step, key)
     parts = [_upload(store, f"{step}/{key}", folder, name) for name in files]
     return finish(store, "model", step, key, [], parts, provenance, counts, started)
@@ -102,15 +102,30 @@ def imported_ref(store: Store, folder: Path, name: str) -> Ref:
     plain = name.replace("/", "--")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain):
         raise ModelError(f"model name {name!r}: use letters, digits, '.', '_', '-' and '/'")
-    files = _model_files(folder)
-    if "config.json" not in files:
-        raise ModelError(f"model folder {folder} has no config.json: is it a transformers checkpoint?")
+    files = model_files(folder)
     digest = digest_of("model", [], [_part(folder, file) for file in files])
     key = f"{plain}-{digest[:16]}"
     return Ref(kind="model", step=IMPORTED, key=key, uri=store.uri(IMPORTED, key), digest=digest, rows=len(files))
 
 
-def _model_files(folder: Path) -> list[str]:
+def model_files(folder: Path) -> list[str]:
+    """The files of a transformers checkpoint in a local folder, sorted. Hidden ones do not count.
+
+    Raises:
+        ModelError: the folder is missing, has no config.json or holds pickled weights.
+    """
+    files = _files(folder)
+    if "config.json" not in files:
+        raise ModelError(
+            f"model folder {folder} holds an adapter (adapter_config.json), not a whole model: merge it into its base "
+            "model (PEFT's merge_and_unload) and save that"
+            if "adapter_config.json" in files
+            else f"model folder {folder} has no config.json: is it a transformers checkpoint?"
+        )
+    return files
+
+
+def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} does not exist or is not a folder")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]

@@ -8,7 +8,6 @@ The thoughts never reach the reward model: no reward model for them exists.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +19,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.responses import is_well_formed
-from infra.errors import BadInput
 from infra.processes.limited import Limited, NoResult
 from infra.serving.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
 from infra.serving.completions import classify
 from infra.serving.servers import Servers
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
-from infra.store.manifest import Ref, expect
+from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.schemas import SCORES
 from infra.store.store import Store
@@ -235,25 +233,6 @@ def armorm_rewards(
     score_parts(config, ranks=options.tensor_parallel_size)
     for number in range(count):
         yield np.load(rewards_path(parts, number), allow_pickle=False).tolist()
-
-
-def check_reward_model(store: Store, reward_model: Ref) -> None:
-    """Refuse a reward model without a chat template, by a look at its files before anything is sampled.
-
-    Raises:
-        BadInput: no file of the model has a chat template.
-    """
-    files = {part.path for part in expect(store, reward_model).parts}
-    folder = f"{reward_model.step}/{reward_model.key}"
-    settings = "tokenizer_config.json"
-    if "chat_template.jinja" in files or "chat_template.json" in files:
-        return
-    if settings in files and json.loads(store.read_bytes(f"{folder}/{settings}")).get("chat_template"):
-        return
-    raise BadInput(
-        f"reward model {folder}: no chat template in its files (expected chat_template.jinja, or chat_template in "
-        f"{settings}), but query and solution are rendered with it: add the template that the model was trained with"
-    )
 
 
 def references_of(store: Store, queries: Ref) -> dict[str, str]:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from infra.settings import PROJECT_ROOT
 from nano.vocabulary import save_tokenizer
 
@@ -42,13 +45,25 @@ def write_queries(path: Path, *queries: str) -> Path:
     return path
 
 
+def hollow_model(folder: Path, architecture: str = "LlamaForCausalLM", **config: Any) -> Path:
+    """A model folder as its files describe it: a real tokenizer, a configuration, and weights of one number each."""
+    save_tokenizer(folder)
+    score = architecture.endswith("ForSequenceClassification")
+    told = {"model_type": "llama", "architectures": [architecture], "max_position_embeddings": 32768}
+    told |= {"eos_token_id": 4} | ({"id2label": {"0": "LABEL_0"}} if score else {}) | config
+    (folder / "config.json").write_text(json.dumps(told))
+    names = ["model.embed_tokens.weight", "score.weight" if score else "lm_head.weight"]
+    save_file({name: np.zeros((1, 4), dtype=np.float32) for name in names}, folder / "model.safetensors")
+    return folder
+
+
 def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
     """The parameters of `bolt` over files in `folder`. The last two queries are the held-out problems."""
     (folder / "examples").mkdir(parents=True)
     for number in range(3):
         (folder / "examples" / f"{number}.md").write_text(EXAMPLE.format(number))
-    save_tokenizer(folder / "model")
-    (folder / "model" / "config.json").write_text("{}")
+    hollow_model(folder / "model")
+    hollow_model(folder / "reward", "LlamaForSequenceClassification")
     texts = [f"which day is {number} ?" for number in range(queries)]
     serving = {"max_model_len": 4096}
     mined = {
@@ -63,7 +78,7 @@ def small_world(folder: Path, queries: int = 12) -> dict[str, Any]:
     }
     return {
         "model": str(folder / "model"),
-        "reward_model": str(folder / "model"),
+        "reward_model": str(folder / "reward"),
         "serving": {"policy": serving, "reward": serving},
         "estimates": {"tokens_per_response": 100},
         "bootstrap": {

@@ -133,9 +133,9 @@ def test_a_model_folder_that_is_no_model_is_an_error(world):
 def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sampled(world, monkeypatch, tmp_path):
     answered = answering(monkeypatch)
     silent = tmp_path / "silent"
-    shutil.copytree(world["model"], silent)
+    shutil.copytree(world["reward_model"], silent)
     (silent / "chat_template.jinja").unlink()
-    with pytest.raises(BadInput, match=r"reward model imported/silent-\w+: no chat template in its files"):
+    with pytest.raises(BadInput, match=r"model .*/silent: no chat template in its files"):
         made(world | {"reward_model": str(silent)})
     assert not answered
 

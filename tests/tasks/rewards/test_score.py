@@ -7,7 +7,6 @@ import pytest
 from fakes import TinyServers, classifications
 
 import tasks.rewards.score
-from infra.errors import BadInput
 from infra.serving.armorm import gate_position, part_count, rewards_path
 from infra.store.models import import_model
 from infra.store.schemas import QUERIES, RESPONSES
@@ -18,7 +17,6 @@ from tasks.rewards.score import (
     ScoreConfig,
     armorm_rewards,
     batches_of,
-    check_reward_model,
     references_of,
     reward_input_ids,
     score,
@@ -163,17 +161,6 @@ def test_armorm_scores_in_a_process_of_its_own(world, query, response, tmp_path)
     long = [world.table(RESPONSES, [response("a", 0, solution="w1 " * 130)], key="long")]
     with pytest.raises(ValueError, match=r"tokens long, but serving.reward.max_model_len is 128: raise it"):
         world.do(score, key="long", config=ScoreConfig(), servers=servers, **{**given, "responses": long})
-
-
-def test_a_reward_model_without_a_chat_template_is_refused(world, model, tmp_path):
-    check_reward_model(world.store, model)
-    spoken = tokenizer()
-    spoken.chat_template = None
-    spoken.save_pretrained(tmp_path / "silent")
-    (tmp_path / "silent" / "config.json").write_text("{}")
-    silent = import_model(world.store, tmp_path / "silent", "silent")
-    with pytest.raises(BadInput, match=r"reward model imported/silent-\w+: no chat template in its files .* add the"):
-        check_reward_model(world.store, silent)
 
 
 def test_a_correct_answer_counts_if_there_is_a_reference_and_a_weight(world, model, query, response, serve):
