@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
@@ -17,8 +17,9 @@ from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
 from prefect.settings import PREFECT_LOGGING_LEVEL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.stages.lengths import conflicts
 from infra.errors import BadInput
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
@@ -84,6 +85,12 @@ class Common(BaseModel):
     dry_run: bool = Field(
         False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
     )
+
+    @model_validator(mode="after")
+    def _lengths_go_together(self) -> Self:
+        if found := list(conflicts(self, self.serving)):
+            raise ValueError("; ".join(found))
+        return self
 
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:
