@@ -32,6 +32,15 @@ from tasks.responses.prompt import PromptConfig
 DECODINGS = ("sampled", "greedy")
 
 
+class GradedSampling(GenerateConfig):
+    """How answers to a benchmark are sampled that a program grades."""
+
+    samples: int = Field(4, ge=1, description="Number of answers sampled per problem.")
+    max_truncated_share: float = Field(
+        0.2, ge=0, le=1, description="Largest share of answers cut at max_tokens; the step fails if there are more."
+    )
+
+
 class EvaluateStage(BaseModel):
     """A benchmark whose answers are graded by a program."""
 
@@ -46,9 +55,8 @@ class EvaluateStage(BaseModel):
         description="Held-out problems with reference answers. A named benchmark's are in its authors' layout, and "
         "`draw.limit` (the first ones) is the only setting of `draw` that it takes."
     )
-    generate: GenerateConfig = Field(
-        GenerateConfig(samples=4, max_truncated_share=0.2),
-        description="How answers are sampled (T=1); a greedy answer is always added.",
+    generate: GradedSampling = Field(
+        GradedSampling(), description="How answers are sampled (T=1); a greedy answer is always added."
     )
     shards: int = Field(
         4, ge=1, le=400, description="Number of shards that the problems are split into; each shard is a cached task."

@@ -23,17 +23,27 @@ from tasks.responses.generate import GenerateConfig
 from tasks.responses.prompt import PromptConfig
 
 
+class InstructRecipe(PretrainRecipe):
+    """How the instruct model is pretrained."""
+
+    tokens: int = Field(8_500_000, ge=1, description="Number of training tokens.")
+
+
+class RewardRecipe(PretrainRecipe):
+    """How the reward model is trained: it starts from the instruct model, and learns from made-up mistakes and the
+    instruct model's own."""
+
+    tokens: int = Field(5_000_000, ge=1, description="Number of training tokens.")
+    muon_lr: float = Field(0.01, gt=0, description="Peak learning rate of the weight matrices (Muon).")
+    adam_lr: float = Field(1.5e-3, gt=0, description="Peak learning rate of embeddings, norms and heads (AdamW).")
+    seed: int = Field(3, description="Seed of the initial weights and of the documents.")
+
+
 class NanoConfig(Common):
     """Parameters of the flow `nano`. The shipped models were made with the defaults."""
 
-    instruct: PretrainRecipe = Field(
-        PretrainRecipe(tokens=8_500_000), description="How the instruct model is pretrained."
-    )
-    reward: PretrainRecipe = Field(
-        PretrainRecipe(tokens=5_000_000, muon_lr=0.01, adam_lr=1.5e-3, seed=3),
-        description="How the reward model is trained: it starts from the instruct model, and learns from made-up "
-        "mistakes and the instruct model's own.",
-    )
+    instruct: InstructRecipe = Field(InstructRecipe(), description="How the instruct model is pretrained.")
+    reward: RewardRecipe = Field(RewardRecipe(), description="How the reward model is trained.")
     reward_queries: int = Field(
         2_400, ge=1, description="Number of problems whose answers the reward model is trained on."
     )

@@ -39,6 +39,13 @@ STEPS: Mapping[Judged, Step] = {
 """The step that asks the judge, by benchmark."""
 
 
+class JudgedSampling(GenerateConfig):
+    """How answers to a judged benchmark are sampled: one per question, greedily."""
+
+    samples: int = Field(1, ge=1, description="Number of answers per question; only one can be judged.")
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 takes the most likely token.")
+
+
 class JudgedStage(BaseModel):
     """A benchmark that is scored by a judge."""
 
@@ -56,9 +63,7 @@ class JudgedStage(BaseModel):
         description="Answers to compare with, in the authors' layout. Arena-Hard: the baseline model's (v2.0: both); "
         "WildBench: those that WB-Reward compares with; if omitted, only WB-Score is computed.",
     )
-    generate: GenerateConfig = Field(
-        GenerateConfig(samples=1, temperature=0.0), description="How answers are sampled, one per question."
-    )
+    generate: JudgedSampling = Field(JudgedSampling(), description="How answers are sampled, one per question.")
     judge: Judge = Field(description="The judge, and how it is asked.")
     thoughts_in_history: bool = Field(
         False,

@@ -22,6 +22,14 @@ from tasks.queries.sources import Source
 from tasks.queries.topics import TopicsConfig
 
 
+class ProblemsDraw(DrawConfig):
+    """Which of the problems are used."""
+
+    min_difficulty: int = Field(
+        0, ge=0, le=7, description="Minimum number of the 7 criteria met; problems without a difficulty are kept."
+    )
+
+
 class ProblemsConfig(BaseModel):
     """Problems to evaluate on. They are used as they are, except that exact duplicates are dropped."""
 
@@ -30,7 +38,7 @@ class ProblemsConfig(BaseModel):
     sources: tuple[Source, ...] = Field(
         min_length=1, description="Files and data sets of problems with reference answers."
     )
-    draw: DrawConfig = Field(DrawConfig(min_difficulty=0), description="Which of the problems are used.")
+    draw: ProblemsDraw = Field(ProblemsDraw(), description="Which of the problems are used.")
 
 
 class MineStage(BaseModel):

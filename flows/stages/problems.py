@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from flows.stages.mining import ProblemsConfig, problems_stage
+from flows.stages.mining import ProblemsConfig, ProblemsDraw, problems_stage
 from flows.stages.run import Run
 from infra.store.manifest import Ref
 from tasks.evaluation.problems import MINED, Benchmark, read_problems, step_of
-from tasks.queries.draw import DrawConfig
 from tasks.queries.sources import Source
 
 
 def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:
     """Raise `ValueError` if settings of the draw would be ignored: a named benchmark's problems keep their order."""
-    taken = DrawConfig(min_difficulty=problems.draw.min_difficulty, limit=problems.draw.limit)
+    taken = ProblemsDraw(min_difficulty=problems.draw.min_difficulty, limit=problems.draw.limit)
     if benchmark not in MINED and problems.draw != taken:
         raise ValueError(
             f"problems.draw: for {benchmark} only `limit` (the first ones) can be set; remove the other settings"
