@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cot_formats import FORMATS
+from cot_formats import FORMATS, qwq
 from cot_formats.tagged import Tagged
 
 LongFormat = Literal["bolt", "r1", "still2", "rlmt", "marco", "qwq"]
@@ -12,16 +12,19 @@ Format = LongFormat | Literal["plain"]
 PLAIN = "plain"  # a ShortCoT model's answer, all of which is the solution
 
 
-def parse_response(text: str, format: Format, opened: bool = False) -> dict[str, Any]:
+def parse_response(text: str, format: Format, opened: bool = False, ended: bool | None = None) -> dict[str, Any]:
     """The columns `thoughts`, `solution` and `violations` of a response in `format`.
 
-    `opened`: the prompt has already opened the thoughts (see `opened_part`).
+    Args:
+        opened: the prompt has already opened the thoughts (see `opened_part`).
+        ended: whether the response ended by itself, as its finish reason says; None if that is not known. A format
+            whose solution has no closing delimiter needs it to tell a response that was cut off.
     """
     if format == PLAIN:
         solution = text.strip()
         return {"thoughts": None, "solution": solution or None, "violations": [] if solution else ["empty_solution"]}
     tagged = tagged_form(format)
-    parsed = tagged.parse(text, opened) if tagged else FORMATS[format].parse(text)
+    parsed = tagged.parse(text, opened, ended) if tagged else qwq.parse(text, ended)
     names = list(dict.fromkeys(violation.name for violation in parsed.violations))
     return {"thoughts": parsed.thoughts, "solution": parsed.solution, "violations": names}
 

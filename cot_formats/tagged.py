@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from cot_formats.cut import cut_off
 from cot_formats.types import Parsed, Violation, check_part, trimmed
 
 DELIMITERS = ("open_thoughts", "close_thoughts", "open_solution", "close_solution")
@@ -28,11 +29,15 @@ class Tagged:
     layout: str
     tags: tuple[str, ...]
 
-    def parse(self, text: str, opened: bool = False) -> Parsed:
+    def parse(self, text: str, opened: bool = False, ended: bool | None = None) -> Parsed:
         """Split a response. Any whitespace around delimiters is allowed, and none is required.
 
-        `opened`: the prompt ended with the first delimiter, as with chat templates of R1-like models, so that the text
-        starts inside the thoughts; another first delimiter in the text is a repeat.
+        A solution without a closing delimiter counts as cut off if it leaves something open (`left_open`).
+
+        Args:
+            opened: the prompt ended with the first delimiter, as with chat templates of R1-like models, so that the
+                text starts inside the thoughts; another first delimiter in the text is a repeat.
+            ended: whether the text's author ended it, as opposed to a limit of tokens; None if that is not known.
         """
         at = [text.find(tag) for tag in self.tags]
         ambiguous = [*self._repeats(text, at, opened), *_disorder(at[1:] if opened else at)]
@@ -48,16 +53,24 @@ class Tagged:
                 parts[section.name] = body, span
         thoughts, thoughts_span = parts.get("thoughts", (None, None))
         solution, solution_span = parts.get("solution", (None, None))
+        if len(self.tags) == 2 and solution and (sign := cut_off(solution, ended)):
+            faults.append(Violation("unclosed_solution", at[1], sign))
         faults.sort(key=lambda fault: fault.offset)
         return Parsed(thoughts, solution, tuple(faults), thoughts_span, solution_span)
 
     def render(self, thoughts: str, solution: str) -> str:
-        """Render a response. Raises `ValueError` if a part is blank, unstripped or contains a delimiter."""
+        """Render a response.
+
+        Raises `ValueError` if a part is blank, unstripped or contains a delimiter, or if nothing closes the solution
+        and it leaves something open, as if it were cut off.
+        """
         for what, part in (("thoughts", thoughts), ("solution", solution)):
             check_part(what, part)
             for tag in self.tags:
                 if tag in part:
                     raise ValueError(f"the {what} contains the delimiter {tag} at {part.find(tag)}")
+        if len(self.tags) == 2 and (sign := cut_off(solution)):
+            raise ValueError(f"the solution reads as if it were cut off: {sign}")
         return self.layout.format(thoughts=thoughts, solution=solution)
 
     def _repeats(self, text: str, at: list[int], opened: bool) -> Iterator[Violation]:

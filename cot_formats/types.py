@@ -8,15 +8,17 @@ from typing import Protocol
 Span = tuple[int, int]
 
 # All violations. "Thoughts" and "solution" are the two sections of a response.
-# In free text (qwq), only missing_* and empty_* can occur.
+# In free text (qwq), only missing_*, empty_* and unclosed_solution can occur.
 VIOLATIONS = {
     "missing_thoughts": "both delimiters of the thoughts are missing (qwq: a single paragraph); offset 0",
     "missing_open_thoughts": "the thoughts are closed but never opened; offset of the closing delimiter",
     "unclosed_thoughts": "the thoughts are opened but never closed; offset of the opening delimiter",
     "empty_thoughts": "nothing but whitespace inside; offset where the content should begin",
-    "missing_solution": "both delimiters of the solution are missing (r1: unclosed thoughts); offset of the text's end",
+    "missing_solution": "both delimiters of the solution are missing (r1: unclosed thoughts; qwq: cut before it); "
+    "offset of the text's end",
     "missing_open_solution": "the solution is closed but never opened; offset of the closing delimiter",
-    "unclosed_solution": "the solution is opened but never closed, as if truncated; offset of the opening delimiter",
+    "unclosed_solution": "the solution is opened but never closed, as if truncated (r1, qwq: it was, or reads so); "
+    "offset of the opening delimiter (r1: of `</think>`; qwq: where the solution starts)",
     "empty_solution": "nothing but whitespace inside; offset where the content should begin",
     "repeated_open_thoughts": "the delimiter occurs more than once; offset of the second, their number in the detail",
     "repeated_close_thoughts": "likewise",

@@ -286,7 +286,7 @@ def response_rows(
     for query_id, example_ids in answered.items():
         record = records[query_id]
         for number, sample in enumerate(record["samples"]):
-            parsed = parse_response(sample["text"], format, opened)
+            parsed = parse_response(sample["text"], format, opened, ended=sample["finish_reason"] == "stop")
             counts["malformed"] += bool(parsed["violations"])
             counts["completion_tokens"] += sample["tokens"]
             yield {

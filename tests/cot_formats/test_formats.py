@@ -6,6 +6,7 @@ import pytest
 
 from cot_formats import FORMATS, VIOLATIONS, bolt, convert, detect, marco, qwq, r1, rlmt, still2
 from cot_formats.actions import find_actions
+from cot_formats.responses import parse_response
 from cot_formats.types import Parsed
 
 A, Z, B, E = bolt.FORMAT.tags
@@ -117,6 +118,85 @@ def test_qwq_finds_the_solution_in_free_text(text, thoughts, solution):
     parsed = qwq.parse(text)
     assert parsed.ok
     assert (parsed.thoughts, parsed.solution) == (thoughts, solution)
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "\\[ \\boxed{4",
+        "\\[ \\boxed{4}",
+        "\\[ \\boxed{4} \\",
+        "\\[ \\boxe",
+        "\\boxed{\\text{Take the sheep across",
+        "\\boxed{\\frac{1}{2}",
+        "so \\boxed{4} and \\boxed{",
+        "\\boxed{\\{1, 2\\}",
+        "$$x = 4",
+        "it is \\(x = 4",
+        "\\begin{pmatrix} 1 & 2",
+        "```python\nprint(4)",
+        "````\n```\nprint(4)\n```",
+        "~~~\nprint(4)",
+    ],
+)
+@pytest.mark.parametrize("before", ["<think>t</think>\n\n", "t\n\n**Final Answer**\n\n"], ids=["r1", "qwq"])
+def test_a_solution_that_was_cut_off_is_not_taken_as_whole(before, solution):
+    module = r1 if "think" in before else qwq
+    parsed = module.parse(before + solution)
+    assert [violation.name for violation in parsed.violations] == ["unclosed_solution"]
+    assert (parsed.thoughts, parsed.solution) == ("t", solution)
+    with pytest.raises(ValueError, match=r"reads as if it were cut off: .* is never closed"):
+        module.render("t", solution)
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "It costs $5, or \\$5",
+        "`\\boxed{}` draws a box",
+        "\\boxed{\\left\\{ x \\right.}",
+        "\\(a\\) and \\[b\\]",
+        "\\begin{cases} 1 \\end{cases}",
+        "```\n$$\n```",
+        "write ```x``` so",
+        'print("\\(name)")\n\nin Swift',
+        "C:\\boxes",
+        "#",
+        "4",
+    ],
+)
+def test_a_whole_solution_is_not_taken_as_cut_off(solution):
+    assert r1.parse(r1.render("t", solution)).ok
+    assert qwq.parse(qwq.render("t", solution)).ok
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts", "expected"),
+    [
+        ("First.\n\nSo the answer is 4", "First.\n\nSo the answer is 4", "missing_solution"),
+        ("First.\n\nIf both ends burn,", "First.\n\nIf both ends burn,", "missing_solution"),
+        ("First.\n\nDone.\n\n**Final Answer", "First.\n\nDone.", "missing_solution"),
+        ("First.\n\nDone.\n\n##", "First.\n\nDone.", "missing_solution"),
+        ("First.\n\nDone.\n\n**Final Answer**\n", "First.\n\nDone.", "empty_solution"),
+        ("First.\n\n**Final Answer**\n\n4\n\nWait.\n\n**Final", "First.", "unclosed_solution"),
+        ("First.\n\nSo \\boxed{4", "First.", "unclosed_solution"),
+    ],
+)
+def test_free_text_that_was_cut_off_is_not_taken_as_whole(text, thoughts, expected):
+    parsed = qwq.parse(text)
+    assert ([violation.name for violation in parsed.violations], parsed.thoughts) == ([expected], thoughts)
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_a_sample_that_was_cut_at_its_last_token_is_not_taken_as_whole(format):
+    """What the finish reason says counts more than how the text reads."""
+    whole = FORMATS[format].render("First. So it is 4.", "The answer is 4.")
+    closed = format not in ("r1", "qwq")
+    assert parse_response(whole, format, ended=True)["violations"] == []
+    assert parse_response(whole, format, ended=False)["violations"] == ([] if closed else ["unclosed_solution"])
+    cut = parse_response("First.\n\nSo it is 4.", "qwq", ended=False)
+    assert (cut["solution"], cut["violations"]) == (None, ["missing_solution"])
+    assert parse_response("First.\n\nIt is 4", "qwq", ended=True)["violations"] == []
 
 
 def test_qwq_faults():

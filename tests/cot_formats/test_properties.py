@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from cot_formats import FORMATS, VIOLATIONS, bolt, convert, detect, marco, qwq, r1, rlmt, still2
 from cot_formats.actions import ACTIONS, find_actions
+from cot_formats.cut import ends_mid_sentence, left_open
+from cot_formats.responses import is_well_formed, parse_response
 
 TAGS = [tag for module in (bolt, r1, still2, rlmt, marco) for tag in module.FORMAT.tags]
 FRAGMENTS = [
@@ -13,6 +15,11 @@ FRAGMENTS = [
     *qwq.HEADINGS,
     *(tag[:-2] for tag in TAGS),
     "\\boxed{1}",
+    "\\boxed{",
+    "\\[",
+    "\\]",
+    "```",
+    "\n",
     "\n\n",
     " ",
     "\x1c",
@@ -42,8 +49,30 @@ def test_parse_undoes_render(name, thoughts, solution):
 @given(names, anything.map(str.strip).filter(bool), anything.map(str.strip).filter(bool))
 def test_parts_without_delimiters_can_always_be_rendered(name, thoughts, solution):
     assume(not any(mark in thoughts + solution for mark in (*TAGS, "Final Answer")))
+    assume(left_open(solution) is None)
     parsed = FORMATS[name].parse(FORMATS[name].render(thoughts, solution))
     assert (parsed.thoughts, parsed.solution) == (thoughts, solution)
+
+
+@given(names, texts, texts, st.data())
+def test_a_response_that_was_cut_off_anywhere_is_never_taken_as_whole(name, thoughts, solution, data):
+    """Of the text alone, where no sign is left: r1 and qwq cannot tell a cut in the plain words of a solution, nor qwq
+    one at the end of a paragraph of thoughts. The finish reason tells all of these."""
+    try:
+        text = FORMATS[name].render(thoughts, solution)
+    except ValueError:
+        return
+    cut = text[: data.draw(st.integers(0, len(text) - 1))]
+    assume(cut.rstrip() != text)
+    response = {**parse_response(cut, name, ended=False), "finish_reason": "length"}
+    assert response["violations"]
+    assert not is_well_formed(response)
+    parsed = FORMATS[name].parse(cut)
+    if name not in ("r1", "qwq"):
+        assert not parsed.ok
+    elif parsed.ok:
+        assert left_open(parsed.solution) is None
+        assert len(cut) > len(text) - len(solution) or (name == "qwq" and not ends_mid_sentence(cut))
 
 
 def check(text, parsed):
