@@ -25,7 +25,7 @@ from nano.corpus import documents
 from nano.families import FAMILIES
 from nano.problem import Habits, Problem
 from nano.write_data import distinct
-from tasks.queries.sources import query_id
+from tasks.queries.identity import query_id
 
 
 class PretrainError(RuntimeError):

@@ -25,8 +25,8 @@ from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
 from infra.store.store import Store
 from infra.store.tables import scan, write_table
+from tasks.queries.identity import query_id, words_and_symbols
 from tasks.queries.overlap import NearDuplicates, Places
-from tasks.queries.sources import query_id
 
 FATES = (
     "kept",
@@ -69,8 +69,8 @@ class CleanConfig(BaseModel):
         0.8,
         ge=0.3,
         le=1,
-        description="Jaccard similarity of word trigrams (estimated by MinHash) from which two queries are "
-        "near-duplicates; only the first is kept. If null, only exact duplicates are dropped.",
+        description="Jaccard similarity of trigrams of words and symbols (estimated by MinHash) from which two queries "
+        "are near-duplicates; only the first is kept. If null, only exact duplicates are dropped.",
     )
 
     @field_validator("languages")
@@ -156,7 +156,7 @@ def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: P
     found[later_copies(np.concatenate(hashes), found)] = FATES.index("dropped: duplicate")
     del fates, hashes
     if config.near_duplicates is not None:
-        seen, first = NearDuplicates(folder, config.near_duplicates), 0
+        seen, first = NearDuplicates(folder, config.near_duplicates, words_and_symbols), 0
         for batch in texts(store, tables, f"{step}: near-duplicates"):
             kept = np.flatnonzero(found[first : first + len(batch)] == 0)
             seen.add([batch[i] for i in kept], kept + first)

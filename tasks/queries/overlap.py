@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -32,14 +32,14 @@ RECALL = 0.99  # minimum probability that two texts exactly at the threshold are
 SEED = 42
 _BASE = 0x9E3779B97F4A7C15  # of the polynomials; odd, so that it has an inverse modulo 2^64 and no power of it is 0
 
-_UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # scripts without spaces
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # scripts without spaces
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
-_UNSPACED_LETTER = re.compile(rf"[{_UNSPACED}]")
+_UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
 
 
 def folded(text: str) -> str:
-    """The text in Unicode NFKC, case folded."""
+    """The text in Unicode NFKC, case folded: to find what may be a copy, not to tell that two texts are the same."""
     return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -219,15 +219,16 @@ class NearDuplicates:
     Memory: about 40 bytes per text while a band is sorted. Disk: 480 bytes per text, and 8 more per text and band.
     """
 
-    def __init__(self, folder: Path, threshold: float) -> None:
-        self._threshold, self._width = threshold, band_width(threshold)
+    def __init__(self, folder: Path, threshold: float, split: Callable[[str], list[str]] = words) -> None:
+        """`split`: the words of a text, by which texts are compared."""
+        self._threshold, self._width, self._split = threshold, band_width(threshold), split
         self._signatures = folder / "signatures"
         self._bands = [folder / f"band-{number:02d}" for number in range(VALUES // self._width)]
         self._numbers: list[Places] = []
 
     def add(self, texts: Sequence[str], numbers: Places) -> None:
         """Add the next texts, none of them empty, with their numbers in the stream, in increasing order."""
-        signed = signatures(Hashed.of([words(text) for text in texts]).shingles())
+        signed = signatures(Hashed.of([self._split(text) for text in texts]).shingles())
         keys = band_keys(signed, self._width)
         with self._signatures.open("ab") as file:
             file.write(signed.tobytes())

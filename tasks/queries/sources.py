@@ -6,11 +6,9 @@ Only the first user turn of a record is used. An error about a record names sour
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from infra.errors import BadInput
 from infra.settings import Settings
 from infra.steps.inputs import digest_of_files
 from infra.store.store import Store
+from tasks.queries.identity import query_id
 
 Layout = Literal["column", "messages", "conversations", "alpaca"]
 FIELDS: dict[Layout, str] = {"messages": "messages", "conversations": "conversations", "alpaca": "instruction"}
@@ -275,16 +274,6 @@ def encodable(text: str, field: str, where: str) -> str:
         half = ascii(text[error.start])
         raise BadInput(f"{where}: field {field} holds {half}, half of a character at {error.start}: fix it") from error
     return text
-
-
-def normalised(query: str) -> str:
-    """The form by which two queries are the same: Unicode NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
-
-
-def query_id(query: str) -> str:
-    """The id of a query: the first 16 hex digits of the normalised text's sha256."""
-    return hashlib.sha256(normalised(query).encode()).hexdigest()[:16]
 
 
 def first_turns(source: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from nano.families import FAMILIES, LEVELS
 from nano.problem import SPLITS, Problem
 from nano.vocabulary import encoder
 from tasks.examples.read import read_example
-from tasks.queries.sources import query_id
+from tasks.queries.identity import query_id
 
 NANO = PROJECT_ROOT / "nano"
 

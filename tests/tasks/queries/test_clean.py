@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from infra.store.schemas import QUERIES
 from tasks.queries.clean import AS_THEY_ARE, CleanConfig, clean_queries, cleaned, language_share
-from tasks.queries.sources import query_id
+from tasks.queries.identity import query_id
 
 LONG = "Write a Python function that takes a list of numbers and returns the largest sum of neighbours in it, please"
 

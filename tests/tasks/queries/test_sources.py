@@ -9,13 +9,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from s3_for_tests import KEY, SECRET, boto_client, s3_bucket, s3_url
 
 from infra.errors import BadInput
 from tasks.queries.collect import collect_queries
-from tasks.queries.sources import Source, normalised, problems_of, queries_of, query_id
+from tasks.queries.sources import Source, problems_of, queries_of
 
 __all__ = ["s3_bucket", "s3_url"]
 RECORDS = {
@@ -243,12 +241,3 @@ def test_collecting_counts_and_drops_empty_queries(world, tmp_path):
         ("one", "q.jsonl", 0),
         ("two", "q.jsonl", 2),
     ]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text())
-def test_normalising_is_idempotent_and_ignores_case_and_white_space(text):
-    once = normalised(text)
-    assert query_id(f"\t{text}\n ") == query_id(text)
-    assert query_id(once) == query_id(text) or normalised(once) != once  # NFKC after folding may fold once more
-    assert len(query_id(text)) == 16
