@@ -73,12 +73,12 @@ def flow_of(each: Deployment) -> Any:
 def listing() -> str:
     """All flows with their first line, and below each its presets with theirs."""
     lines = [f"usage: {USAGE}", "       python -m flows FLOW --help    the parameters of a flow", ""]
-    seen: set[str] = set()
+    presets: dict[str, list[tuple[str, Deployment]]] = {}
     for name, each in deployments().items():
-        if flow_name(each) not in seen:
-            seen.add(flow_name(each))
-            lines.append(f"{flow_name(each):26}{_first_line(each)}")
-        lines.append(f"  {name:24}{each['description']}")
+        presets.setdefault(flow_name(each), []).append((name, each))
+    for flow, found in presets.items():
+        lines.append(f"{flow:26}{_first_line(found[0][1])}")
+        lines += [f"  {name:24}{each['description']}" for name, each in found]
     return "\n".join(lines)
 
 
