@@ -25,6 +25,7 @@ from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
 from infra.serving.model_checks import check_policy, check_reward_model, check_trained
 from infra.serving.servers import Servers, ServingConfig
+from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
 from infra.store.manifest import Ref
@@ -124,7 +125,7 @@ class Run:
         self.steps: list[StepRecord] = []
         self.done: dict[tuple[str, str], Ref] = {}
         self.task_runs: dict[tuple[str, str], PrefectFuture[Any]] = {}  # by the step and key that each made or found
-        self.gpu_hours = 0.0
+        self.tokens, self.hours = 0, 0.0
         self.log = get_run_logger()
 
     def do(
@@ -287,8 +288,9 @@ class Run:
         trained = plan.step.startswith(("sft", "dpo"))
         speed = self.estimates.trained_per_gpu_second if trained else self.estimates.generated_per_gpu_second
         hours = 0.0 if found else expected_tokens / speed / 3600
-        self.gpu_hours += hours
-        expected = f"{expected_tokens:,} tokens, {hours:.2f} GPU hours" if expected_tokens and not found else ""
+        owed = 0 if found else expected_tokens
+        self.tokens, self.hours = self.tokens + owed, self.hours + hours
+        expected = expected_cost(owed, hours) if owed else ""
         key = plan.key if known else "(key depends on the above)"
         print(f"{plan.step:28} {'cached' if found else 'to do':8} {key:28} {expected}")
         return found or self._stand_in("table", plan.step, plan.key, expected_rows)
@@ -329,4 +331,16 @@ def begin(common: Common) -> Iterator[Run]:
             end_all()
             raise
         if run.dry:
-            print(f"{'in all':28} {'':8} {'':28} {run.gpu_hours:.2f} GPU hours")
+            here = (
+                f", {run.hours:.2f} hours at the speeds in `estimates`" if runs_on_cpu() and run.hours >= 0.005 else ""
+            )
+            print(f"{'in all':28} {'':8} {'':28} {expected_cost(run.tokens, run.hours)}{here}")
+
+
+def expected_cost(tokens: int, hours: float) -> str:
+    """What a plan says of tokens, and of hours at the speeds in `estimates`: GPU hours, where there is a GPU."""
+    if not tokens:
+        return "no tokens"
+    if runs_on_cpu():
+        return f"{tokens:,} tokens"
+    return f"{tokens:,} tokens, " + (f"{hours:.2f} GPU hours" if hours >= 0.005 else "under 0.01 GPU hours")

@@ -15,9 +15,15 @@ from evals import arenahard, mtbench, style_control, wildbench, zebralogic
 from evals.problem import Problem
 from evals.style_control import Battles, Style, Version
 from tasks.evaluation.problems import Benchmark, Judged, Verifiable
-from tasks.evaluation.summarise import interval, weighted_gain
+from tasks.evaluation.summarise import SHARE, Range, interval, interval_without_spread, weighted_gain
 
 Row = dict[str, Any]
+
+RATING: Range = (1.0, 10.0)
+PERCENT: Range = (0.0, 100.0)
+WB_SCORE: Range = (-80.0, 100.0)
+LEVELS: Mapping[Version, float] = {version: high - low for version, (low, high) in style_control.QUANTILES.items()}
+"""Of Arena-Hard's intervals."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Outcome:
     """The score of each problem that has one, for paired differences."""
     weights: pd.Series | None = None
     """Each problem's weight in the score: Arena-Hard's battles, MT-Bench's ratings. None: all weights are equal."""
+    within: Range = SHARE
+    """The least and the largest score of a problem."""
     battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
     """Arena-Hard only: one `Battles` per question, by category."""
 
@@ -97,13 +105,13 @@ def outcome_of_verdicts(
         truncated=responses["finish_reason"] != "stop", malformed=responses["violations"].map(len) > 0
     )
     row = {
-        **_score_columns(benchmark, model, scores.metric, scores.per_problem, len(responses)),
+        **_score_columns(benchmark, model, scores.metric, scores.per_problem, len(responses), scores.within),
         **scores.published,
         "no answer": float(responses["solution"].isna().mean()),
         **_length_columns(flagged),
         "unread": float((verdicts["label"].isna() & verdicts["score"].isna()).mean()),
     }
-    return Outcome(row, scores.figures, scores.per_problem, scores.weights, scores.battles)
+    return Outcome(row, scores.figures, scores.per_problem, scores.weights, scores.within, scores.battles)
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ class _Scores:
 
     metric: str
     per_problem: pd.Series
+    within: Range
     figures: Row
     published: Row = field(default_factory=dict)
     """Score and interval, if the authors do not take them from the mean over problems."""
@@ -126,7 +135,8 @@ def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> _S
     ]
     of_problem = verdicts.groupby("query_id")["score"]
     found = asdict(mtbench.figures(ratings))
-    return _Scores("rating", of_problem.mean(), _flattened(found), {"score": found["overall"]}, of_problem.count())
+    published = {"score": found["overall"]}
+    return _Scores("rating", of_problem.mean(), RATING, _flattened(found), published, of_problem.count())
 
 
 def _arenahard(
@@ -148,7 +158,10 @@ def _arenahard(
     played = {name: each.lost + each.tied + each.won for name, each in battles.items()}
     share = {name: 100 * (each.won + each.tied / 2) / played[name] for name, each in battles.items() if played[name]}
     rates = style_control.win_rates([*battles.values()], version)
-    published = {name: 100 * getattr(rate, name) for rate in rates for name in ("score", "low", "high")}
+    published: Row = {}
+    for overall in rates:
+        low, high = _unless_all_equal(overall, [*battles.values()], version)
+        published = {"score": 100 * overall.score, "low": 100 * low, "high": 100 * high}
     by_category: defaultdict[str, list[Battles]] = defaultdict(list)
     for name, each in battles.items():
         by_category[str(categories[name])].append(each)
@@ -157,7 +170,7 @@ def _arenahard(
         rate = style_control.win_rates(found, version)
         figures[f"win rate {category}"] = 100 * rate[0].score if rate else None
     per_problem, weights = pd.Series(share, dtype=float), pd.Series(played, dtype=float)
-    return _Scores("win rate, %", per_problem, figures, published, weights, by_category)
+    return _Scores("win rate, %", per_problem, PERCENT, figures, published, weights, by_category)
 
 
 def _wildbench(
@@ -188,7 +201,7 @@ def _wildbench(
     if pairs:
         compared = _flattened(asdict(wildbench.reward_figures(pairs, margin)))
         figures |= {f"WB-Reward {name}": value for name, value in compared.items()}
-    return _Scores("WB-Score", 20 * (scores.dropna().astype(float) - 5), figures)
+    return _Scores("WB-Score", 20 * (scores.dropna().astype(float) - 5), WB_SCORE, figures)
 
 
 def style_controlled_rows(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -200,18 +213,20 @@ def style_controlled_rows(outcomes: Sequence[Outcome]) -> list[Row]:
     for category in sorted({name for outcome in outcomes for name in outcome.battles}):
         battles = [each for outcome in outcomes for each in outcome.battles.get(category, ())]
         version = arenahard.version_of(category)
-        rows += [
-            {
-                "benchmark": outcomes[0].row["benchmark"],
-                "category": category,
-                "model": each.model,
-                "style-controlled": 100 * each.score,
-                "low": 100 * each.low,
-                "high": 100 * each.high,
-            }
-            for each in style_control.style_controlled(battles, version).scores
-        ]
+        for each in style_control.style_controlled(battles, version).scores:
+            low, high = _unless_all_equal(each, battles, version)
+            named = {"benchmark": outcomes[0].row["benchmark"], "category": category, "model": each.model}
+            rows.append({**named, "style-controlled": 100 * each.score, "low": 100 * low, "high": 100 * high})
     return rows
+
+
+def _unless_all_equal(score: style_control.Score, battles: Sequence[Battles], version: Version) -> tuple[float, float]:
+    """A score's bootstrap interval, or `interval_without_spread` if all the model's battles have the same outcome."""
+    fought = [(each.lost, each.tied, each.won) for each in battles if each.model == score.model]
+    met = {tuple(count > 0 for count in each) for each in fought if any(each)}
+    if len(met) > 1 or sum(next(iter(met), ())) != 1:
+        return score.low, score.high
+    return interval_without_spread(score.score, sum(any(each) for each in fought), SHARE, LEVELS[version])
 
 
 def paired_differences(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -225,7 +240,7 @@ def paired_differences(outcomes: Sequence[Outcome]) -> list[Row]:
         both = before.per_problem.dropna().index.intersection(after.per_problem.dropna().index)
         if len(both):
             figures = [_scores_and_weights(outcome, both) for outcome in (before, after)]
-            gain, low, high = weighted_gain(*figures[0], *figures[1])
+            gain, low, high = weighted_gain(*figures[0], *figures[1], after.within)
             names = {"benchmark": after.row["benchmark"], "from": before.row["model"], "to": after.row["model"]}
             rows.append({**names, "problems": len(both), "gain": gain, "low": low, "high": high})
     return rows
@@ -238,10 +253,12 @@ def _scores_and_weights(outcome: Outcome, problems: pd.Index) -> tuple[np.ndarra
     return scores, weights
 
 
-def _score_columns(benchmark: Benchmark, model: str, metric: str, per_problem: pd.Series, samples: int) -> Row:
+def _score_columns(
+    benchmark: Benchmark, model: str, metric: str, per_problem: pd.Series, samples: int, within: Range = SHARE
+) -> Row:
     """A row's first columns; there is no score if nothing could be graded."""
     values = per_problem.dropna().to_numpy(dtype=float)
-    low, high = interval(values) if len(values) else (None, None)
+    low, high = interval(values, within) if len(values) else (None, None)
     return {
         "benchmark": benchmark,
         "model": model,

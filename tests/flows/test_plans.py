@@ -14,7 +14,7 @@ from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.evaluate import EvaluateConfig, evaluate
 from flows.online import OnlineConfig, OnlineStage, online
 from flows.stages.mining import problems_stage
-from flows.stages.run import begin
+from flows.stages.run import begin, expected_cost
 from infra.errors import BadInput
 from infra.serving.servers import Servers
 from infra.settings import Settings
@@ -42,11 +42,37 @@ def planned(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str, str
 def test_a_dry_run_counts_the_rows_of_local_files(world, capsys):
     assert bolt(BoltConfig(**world, dry_run=True)) is None
     plan = planned(capsys)
-    assert plan["answers-instruct-sampled"][2] == "600 tokens, 0.00 GPU hours"  # 2 problems, 3 samples, 100 tokens
+    assert plan["answers-instruct-sampled"][2] == "600 tokens"  # 2 problems, 3 samples, 100 tokens
     assert plan["answers-in-context-greedy"][2].startswith("200 tokens")
     assert plan["responses"][2].startswith("2,000 tokens")  # 12 queries less 2 held out, 4 samples, 2 shards
     assert plan["responses-online-2"][2].startswith("2,000 tokens")  # 5 queries, 4 samples
     assert plan["sft"][2].startswith("4,000 tokens")  # 10 instances, 4 epochs
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "tokens", "hours", "said"),
+    [
+        (True, 600, 0.0, "600 tokens"),
+        (True, 6_000, 1.5, "6,000 tokens"),
+        (False, 6_000, 1.5, "6,000 tokens, 1.50 GPU hours"),
+        (False, 600, 0.0001, "600 tokens, under 0.01 GPU hours"),
+        (False, 0, 0.0, "no tokens"),
+    ],
+)
+def test_a_plan_has_gpu_hours_only_where_there_are_some(monkeypatch, on_cpu, tokens, hours, said):
+    monkeypatch.setattr("flows.stages.run.runs_on_cpu", lambda: on_cpu)
+    assert expected_cost(tokens, hours) == said
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_whole_plan_says_what_it_costs(world, monkeypatch, capsys, on_cpu):
+    monkeypatch.setattr("flows.stages.run.runs_on_cpu", lambda: on_cpu)
+    world["estimates"]["generated_per_gpu_second"] = 0.1
+    bolt(BoltConfig(**world, dry_run=True))
+    out = capsys.readouterr().out
+    assert ("GPU" in out) is not on_cpu
+    assert ("hours at the speeds in `estimates`" in out) is on_cpu
+    assert "0.00" not in out
 
 
 @flow

@@ -300,8 +300,42 @@ def test_wildbench_has_both_of_its_figures(judged, response):
 def test_wildbench_without_baselines_has_no_reward(judged):
     problems = problems_of("wildbench", wildbench(1))
     outcome = judged("wildbench", [verdict("s1", "score", 6.0)], problems)
-    assert (outcome.row["score"], outcome.row["low"], outcome.row["high"]) == (20.0, 20.0, 20.0)
+    row = outcome.row
+    assert -80 < row["low"] < row["score"] == 20.0 < row["high"] < 100  # one conversation says little
     assert not [name for name in outcome.figures if name.startswith("WB-Reward")]
+
+
+# ---- no spread
+
+
+@pytest.mark.parametrize("benchmark", ["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench", "math500"])
+def test_equal_scores_of_all_problems_have_an_interval_and_so_have_their_gains(judged, frame, benchmark):
+    """Ten problems, all with the best score: resampling them shows no spread."""
+    u = {"arena-hard-v2.0": 0.2129}.get(benchmark, 0.2775)  # Wilson's upper limit for none of ten, 90 % or 95 %
+    names = [f"u{n}" for n in range(1, 11)]
+    if benchmark == "math500":
+        grades = frame(GRADES, [grade(name, 0, True) for name in names])
+        outcome, least, best = outcome_of_grades(benchmark, "m", grades, grades, dict.fromkeys(names, "x")), 0.0, 1.0
+    elif benchmark.startswith("arena"):
+        category = "arena-hard-v0.1" if benchmark.endswith("0.1") else "hard_prompt"
+        problems = problems_of(benchmark, *(arena(n, category) for n in range(1, 11)))
+        verdicts = [row for name in names for row in games(name, "B>A", "A>B")]
+        outcome = judged(benchmark, verdicts, problems, styles=frame(STYLES, styles_of(*names)))
+        least, best = 0.0, 100.0
+        (row,) = style_controlled_rows([outcome])
+        assert row["low"] <= 100 * (1 - u) + 0.1 < row["style-controlled"] <= row["high"]
+    else:
+        record = mtbench if benchmark == "mt-bench" else wildbench
+        problems = problems_of(benchmark, *(record(n) for n in range(1, 11)))
+        parts = ("turn-1", "turn-2") if benchmark == "mt-bench" else ("score",)
+        outcome = judged(benchmark, [verdict(name, part, 10.0) for name in problems for part in parts], problems)
+        least, best = (1.0, 10.0) if benchmark == "mt-bench" else (-80.0, 100.0)
+    found = outcome.row
+    assert (found["score"], found["high"]) == pytest.approx((best, best))
+    assert found["low"] == pytest.approx(best - u * (best - least), abs=0.01)
+    (difference,) = paired_differences([outcome, outcome])
+    widest = 0.2775 * (best - least)
+    assert (difference["gain"], difference["low"], difference["high"]) == pytest.approx((0, -widest, widest), abs=0.01)
 
 
 # ---- no verdict could be read
