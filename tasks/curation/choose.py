@@ -21,12 +21,13 @@ from infra.store.store import Store
 from infra.store.tables import write_table
 from infra.text.chat import count_tokens, load_tokenizer
 from tasks.examples.read import ExamplesConfig, candidates, checked, reject, remaining, select, taken_examples
-from tasks.queries.overlap import Hashed, near_duplicates, words
+from tasks.queries.overlap import Contained, Hashed, near_duplicates, words
 from tasks.queries.sources import Source, first_turns
 from tasks.responses.prompt import PromptConfig, in_context_text
 from tasks.rewards.score import reward_input_ids
 
 IN_FLIGHT = 8  # requests to the reward model at once: candidates are few
+CONTAINED_WORDS = 5  # a query that contains a whole problem of this many words counts as copied (see decontaminate.py)
 SHARED_WORDS = 13  # a query with this many consecutive words in common with an evaluation set counts as copied from it
 SHOWN = ("example_id", "topic", "author", "licence", "words", "tokens", "reward", "evidence", "rejected", "why")
 
@@ -42,7 +43,8 @@ class Room(BaseModel, frozen=True):
 def reject_held_out(examples: Sequence[dict[str, Any]], config: ExamplesConfig) -> None:
     """Reject candidates whose query resembles one of an evaluation set.
 
-    It does if the two are near-duplicates or share SHARED_WORDS consecutive words.
+    It does if the two are near-duplicates or share SHARED_WORDS consecutive words, or if it contains the other one, of
+    at least CONTAINED_WORDS words, whole.
     """
     held = {
         f"{source.place}, row {row}": query
@@ -56,8 +58,16 @@ def reject_held_out(examples: Sequence[dict[str, Any]], config: ExamplesConfig) 
         if earlier < len(held) <= later:
             why = f"its query is a near-duplicate ({share:.0%}) of {places[earlier]}"
             reject(examples[later - len(held)], "held out", why)
-    known, _ = Hashed.of([words(query) for query in held.values()]).ngrams(SHARED_WORDS)
-    runs, rows = Hashed.of([words(each["query"]) for each in examples]).ngrams(SHARED_WORDS)
+    theirs, ours = (
+        Hashed.of([words(query) for query in queries])
+        for queries in (held.values(), [each["query"] for each in examples])
+    )
+    long_enough = np.flatnonzero(np.diff(theirs.ends) >= CONTAINED_WORDS)
+    for number, query in zip(*Contained(theirs, long_enough).of(ours), strict=True):
+        if examples[number]["rejected"] is None:
+            reject(examples[number], "held out", f"its query contains {places[query]}")
+    known, _ = theirs.ngrams(SHARED_WORDS)
+    runs, rows = ours.ngrams(SHARED_WORDS)
     for number in np.unique(rows[np.isin(runs, known)]):
         if examples[number]["rejected"] is None:
             why = f"its query shares {SHARED_WORDS} consecutive words with a held-out one"

@@ -114,6 +114,13 @@ class Hashed:
         moved = (end - sums[1:]) * np.uint64(pow(_BASE, -1, 2**64))  # the words after it, each one position earlier
         return mixed(sums[:-1] - start + moved + (count - 1).repeat(count).astype(np.uint64))
 
+    def runs(self, starts: Places, n: int) -> Hashes:
+        """Hashes, as in `ngrams`, of the `n` words from each start; these must be within one text."""
+        found = np.zeros(len(starts), np.uint64)
+        for k in range(n - 1, -1, -1):
+            found = found * np.uint64(_BASE) + self.hashes[starts + k]
+        return mixed(found)
+
     def ngrams(self, n: int) -> tuple[Hashes, Places]:
         """Hashes of all runs of `n` words within one text, and the index of the text of each."""
         starts = len(self.hashes) - n + 1
@@ -148,6 +155,51 @@ def mixed(hashes: Hashes) -> Hashes:
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return cast(Hashes, hashes ^ (hashes >> np.uint64(31)))
+
+
+class Lookup:
+    """Maps a hash to the first problem that has it, by sorted arrays: 16 bytes per entry."""
+
+    def __init__(self, hashes: Hashes, problems: Places) -> None:
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._problems = problems[first]
+
+    def of(self, hashes: Hashes) -> Places:
+        """The problem of each hash; -1 if there is none."""
+        if not len(self._hashes):
+            return np.full(len(hashes), -1)
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return np.where(self._hashes[places] == hashes, self._problems[places], -1)
+
+
+class Contained:
+    """Finds texts that contain another text whole: all its words in a row, whatever is around them."""
+
+    def __init__(self, hashed: Hashed, chosen: Places) -> None:
+        """`chosen`: which of the texts are looked for, none of them empty."""
+        starts, count = hashed.ends[chosen], np.diff(hashed.ends)[chosen]
+        self._least = int(count.min(initial=2**31))
+        self._first = np.unique(hashed.runs(starts, self._least)) if len(chosen) else np.zeros(0, np.uint64)
+        self._whole = {
+            int(n): Lookup(hashed.runs(starts[count == n], int(n)), chosen[count == n]) for n in np.unique(count)
+        }
+
+    def of(self, hashed: Hashed) -> tuple[Places, Places]:
+        """The texts, and for each the text that it contains; several pairs if it contains several.
+
+        All words are looked at only where the first words of some text are found.
+        """
+        rows = hashed.rows()
+        starts = np.arange(len(rows) - self._least + 1)
+        starts = starts[rows[starts] == rows[starts + self._least - 1]]
+        starts = starts[np.isin(hashed.ngrams(self._least)[0], self._first)]
+        texts, contained = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for n, lookup in self._whole.items() if len(starts) else ():
+            within = starts[starts + n <= hashed.ends[rows[starts] + 1]]
+            found = lookup.of(hashed.runs(within, n))
+            texts.append(rows[within[found >= 0]])
+            contained.append(found[found >= 0])
+        return np.concatenate(texts), np.concatenate(contained)
 
 
 def signatures(shingles: Hashed) -> npt.NDArray[np.uint32]:

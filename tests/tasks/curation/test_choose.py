@@ -159,6 +159,9 @@ def test_candidates_that_resemble_an_evaluation_set_are_rejected(choose, tmp_pat
         "c1": f"held out: its query is a near-duplicate (100%) of {held_out}, row 1",
         "c2": "held out: its query shares 13 consecutive words with a held-out one",
     }
+    held_out.write_text('{"query": "Which wed is 2, and 12?"}\n')
+    _, counts = choose({}, {}, {"query": f"Tell me: which wed is 2 and 12 ? {'x ' * 30}"}, {}, held_out=[held_out])
+    assert why(counts)["c2"] == f"held out: its query contains {held_out}, row 0"
     held_out.write_text('{"problem": "one"}\n')
     with pytest.raises(BadInput, match=r"held\.jsonl, row 0: expected a field query"):
         choose({}, {}, held_out=[held_out])

@@ -32,6 +32,14 @@ WORDS = ["amber", "bridge", "copper", "dune", "ember", "fjord", "garnet", "hollo
 WORDS += ["nectar", "onyx", "plume"]
 
 
+WRAPS = (
+    "Please help me with my homework. {} Think step by step.",
+    "Q: {}\nA:",
+    '"{}" Explain your answer to a child of ten years.',
+    "Here is a task.\n\n```\n{}\n```\n\nSolve it with Python.",
+)
+
+
 def problems(folder: Path, *texts: str, name: str = "test.jsonl") -> Source:
     path = folder / name
     path.write_text("".join(json.dumps({"query": text}) + "\n" for text in texts))
@@ -94,6 +102,42 @@ def test_boilerplate_of_many_problems_is_no_sign(tmp_path):
     few = index(problems(tmp_path, *texts[:10]))
     assert signs(few, query) == ["shared 13-gram"]
     assert signs(index(problems(tmp_path, *texts[:10] * 9)), query) == ["shared 13-gram"]  # the same ten again
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_short_problem_wrapped_in_other_text_is_found(tmp_path, wrap):
+    short = [
+        "How tall is Mont Blanc?",
+        "Find the sum of $\\frac{1}{2}$ and 3.",
+        "写一首关于大海的诗",
+        "Who was the first king of Fiji",
+    ]
+    found = index(problems(tmp_path, *short, "Hello", "What is 2+2?"))
+    assert signs(found, *(wrap.format(text) for text in short)) == ["contains the problem"] * 4
+    assert (
+        signs(found, *(wrap.format(text.upper().replace(" ", "\n")) for text in short)) == ["contains the problem"] * 4
+    )
+    changed = [text.replace(" ", " very ", 1).replace("大", "小") for text in short]
+    assert signs(found, *(wrap.format(text) for text in changed)) == [None] * 4
+
+
+def test_a_long_problem_of_boilerplate_alone_is_found_where_it_is_whole(tmp_path):
+    texts = [f"{BOILERPLATE} is {word} older than {other}?" for word, other in pairwise(WORDS)]
+    found = index(problems(tmp_path, *texts), near_duplicates=None)
+    assert signs(found, f"Well: {texts[3]} I say no.", f"Well: {BOILERPLATE} is it?") == ["contains the problem", None]
+
+
+def test_short_and_common_problems_drop_no_unrelated_queries(tmp_path):
+    phrase = "Answer the following question in one word"
+    others = [f"{phrase}: what is {word}?" for word in WORDS]
+    given = problems(tmp_path, "Hello", "Thanks!", "What is 2+2?", "Is 7 odd?", phrase, *others)
+    found = index(given, near_duplicates=None)
+    chat = ["Hello, who was Ada?", "Thanks! Now explain tides", "What is 2+2*x if x is 9?", "If so, is 7 odd or not?"]
+    assert signs(found, *chat, f"{phrase}: who was Ada?") == [None] * 5
+    everything = index(problems(tmp_path, "Hello", "Is 7 odd?"), contained_words=1)
+    assert signs(everything, chat[0], chat[3]) == ["contains the problem"] * 2
+    off = index(problems(tmp_path, "How tall is Mont Blanc?"), contained_words=None)
+    assert signs(off, WRAPS[0].format("How tall is Mont Blanc?")) == [None]
 
 
 def test_contaminated_queries_are_recorded_with_their_problem_and_counted(world, query, tmp_path, bars):
@@ -169,6 +213,14 @@ def test_planted_copies_of_all_problems_are_caught(real, change: Callable[[str, 
     some = rng.sample(whole, 1_000) + sorted(whole, key=len)[:300]
     missed = [text for text, hit in zip(some, real.hits([change(text, rng) for text in some]), strict=True) if not hit]
     assert not missed
+
+
+@real_texts
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_real_short_problems_are_found_in_other_text(real, wrap):
+    short = [p["query"] for p in real.rows if 5 <= len(words(p["query"])) < 13]
+    assert len(short) > 200
+    assert None not in real.hits([wrap.format(text) for text in short])
 
 
 @real_texts

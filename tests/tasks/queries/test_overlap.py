@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tasks.queries.overlap import (
     RECALL,
     VALUES,
+    Contained,
     Hashed,
     NearDuplicates,
     band_width,
@@ -64,6 +65,20 @@ def test_hashes_are_equal_if_and_only_if_what_they_hash_is(texts, n):
         assert len(set(zip(meant, hashes, strict=True))) == len(set(meant)) == len(set(hashes)), kind
     both = [*plain["whole"], *plain["shortened"]], [*ours["whole"].tolist(), *ours["shortened"].tolist()]
     assert len(set(zip(*both, strict=True))) == len(set(both[0])) == len(set(both[1]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(SPOKEN, min_size=1, max_size=6), st.lists(SPOKEN, min_size=1, max_size=6), st.integers(1, 4))
+def test_contained_texts_are_found_as_by_comparing_all(texts, sought, least):
+    long_enough = [number for number, text in enumerate(sought) if len(text) >= least]
+    found = Contained(Hashed.of(sought), np.array(long_enough, np.int64)).of(Hashed.of(texts))
+    pairs = {(row, tuple(sought[number])) for row, number in zip(*(each.tolist() for each in found), strict=True)}
+    assert pairs == {
+        (row, tuple(sought[number]))
+        for row, text in enumerate(texts)
+        for number in long_enough
+        if any(text[i : i + len(sought[number])] == sought[number] for i in range(len(text)))
+    }
 
 
 def test_a_text_shorter_than_a_shingle_is_one_shingle():
