@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self, TypedDict
@@ -66,8 +67,12 @@ class Estimates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens_per_response: int = Field(1_500, ge=1, description="Mean length of a LongCoT response, in tokens.")
-    generated_per_gpu_second: float = Field(6_400, gt=0, description="Tokens generated per second and GPU.")
-    trained_per_gpu_second: float = Field(5_800, gt=0, description="Tokens trained on per second and GPU.")
+    generated_per_gpu_second: float = Field(
+        6_400, gt=0, description="Tokens generated per second and GPU; without a GPU, by the machine."
+    )
+    trained_per_gpu_second: float = Field(
+        5_800, gt=0, description="Tokens trained on per second and GPU; without a GPU, by the machine."
+    )
 
 
 def _numbered(schema: dict[str, Any]) -> None:
@@ -140,15 +145,16 @@ class Run:
     ) -> Ref:
         """Make or find the artifact `name` of a step's call. What this run has made is not looked up again.
 
-        The `expected_` figures are only used in a dry run. With `rehearse`, a dry run does the step in a scratch store
-        if its inputs were made there too, so that its rows and the keys of later steps are known.
+        The `expected_` figures are for the plan of a dry run, and for the log line at the step's start. With
+        `rehearse`, a dry run does the step in a scratch store if its inputs were made there too, so that its rows and
+        the keys of later steps are known.
         """
         arguments = self._supplied(step, arguments)
         plan = step.plan(name, arguments)
         if (plan.step, plan.key) in self.done:
             return self.done[plan.step, plan.key]
         if not self.dry:
-            made = self._submitted(step, name, [Job(plan, self.settings, arguments)])[0]
+            made = self._submitted(step, name, [Job(plan, self.settings, arguments)], expected_tokens)[0]
         elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
             made = step.task.fn(Job(plan, self.scratch, arguments))
             self.rehearsed.add((plan.step, plan.key))
@@ -169,7 +175,7 @@ class Run:
             jobs.append(Job(step.plan(name, given), self.settings, given))
         if self.dry:
             return [self._looked_up(plan, expected_tokens // shards, 0) for plan in (job.plan for job in jobs)]
-        return self._submitted(step, name, jobs)
+        return self._submitted(step, name, jobs, expected_tokens)
 
     def found(self, step: Step, name: str, **arguments: Any) -> Ref | None:
         """The artifact of a call, if it exists already."""
@@ -184,9 +190,11 @@ class Run:
     def _supplied(self, step: Step, arguments: dict[str, Any]) -> dict[str, Any]:
         return {**arguments, SERVERS: self.servers} if step.takes_servers else arguments
 
-    def _submitted(self, step: Step, name: str, jobs: Sequence[Job]) -> list[Ref]:
+    def _submitted(self, step: Step, name: str, jobs: Sequence[Job], expected_tokens: int) -> list[Ref]:
         """Run the jobs as task runs, each after the task runs that made or found its inputs, and wait for all."""
         began = time.perf_counter()
+        if expected_tokens:
+            self.log.info("%s: %s", name, self._expected(name, expected_tokens, jobs[0].arguments))
         futures = [job.submit(step.task, self._made_by(job.plan)) for job in jobs]
         wait(futures)
         self.task_runs.update(((job.plan.step, job.plan.key), each) for job, each in zip(jobs, futures, strict=True))
@@ -203,6 +211,18 @@ class Run:
         done = "cached" if cached else "done"
         self.log.info("%-28s %6.1f s  %-6s  %s  %d rows", record.name, record.seconds, done, record.key, record.rows)
         return refs
+
+    def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
+        """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
+        trains = is_training(name)
+        devices = arguments["config"].ranks if trains else self.servers.devices()
+        hours = tokens / self._speed(name) / 3600
+        ends = datetime.now().astimezone() + timedelta(hours=hours if runs_on_cpu() else hours / devices)
+        return f"{expected_cost(tokens, hours)} expected, until about {ends:%H:%M}, less what is cached"
+
+    def _speed(self, name: str) -> float:
+        """Expected tokens per second and device of the step `name`."""
+        return self.estimates.trained_per_gpu_second if is_training(name) else self.estimates.generated_per_gpu_second
 
     def first_row(self, table: Ref) -> dict[str, Any] | None:
         """The first row of a table, for a dry run to show; None if the table does not exist."""
@@ -285,9 +305,7 @@ class Run:
         """The artifact if it exists, else a stand-in. Prints the step's line of the plan."""
         known = not any(ref.digest.startswith(PENDING) for ref in plan.provenance.inputs.values())
         found = find(self.store, plan.step, plan.key) if known else None
-        trained = plan.step.startswith(("sft", "dpo"))
-        speed = self.estimates.trained_per_gpu_second if trained else self.estimates.generated_per_gpu_second
-        hours = 0.0 if found else expected_tokens / speed / 3600
+        hours = 0.0 if found else expected_tokens / self._speed(plan.step) / 3600
         owed = 0 if found else expected_tokens
         self.tokens, self.hours = self.tokens + owed, self.hours + hours
         expected = expected_cost(owed, hours) if owed else ""
@@ -335,6 +353,11 @@ def begin(common: Common) -> Iterator[Run]:
                 f", {run.hours:.2f} hours at the speeds in `estimates`" if runs_on_cpu() and run.hours >= 0.005 else ""
             )
             print(f"{'in all':28} {'':8} {'':28} {expected_cost(run.tokens, run.hours)}{here}")
+
+
+def is_training(name: str) -> bool:
+    """Whether the step of this name trains a model."""
+    return name.startswith(("sft", "dpo"))
 
 
 def expected_cost(tokens: int, hours: float) -> str:

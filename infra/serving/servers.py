@@ -90,6 +90,11 @@ class Servers:
                 return self._remote(model)
             return self._pool("policy", model)
 
+    def devices(self) -> int:
+        """Number of GPUs that the policy's servers use; a remote server counts as one."""
+        serving = self._serving
+        return len(serving.policy_urls) or serving.policy_servers * serving.policy.tensor_parallel_size
+
     def is_remote(self, model: Ref) -> bool:
         """Whether servers that someone else runs serve this model as policy. They serve no model that is made here."""
         return bool(self._serving.policy_urls) and model.step == IMPORTED
