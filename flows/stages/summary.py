@@ -1,6 +1,7 @@
 """The results of a run of `bolt`: summary.json, report.html and plots, also as Prefect artifacts.
 
-`python -m flows.stages.summary SUMMARY.json` puts a run's table and plot into README.md and docs/.
+`python -m flows.stages.summary SUMMARY.json WORLD` puts the table and plot of a demo into README.md and docs/; WORLD is
+nano or smollm2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from tasks.evaluation.problems import Verifiable
 from tasks.report.plot import stages_plot
 from tasks.report.report import PLOTS, TABLES, data_uri, points, stage_rows, write_page
 
-BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 
 
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
@@ -94,17 +94,17 @@ def publish_report(store: Store, summary: dict[str, Any]) -> None:
     print(f"report: {store.uri(path)}")
 
 
-def put_into_readme(path: Path, root: Path) -> None:
-    """Write a run's figures to README.md (between its two marks), docs/nano-summary.json and docs/nano.svg."""
+def put_into_readme(path: Path, world: str, root: Path) -> None:
+    """Write a run's figures to README.md (between the world's two marks), docs/WORLD-summary.json and docs/WORLD.svg."""
     summary = json.loads(path.read_text())
-    (root / "docs" / "nano-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (root / "docs" / "nano.svg").write_bytes(stages_plot(summary["stages"]))
-    readme = root / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    (root / "docs" / f"{world}-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (root / "docs" / f"{world}.svg").write_bytes(stages_plot(summary["stages"]))
+    readme, begin, end = root / "README.md", f"<!-- {world}: begin -->\n", f"<!-- {world}: end -->"
+    before, _, rest = readme.read_text().partition(begin)
+    _, _, after = rest.partition(end)
     shown = f"{markdown_table(stage_rows(summary['stages']))}\n\n{gains_sentence(summary['gains'])}\n"
-    readme.write_text(before + BEGIN + shown + END + after)
+    readme.write_text(before + begin + shown + end + after)
 
 
 if __name__ == "__main__":
-    put_into_readme(Path(sys.argv[1]), PROJECT_ROOT)
+    put_into_readme(Path(sys.argv[1]), sys.argv[2], PROJECT_ROOT)
