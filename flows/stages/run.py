@@ -35,6 +35,7 @@ from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
+from infra.text.markdown import short
 from infra.training.config import Recipe
 
 PENDING = "pending"
@@ -281,13 +282,19 @@ class Run:
 
     def _from_hub(self, name: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         try:
             return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except LocalEntryNotFoundError as error:  # an outage, so that it is retried
-            raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({error})") from error
+        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+            said, status = short(str(error)), getattr(getattr(error, "response", None), "status_code", 503)
+            if status == 429 or status >= 500:  # an outage, so that it is retried
+                raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({said})") from error
+            raise BadInput(
+                f"model {name}@{revision}: no such model or revision, or no access to it ({said}): check the name; for "
+                "a gated model, accept its terms on the hub and set HF_TOKEN"
+            ) from error
 
     def table(self, named: str) -> Ref:
         """The artifact STEP/KEY of another run. Raises `BadInput` if it does not exist."""

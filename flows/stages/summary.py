@@ -25,7 +25,6 @@ from tasks.report.plot import stages_plot
 from tasks.report.report import PLOTS, TABLES, data_uri, points, stage_rows, write_page
 
 
-
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
     """Paired differences between neighbouring stages, in points, with their 95 % intervals."""
     each = (f"{g['to']} - {g['from']}: {points(g['gain'])} ({points(g['low'])} to {points(g['high'])})" for g in gains)

@@ -13,10 +13,12 @@ from infra.errors import BadInput
 def text_of(path: Path) -> str:
     """The text of a prompt template, read once per process, so that a run asks with the text that it was planned with.
 
+    A byte-order mark is no part of it.
+
     Raises:
         OSError: the file cannot be read.
     """
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def filled(template: Path, **fields: str) -> str:

@@ -6,7 +6,6 @@ three examples fit the context, the ranking by reward) and the step itself are i
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from cot_formats.actions import ACTIONS, find_actions
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
 from infra.steps.inputs import digest_of_files
+from infra.text.json_lines import json_lines
 
 SECTIONS = ("Query", "Thoughts", "Solution")
 FRONT_MATTER = {"topic": "coding", "author": "Ada Example", "licence": "CC-BY-4.0"}  # each with a sample value
@@ -185,14 +185,10 @@ def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as lines:
-        for row, line in enumerate(lines):
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise BadInput(f"{path}, row {row}: not JSON ({error}): expected one object per line") from error
-            if not isinstance(record, dict):
-                raise BadInput(f"{path}, row {row}: expected a JSON object, found {type(record).__name__}")
+    with path.open("rb") as file:
+        for record in json_lines(file, str(path)):
+            if isinstance(record, BadInput):
+                raise record
             yield record
 
 

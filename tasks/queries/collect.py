@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,20 +10,28 @@ from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
 from infra.store.store import Store
 from infra.store.tables import batched, write_table
-from tasks.queries.sources import Source, queries_of
+from tasks.queries.sources import Skipped, Source, queries_of
 
 
 @step
 def collect_queries(plan: Plan, store: Store, *, source: Source) -> Ref:
-    """Stream the queries of a source into a table; empty ones are dropped and counted."""
-    funnel: Counter[str] = Counter()
+    """Stream the queries of a source into a table; rows without one are dropped and counted by reason.
+
+    Raises:
+        BadInput: the source cannot be read, more than 1 % of its rows are malformed, or none has a query.
+        StoreError, ConnectionError: S3, or the hub, cannot be reached.
+    """
+    skipped, kept = Skipped(source.place), 0
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in queries_of(source):
-            funnel["read"] += 1
-            funnel["kept" if row["query"] else "dropped: empty"] += 1
-            if row["query"]:
-                yield row
+        nonlocal kept
+        for row in queries_of(source, skipped):
+            kept += 1
+            yield row
+        skipped.check(kept + skipped.reasons.total())
 
-    batches = batched(rows(), 1_000)
-    return write_table(store, plan.step, plan.key, QUERIES, batches, plan.provenance, counts=lambda: dict(funnel))
+    def funnel() -> dict[str, int]:
+        dropped = {f"dropped: {reason}": count for reason, count in skipped.reasons.items()}
+        return {"read": kept + skipped.reasons.total(), **dropped, "kept": kept}
+
+    return write_table(store, plan.step, plan.key, QUERIES, batched(rows(), 1_000), plan.provenance, counts=funnel)

@@ -1,18 +1,21 @@
 """Sources of queries: files (local or on S3) and Hugging Face data sets, in the layouts of the public instruction sets.
 
-Only the first user turn of a record is used. An error about a record names source, row and field.
+Only the first user turn of a record is used. In mining, a record without one is skipped and counted by its reason, and
+so are malformed ones; if more than 1 % are malformed, that is an error, which names source, row and field.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, cast
+from typing import Any, BinaryIO, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,12 +25,22 @@ from infra.errors import BadInput
 from infra.settings import Settings
 from infra.steps.inputs import digest_of_files
 from infra.store.store import Store
+from infra.text.json_lines import json_lines
+from tasks.queries.hub import dataset_rows
 from tasks.queries.identity import query_id
+from tasks.queries.turns import NoQuery, first_user_turn, is_conversation
 
-Layout = Literal["column", "messages", "conversations", "alpaca"]
-FIELDS: dict[Layout, str] = {"messages": "messages", "conversations": "conversations", "alpaca": "instruction"}
+log = logging.getLogger(__name__)
+
+Layout = Literal["column", "messages", "conversations", "conversation", "alpaca"]
+FIELDS: dict[Layout, str] = {
+    "messages": "messages",
+    "conversations": "conversations",
+    "conversation": "conversation",
+    "alpaca": "instruction",
+}
 ENDINGS = (".jsonl", ".parquet", ".csv")
-USER = ("user", "human", "prompter")  # names of the user's role in the OpenAI and ShareGPT layouts
+MALFORMED = 0.01  # share of rows that may be malformed; if there are more, the file is not what it should be
 
 
 class Source(BaseModel):
@@ -43,11 +56,12 @@ class Source(BaseModel):
     split: str = Field("train", description="Split of the data set.")
     layout: Layout | None = Field(
         None,
-        description="Layout of the records: messages (OpenAI), conversations (ShareGPT: from, value), alpaca "
-        "(instruction and input), or column; if omitted, it is detected from the fields of each record.",
+        description="Layout of the records: messages (OpenAI), conversations (ShareGPT), conversation (LMSYS, "
+        "WildChat), alpaca (instruction and input), or column; if omitted, it is detected from each record's fields.",
     )
     column: str = Field(
-        "query", description="Field with the query, in the layout `column`: a text, or a list with one text per turn."
+        "query",
+        description="Field with the query, in the layout `column`: a text, or a list with a text or message per turn.",
     )
     licence: str = Field("not stated", description="Licence of the source, for the manifest and the data set card.")
 
@@ -57,8 +71,11 @@ class Source(BaseModel):
             raise ValueError("a source is either a path or a dataset: set exactly one of the two")
         if self.path is not None and not self.path.endswith(ENDINGS):
             raise ValueError(f"path {self.path}: expected a file name that ends in {', '.join(ENDINGS)}")
-        if self.dataset is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", self.dataset):
-            raise ValueError(f"dataset {self.dataset}: expected ORG/NAME@REVISION (a revision is required)")
+        if self.dataset is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+(/[\w.-]+)*", self.dataset):
+            raise ValueError(
+                f"dataset {self.dataset}: expected ORG/NAME@REVISION (a revision is required: a commit, a branch "
+                "such as main, or refs/convert/parquet)"
+            )
         return self
 
     @property
@@ -105,21 +122,33 @@ def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[
         BadInput: the source does not exist, has no rows, or is not of the type that its name says.
         StoreError, ConnectionError: S3, or the hub, cannot be reached.
     """
-    number = -1
-    for number, record in enumerate(_dataset(source) if source.dataset is not None else _file(source, whole)):
-        yield number, record
-    if number < 0:
+    for row, record in _rows(source, whole):
+        if isinstance(record, BadInput):
+            raise record
+        yield row, record
+
+
+def _rows(source: Source, whole: bool = False) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
+    """As `records`, but with the error about a malformed row in its place."""
+    row = -1
+    for row, record in enumerate(
+        dataset_rows(source.dataset, source.subset, source.split)
+        if source.dataset is not None
+        else _file(source, whole)
+    ):
+        yield row, record
+    if row < 0:
         raise BadInput(f"{source.place}: holds no rows: remove the source, or give one with rows")
 
 
-def _file(source: Source, whole: bool) -> Iterator[dict[str, Any]]:
+def _file(source: Source, whole: bool) -> Iterator[dict[str, Any] | BadInput]:
     with _opened(source) as file:
         if source.place.endswith(".parquet"):
             yield from _parquet(file, source, whole)
         elif source.place.endswith(".csv"):
             yield from _csv(file, source)
         else:
-            yield from _json_lines(file, source)
+            yield from json_lines(file, source.place)
 
 
 @contextmanager
@@ -144,17 +173,6 @@ def _on_s3(source: Source) -> tuple[Store, str]:
     return Store.for_reading(Settings.load().model_copy(update={"store": folder})), name
 
 
-def _json_lines(file: BinaryIO, source: Source) -> Iterator[dict[str, Any]]:
-    for row, line in enumerate(file):
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
-            raise BadInput(f"{source.place}, row {row}: not JSON ({error}): expected one object per line") from error
-        if not isinstance(record, dict):
-            raise BadInput(f"{source.place}, row {row}: expected a JSON object, found {type(record).__name__}")
-        yield record
-
-
 def _parquet(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(file) as parquet:
@@ -173,49 +191,23 @@ def _query_columns(names: list[str], source: Source, where: str) -> list[str]:
     return [name for name in names if name in {*FIELDS.values(), *OPTIONAL, source.column, "input"}]
 
 
-def _csv(file: BinaryIO, source: Source) -> Iterator[dict[str, Any]]:
+def _csv(file: BinaryIO, source: Source) -> Iterator[dict[str, Any] | BadInput]:
     csv.field_size_limit(2**27)
     try:
         rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
         for row, record in enumerate(rows):
+            where = f"{source.place}, row {row}"
             if None in record or None in record.values():
-                count = len(rows.fieldnames or [])
-                raise BadInput(f"{source.place}, row {row}: expected {count} fields, as in the first line")
+                yield BadInput(f"{where}: expected {len(rows.fieldnames or [])} fields, as in the first line")
+                continue
             given: dict[str, Any] = {name: text for name, text in record.items() if text or name not in OPTIONAL}
-            if "difficulty" in given:
-                given["difficulty"] = _whole_number(given["difficulty"], f"{source.place}, row {row}")
-            yield given
+            text = given.get("difficulty", "0").strip()
+            if not re.fullmatch(r"\d{1,9}(\.0*)?", text):
+                yield BadInput(f"{where}: field difficulty must be a whole number or empty, found {text[:40]!r}")
+                continue
+            yield given | ({"difficulty": float(text)} if "difficulty" in given else {})
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadInput(f"{source.place}: not CSV in UTF-8 ({error}): write it again, with quoted texts") from error
-
-
-def _whole_number(text: str, where: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text.strip()):
-        raise BadInput(f"{where}: field difficulty must be a whole number or empty, found {text[:40]!r}")
-    return int(text)
-
-
-def _dataset(source: Source) -> Iterator[dict[str, Any]]:
-    import datasets
-    import httpx
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    name, _, revision = str(source.dataset).partition("@")
-    try:
-        rows = datasets.load_dataset(name, source.subset, split=source.split, revision=revision, streaming=True)
-        for row in rows:
-            yield cast(dict[str, Any], row)
-    except (ConnectionError, httpx.TransportError, LocalEntryNotFoundError) as error:  # transient
-        raise ConnectionError(f"{source.place}: the hub cannot be reached ({error})") from error
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise BadInput(
-            f"{source.place}: no such data set or revision, or no access to it ({error}): check the name; for a gated "
-            "data set, accept its terms on the hub and set HF_TOKEN"
-        ) from error
-    except (ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise BadInput(f"{source.place}: cannot be read ({error}): check subset and split") from error
-    except httpx.HTTPError as error:
-        raise BadInput(f"{source.place}: the hub refused the request ({error})") from error
 
 
 # ---- one record
@@ -225,12 +217,19 @@ OPTIONAL = ("reference", "difficulty", "topic")
 
 
 def text_field(record: dict[str, Any], source: Source, where: str) -> tuple[Layout, str]:
-    """The layout of a record and the field that holds its query. Raises `BadInput` if it has no such field."""
+    """The layout of a record and the field that holds its query.
+
+    Raises:
+        NoQuery: the field holds nothing.
+        BadInput: there is no such field.
+    """
     known: dict[Layout, str] = {"column": source.column, **FIELDS}
     tried = known if source.layout is None else {source.layout: known[source.layout]}
     for layout, field in tried.items():
-        if record.get(field) is not None:
+        if not _is_absent(record.get(field)):
             return layout, field
+    if any(field in record for field in tried.values()):
+        raise NoQuery("empty")
     wanted = " or ".join(tried.values())
     raise BadInput(
         f"{where}: expected a field {wanted}, found {', '.join(map(str, record)) or 'no field'}: set `column` to the "
@@ -239,31 +238,51 @@ def text_field(record: dict[str, Any], source: Source, where: str) -> tuple[Layo
 
 
 def first_turn(record: dict[str, Any], source: Source, where: str) -> str:
-    """The first user turn of a record. Raises `BadInput` naming source, row and field."""
+    """The first user turn of a record, stripped.
+
+    Raises:
+        NoQuery: there is none that can be used.
+        BadInput: the record is malformed; source, row and field are named.
+    """
     layout, field = text_field(record, source, where)
+    value = record[field]
     if layout == "alpaca":
-        instruction, given = typed(record, field, str, where), typed(record, "input", str, where)
-        return f"{instruction}\n\n{given}" if given and given.strip() else str(instruction)
-    if layout == "column":
-        text = record[field]
-        if isinstance(text, list) and text:
-            text = text[0]
-        return str(typed({field: text}, field, str, where))
-    role, content = ("role", "content") if layout == "messages" else ("from", "value")
-    for turn in typed(record, field, list, where):
-        if isinstance(turn, dict) and turn.get(role) in USER:  # a later user turn is no substitute for a bad first one
-            if not isinstance(turn.get(content), str):
-                raise BadInput(f"{where}: field {field}: the first user turn has no string {content}")
-            return encodable(turn[content], field, where)
-    raise BadInput(f"{where}: field {field} has no turn with {role} '{USER[layout == 'conversations']}'")
+        text, given = typed(record, field, str, where), typed(record, "input", str, where)
+        text = f"{text}\n\n{given}" if given and given.strip() else text
+    elif layout != "column" or is_conversation(value):
+        text = encodable(first_user_turn(value, field, where), field, where)
+    elif isinstance(value, list):
+        text = typed({field: value[0] if value else None}, field, str, where)
+    else:
+        text = typed(record, field, str, where)
+    if not text or not text.strip():
+        raise NoQuery("empty")
+    return str(text.strip())
 
 
 def typed(record: dict[str, Any], field: str, kind: type, where: str) -> Any:
     """The value of an optional field. Raises `BadInput` if it is not of type `kind`."""
     value = record.get(field)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    if _is_absent(value):
+        return None
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise BadInput(f"{where}: field {field} must be {kind.__name__} or absent, found {type(value).__name__}")
     return encodable(value, field, where) if isinstance(value, str) else value
+
+
+def _is_absent(value: Any) -> bool:
+    """Whether a field holds nothing; a number that is missing is NaN where a column was written by pandas."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _difficulty(record: dict[str, Any], where: str) -> int | None:
+    """The field `difficulty`; 5.0 is 5, since a column with missing numbers becomes one of floats."""
+    held = record.get("difficulty")
+    whole = isinstance(held, float) and held.is_integer()
+    difficulty: int | None = int(held) if whole else typed(record, "difficulty", int, where)  # type: ignore[arg-type]
+    if difficulty is not None and not 0 <= difficulty <= 7:
+        raise BadInput(f"{where}: field difficulty must be 0 to 7, the number of criteria met, found {difficulty}")
+    return difficulty
 
 
 def encodable(text: str, field: str, where: str) -> str:
@@ -276,33 +295,89 @@ def encodable(text: str, field: str, where: str) -> str:
     return text
 
 
-def first_turns(source: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Row number, query and full record of each record. Raises as `records`, and `BadInput` for one without a query."""
-    for row, record in records(source):
-        yield row, first_turn(record, source, f"{source.place}, row {row}").strip(), record
+class Skipped:
+    """The rows of a source that are passed over, counted by reason."""
+
+    def __init__(self, place: str) -> None:
+        """`place` is how error messages refer to the source."""
+        self.place, self.reasons = place, Counter[str]()
+        self._first: BadInput | None = None
+
+    def malformed(self, fault: BadInput, row: int) -> None:
+        """Count a malformed row; the first is logged. Raises `BadInput` if, after 10,000 rows, there are too many."""
+        if self._first is None:
+            log.warning("skipped: %s", fault)
+            self._first = fault
+        self.reasons["malformed"] += 1
+        if row >= 10_000:
+            self._refuse_many(row + 1)
+
+    def check(self, read: int) -> None:
+        """Raise `BadInput` if, of all rows, too many are malformed or none is left."""
+        self._refuse_many(read)
+        if self.reasons.total() == read:
+            why = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
+            raise BadInput(
+                f"{self.place}: none of its {read} rows has a query ({why}): set `layout` or `column` to where they "
+                "are, or remove the source"
+            )
+
+    def _refuse_many(self, read: int) -> None:
+        bad = self.reasons["malformed"]
+        if self._first is not None and bad > MALFORMED * read:
+            more = f" ({bad} of {read} rows are malformed; up to {MALFORMED:.0%} are skipped)" if bad > 1 else ""
+            raise BadInput(f"{self._first}{more}") from self._first
+
+
+def first_turns(source: Source, skipped: Skipped | None = None) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Row number, query and full record of each record that has a query.
+
+    `skipped` counts the others. Without it, a malformed row is an error, as for an evaluation set.
+
+    Raises as `records`, and `BadInput` for a malformed row.
+    """
+    for row, record in _rows(source):
+        try:
+            if isinstance(record, BadInput):
+                raise record
+            text = first_turn(record, source, f"{source.place}, row {row}")
+        except NoQuery as reason:
+            if skipped:
+                skipped.reasons[str(reason)] += 1
+        except BadInput as fault:
+            if skipped is None:
+                raise
+            skipped.malformed(fault, row)
+        else:
+            yield row, text, record
 
 
 def problems_of(source: Source) -> Iterator[dict[str, Any]]:
     """The problems of an evaluation set: only query, source and row of each. Raises as `first_turns`."""
     for row, query, _ in first_turns(source):
-        if query:
-            yield {"query": query, "source": source.name, "source_row": row}
+        yield {"query": query, "source": source.name, "source_row": row}
 
 
-def queries_of(source: Source) -> Iterator[dict[str, Any]]:
+def queries_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[str, Any]]:
     """The source's records as rows of `queries`. Raises as `first_turns`, and `BadInput` for a bad optional field."""
-    for row, query, record in first_turns(source):
+    for row, query, record in first_turns(source, skipped):
         where = f"{source.place}, row {row}"
-        difficulty = typed(record, "difficulty", int, where)
-        if difficulty is not None and not 0 <= difficulty <= 7:
-            raise BadInput(f"{where}: field difficulty must be 0 to 7, the number of criteria met, found {difficulty}")
-        yield {
-            "query_id": query_id(query),
-            "query": query,
-            "source": source.name,
-            "source_row": row,
-            "reference": typed(record, "reference", str, where),
-            "criteria": None,
-            "difficulty": difficulty,
-            "topic": typed(record, "topic", str, where),
-        }
+        try:
+            optional = {
+                "reference": typed(record, "reference", str, where),
+                "criteria": None,
+                "difficulty": _difficulty(record, where),
+                "topic": typed(record, "topic", str, where),
+            }
+        except BadInput as fault:
+            if skipped is None:
+                raise
+            skipped.malformed(fault, row)
+        else:
+            yield {
+                "query_id": query_id(query),
+                "query": query,
+                "source": source.name,
+                "source_row": row,
+                **optional,
+            }

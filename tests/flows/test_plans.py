@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 from prefect import flow
 from small import bootstrap_parameters, small_world
 
@@ -94,6 +96,18 @@ def test_a_dry_run_knows_the_keys_of_a_model_without_copying_it(world, tmp_path,
     import_model(Store.open(Settings.load()), Path(world["model"]), "model")
     bolt(BoltConfig(**world, dry_run=True))
     assert planned(capsys) == first
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, BadInput), (404, BadInput), (429, ConnectionError), (503, ConnectionError)]
+)
+def test_a_model_that_the_hub_refuses_is_told(world, monkeypatch, status, kind):
+    def download(*_: Any, **__: Any) -> str:
+        raise HfHubHTTPError("no", response=httpx.Response(status, request=httpx.Request("GET", "https://hub")))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(kind, match=r"model org/name@main: .*\(no\)"):
+        bootstrap(BootstrapConfig(**{**bootstrap_parameters(world), "model": "org/name@main"}))
 
 
 def test_a_hub_id_is_not_downloaded_for_a_dry_run(world, monkeypatch, capsys):

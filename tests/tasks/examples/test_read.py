@@ -320,3 +320,14 @@ def test_too_few_are_an_error_with_a_reason_for_each_candidate(tmp_path):
     )
     with pytest.raises(BadInput, match=r"no example of the topic law \(topics\) is among those taken"):
         taken_examples(ranked("a"), ExamplesConfig(path=tmp_path, count=1, topics=("a", "law")))
+
+
+def test_a_byte_order_mark_and_blank_lines_at_the_end_of_a_table_are_passed_over(tmp_path):
+    lines = "\r\n".join(json.dumps(row(number)) for number in range(3))
+    (tmp_path / "more.jsonl").write_bytes(f"\ufeff{lines}\r\n\r\n".encode())
+    assert len(candidates(ExamplesConfig(path=tmp_path / "more.jsonl"))) == 3
+
+
+def test_a_markdown_example_of_another_system_is_read(tmp_path):
+    (tmp_path / "one.md").write_bytes(f"\ufeff{GOOD}".replace("\n", "\r\n").encode())
+    assert read_example(tmp_path / "one.md") == read_example(written(tmp_path / "unix", GOOD))

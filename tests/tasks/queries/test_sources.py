@@ -13,12 +13,13 @@ from s3_for_tests import KEY, SECRET, boto_client, s3_bucket, s3_url
 
 from infra.errors import BadInput
 from tasks.queries.collect import collect_queries
-from tasks.queries.sources import Source, problems_of, queries_of
+from tasks.queries.sources import Source, problems_of, queries_of, records
 
 __all__ = ["s3_bucket", "s3_url"]
 RECORDS = {
     "messages": {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "What is it?"}]},
     "conversations": {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "That."}]},
+    "conversation": {"conversation": [{"role": "user", "content": "What is it?"}]},
     "alpaca": {"instruction": "What is it?", "input": " ", "output": "That."},
     "column": {"query": "What is it?"},
 }
@@ -52,7 +53,7 @@ def test_the_first_turn_of_a_column_of_turns_is_taken(tmp_path):
 
 
 def test_only_the_first_user_turn_counts(tmp_path):
-    turns = [{"role": role, "content": role + str(n)} for n, role in enumerate(("assistant", "user", "user"))]
+    turns = [{"role": role, "content": role + str(n)} for n, role in enumerate(("system", "user", "user"))]
     assert found(written(tmp_path / "q.jsonl", {"messages": turns})) == ["user1"]
 
 
@@ -76,19 +77,20 @@ def test_parquet_and_csv_are_read_like_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "hello"}, "expected a field query or messages or conversations or instruction, found text: set"),
+        (
+            {"text": "hello"},
+            "expected a field query or messages or conversations or conversation or instruction, found text: set",
+        ),
         ({}, "found no field"),
         ({"query": 3}, "field query must be str or absent, found int"),
-        ({"query": []}, "field query must be str or absent, found list"),
+        ({"query": [["x"]]}, "field query must be str or absent, found list"),
         ({"messages": "hello"}, "field messages must be list or absent, found str"),
-        ({"messages": []}, "field messages has no turn with role 'user'"),
-        ({"conversations": [{"from": "gpt", "value": "x"}]}, "field conversations has no turn with from 'human'"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "the first user turn has no string content",
-        ),
+        ({"messages": ["hello"]}, "field messages must hold turns, objects with a role, found str"),
+        ({"messages": [{"content": "x"}]}, "field messages: a turn has no string role or from, found content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "the first user turn has no string content or value or text"),
         ({"instruction": "x", "input": 5}, "field input must be str or absent, found int"),
         ({"query": "x", "difficulty": "5"}, "field difficulty must be int or absent, found str"),
+        ({"query": "x", "difficulty": 4.5}, "field difficulty must be int or absent, found float"),
         ({"query": "x", "difficulty": True}, "field difficulty must be int or absent, found bool"),
         ({"query": "x", "difficulty": 8}, "field difficulty must be 0 to 7"),
         ({"query": "x", "reference": 5}, "field reference must be str or absent, found int"),
@@ -138,6 +140,7 @@ def test_a_parquet_file_cut_short_without_the_column_or_of_another_type_is_named
     [
         ("query,topic\nx\n", r"row 0: expected 2 fields, as in the first line"),
         ("query\nx,y\n", r"row 0: expected 1 fields"),
+        ("query,difficulty\nx,4.5\n", r"row 0: field difficulty must be a whole number or empty, found '4.5'"),
         ("query,difficulty\nx,hard\n", r"row 0: field difficulty must be a whole number or empty, found 'hard'"),
         ('query\n"open\n', r"not CSV in UTF-8"),
         ("text\nx\n", r"row 0: expected a field query"),
@@ -171,6 +174,8 @@ def test_missing_and_empty_files_are_named(tmp_path, name):
         ({"path": "a.jsonl", "dataset": "a/b@c"}, "either a path or a dataset"),
         ({"path": "a.txt"}, r"expected a file name that ends in \.jsonl, \.parquet, \.csv"),
         ({"dataset": "org/name"}, "a revision is required"),
+        ({"dataset": "org/name@"}, "a revision is required"),
+        ({"dataset": "org/name@refs//x"}, "a revision is required"),
     ],
 )
 def test_bad_settings_of_a_source_are_an_error(given, message):
@@ -178,7 +183,8 @@ def test_bad_settings_of_a_source_are_an_error(given, message):
         Source(**given)
 
 
-def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
+@pytest.mark.parametrize("revision", ["0123abc", "main", "refs/convert/parquet", "refs/pr/1", "v1.0"])
+def test_a_data_set_is_streamed_at_its_revision(monkeypatch, revision):
     calls: list[Any] = []
 
     def load(*given: Any, **more: Any) -> Any:
@@ -186,9 +192,9 @@ def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
         return iter([RECORDS["conversations"], RECORDS["alpaca"]])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    source = Source(dataset="org/name@0123abc", subset="main", split="test")
+    source = Source(dataset=f"org/name@{revision}", subset="main", split="test")
     rows = list(queries_of(source))
-    assert calls == [(("org/name", "main"), {"split": "test", "revision": "0123abc", "streaming": True})]
+    assert calls == [(("org/name", "main"), {"split": "test", "revision": revision, "streaming": True})]
     assert [(row["query"], row["source"], row["source_row"]) for row in rows] == [
         ("What is it?", "org/name", 0),
         ("What is it?", "org/name", 1),
@@ -198,24 +204,6 @@ def test_a_data_set_is_streamed_at_its_revision(monkeypatch):
         for change in ({}, {"dataset": "org/name@4567def"}, {"subset": "other"}, {"subset": None}, {"split": "train"})
     }
     assert len(digests) == 5
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (datasets.exceptions.DatasetNotFoundError("'org/name' is gated"), "no access.*accept its terms.*HF_TOKEN"),
-        (ValueError("Unknown split"), "Unknown split.*check subset and split"),
-        (ConnectionError("offline"), "the hub cannot be reached"),
-    ],
-)
-def test_the_reason_why_a_data_set_cannot_be_read_is_named(monkeypatch, error, message):
-    def load(*_: Any, **__: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    kind = ConnectionError if isinstance(error, ConnectionError) else BadInput  # an outage is transient
-    with pytest.raises(kind, match=rf"(?s)org/name@0123abc:train: .*{message}"):
-        list(queries_of(Source(dataset="org/name@0123abc")))
 
 
 def test_a_file_on_s3_is_read_with_the_projects_settings(s3_bucket, s3_url, monkeypatch):
@@ -231,6 +219,122 @@ def test_a_file_on_s3_is_read_with_the_projects_settings(s3_bucket, s3_url, monk
     assert source.contents() != before
     with pytest.raises(BadInput, match=r"in/none\.jsonl does not exist"):
         list(queries_of(Source(path=f"s3://{s3_bucket}/in/none.jsonl")))
+
+
+CONVERSATIONS = {
+    "role and content": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}],
+    "from and value": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}],
+    "other case": [{"role": "System", "content": "Be kind"}, {"role": "User", "content": "Why?"}],
+    "null fields": [{"from": None, "value": None, "role": "user", "content": "Why?"}],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}],
+    "text": [{"role": "human", "text": "Why?"}],
+    "columns": {"from": ["system", "human", "gpt"], "value": ["Be kind", "Why?", "So."]},
+    "more than is asked": [{"role": "user", "content": "Why?", "redacted": False, "turn_id": 3, "toxic": None}],
+}
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations", "conversation"])
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=list(CONVERSATIONS))
+def test_conversations_of_real_data_sets_are_read(tmp_path, field, turns):
+    assert found(written(tmp_path / "q.jsonl", {field: turns})) == ["Why?"]
+    pq.write_table(pa.Table.from_pylist([{field: turns, "id": 1}]), tmp_path / "q.parquet")
+    assert found(str(tmp_path / "q.parquet")) == ["Why?"]
+    if isinstance(turns, list):
+        assert found(written(tmp_path / "q.jsonl", {"prompt": turns}), column="prompt") == ["Why?"]
+
+
+def test_parts_are_joined(tmp_path):
+    parts = [{"type": "text", "text": "One"}, "two"]
+    assert found(written(tmp_path / "q.jsonl", {"messages": [{"role": "user", "content": parts}]})) == ["One\ntwo"]
+
+
+def said(role: str, content: object) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"query": " \n"}, "empty"),
+        ({"query": None}, "empty"),
+        ({"query": []}, "empty"),
+        ({"query": ["", "more"]}, "empty"),
+        ('{"query": NaN}', "empty"),
+        ({"instruction": "", "input": ""}, "empty"),
+        ({"messages": None}, "empty"),
+        ({"messages": [said("user", "")]}, "empty"),
+        ({"messages": [said("user", None), said("user", "more")]}, "empty"),
+        ({"messages": [said("user", [])]}, "empty"),
+        ({"messages": []}, "no user turn"),
+        ({"messages": [said("system", "be kind")]}, "no user turn"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "the first turn is not the user's"),
+        ({"conversation": [said("assistant", "Hi!"), said("user", "Yes")]}, "the first turn is not the user's"),
+        ({"messages": [said("user", [{"type": "text", "text": "See"}, {"type": "image_url"}])]}, "not text alone"),
+    ],
+)
+def test_a_row_without_a_usable_query_is_counted_and_skipped(world, tmp_path, row, reason):
+    made = world.do(
+        collect_queries, source=Source(path=written(tmp_path / "q.jsonl", {"query": "a"}, row, {"query": "b"}))
+    )
+    assert world.counts(made) == {"read": 3, f"dropped: {reason}": 1, "kept": 2}
+    assert [(row["query"], row["source_row"]) for row in world.rows(made)] == [("a", 0), ("b", 2)]
+    assert [row["query"] for row in problems_of(Source(path=str(tmp_path / "q.jsonl")))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"query": "cut',
+        "",
+        '{"query": 5}',
+        '{"text": "x"}',
+        '{"query": "x", "difficulty": "hard"}',
+        '{"query": "\\ud83d"}',
+    ],
+)
+def test_a_few_malformed_rows_are_counted_and_skipped(world, tmp_path, row, caplog):
+    good = [{"query": f"number {n}"} for n in range(150)]
+    made = world.do(collect_queries, source=Source(path=written(tmp_path / "q.jsonl", *good[:7], row, *good[7:])))
+    assert world.counts(made) == {"read": 151, "dropped: malformed": 1, "kept": 150}
+    assert "skipped: " in caplog.text
+    assert "q.jsonl, row 7: " in caplog.text
+    path = written(tmp_path / "q.jsonl", *good[:7], row, row, *good[7:])
+    with pytest.raises(BadInput, match=r"q\.jsonl, row 7: .* \(2 of 152 rows are malformed; up to 1% are skipped\)"):
+        world.do(collect_queries, key="two", source=Source(path=path))
+
+
+def test_a_few_malformed_rows_of_a_csv_file_are_skipped_too(world, tmp_path):
+    (tmp_path / "q.csv").write_text("query,topic\n" + "x,y\n" * 120 + "x\n" + "x,y\n" * 7)
+    made = world.do(collect_queries, source=Source(path=str(tmp_path / "q.csv")))
+    assert world.counts(made) == {"read": 128, "dropped: malformed": 1, "kept": 127}
+
+
+def test_a_source_in_which_no_row_has_a_query_is_an_error(world, tmp_path):
+    path = written(tmp_path / "q.jsonl", {"query": ""}, {"messages": []})
+    with pytest.raises(BadInput, match=r"q\.jsonl: none of its 2 rows has a query \(empty: 1, no user turn: 1\): set"):
+        world.do(collect_queries, source=Source(path=path))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n  \n\t\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_blank_lines_at_the_end_of_json_lines_are_passed_over(tmp_path, mark, newline, end):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes((mark + '{"query": "one"}' + newline + '{"query": "two"}' + end).encode())
+    assert found(str(path)) == ["one", "two"]
+    assert [record for _, record in records(Source(path=str(path)))] == [{"query": "one"}, {"query": "two"}]
+
+
+def test_a_whole_difficulty_in_a_column_of_floats_is_taken(tmp_path):
+    rows = [{"query": "a", "difficulty": 5.0}, {"query": "b", "difficulty": 4.0}, {"query": "c", "difficulty": None}]
+    lines = written(tmp_path / "q.jsonl", *rows, '{"query": "d", "difficulty": NaN}')
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    (tmp_path / "q.csv").write_text("query,difficulty\na,5.0\nb,4\nc,\n")
+    for path in (lines, str(tmp_path / "q.parquet"), str(tmp_path / "q.csv")):
+        difficulties = [row["difficulty"] for row in queries_of(Source(path=path))]
+        assert difficulties[:3] == [5, 4, None]
+        assert not any(difficulties[3:])
+        assert all(isinstance(each, int) for each in difficulties[:2])
 
 
 def test_collecting_counts_and_drops_empty_queries(world, tmp_path):
