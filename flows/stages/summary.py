@@ -94,7 +94,7 @@ def publish_report(store: Store, summary: dict[str, Any]) -> None:
 
 
 def put_into_readme(path: Path, world: str, root: Path) -> None:
-    """Write a run's figures to README.md (between the world's two marks), docs/WORLD-summary.json and docs/WORLD.svg."""
+    """Write the figures of a run to README.md (between its two marks), docs/WORLD-summary.json and docs/WORLD.svg."""
     summary = json.loads(path.read_text())
     (root / "docs" / f"{world}-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (root / "docs" / f"{world}.svg").write_bytes(stages_plot(summary["stages"]))
