@@ -79,7 +79,8 @@ def test_a_reward_model_ranks(world, monkeypatch):
     monkeypatch.setattr(Servers, "_pool", lambda *_: Pool([Healthy()]))
     monkeypatch.setattr(tasks.curation.choose, "classify", classify)
     world["examples"] |= {"count": 3}
-    examples = curate_examples(CurateConfig(**world, reward_model=world["model"]))
+    reward_model = str(Path(world["model"]).with_name("reward"))
+    examples = curate_examples(CurateConfig(**world, reward_model=reward_model))
     store = Store.open(Settings.load())
     assert [row["example_id"][:2] for row in read_rows(store, examples)] == ["08", "09", "10"]
     assert "ranked behind the 3 taken" in report(read_manifest(store, examples)["counts"])

@@ -14,8 +14,8 @@ from infra.text import chat
 
 TOKENIZER = make_tokenizer()
 CONTROL_IDS = set(TOKENIZER.convert_tokens_to_ids([*SPECIAL, *MARKERS])) - {TOKENIZER.unk_token_id}
-GEMMA = families.make_tokenizer(families.FAMILIES["gemma"])
-GEMMA_CONTROL = set(GEMMA.convert_tokens_to_ids([*families.FAMILIES["gemma"].special, "<unused42>"]))
+GEMMA_TOKENIZER = families.make_tokenizer(families.FAMILIES["gemma"])
+GEMMA_CONTROL = set(GEMMA_TOKENIZER.convert_tokens_to_ids([*families.FAMILIES["gemma"].special, "<unused42>"]))
 pieces = st.sampled_from([*SPECIAL, *MARKERS, "<", "|", ">", "<|", "|>", "user", " ", "\n", "w1", "<pa", "d>"])
 
 
@@ -170,8 +170,8 @@ def test_a_tag_that_the_chat_template_uses_is_a_control_token() -> None:
     ).map("".join)
 )
 def test_no_mixture_of_tags_and_control_tokens_becomes_a_control_token(text: str) -> None:
-    safe = chat.neutralise(text, GEMMA)
-    assert not GEMMA_CONTROL & set(GEMMA.encode(safe, add_special_tokens=False))
-    assert chat.neutralise(safe, GEMMA) == safe
+    safe = chat.neutralise(text, GEMMA_TOKENIZER)
+    assert not GEMMA_CONTROL & set(GEMMA_TOKENIZER.encode(safe, add_special_tokens=False))
+    assert chat.neutralise(safe, GEMMA_TOKENIZER) == safe
     for tag in families.GEMMA_HTML:
         assert safe.count(tag) >= text.count(tag)

@@ -216,7 +216,7 @@ def test_the_nano_worlds_examples_pass(world):
 
 def test_the_shipped_examples_pass_every_check(world, model):
     config = ExamplesConfig(path=SHIPPED, max_per_topic=1, near_duplicates=0.1)
-    room = Room(prompt=PROMPT, max_tokens=8192, max_model_len=16_384)
+    room = Room(prompt=PROMPT, max_tokens=8192, max_model_len=20_480)
     made = world.do(choose_examples, config=config, servers=TinyServers(world.work_dir), model=model, room=room)
     assert world.counts(made)["read"] == made.rows == len(list(SHIPPED.glob("*.md"))) == 10
     assert len({row["topic"] for row in world.rows(made)}) == 10
