@@ -114,7 +114,7 @@ def test_every_preset_in_a_command_exists(name):
 
 def test_the_deployment_for_real_models_fits_its_flow():
     entries = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    (entry,) = (each for each in entries if each["name"] == "llama-8b")
+    (entry,) = (each for each in entries if (each["name"], each["entrypoint"]) == ("llama-8b", "flows/bolt.py:bolt"))
     config = BoltConfig.model_validate(entry["parameters"]["config"])
     for stage in (config.sft, config.online.dpo):
         assert stage.accumulation(stage.ranks) == 16
