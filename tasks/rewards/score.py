@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.responses import is_well_formed
+from infra.errors import BadInput
 from infra.processes.limited import Limited, NoResult
 from infra.serving.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
 from infra.serving.completions import classify
@@ -35,6 +37,7 @@ from infra.text.chat import load_tokenizer, neutralise
 Rows = list[dict[str, Any]]
 Verifier = Literal["math500", "everyday", "short-answer"]
 Answer = tuple[str, str]  # query id, solution
+TOO_LONG = "too long for the reward model"  # in the manifest's counts, if there are any
 COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
 
 
@@ -58,6 +61,13 @@ class ScoreConfig(BaseModel):
         "math500",
         description="How a solution is compared with the reference answer: `math500` (math-verify, for any formula), "
         "`everyday` (a number or a day of the week, wherever it stands), `short-answer` (`answer : VALUE .`).",
+    )
+    max_too_long_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of responses that get no score because query and solution are longer than "
+        "`serving.reward.max_model_len`; the step fails as soon as there are more (this project's choice).",
     )
     in_flight: int = Field(64, ge=1, description="Concurrent scoring requests.")
 
@@ -94,7 +104,7 @@ def batches_of(store: Store, responses: Sequence[Ref]) -> Iterator[Batch]:
             yield Batch(rows, batch.num_rows - len(rows))
 
 
-@step(outside_key=("config.in_flight",), serves={"reward_model": "reward"})
+@step(outside_key=("config.in_flight", "config.max_too_long_share"), serves={"reward_model": "reward"})
 def score(
     plan: Plan,
     store: Store,
@@ -105,12 +115,13 @@ def score(
     reward_model: Ref | None,
     servers: Servers,
 ) -> Ref:
-    """Write the table `scores`: a row for each response that has a solution; those without one are counted.
+    """Write the table `scores`: a row for each response that has a solution that the reward model can read.
 
-    ArmoRM runs in processes of its own, every other reward model on a vLLM server. Without a reward model, the reward
-    is what `verified_weight` adds.
+    Those without one, and those that are too long for the reward model, are counted. ArmoRM runs in processes of its
+    own, every other reward model on a vLLM server. Without a reward model, the reward is what `verified_weight` adds.
 
     Raises:
+        BadInput: the share of responses that are too long exceeds `max_too_long_share`.
         infra.serving.completions.CompletionError: the server refused a request.
         infra.serving.vllm_server.ServerError: the server died.
         infra.processes.torchrun.TrainerError: ArmoRM's process failed.
@@ -120,7 +131,7 @@ def score(
     total = sum(shard.rows for shard in responses)
     parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
     if reward_model is None:
-        rewards: Iterator[list[float]] = ([0.0] * len(batch.answers) for batch in batches_of(store, responses))
+        rewards: Iterator[list[float | None]] = ([0.0] * len(batch.answers) for batch in batches_of(store, responses))
     else:
         rewards = modelled_rewards(store, reward_model, responses, queries, config, parts, servers)
 
@@ -129,6 +140,7 @@ def score(
 
     with verifier(config) as verify, progress(plan.step, done, total, "responses"):
         rows = score_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
+        rows = check_too_long(rows, config, counts, total)
         made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
     if parts.exists():
         shutil.rmtree(parts)  # the table holds it all now
@@ -137,7 +149,7 @@ def score(
 
 def score_rows(
     batches: Iterable[Batch],
-    rewards: Iterable[list[float]],
+    rewards: Iterable[list[float | None]],
     references: Mapping[str, str],
     verify: Callable[[str, str], bool],
     reward_model: Ref | None,
@@ -147,7 +159,7 @@ def score_rows(
     """The rows of `scores`, batch by batch.
 
     Args:
-        rewards: one list per batch, with the reward of each of its `answers`.
+        rewards: one list per batch, with the reward of each of its `answers`; None for one that is too long.
         references: reference answers by query id; queries without one are not verified.
         verify: tells whether a solution gives a reference answer.
         counts: added to, batch by batch.
@@ -159,16 +171,32 @@ def score_rows(
         reward_of = dict(zip(batch.answers, found, strict=True))
         verified = {each: verify(each[1], references[each[0]]) for each in batch.answers if each[0] in references}
         rows = [
-            score_row(row, reward_of[answer], verified.get(answer), reward_model, config)
+            score_row(row, reward, verified.get(answer), reward_model, config)
             for row in batch.rows
             for answer in [(row["query_id"], row["solution"])]
+            if (reward := reward_of[answer]) is not None
         ]
+        if too_long := len(batch.rows) - len(rows):
+            counts[TOO_LONG] = counts.get(TOO_LONG, 0) + too_long
         counts["without a solution"] += batch.without
         counts["scored"] += len(rows)
         if references:
             counts["verified"] += sum(row["verified"] is not None for row in rows)
             counts["correct"] += sum(row["verified"] is True for row in rows)
         yield rows
+
+
+def check_too_long(rows: Iterable[Rows], config: ScoreConfig, counts: Mapping[str, int], total: int) -> Iterator[Rows]:
+    """The rows, until too many of `total` responses are too long, by `counts`. Raises `BadInput` then."""
+    for each in rows:
+        yield each
+        if (found := counts.get(TOO_LONG, 0)) > config.max_too_long_share * total:
+            raise BadInput(
+                f"{found} of {total} responses are, with their queries, longer than the reward model reads "
+                f"(serving.reward.max_model_len), limit {config.max_too_long_share:.1%}: raise it (the model's own "
+                "limit is in its config.json), lower generate.max_tokens, or raise score.max_too_long_share to go on "
+                "without them"
+            )
 
 
 def modelled_rewards(
@@ -179,18 +207,27 @@ def modelled_rewards(
     config: ScoreConfig,
     parts: Path,
     servers: Servers,
-) -> Iterator[list[float]]:
-    """The reward model's rewards: one list per batch of responses. Raises as `score`."""
+) -> Iterator[list[float | None]]:
+    """The reward model's rewards, one list per batch of responses; None for what is too long. Raises as `score`."""
     model = fetch_model(store, reward_model, servers.work_dir)
     tokenizer = load_tokenizer(model)
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-    ids = (
-        [reward_input_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
-        for batch in batches_of(store, responses)
-    )
+    limit = servers.options("reward").max_model_len
+    fits: deque[list[bool]] = deque()  # by batch, of each of its answers
+
+    def fitting() -> Iterator[list[list[int]]]:
+        for batch in batches_of(store, responses):
+            ids = [reward_input_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
+            fits.append([len(each) <= limit for each in ids])
+            yield [each for each in ids if len(each) <= limit]
+
     if is_armorm(model):
-        return armorm_rewards(ids, tokenizer, model, parts, servers)
-    return served_rewards(ids, reward_model, config, servers)
+        rewards = armorm_rewards(fitting(), tokenizer, model, parts, servers)
+    else:
+        rewards = served_rewards(fitting(), reward_model, config, servers)
+    for found in rewards:
+        left = iter(found)
+        yield [next(left) if each else None for each in fits.popleft()]
 
 
 def share_computed(parts: Path) -> float:
@@ -213,20 +250,11 @@ def served_rewards(
 def armorm_rewards(
     batches: Iterable[list[list[int]]], tokenizer: Any, model: Path, parts: Path, servers: Servers
 ) -> Iterator[list[float]]:
-    """Rewards of token id sequences, batch by batch, from ArmoRM, which reads them all from the folder `parts`.
-
-    Raises:
-        ValueError: a sequence is longer than the reward model's `max_model_len`.
-    """
+    """Rewards of token id sequences, batch by batch, from ArmoRM, which reads them all from the folder `parts`."""
     options = servers.scorer()
     parts.mkdir(parents=True, exist_ok=True)
     count = 0
     for ids in batches:
-        if (longest := max(map(len, ids), default=0)) > options.max_model_len:
-            raise ValueError(
-                f"a query and its solution are {longest} tokens long, but serving.reward.max_model_len is "
-                f"{options.max_model_len}: raise it (the model's own limit is in its config.json)"
-            )
         write_part(parts, count, [(each, gate_position(tokenizer, each)) for each in ids])
         count += 1
     config = ArmoConfig(model=model, parts=parts, dtype=options.dtype)  # type: ignore[arg-type]  # checked there

@@ -58,6 +58,9 @@ class TinyServers:
     def scorer(self) -> ServerOptions:
         return ServerOptions(max_model_len=128, dtype="float32")
 
+    def options(self, _role: str) -> ServerOptions:
+        return self.scorer()
+
     def policies(self, model: Ref) -> Pool:
         return Pool([self.generation(model)])
 

@@ -7,6 +7,7 @@ import pytest
 from fakes import TinyServers, classifications
 
 import tasks.rewards.score
+from infra.errors import BadInput
 from infra.serving.armorm import gate_position, part_count, rewards_path
 from infra.store.models import import_model
 from infra.store.schemas import QUERIES, RESPONSES
@@ -158,9 +159,19 @@ def test_armorm_scores_in_a_process_of_its_own(world, query, response, tmp_path)
     assert world.counts(made) == {"scored": 5, "without a solution": 1}
     assert not list((world.work_dir / "scoring").iterdir())
 
-    long = [world.table(RESPONSES, [response("a", 0, solution="w1 " * 130)], key="long")]
-    with pytest.raises(ValueError, match=r"tokens long, but serving.reward.max_model_len is 128: raise it"):
-        world.do(score, key="long", config=ScoreConfig(), servers=servers, **{**given, "responses": long})
+
+def test_solutions_too_long_for_the_reward_model_get_no_score_and_are_counted(world, scored, response, serve):
+    rows = [response("a", n, solution="answer " * (200 if n == 3 else n + 1)) for n in range(8)]
+    server = serve(classify=classifications(length))
+    made = scored(server, [rows], ScoreConfig(max_too_long_share=0.125))
+    assert [row["sample"] for row in world.rows(made)] == [0, 1, 2, 4, 5, 6, 7]
+    assert [row["reward"] for row in world.rows(made)][2:4] == [(7 + 3) / 4, (7 + 5) / 4]
+    assert world.counts(made) == {"scored": 7, "without a solution": 0, "too long for the reward model": 1}
+    assert all(len(item) <= 128 for body in server.asked for item in body["input"])
+    with pytest.raises(
+        BadInput, match=r"1 of 8 responses are, .*serving\.reward\.max_model_len\), limit 12\.0%: raise it"
+    ):
+        scored(server, [rows], ScoreConfig(max_too_long_share=0.12), key="stricter")
 
 
 def test_a_correct_answer_counts_if_there_is_a_reference_and_a_weight(world, model, query, response, serve):
@@ -307,5 +318,3 @@ def test_armorm_reads_all_sequences_before_the_first_reward_comes(world, tmp_pat
     found = armorm_rewards(iter([[[1, 2], [3]], [[4]]]), None, folder, parts, TinyServers(world.work_dir))
     assert list(found) == [[0.5, 0.5], [1.5]]
     assert share_computed(parts) == 1.0
-    with pytest.raises(ValueError, match="a query and its solution are 129 tokens long"):
-        list(armorm_rewards(iter([[[0] * 129]]), None, folder, parts, TinyServers(world.work_dir)))
