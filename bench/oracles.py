@@ -53,7 +53,10 @@ def level5_lines(data: Path) -> Iterator[Line]:
     references = {row["id"]: math_level5.read(row, n).reference for n, row in enumerate(rows(data / "problems.jsonl"))}
     for path in sorted(data.glob("outputs_*.jsonl")):
         model = path.stem.removeprefix("outputs_")
-        graded = [math_level5.grade(row["output"], references[row["id"]]) for row in rows(path)]
+        graded = [
+            math_level5.grade(row["output"], references[row["id"]], boxed=math_level5.reads_boxes(model, row["output"]))
+            for row in rows(path)
+        ]
         shares = (sum(right for _, right in graded), sum(found is None for found, _ in graded))
         here = " / ".join(f"{100 * share / len(graded):.2f}" for share in shares)
         published = f"{board[model]['acc']} / {board[model]['no_answer']}"

@@ -66,12 +66,17 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
 def grade(solution: str | None, reference: str, *, boxed: bool = True) -> tuple[str | None, bool]:
     """The answer that a solution gives (None if it gives none), and whether its first number is the reference's.
 
-    `boxed`: whether an answer in a box counts if there is no other. ZeroEval reads boxes only for models with
-    "Llama-3.1" in their name; False reproduces its figures for the others.
+    `boxed`: whether an answer in a box counts if there is no other. ZeroEval reads boxes of some models only:
+    `reads_boxes` reproduces its figures.
     """
     prediction = extract(solution, boxed=boxed)
     number = None if prediction is None else _number(prediction)
     return prediction, number is not None and number == _number(reference.replace("#", ""))
+
+
+def reads_boxes(model: str, solution: str) -> bool:
+    """Whether ZeroEval reads a box in this model's solution: a Llama-3.1 that writes one in its last 30 characters."""
+    return "Llama-3.1" in model and "boxed" in solution[-30:]
 
 
 def extract(solution: str | None, *, boxed: bool = True) -> str | None:

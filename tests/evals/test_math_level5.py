@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.math_level5 import INSTRUCTION, extract, grade, read
+from bench.oracles import level5_lines
+from evals.math_level5 import INSTRUCTION, extract, grade, read, reads_boxes
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "math_l5"
 official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official outputs are missing (../shared/bench/math_l5)")
@@ -82,6 +83,28 @@ def test_a_box_is_read_only_if_there_is_no_other_answer():
     assert extract('\\boxed{1} {"answer": "2"}') == "2"
     assert grade("\\boxed{36}", "36") == ("36", True)
     assert grade("\\boxed{36}", "36", boxed=False) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("model", "solution", "reads"),
+    [
+        ("Meta-Llama-3.1-8B-Instruct", "So it is $\\boxed{36}$", True),
+        ("Meta-Llama-3.1-8B-Instruct", "So it is $\\boxed{36}$, as we saw in the beginning.", False),
+        ("Phi-3-mini-4k-instruct", "So it is $\\boxed{36}$", False),
+        ("Meta-Llama-3-8B-Instruct", "So it is $\\boxed{36}$", False),
+    ],
+)
+def test_boxes_are_counted_only_where_zeroeval_reads_them(tmp_path, model, solution, reads):
+    """The oracle counts a box that its authors do not read as no answer, whatever the model."""
+    files = {
+        "published_scoreboard.json": {model: {"acc": "100.00", "no_answer": "0.00"}},
+        "problems.jsonl": {"id": 0, "problem": "p", "answer": "36"},
+        f"outputs_{model}.jsonl": {"id": 0, "output": solution},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert reads_boxes(model, solution) is reads
+    assert [line.here for line in level5_lines(tmp_path)] == ["100.00 / 0.00" if reads else "0.00 / 100.00"]
 
 
 @pytest.mark.parametrize(
@@ -186,10 +209,12 @@ def test_reproduces_the_published_figures_and_every_item_label(model, acc, no_an
     answers = rows(f"outputs_{model}.jsonl")
     assert len(answers) == len(references) == 721
     expected = {row["id"]: row["labels"][model] for row in rows("expected_labels_43models.jsonl")}
-    for boxed in (True, "Llama-3.1" in model):  # ZeroEval reads boxes for these models only
-        graded = {row["id"]: grade(row["output"], references[row["id"]], boxed=boxed) for row in answers}
-        assert all(graded[row["id"]][0] == row["extracted"] for row in answers)
-        labels = {key: None if prediction is None else correct for key, (prediction, correct) in graded.items()}
-        assert labels == expected
-        assert f"{100 * sum(correct for _, correct in graded.values()) / 721:.2f}" == acc
-        assert f"{100 * sum(prediction is None for prediction, _ in graded.values()) / 721:.2f}" == no_answer
+    graded = {
+        row["id"]: grade(row["output"], references[row["id"]], boxed=reads_boxes(model, row["output"]))
+        for row in answers
+    }
+    assert all(graded[row["id"]][0] == row["extracted"] for row in answers)
+    labels = {key: None if prediction is None else correct for key, (prediction, correct) in graded.items()}
+    assert labels == expected
+    assert f"{100 * sum(correct for _, correct in graded.values()) / 721:.2f}" == acc
+    assert f"{100 * sum(prediction is None for prediction, _ in graded.values()) / 721:.2f}" == no_answer
