@@ -3,8 +3,9 @@
 Each answer is compared with the baseline's twice: it is assistant B in game 1 and assistant A in game 2. The judge ends
 with one of five labels, which `tally` turns into battles; `evals.style_control` computes the figures. Source of the
 rules and of the judge's prompts: lmarena/arena-hard-auto (Apache-2.0): gen_judgment.py, show_result.py,
-utils/judge_utils.py, config. Two things differ on purpose: a label that is not in the authors' table is unreadable
-(their v0.1 gives it no weight, their v2.0 stops with an error), and an answer cannot close the marks around it.
+utils/judge_utils.py, config. Three things differ on purpose: a label that is not in the authors' table is unreadable
+(their v0.1 gives it no weight, their v2.0 stops with an error), one in code or in a quotation is none, and an answer
+cannot close the marks around it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from evals.problem import Message, Problem
 from evals.style_control import Style, Version
 from evals.templates import system_and_user
+from evals.verdict_text import unquoted
 
 BASELINES: dict[str, str] = {
     "arena-hard-v0.1": "gpt-4-0314",
@@ -137,8 +139,10 @@ def read_verdict(text: str, version: Version) -> str | None:
     """The label of a verdict, such as A>>B; None if it has none. Raises nothing; takes time linear in the length.
 
     v0.1: the label in double brackets, if all of those are the same; contradictory ones are unreadable. v2.0: the last
-    label in double brackets, or else the last in single ones, in upper or lower case; A<B means B>A and so on.
+    label in double brackets, or else the last in single ones, in upper or lower case; A<B means B>A and so on. A label
+    in code or in a quotation does not count.
     """
+    text = unquoted(text)
     if version == "v0.1":
         labels = _DOUBLE.findall(text)
         labels = labels if len(set(labels)) == 1 else []

@@ -2,8 +2,9 @@
 
 Source of the rules and of the judge's prompts: lm-sys/FastChat (Apache-2.0), fastchat/llm_judge: common.py,
 gen_judgment.py, show_result.py and data/judge_prompts.jsonl. This is its single-answer grading, the mode of its leader
-board. Two things differ on purpose: a rating outside 1 to 10 is unreadable, and an answer cannot close the marks around
-it. The judge sees only solutions, also for the first turn of a two-turn prompt.
+board. Three things differ on purpose: a rating outside 1 to 10 is unreadable, one in code or in a quotation is none,
+and an answer cannot close the marks around it. The judge sees only solutions, also for the first turn of a two-turn
+prompt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeGuard
 
 from evals.problem import Message, Problem
 from evals.templates import system_and_user
+from evals.verdict_text import unquoted
 
 PROMPTS = {
     (1, False): "evals/prompts/mtbench-single.md",
@@ -153,9 +155,11 @@ def judge_messages(problem: Problem, turn: int, answers: Sequence[str]) -> list[
 def read_rating(text: str) -> float | None:
     """The rating of a verdict, 1 to 10; None if it has none. Raises nothing; takes time linear in the length.
 
-    As in FastChat, it is the first number in double brackets, or else the first in single ones. FastChat accepts any
-    number, such as [[0]] or [[11]]; here a number outside 1 to 10 gives None, and no other number is tried.
+    As in FastChat, it is the first number in double brackets, or else the first in single ones, but not in code or in a
+    quotation. FastChat accepts any number, such as [[0]] or [[11]]; here a number outside 1 to 10 gives None, and no
+    other number is tried.
     """
+    text = unquoted(text)
     found = _RATING.search(text) or _SINGLE.search(text)
     rating = float(found[1]) if found else 0.0
     return rating if 1 <= rating <= 10 else None
@@ -164,8 +168,10 @@ def read_rating(text: str) -> float | None:
 def read_winner(text: str) -> Literal["A", "B", "tie"] | None:
     """The winner in a pairwise verdict; None if it names none.
 
-    As in FastChat, [[A]] anywhere has precedence over [[B]] anywhere, and that over [[C]], a tie.
+    As in FastChat, [[A]] anywhere has precedence over [[B]] anywhere, and that over [[C]], a tie; but those in code or
+    in a quotation do not count.
     """
+    text = unquoted(text)
     if "[[A]]" in text:
         return "A"
     if "[[B]]" in text:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeGuard
 
 from evals.problem import Message, Problem
 from evals.templates import template
+from evals.verdict_text import unquoted_json
 
 Outcome = Literal["win_much", "win", "tie", "lose", "lose_much"]
 
@@ -357,8 +358,9 @@ def _value(text: str, key: str, form: str) -> str | None:
     """The value of a key in the judge's JSON object, which is the whole text or spans its first to its last brace.
 
     Without such an object, or without the key in it, the text must end with the entry, as the prompt asks: an earlier
-    one may be a quotation from an answer.
+    one may be a quotation from an answer, as is an object in a block quote, in backticks or amid other code.
     """
+    text = unquoted_json(text)
     for part in (text, text[max(text.find("{"), 0) : text.rfind("}") + 1]):
         try:
             verdict = json.loads(part, strict=False)

@@ -23,6 +23,7 @@ from evals.arenahard import (
 )
 from evals.problem import Problem
 from evals.style_control import Style
+from evals.verdict_text import unquoted
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "arenahard"
 official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official files are missing (../shared/bench/arenahard)")
@@ -244,7 +245,7 @@ def published_rule(text: str, version: str) -> str | None:
 @given(st.text() | st.text(alphabet="[]AB<>=ab ") | verdicts, st.sampled_from(["v0.1", "v2.0"]))
 def test_reads_what_the_authors_read_if_it_is_a_label(text, version):
     known = LABELS if version == "v0.1" else [*LABELS, *MIRRORED]
-    found = published_rule(text, version)
+    found = published_rule(unquoted(text), version)
     assert read_verdict(text, version) == (found if found in known else None)
 
 

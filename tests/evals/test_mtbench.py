@@ -21,6 +21,7 @@ from evals.mtbench import (
     read_winner,
     with_references,
 )
+from evals.verdict_text import unquoted
 
 BENCH = Path(__file__).parents[2].parent / "shared" / "bench" / "mtbench"
 official = pytest.mark.skipif(not BENCH.is_dir(), reason="the official questions are missing (../shared/bench/mtbench)")
@@ -280,8 +281,8 @@ def fastchat_rating(text: str) -> float:
 
 @settings(max_examples=500, deadline=None)
 @given(st.text() | verdicts)
-def test_any_verdict_is_read_as_fastchat_does_within_the_scale(text):
-    rating, theirs = read_rating(text), fastchat_rating(text)
+def test_a_verdict_without_quotations_is_read_as_fastchat_does_within_the_scale(text):
+    rating, theirs = read_rating(text), fastchat_rating(unquoted(text))
     assert rating == (theirs if 1 <= theirs <= 10 else None)
     assert read_winner(text) in {"A", "B", "tie", None}
 
