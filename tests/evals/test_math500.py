@@ -73,7 +73,7 @@ def test_a_bad_record_is_refused_by_row_and_field(field, value):
         (r"\boxed{1} paper and \boxed{4} bins", "1,4"),
         (r"not \boxed{1} and then \boxed{4}", "4"),
         (r"so \boxed{12", None),
-        (r"first \boxed{2}. The final answer is $10{,}455$. I hope it is correct.", "10,455"),
+        (r"first \boxed{2}. The final answer is $10{,}455$. I hope it is correct.", "10{,}455"),
         (r"The final answer is \boxed{4}.", "4"),
         (r"\boxed{7}. I am confident that this final answer is correct.", "7"),
         (r"\boxed{\frac{3}{4}}. The final answer is already in lowest terms.", r"\frac{3}{4}"),
