@@ -13,14 +13,10 @@ import argparse
 import ast
 import importlib
 import json
-import logging
-import os
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -28,6 +24,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from flows.stages.logs import logged, paragraph
 from flows.stages.parameters import bounds_text, default_text, leaves, nearest, problems, type_text
 from infra.errors import BadInput
 from infra.proxies import spare_loopback
@@ -175,43 +172,6 @@ def shown(result: Any) -> str:
     return markdown_table(stage_rows(result)) if result else ""
 
 
-class _WithoutTrace(logging.Formatter):
-    """Another formatter's lines, without the traces of errors."""
-
-    def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self.inner.format(logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None}))
-
-
-@contextmanager
-def logged(debug: bool) -> Iterator[Path]:
-    """Keep all log lines, with the traces of errors, in a file. The screen gets no traces unless `debug`."""
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "infra,tasks,flows")
-    from prefect.logging.configuration import setup_logging
-
-    setup_logging()
-    folder = Path(os.environ.get("BOLT_WORK_DIR") or ".bolt") / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"flows-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    formatters = {handler: handler.formatter for handler in root.handlers if handler.formatter and not debug}
-    for handler, formatter in formatters.items():
-        handler.setFormatter(_WithoutTrace(formatter))
-    root.addHandler(file)
-    try:
-        yield path
-    finally:
-        root.removeHandler(file)
-        for handler, formatter in formatters.items():
-            handler.setFormatter(formatter)
-        file.close()
-
-
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows", usage=USAGE, add_help=False)
@@ -244,14 +204,14 @@ def main(argv: list[str]) -> int:
 
 def run_flow(run: Any, parameters: Mapping[str, Any], *, debug: bool = False) -> int:
     """Run a flow and print what it made; an error is one paragraph and the log's path. Returns the exit status."""
-    with logged(debug) as log:
+    with logged(debug=debug) as log:
         try:
             result = run(**parameters)
         except BadInput as error:
-            print(f"\nwrong input: {error}\nlog: {log}", file=sys.stderr)
+            print(f"\nwrong input: {paragraph(error)}\nlog: {log}", file=sys.stderr)
             return WRONG_INPUT
         except Exception as error:  # noqa: BLE001  # the end of the program: the log has the trace
-            print(f"\nfailed: {type(error).__name__}: {error}\nlog, with the trace: {log}", file=sys.stderr)
+            print(f"\nfailed: {paragraph(error)}\nlog, with the trace: {log}", file=sys.stderr)
             return FAILED
     if result and not parameters["config"].get("dry_run"):
         print(shown(result))

@@ -21,6 +21,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.lengths import conflicts
+from flows.stages.logs import log_on_worker
 from infra.errors import BadInput
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
@@ -37,6 +38,8 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.markdown import short
 from infra.training.config import Recipe
+
+log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
 PENDING = "pending"
 A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from infra.processes.causes import LAST_LINES, cause
 from infra.processes.watchdog import GuardedProcess
 from infra.settings import PROJECT_ROOT
 
@@ -111,20 +112,20 @@ def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeou
     try:
         status = process.wait(timeout_s)
     except TimeoutError as error:
-        raise TrainerError(f"{module} on {ranks} ranks is {error}; {_last_words(process)}") from error
+        raise TrainerError(f"{module} on {ranks} ranks is {error}: {_last_words(process)}") from error
     finally:
         process.stop()
     if status != 0:
-        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}; {_last_words(process)}")
+        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}: {_last_words(process)}")
 
 
 def _last_words(process: GuardedProcess) -> str:
-    """The log's last lines before torchrun's own report, which does not show the cause."""
+    """The cause, and the log's last lines before torchrun's own report, which does not show it."""
     lines = process.tail(200).splitlines()
     report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
-    return f"log: {process.log_path}; its last lines:\n" + "\n".join(
-        lines[:report][-_TAIL_LINES:] or lines[-_TAIL_LINES:]
-    )
+    shown = lines[:report] or lines
+    last = "\n".join(shown[-_TAIL_LINES:])
+    return f"{cause(last)}; log: {process.log_path}{LAST_LINES}\n{last}"
 
 
 def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:

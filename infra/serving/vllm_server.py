@@ -22,6 +22,7 @@ from typing import Literal, Self
 import httpx
 from pydantic import BaseModel, Field
 
+from infra.processes.causes import LAST_LINES, cause
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
 
@@ -216,8 +217,9 @@ class VllmServer:
             raise self._error(process, f"is not the server at {self.url}, which serves {models}")
 
     def _error(self, process: GuardedProcess, what: str) -> ServerError:
+        why = cause(process.tail(400))
         return ServerError(
-            f"vLLM server of {self.model_dir} {what}; log: {self.log_path}; its last lines:\n{process.tail()}"
+            f"vLLM server of {self.model_dir} {what}: {why}; log: {self.log_path}{LAST_LINES}\n{process.tail()}"
         )
 
     def __enter__(self) -> Self:

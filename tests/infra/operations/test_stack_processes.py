@@ -152,3 +152,13 @@ def test_only_the_server_gets_the_databases_address(monkeypatch):
         "PREFECT_API_DATABASE_CONNECTION_URL",
         "PREFECT_SERVER_DATABASE_PASSWORD",
     }
+
+
+def test_no_proxy_stands_between_the_stacks_processes(monkeypatch, tmp_path):
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", ".corp")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for server in (True, False):
+        of_process = environment(tmp_path, "http://127.0.0.1:1/api", server=server)
+        assert of_process["NO_PROXY"] == of_process["no_proxy"] == ".corp,localhost,127.0.0.1,::1"
+        assert of_process["HTTP_PROXY"] == "http://proxy.example:3128"

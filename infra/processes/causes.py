@@ -1,0 +1,28 @@
+"""The cause in the log of a process that failed: the line that a person would look for."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 400  # characters of a cause that are shown
+
+_ERROR = re.compile(r"(?:\b[\w.]*(?:Error|Exception|Interrupt)|\berror): \S.*|\bValue error, \S.*", re.IGNORECASE)
+# Lines that only say that something failed elsewhere: vLLM's parent process, torchrun's report, chained traces.
+_POINTER = re.compile(
+    r"root cause|engine core initiali[sz]ation failed|EngineDeadError|EngineCore encountered|ChildFailedError|"
+    r"errors? (?:above|below)|error_file|Traceback|During handling of|direct cause of",
+    re.IGNORECASE,
+)
+LAST_LINES = "; its last lines:"
+"""Between what went wrong and the end of a log, in the text of an error."""
+
+
+def cause(log: str) -> str:
+    """The last line of a log that names an error, without what the logger put before it; else the last line.
+
+    At most `LONGEST` characters; "" if the log is empty.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [found[0] for line in lines if not _POINTER.search(line) and (found := _ERROR.search(line))]
+    last = next(reversed(named or lines), "")
+    return last if len(last) <= LONGEST else last[:LONGEST] + " ..."

@@ -1,0 +1,69 @@
+"""The line of a failed process's log that says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.processes.causes import LONGEST, cause
+
+VLLM = """
+(EngineCore pid=77) ERROR 11-28 [core.py:900] Traceback (most recent call last):
+(EngineCore pid=77) ERROR 11-28 [core.py:900]   File "/venv/vllm/v1/engine/core.py", line 12, in run
+(EngineCore pid=77) ERROR 11-28 [core.py:900] ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache is needed
+(APIServer pid=70) Traceback (most recent call last):
+(APIServer pid=70)   File "/venv/vllm/entrypoints/api_server.py", line 3, in <module>
+(APIServer pid=70) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+TORCHRUN = """
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "/venv/torch/cuda/__init__.py", line 4, in forward
+[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.2 GiB free.
+E1128 19:00:00 torch/distributed/elastic/multiprocessing/api.py:900] failed (exitcode: 1)
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
+PYDANTIC = """
+pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
+  Value error, User-specified max_model_len (9999) is greater than the derived max_model_len
+    For further information visit https://errors.pydantic.dev
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (
+            VLLM,
+            "ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache is needed",
+        ),
+        (
+            TORCHRUN,
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.2 GiB free.",
+        ),
+        (
+            "  [--x X]\n  [model_tag]\napi_server.py: error: unrecognized arguments: --nonsense\n",
+            "error: unrecognized arguments: --nonsense",
+        ),
+        (
+            "INFO all is well\nOSError: [Errno 98] address in use\nINFO shutting down\n",
+            "OSError: [Errno 98] address in use",
+        ),
+        ("INFO loading\nKilled\n\n", "Killed"),
+        (
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+        ),
+        ("", ""),
+        ("\n \n", ""),
+    ],
+)
+def test_the_cause_is_the_last_line_that_names_an_error(log, found):
+    assert cause(log) == found
+
+
+def test_the_cause_of_a_wrong_setting_is_what_pydantic_says_of_it():
+    said = "User-specified max_model_len (9999) is greater than the derived max_model_len"
+    assert cause(PYDANTIC) == f"Value error, {said}"
+
+
+def test_a_cause_is_cut():
+    assert cause("ValueError: " + "x" * 10_000) == "ValueError: " + "x" * (LONGEST - 12) + " ..."
