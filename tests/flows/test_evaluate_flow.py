@@ -81,7 +81,8 @@ class Stage:
         self.benchmarks: dict[str, dict[str, Any]] = {"short-answer": short}
         for name, places in sources.items():
             problems = {"sources": [source.model_dump() for source in places]}
-            generate = {"samples": 1, "temperature": 0.0, "max_tokens": 64} if name in JUDGED else {"samples": 2}
+            generate = {"samples": 1, "temperature": 0.0} if name in JUDGED else {"samples": 2}
+            generate |= {"max_tokens": 64, "request_seeds": False}
             self.benchmarks[name] = {"benchmark": name, "problems": problems, "generate": generate, "shards": 2}
         judge = {"url": f"{self.judge.url}/v1", "name": "judge", "max_unread_share": 1, "prompt_price": 1.0}
         for name in JUDGED:
@@ -95,7 +96,8 @@ class Stage:
     def model(self, name: str, texts: Any, format: str) -> dict[str, Any]:
         folder = self.folder / name
         shutil.copytree(self.world["model"], folder)
-        (folder / "config.json").write_text(json.dumps({"name": name}))
+        told = json.loads((folder / "config.json").read_text()) | {"name": name}
+        (folder / "config.json").write_text(json.dumps(told))
         self.serve(name, completions(texts))
         return {"name": name, "model": str(folder), "format": format}
 
