@@ -19,9 +19,10 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from infra.processes.causes import cause
 from infra.processes.watchdog import refuse_when_ending
 from infra.serving.completions import Client, Completion, RefusedError, Request, Sampling, UnreachableError, sample
-from infra.serving.vllm_server import ServerError, cause
+from infra.serving.vllm_server import ServerError
 
 log = logging.getLogger(__name__)
 

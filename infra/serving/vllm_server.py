@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import socket
 import sys
 import time
@@ -28,7 +27,6 @@ from infra.serving.context import check_length, has_own_length
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
-_EXCEPTION = re.compile(r"^.*?(?=\b(?:\w+\.)*\w*(?:Error|Exception)\b(?:: |$))")
 _CPU_KV_CACHE_GIB = 2.0
 _CPU_BLOCK = 32  # tokens; the prefix cache finds whole blocks only, and vLLM's 128 on CPU is longer than many queries
 
@@ -230,13 +228,6 @@ class VllmServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def cause(text: str) -> str:
-    """The line of a server's last log lines that says why it died: the last one that names an exception, at most 500
-    characters; without one, the end of the text."""
-    found = [line.strip() for line in text.splitlines() if _EXCEPTION.search(line)]
-    return _EXCEPTION.split(found[-1], maxsplit=1)[-1][:500] if found else text[-500:]
 
 
 def _usable_port(wanted: int | None) -> int:

@@ -9,7 +9,7 @@ from infra.processes.causes import LONGEST, cause
 VLLM = """
 (EngineCore pid=77) ERROR 11-28 [core.py:900] Traceback (most recent call last):
 (EngineCore pid=77) ERROR 11-28 [core.py:900]   File "/venv/vllm/v1/engine/core.py", line 12, in run
-(EngineCore pid=77) ERROR 11-28 [core.py:900] ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache is needed
+(EngineCore pid=77) ERROR 11-28 [core.py:900] ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache needed
 (APIServer pid=70) Traceback (most recent call last):
 (APIServer pid=70)   File "/venv/vllm/entrypoints/api_server.py", line 3, in <module>
 (APIServer pid=70) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
@@ -33,7 +33,7 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
     [
         (
             VLLM,
-            "ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache is needed",
+            "ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache needed",
         ),
         (
             TORCHRUN,
