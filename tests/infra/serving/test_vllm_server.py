@@ -96,7 +96,7 @@ def test_a_server_that_another_thread_stops_meanwhile_says_so(tmp_path: Path) ->
 
         def stop(self) -> None: ...
 
-        def tail(self) -> str:
+        def tail(self, lines: int = 40) -> str:
             return "last words"
 
     server._process = Ended()  # type: ignore[assignment]
