@@ -89,7 +89,7 @@ class World:
                 "examples": {"path": folder / "examples", "min_actions": 3, "min_words": 10},
                 "queries": queries,
                 "prompt": prompt,
-                "generate": {},
+                "generate": {"request_seeds": False},
                 "filter": {},
                 "score": {},
                 "select": {},
@@ -99,12 +99,12 @@ class World:
             "online": {
                 "iterations": 1,
                 "queries": {"sources": sources["online"], "draw": {}},
-                "generate": {},
+                "generate": {"request_seeds": False},
                 "pair": {},
                 "dpo": {},
                 "shards": 1,
             },
-            "evaluate": {"problems": {"sources": sources["test"]}, "generate": {}, "shards": 1},
+            "evaluate": {"problems": {"sources": sources["test"]}, "generate": {"request_seeds": False}, "shards": 1},
         }
 
     def model(self, name: str, content: str) -> Ref:

@@ -55,6 +55,9 @@ class Judge:
     def generation(self, model: Ref) -> Any:
         return self.server
 
+    def devices(self) -> int:
+        return 1
+
     def engine(self, role: str) -> str:
         return "{}"
 
