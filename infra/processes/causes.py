@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 LONGEST = 400  # characters of a cause that are shown
 
@@ -15,6 +16,12 @@ _POINTER = re.compile(
 )
 LAST_LINES = "; its last lines:"
 """Between what went wrong and the end of a log, in the text of an error."""
+
+
+def last_words(log_path: Path, log: str, shown: str) -> str:
+    """For the text of an error: the log's path, the cause that the log names, and its last lines, `shown`."""
+    why = cause(log)
+    return f"log: {log_path}" + (f"; cause: {why}" if why else "") + f"{LAST_LINES}\n{shown}"
 
 
 def cause(log: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from infra.processes.causes import LAST_LINES, cause
+from infra.processes.causes import last_words
 from infra.processes.watchdog import GuardedProcess
 from infra.settings import PROJECT_ROOT
 
@@ -112,11 +112,11 @@ def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeou
     try:
         status = process.wait(timeout_s)
     except TimeoutError as error:
-        raise TrainerError(f"{module} on {ranks} ranks is {error}: {_last_words(process)}") from error
+        raise TrainerError(f"{module} on {ranks} ranks is {error}; {_last_words(process)}") from error
     finally:
         process.stop()
     if status != 0:
-        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}: {_last_words(process)}")
+        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}; {_last_words(process)}")
 
 
 def _last_words(process: GuardedProcess) -> str:
@@ -124,8 +124,7 @@ def _last_words(process: GuardedProcess) -> str:
     lines = process.tail(200).splitlines()
     report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
     shown = lines[:report] or lines
-    last = "\n".join(shown[-_TAIL_LINES:])
-    return f"{cause(last)}; log: {process.log_path}{LAST_LINES}\n{last}"
+    return last_words(process.log_path, "\n".join(shown), "\n".join(shown[-_TAIL_LINES:]))
 
 
 def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:

@@ -21,7 +21,7 @@ from typing import Literal, Self
 import httpx
 from pydantic import BaseModel, Field
 
-from infra.processes.causes import LAST_LINES, cause
+from infra.processes.causes import last_words
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
 
@@ -215,10 +215,8 @@ class VllmServer:
             raise self._error(process, f"is not the server at {self.url}, which serves {models}")
 
     def _error(self, process: GuardedProcess, what: str) -> ServerError:
-        why = cause(process.tail(400))
-        return ServerError(
-            f"vLLM server of {self.model_dir} {what}: {why}; log: {self.log_path}{LAST_LINES}\n{process.tail()}"
-        )
+        words = last_words(self.log_path, process.tail(400), process.tail())
+        return ServerError(f"vLLM server of {self.model_dir} {what}; {words}")
 
     def __enter__(self) -> Self:
         self.start()

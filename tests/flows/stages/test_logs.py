@@ -19,17 +19,16 @@ from infra.processes.torchrun import TrainerError
 from infra.serving.vllm_server import ServerError
 from infra.settings import PROJECT_ROOT
 
-SERVER = ServerError(
-    "vLLM server of M ended with status 2: error: no such option; log: PATH; its last lines:\n[a]\n[b]"
-)
-TRAINER = TrainerError("infra.training.sft on 2 ranks ended with status 1: OOM; log: PATH; its last lines:\n[a]\n[b]")
+END = "; log: PATH; cause: no memory; its last lines:\n[a]\n[b]"
+SERVER = ServerError(f"vLLM server of M ended with status 2{END}")
+TRAINER = TrainerError(f"infra.training.sft on 2 ranks ended with status 1{END}")
 
 
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        (SERVER, "ServerError: vLLM server of M ended with status 2: error: no such option; log: PATH"),
-        (TRAINER, "TrainerError: infra.training.sft on 2 ranks ended with status 1: OOM; log: PATH"),
+        (SERVER, "ServerError: vLLM server of M ended with status 2; log: PATH; cause: no memory"),
+        (TRAINER, "TrainerError: infra.training.sft on 2 ranks ended with status 1; log: PATH; cause: no memory"),
         (BadInput("q.jsonl, row 3: no JSON"), "q.jsonl, row 3: no JSON"),
         (KeyError("reward"), "KeyError: 'reward'"),
         (ValueError("x" * 9_999), f"ValueError: {'x' * (LONGEST - 12)} ..."),
@@ -56,7 +55,7 @@ def test_prefects_lines_do_not_repeat_the_error():
     of_flow = f"Encountered exception during execution: {SERVER!r}"
     retry = f"Task run failed with exception: {SERVER!r} - Retry 1/2 will start 5 second(s) from now"
     plain = "responses 1 of 2 done"
-    short = "ServerError('vLLM server of M ended with status 2: error: no such option; log: PATH"
+    short = "ServerError('vLLM server of M ended with status 2; log: PATH; cause: no memory"
     told = [
         "Finished in state Failed",
         "Encountered exception during execution",
@@ -109,7 +108,7 @@ def run(command: list[str], place: Path, **more: str) -> tuple[int, str]:
     ("change", "status", "said"),
     [
         (BAD, WRONG_INPUT, "wrong input: input file nowhere.jsonl does not exist"),
-        (NO_SERVER, FAILED, "ended with status 2: error: unrecognized arguments: --nonsense; log: "),
+        (NO_SERVER, FAILED, "; cause: error: unrecognized arguments: --nonsense"),
     ],
 )
 def test_a_failing_run_shows_its_error_once_and_without_a_trace(place, change, status, said):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from infra.processes.causes import LONGEST, cause
+from infra.processes.causes import LONGEST, cause, last_words
 
 VLLM = """
 (EngineCore pid=77) ERROR 11-28 [core.py:900] Traceback (most recent call last):
 (EngineCore pid=77) ERROR 11-28 [core.py:900]   File "/venv/vllm/v1/engine/core.py", line 12, in run
-(EngineCore pid=77) ERROR 11-28 [core.py:900] ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache needed
+(EngineCore pid=77) ERROR 11-28 [core.py:900] ValueError: To serve one request of 8192 tokens, 4 GiB is needed
 (APIServer pid=70) Traceback (most recent call last):
 (APIServer pid=70)   File "/venv/vllm/entrypoints/api_server.py", line 3, in <module>
 (APIServer pid=70) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
@@ -33,7 +35,7 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
     [
         (
             VLLM,
-            "ValueError: To serve one request of 8192 tokens, 4 GiB of KV cache needed",
+            "ValueError: To serve one request of 8192 tokens, 4 GiB is needed",
         ),
         (
             TORCHRUN,
@@ -67,3 +69,10 @@ def test_the_cause_of_a_wrong_setting_is_what_pydantic_says_of_it():
 
 def test_a_cause_is_cut():
     assert cause("ValueError: " + "x" * 10_000) == "ValueError: " + "x" * (LONGEST - 12) + " ..."
+
+
+def test_the_last_words_have_the_path_the_cause_and_the_end():
+    words = last_words(Path("a.log"), TORCHRUN, "[c]\n[d]")
+    assert words.startswith("log: a.log; cause: torch.OutOfMemoryError: CUDA out of memory. ")
+    assert words.endswith("; its last lines:\n[c]\n[d]")
+    assert last_words(Path("a.log"), "", "") == "log: a.log; its last lines:\n"
