@@ -15,7 +15,7 @@ from flows.stages.mining import MineStage, mine_stage, publish_mining
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from infra.store.manifest import Ref
-from tasks.curation.choose import Room, choose_examples
+from tasks.curation.choose import Room, choose_examples, foreseen
 from tasks.examples.read import ExamplesConfig
 from tasks.responses.filter import FilterConfig, filter_responses
 from tasks.responses.generate import GenerateConfig
@@ -61,6 +61,8 @@ def curated(
     reward_model: Ref | None = None,
 ) -> Ref:
     """Choose in-context examples: those that fit into `room`, ranked if a reward model is given."""
+    if run.dry and model and room and (folder := run.folders.get(model.digest)):
+        print(foreseen(config, room, folder))
     return run.do(
         choose_examples,
         "examples",

@@ -134,6 +134,7 @@ class Run:
         self.steps: list[StepRecord] = []
         self.done: dict[tuple[str, str], Ref] = {}
         self.task_runs: dict[tuple[str, str], PrefectFuture[Any]] = {}  # by the step and key that each made or found
+        self.folders: dict[str, Path] = {}  # the model folders that the user named, by digest
         self.tokens, self.hours = 0, 0.0
         self.log = get_run_logger()
 
@@ -252,7 +253,9 @@ class Run:
         if Path(named).is_dir():
             self._check(ModelFiles.in_folder(Path(named)), role, trains)
             take = imported_ref if self.dry else import_model
-            return take(self.store, Path(named), Path(named).name)
+            taken = take(self.store, Path(named), Path(named).name)
+            self.folders[taken.digest] = Path(named)
+            return taken
         if found := self._artifact(named):
             if found.kind != "model":
                 raise BadInput(f"model {named!r}: that artifact is a {found.kind}, expected a model")

@@ -256,7 +256,6 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
         "stop": list(sampling.stop),
-        "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "return_token_ids": True,
     }
@@ -271,13 +270,22 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
         raise CompletionError(f"{what}: asked for {sampling.n} samples, got {len(choices)}")
     return [
         Completion(
-            text=choice["text"],
+            text=choice["text"] + _stop_string(choice),
             finish_reason=choice["finish_reason"],
             token_ids=tuple(choice["token_ids"]),
             prompt_tokens=answer["usage"]["prompt_tokens"],
         )
         for choice in choices
     ]
+
+
+def _stop_string(choice: dict[str, Any]) -> str:
+    """The stop string that ended a sample, which vLLM cuts off the text; "" if an end token did.
+
+    vLLM's `include_stop_str_in_output` would keep the text of end tokens as well.
+    """
+    reason = choice.get("stop_reason")
+    return reason if isinstance(reason, str) else ""
 
 
 async def classify(

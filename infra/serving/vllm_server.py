@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import httpx
 from pydantic import BaseModel, Field
 
+from infra.errors import BadInput
 from infra.processes.causes import last_words
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
@@ -129,7 +130,7 @@ class VllmServer:
             raise ServerError(f"no model to serve: {config} does not exist")
         if not has_own_length(self.options.extra_args):
             length, setting = self.options.max_model_len, f"serving.{self.served_name}.max_model_len"
-            check_length(f"model {self.model_dir}", json.loads(config.read_text(encoding="utf-8")), length, setting)
+            check_length(f"model {self.model_dir}", _settings(config), length, setting)
         self._port = _usable_port(self._wanted_port)
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
         self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
@@ -226,6 +227,14 @@ class VllmServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{config} is not JSON ({error}): copy the model again") from error
+    return found
 
 
 def _usable_port(wanted: int | None) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,13 @@ def reject_too_long(examples: Sequence[dict[str, Any]], config: ExamplesConfig, 
     The context must hold the prompt with these examples, `query_tokens` for the query and `max_tokens` for the answer.
     """
 
-    def prompt_tokens(shown: Sequence[dict[str, Any]]) -> int:
-        return count_tokens(tokenizer, in_context_text(room.prompt, shown, "", tokenizer, config.format))
-
-    empty = prompt_tokens([])
+    empty = prompt_tokens([], config, room, tokenizer)
     for each in examples:
-        each["tokens"] = prompt_tokens([each]) - empty
+        each["tokens"] = prompt_tokens([each], config, room, tokenizer) - empty
     longest_first = sorted(examples, key=lambda each: -each["tokens"])
     for number, longest in enumerate(longest_first):
         shown = longest_first[number : number + room.prompt.examples]
-        prompt = prompt_tokens(shown)
+        prompt = prompt_tokens(shown, config, room, tokenizer)
         needed = prompt + config.query_tokens + room.max_tokens
         if len(shown) < room.prompt.examples or needed <= room.max_model_len:
             return
@@ -99,6 +97,35 @@ def reject_too_long(examples: Sequence[dict[str, Any]], config: ExamplesConfig, 
             f"{room.max_model_len:,}: shorten it, raise max_model_len, or lower max_tokens"
         )
         reject(longest, "context", why)
+
+
+def prompt_tokens(shown: Sequence[dict[str, Any]], config: ExamplesConfig, room: Room, tokenizer: Any) -> int:
+    """The length of a prompt with the examples `shown` and an empty query, in tokens."""
+    return count_tokens(tokenizer, in_context_text(room.prompt, shown, "", tokenizer, config.format))
+
+
+def foreseen(config: ExamplesConfig, room: Room, model: Path) -> str:
+    """What a dry run says of the examples, from the user's files: how long a prompt gets with the longest of them.
+
+    Args:
+        model: folder with the model's tokenizer.
+
+    Raises:
+        BadInput: as `choose_examples`.
+    """
+    found, tokenizer = [checked(each, config) for each in candidates(config)], load_tokenizer(model)
+    reject_held_out(remaining(found), config)
+    reject_too_long(remaining(found), config, room, tokenizer)
+    reject_near_duplicates(remaining(found), config)
+    select(remaining(found), config)
+    taken = sorted(taken_examples(found, config), key=lambda each: -each["tokens"])
+    prompt = prompt_tokens(taken[: room.prompt.examples], config, room, tokenizer)
+    needed = prompt + config.query_tokens + room.max_tokens
+    return (
+        f"examples: the longest {room.prompt.examples} of {len(taken)} make a prompt of {prompt:,} tokens ("
+        f"{room.prompt.layout}); with {config.query_tokens:,} for the query and {room.max_tokens:,} for the response "
+        f"that is {needed:,} of {room.max_model_len:,} (serving.policy.max_model_len)"
+    )
 
 
 def rank(examples: Sequence[dict[str, Any]], reward_model: Ref, store: Store, servers: Servers) -> list[dict[str, Any]]:

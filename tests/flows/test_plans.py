@@ -77,6 +77,16 @@ def test_the_whole_plan_says_what_it_costs(world, monkeypatch, capsys, on_cpu):
     assert "0.00" not in out
 
 
+@pytest.mark.parametrize("layout", ["one-turn", "turns"])
+def test_a_dry_run_counts_the_tokens_of_the_longest_prompt_in_the_layout(world, capsys, layout):
+    world["bootstrap"]["prompt"] |= {"layout": layout}
+    bolt(BoltConfig(**world, dry_run=True))
+    assert f"tokens ({layout}); with 1,024 for the query and 32 for the response that is " in capsys.readouterr().out
+    world["serving"]["policy"] = {"max_model_len": 1_070}
+    with pytest.raises(BadInput, match=r"examples are needed, . of 3 .*\n.*max_model_len is 1,070: shorten it"):
+        bolt(BoltConfig(**world, dry_run=True))
+
+
 @flow
 def only_mine(config: BoltConfig) -> None:
     with begin(config) as run:

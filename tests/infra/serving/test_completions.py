@@ -54,6 +54,16 @@ def test_a_seed_is_sent_when_given(server: Endpoint) -> None:
     assert server.asked[0]["seed"] == 7
 
 
+def test_a_stop_string_stays_in_the_text_and_an_end_token_does_not(server: Endpoint) -> None:
+    """vLLM cuts either off, and says which it was."""
+    choices = [
+        {"index": 0, "text": "a", "finish_reason": "stop", "stop_reason": "</x>", "token_ids": [1]},
+        {"index": 1, "text": "b", "finish_reason": "stop", "stop_reason": None, "token_ids": [1]},
+    ]
+    server.reply = lambda _: (200, {**ANSWER, "choices": choices})
+    assert [each.text for each in sample(server.url)["r0"]] == ["a</x>", "b"]
+
+
 def test_a_constraint_is_sent_when_given(server: Endpoint) -> None:
     sample(server.url)
     constrained = SAMPLING.model_copy(update={"constraint": {"choice": ["a", "b"]}})

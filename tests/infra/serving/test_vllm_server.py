@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tiny import make_model
 
+from infra.errors import BadInput
 from infra.processes.watchdog import _descendants
 from infra.serving import vllm_server
 from infra.serving.completions import Client, Completion, CompletionError, Request, Sampling, classify, complete
@@ -134,8 +135,21 @@ def test_on_cpu_blocks_are_small_and_scoring_takes_all_cores(
 @pytest.mark.slow
 def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(BadInput, match=r"config\.json is not JSON .*: copy the model again"):
+        VllmServer(tmp_path, OPTIONS, tmp_path / "server.log").start()
+    (tmp_path / "config.json").write_text('{"model_type": "of nobody"}')
     with pytest.raises(ServerError, match=r"(?s)ended with status 1.*log: .*server\.log.*Error"):
         VllmServer(tmp_path, OPTIONS, tmp_path / "server.log").start()
+
+
+@pytest.mark.slow
+def test_a_sample_ends_with_the_stop_string_that_ended_it(served: VllmServer) -> None:
+    requests = [Request("r", (1, 4, 8, 5), None)]
+    free = sample(served, requests, Sampling(n=1, max_tokens=12, temperature=0))["r"][0].text
+    word = free.split()[1]
+    (stopped,) = sample(served, requests, Sampling(n=1, max_tokens=12, temperature=0, stop=(word,)))["r"]
+    assert stopped.text == free[: free.index(word) + len(word)]
+    assert stopped.finish_reason == "stop"
 
 
 @pytest.mark.slow
