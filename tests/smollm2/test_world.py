@@ -16,13 +16,13 @@ from tasks.examples.read import read_example
 
 WORLD = PROJECT_ROOT / "smollm2"
 EXAMPLES = {
-    "Mia has 28 shells and gets 34 more. How many shells does Mia have now?": ("+", 28, 34),
-    "What is 51 - 24?": ("-", 51, 24),
-    "Omar has 45 coins, finds 36 more and loses 17. How many coins are left?": ("+-", 45, 36, 17),
-    "Which number is the largest: 38, 71 or 40?": ("largest", 38, 40, 71),
+    "Mia has 9 shells and gets 8 more. How many shells does Mia have now?": ("+", 9, 8),
+    "Omar has 14 coins and gives away 5. How many coins are left?": ("-", 14, 5),
+    "What is 15 + 9?": ("+", 15, 9),
+    "Which number is the largest: 30, 94 or 15?": ("largest", 15, 30, 94),
     "What is the smallest of the numbers 92, 50, 22, 36 and 85?": ("smallest", 22, 36, 50, 85, 92),
     "One ticket costs 8 dollars. How many dollars do 4 tickets cost?": (4, 8),
-    "A lamp costs 5 dollars and a hat costs 4 dollars. How much are 3 lamps and one hat?": (3, 5, 4),
+    "A ball costs 2 dollars and a lamp costs 4 dollars. How much are 2 balls and one lamp?": (2, 2, 4),
     "Which day of the week comes 4 days after Monday?": (0, 4),
     "Today is Sunday. Which day of the week is it in 5 days?": (6, 5),
     "Today is Friday. Which day of the week was it 3 days ago?": (4, -3),

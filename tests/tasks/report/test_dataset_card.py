@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from fakes import TinyServers
 
 from infra.store.manifest import BadArtifact, Provenance
 from infra.store.schemas import QUERIES, RESPONSES, SCORES
@@ -47,9 +46,8 @@ def longcot(world, model, query, response):
         {**values, "query_id": r["query_id"], "sample": r["sample"], "reward": float(n)} for n, r in enumerate(rows)
     ]
     scores = table("scores", SCORES, found, {"scored": 6}, responses__0=filtered, reward_model=model)
-    inputs = {"responses": filtered, "scores": scores, "queries": queries, "model": model}
-    servers = TinyServers(world.work_dir)
-    return world.do(select, name="longcot", inputs=inputs, config=SelectConfig(), servers=servers, **inputs)
+    inputs = {"responses": filtered, "scores": scores, "queries": queries}
+    return world.do(select, name="longcot", inputs=inputs, config=SelectConfig(), **inputs)
 
 
 def parts_of(card: str) -> tuple[dict, dict[str, str]]:
