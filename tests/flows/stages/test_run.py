@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,13 @@ import pytest
 
 from infra.settings import PROJECT_ROOT
 
+ENDS = """
+from types import SimpleNamespace
+from flows.stages.run import Estimates, Run
+run = SimpleNamespace(estimates=Estimates(generated_per_gpu_second=10), servers=SimpleNamespace(devices=lambda: 2))
+run._speed = lambda name: Run._speed(run, name)
+print(Run._expected(run, "responses", 72_000, {}))
+"""
 LINE = """
 import logging, prefect
 from flows.stages.run import show_own_logs
@@ -27,3 +35,9 @@ def test_progress_lines_reach_the_terminal(level, shown):
     assert done.returncode == 0, done.stderr
     assert ("infra.steps.progress - responses: 12 of 40 requests" in done.stderr) == shown
     assert "noise" not in done.stderr
+
+
+def test_a_steps_start_says_what_is_expected_and_until_when():
+    done = subprocess.run([sys.executable, "-c", ENDS], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"72,000 tokens.* expected, until about \d\d:\d\d, less what is cached\n", done.stdout)

@@ -46,6 +46,13 @@ def test_every_reason_is_counted(world, query, thirty):
     }
 
 
+def test_queries_without_a_reference_are_left_out_where_only_answers_are_rewarded(world, query, thirty):
+    rows = [{**row, "reference": "7"} for row in thirty] + [query("none"), query("easy", difficulty=4)]
+    kept, counts = drawn(world, rows, references_only=True)
+    assert kept == [row["query_id"] for row in thirty]
+    assert counts == {"read": 32, "dropped: too easy": 1, "dropped: no reference": 1, "kept": 30}
+
+
 def test_weights_share_out_the_limit(world, thirty):
     kept, counts = drawn(world, thirty, weights={"coding": 3, "maths": 1}, limit=12)
     topics = [TOPICS[int(name[1:]) % 3] for name in kept]
