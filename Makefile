@@ -33,10 +33,10 @@ OWN_ENV = env $(foreach name,$(filter-out BOLT_TEST_%,$(filter PREFECT_API_% BOL
 
 help:
 	@echo 'make demo    run the whole method in the nano world; prints the path of summary.json (ARGS=--dry-run: only the plan)'
-	@echo 'make demo-smollm2  the same with a real pre-trained model: up to an hour on two cores, minutes on a GPU'
+	@echo 'make demo-smollm2  the same with a real pre-trained model: up to an hour on two cores'
 	@echo 'make up      start the Prefect server, workers, deployments, automations; prints the UI address (PORT=N)'
 	@echo 'make down    stop what make up started'
-	@echo 'make test    lint, type checks and all tests, including one run of the real flow'
+	@echo 'make test    lint, type checks and all tests but the heavy ones, including two small runs of the real flow'
 	@echo 'make test-faults  the heavy fault tests: random kills, a faulty S3, concurrent runs'
 	@echo 'make lint    ruff, mypy and codespell'
 	@echo 'make bench   run the performance measurements of bench/'
