@@ -42,7 +42,7 @@ def stages_plot(stages: list[dict[str, Any]]) -> bytes:
     def draw(figure: Any) -> None:
         accuracy, length = figure.subplots(1, 2)
         means = [stage["accuracy"] for stage in stages]
-        accuracy.errorbar(names, means, yerr=around(means, "accuracy"), fmt="o-", capsize=4, label="T=1")
+        accuracy.errorbar(names, means, yerr=around(means, "accuracy"), fmt="o-", capsize=4, label="sampled")
         accuracy.plot(names, [stage["greedy_accuracy"] for stage in stages], "x--", color="grey", label="greedy")
         accuracy.set(ylim=(0, 1), ylabel="accuracy", title="Held-out problems solved (95 % interval)")
         accuracy.legend(frameon=False)

@@ -86,7 +86,7 @@ def stage_rows(stages: Rows) -> Rows:
     return [
         {
             "stage": stage["name"],
-            "accuracy (T=1)": f"{stage['accuracy']:.3f}",
+            "accuracy (sampled)": f"{stage['accuracy']:.3f}",
             "95 % interval": f"{stage['accuracy_low']:.3f} to {stage['accuracy_high']:.3f}",
             "greedy": f"{stage['greedy_accuracy']:.3f}",
             "thought tokens": f"{stage['thought_tokens']:.1f}",
@@ -117,7 +117,7 @@ def gain_rows(gains: Rows) -> Rows:
 
 
 def topic_rows(store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str]) -> Rows:
-    """The table of accuracy at T=1 by stage and topic (or a benchmark's category), sorted by topic."""
+    """The table of sampled accuracy by stage and topic (or a benchmark's category), sorted by topic."""
     (problems,) = made[step_of("problems", benchmark)]
     topics = {row["query_id"]: topic_of(row) or "" for row in read_rows(store, problems)}
     count = Counter(topics.values())
