@@ -52,7 +52,7 @@ def stages_plot(stages: list[dict[str, Any]]) -> bytes:
         length.bar(names, thoughts, label="thoughts")
         length.bar(names, solutions, bottom=thoughts, label="solution")
         length.errorbar(names, totals, yerr=around(totals, "tokens"), fmt="none", ecolor="black", capsize=4)
-        length.set(ylabel="mean tokens per response", title="Response length (T=1, 95 % interval)")
+        length.set(ylabel="mean tokens per response", title="Response length (sampled, 95 % interval)")
         length.margins(y=0.25)  # room for the legend
         length.legend(frameon=False, loc="upper left", ncols=2)
         for axes in (accuracy, length):
