@@ -136,10 +136,12 @@ def stage_summary(run: Run, name: str, grades: Grades) -> dict[str, Any]:
 
 
 def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
-    """The paired gain in sampled accuracy of each stage over the one before it, and of the last iteration over SFT."""
+    """The paired gain in sampled accuracy of each stage over the one before it, and of SFT and the last iteration over
+    the instruct model and SFT."""
     frames = {name: graded_frame(run, found["sampled"]) for name, found in grades.items()}
-    pairs = [*pairwise(frames), *((name, [*frames][-1]) for name in frames if name == "sft")]
-    return [{"from": a, "to": b, **gain(frames[a], frames[b])} for a, b in dict.fromkeys(pairs) if a != b]
+    last = [*frames][-1]
+    pairs = [*pairwise(frames), ("instruct", "sft"), ("sft", last), ("instruct", last)]
+    return [{"from": a, "to": b, **gain(frames[a], frames[b])} for a, b in dict.fromkeys(pairs) if a != b and {a, b} <= set(frames)]
 
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
