@@ -141,7 +141,11 @@ def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
     frames = {name: graded_frame(run, found["sampled"]) for name, found in grades.items()}
     last = [*frames][-1]
     pairs = [*pairwise(frames), ("instruct", "sft"), ("sft", last), ("instruct", last)]
-    return [{"from": a, "to": b, **gain(frames[a], frames[b])} for a, b in dict.fromkeys(pairs) if a != b and {a, b} <= set(frames)]
+    return [
+        {"from": a, "to": b, **gain(frames[a], frames[b])}
+        for a, b in dict.fromkeys(pairs)
+        if a != b and {a, b} <= set(frames)
+    ]
 
 
 def graded_frame(run: Run, grades: Ref) -> pd.DataFrame:
