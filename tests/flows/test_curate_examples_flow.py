@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ def test_a_file_without_a_licence_is_named(world):
 
 def test_a_dry_run_only_plans(world, tmp_path, capsys):
     curate_examples(CurateConfig(**world, dry_run=True))
-    assert capsys.readouterr().out.startswith("examples                     to do")
+    plan = capsys.readouterr().out.splitlines()
+    assert re.match(r"examples: the longest 3 of 10 make a prompt of [\d,]+ tokens \(one-turn\)", plan[0])
+    assert plan[1].startswith("examples                     to do")
     assert not (tmp_path / "store" / "examples").exists()
 
 

@@ -118,6 +118,9 @@ def test_a_preset_of_a_real_model_plans_a_run_with_a_model_of_its_shape(name, mo
         config["evaluate"]["problems"] = {
             "sources": [{"path": str(write_queries(tmp_path / "p.jsonl", "what is 1 ?"))}]
         }
+    config["serving"]["policy"] |= {"max_model_len": 100_000}  # a token is a byte here
+    if "mistral" in name:
+        config["serving"]["policy"] |= {"max_model_len": 20_480}
     flow_of(each)(**flow_of(each).validate_parameters({"config": config}))
     plan = capsys.readouterr().out
     assert "GPU hours" in plan or "in all" in plan

@@ -23,9 +23,12 @@ SMALL = (
     "config.bootstrap.generate.max_truncated_share=1",
     "config.bootstrap.shards=1",
     "config.bootstrap.select.drop_wrong=false",  # a dozen queries may have no right answer
-    "config.sft.epochs=1",
+    "config.bootstrap.generate.samples=16",
+    "config.sft.batch=4",  # enough steps to learn the form from a dozen rows
+    "config.sft.micro_batch=4",
+    "config.sft.learning_rate=3e-4",
     "config.online.iterations=1",
-    "config.online.queries_per_iteration=6",
+    "config.online.queries_per_iteration=12",
     "config.online.generate.samples=4",
     "config.online.generate.max_truncated_share=1",
     "config.online.pair.boundary=null",
@@ -71,7 +74,7 @@ def test_every_stage_runs_with_a_real_pretrained_model(instruct, tmp_path):
     summary = json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())
     assert [stage["name"] for stage in summary["stages"]] == ["instruct", "in-context", "sft", "online-1"]
     rows = {step["name"]: step["rows"] for step in summary["steps"]}
-    assert rows["responses"] == 12 * 8
+    assert rows["responses"] == 12 * 16
     assert rows["longcot"] > 0
     assert rows["pairs-1"] > 0
     assert summary["benchmark"] == "everyday"
