@@ -39,7 +39,7 @@ def parse(text: str, ended: bool | None = None) -> Parsed:
         faults.append(
             Violation("empty_solution", start, "nothing after the heading") if thoughts and marked else missing
         )
-    elif sign := "a heading is only begun" if _heading_begun(solution) >= 0 else cut_off(solution, ended):
+    elif sign := "a heading is only begun" if _ends_in_a_heading(text, end, solution) else cut_off(solution, ended):
         faults.append(Violation("unclosed_solution", start, sign))
     return Parsed(thoughts, solution, tuple(faults), thoughts_span, solution_span)
 
@@ -74,6 +74,12 @@ def _cut_before_the_answer(text: str, ended: bool | None) -> int | None:
         return begun
     unfinished = ended is None and BREAK in text.strip() and ends_mid_sentence(text)
     return len(text) if unfinished or ended is False else None
+
+
+def _ends_in_a_heading(text: str, end: int, solution: str) -> bool:
+    """Whether a solution ends with the beginning of another heading. Where that is all of it (`end` is where the
+    thoughts end), it must be more than one word: a lone mark or word may be an answer."""
+    return _heading_begun(solution) >= 0 or (len(solution.split()) > 1 and _heading_begun(text[end:]) >= 0)
 
 
 def _heading_begun(text: str) -> int:

@@ -74,7 +74,7 @@ def curate_examples(config: CurateConfig) -> Ref:
     """Check and rank candidates for in-context examples, and write the table `examples`."""
     with begin(config) as run:
         model = run.model(config.model) if config.model else None
-        reward_model = reward_model_of(run, config.reward_model) if config.reward_model else None
+        reward_model = reward_model_of(run, config.reward_model)
         room = Room(
             prompt=config.prompt, max_tokens=config.max_tokens, max_model_len=config.serving.policy.max_model_len
         )

@@ -55,6 +55,19 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
 
 
+def show_own_logs() -> None:
+    """Let the log lines of this project through, the progress of long steps among them.
+
+    Prefect gives the loggers in PREFECT_LOGGING_EXTRA_LOGGERS its handlers, but no level: they would inherit WARNING.
+    """
+    from prefect.settings import PREFECT_LOGGING_LEVEL
+
+    for package in ("flows", "infra", "tasks"):
+        logger = logging.getLogger(package)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(PREFECT_LOGGING_LEVEL.value())
+
+
 @contextmanager
 def logged(*, debug: bool = False, told: bool = True) -> Iterator[Path]:
     """Keep all log lines, with the traces of errors, in a file, whose path it gives. The screen gets no traces unless

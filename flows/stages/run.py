@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,11 @@ from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
 from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
-from prefect.settings import PREFECT_LOGGING_LEVEL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.lengths import conflicts
-from flows.stages.logs import log_on_worker
+from flows.stages.logs import log_on_worker, show_own_logs
 from infra.errors import BadInput
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
@@ -329,17 +327,6 @@ class Run:
     def _stand_in(self, kind: Literal["table", "model"], step: str, key: str, rows: int = 0) -> Ref:
         """A reference to what does not exist yet: no cache key that is made from it can match."""
         return Ref(kind=kind, step=step, key=key, uri=self.store.uri(step, key), digest=f"{PENDING}:{key}", rows=rows)
-
-
-def show_own_logs() -> None:
-    """Let the log lines of this project through, the progress of long steps among them.
-
-    Prefect gives the loggers in PREFECT_LOGGING_EXTRA_LOGGERS its handlers, but no level: they would inherit WARNING.
-    """
-    for package in ("flows", "infra", "tasks"):
-        logger = logging.getLogger(package)
-        if logger.level == logging.NOTSET:
-            logger.setLevel(PREFECT_LOGGING_LEVEL.value())
 
 
 @contextmanager

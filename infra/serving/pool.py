@@ -297,36 +297,39 @@ class _Shard:
         return None
 
     async def send(self, server: Server, client: Client, turn: Turn) -> None:
-        """Send one request. If the server dies, the request becomes a suspect, or a suspect is quarantined."""
-        lock = self.pool.suspect_lock(server)
+        """Send the request of a turn, and give the turn back, whatever comes of it."""
         try:
-            try:
-                server.check()
-            except ServerError as error:  # it died before this request could reach it
-                self.schedule.put_back(turn)
-                await self.lost(server, error)
-                return
-            request = self.request(turn.request_id)
-            try:
-                completions = await sample(client, server.served_name, request, self.sampling)
-            except RefusedError as error:
-                self.on_quarantine(request, f"was refused: {str(error)[:500]}")
-                self.unfinished -= 1
-            except (ServerError, UnreachableError) as error:
-                if turn.suspect:
-                    self.on_quarantine(request, f"killed a server twice: {cause(str(error))}")
-                    self.pool.quarantined()
-                    self.unfinished -= 1
-                else:
-                    self.schedule.suspect(turn.request_id)
-                await self.lost(server, error)
-            else:
-                self.on_result(request, completions)
-                self.unfinished -= 1
+            await self.ask(server, client, turn)
         finally:
-            self.schedule.release(server, lock, turn)
+            self.schedule.release(server, self.pool.suspect_lock(server), turn)
             self.pool.sending(server, -1)
             self.changed.set()
+
+    async def ask(self, server: Server, client: Client, turn: Turn) -> None:
+        """Send one request. If the server dies, the request becomes a suspect, or a suspect is quarantined."""
+        try:
+            server.check()
+        except ServerError as error:  # it died before this request could reach it
+            self.schedule.put_back(turn)
+            await self.lost(server, error)
+            return
+        request = self.request(turn.request_id)
+        try:
+            completions = await sample(client, server.served_name, request, self.sampling)
+        except RefusedError as error:
+            self.on_quarantine(request, f"was refused: {str(error)[:500]}")
+            self.unfinished -= 1
+        except (ServerError, UnreachableError) as error:
+            if turn.suspect:
+                self.on_quarantine(request, f"killed a server twice: {cause(str(error))}")
+                self.pool.quarantined()
+                self.unfinished -= 1
+            else:
+                self.schedule.suspect(turn.request_id)
+            await self.lost(server, error)
+        else:
+            self.on_result(request, completions)
+            self.unfinished -= 1
 
     async def lost(self, server: Server, error: Exception) -> None:
         self.schedule.lost(server)

@@ -7,7 +7,6 @@ reliably free only once the process has exited, so use the server as a context m
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import socket
 import sys
@@ -16,15 +15,15 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import httpx
 from pydantic import BaseModel, Field
 
-from infra.errors import BadInput
 from infra.processes.causes import last_words
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
+from infra.store.model_files import CONFIG, ModelFiles
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
@@ -125,12 +124,11 @@ class VllmServer:
         """
         if self._process is not None:
             raise ServerError(f"server of {self.model_dir} is already started")
-        config = self.model_dir / "config.json"
-        if not config.is_file():
-            raise ServerError(f"no model to serve: {config} does not exist")
+        if not (self.model_dir / CONFIG).is_file():
+            raise ServerError(f"no model to serve: {self.model_dir}/{CONFIG} does not exist")
         if not has_own_length(self.options.extra_args):
             length, setting = self.options.max_model_len, f"serving.{self.served_name}.max_model_len"
-            check_length(f"model {self.model_dir}", _settings(config), length, setting)
+            check_length(f"model {self.model_dir}", ModelFiles.in_folder(self.model_dir).read(CONFIG), length, setting)
         self._port = _usable_port(self._wanted_port)
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
         self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
@@ -227,14 +225,6 @@ class VllmServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _settings(config: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{config} is not JSON ({error}): copy the model again") from error
-    return found
 
 
 def _usable_port(wanted: int | None) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,30 @@ def prompt_tokens(shown: Sequence[dict[str, Any]], config: ExamplesConfig, room:
     return count_tokens(tokenizer, in_context_text(room.prompt, shown, "", tokenizer, config.format))
 
 
+def judged(
+    config: ExamplesConfig,
+    room: Room | None,
+    tokenizer: Any,
+    ranking: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]] | None = None,
+) -> list[dict[str, Any]]:
+    """All candidates, in their order, after every check; those that are not `rejected` are taken.
+
+    Args:
+        room: the context that they must fit by `tokenizer`; if either is None, this is not checked.
+        ranking: sorts the candidates that pass the checks, best first; if omitted, they keep their order.
+    """
+    found = [checked(each, config) for each in candidates(config)]
+    reject_held_out(remaining(found), config)
+    if room and tokenizer:
+        reject_too_long(remaining(found), config, room, tokenizer)
+    ranked = remaining(found)
+    if ranking and ranked:
+        ranked = ranking(ranked)
+    reject_near_duplicates(ranked, config)
+    select(remaining(ranked), config)
+    return found
+
+
 def foreseen(config: ExamplesConfig, room: Room, model: Path) -> str:
     """What a dry run says of the examples, from the user's files: how long a prompt gets with the longest of them.
 
@@ -113,11 +138,8 @@ def foreseen(config: ExamplesConfig, room: Room, model: Path) -> str:
     Raises:
         BadInput: as `choose_examples`.
     """
-    found, tokenizer = [checked(each, config) for each in candidates(config)], load_tokenizer(model)
-    reject_held_out(remaining(found), config)
-    reject_too_long(remaining(found), config, room, tokenizer)
-    reject_near_duplicates(remaining(found), config)
-    select(remaining(found), config)
+    tokenizer = load_tokenizer(model)
+    found = judged(config, room, tokenizer)
     taken = sorted(taken_examples(found, config), key=lambda each: -each["tokens"])
     prompt = prompt_tokens(taken[: room.prompt.examples], config, room, tokenizer)
     needed = prompt + config.query_tokens + room.max_tokens
@@ -180,16 +202,9 @@ def choose_examples(
     Raises:
         BadInput: a candidate cannot be read, too few can be taken, or a required topic has none.
     """
-    found = [checked(each, config) for each in candidates(config)]
-    reject_held_out(remaining(found), config)
-    if model and room:
-        tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
-        reject_too_long(remaining(found), config, room, tokenizer)
-    ranked = remaining(found)
-    if reward_model and ranked:
-        ranked = rank(ranked, reward_model, store, servers)
-    reject_near_duplicates(ranked, config)
-    select(remaining(ranked), config)
+    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir)) if model and room else None
+    ranking = partial(rank, reward_model=reward_model, store=store, servers=servers) if reward_model else None
+    found = judged(config, room, tokenizer, ranking)
     taken = taken_examples(found, config)
     counts = {
         "read": len(found),

@@ -64,7 +64,6 @@ def test_a_response_that_was_cut_off_anywhere_is_never_taken_as_whole(name, thou
         return
     cut = text[: data.draw(st.integers(0, len(text) - 1))]
     assume(cut.rstrip() != text)
-    assume(name != "qwq" or "Final Answer" not in thoughts)  # else a cut in the second heading leaves the first one's
     response = {**parse_response(cut, name, ended=False), "finish_reason": "length"}
     assert response["violations"]
     assert not is_well_formed(response)

@@ -19,8 +19,9 @@ run._speed = lambda name: Run._speed(run, name)
 print(Run._expected(run, "responses", 72_000, {}))
 """
 LINE = """
-import logging, prefect
-from flows.stages.run import show_own_logs
+import logging
+from prefect import flow  # sets its logging up
+from flows.stages.logs import show_own_logs
 show_own_logs()
 logging.getLogger("infra.steps.progress").info("responses: 12 of 40 requests")
 logging.getLogger("httpx").info("noise")

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from endpoint import Endpoint
+from chats import KEY, MESSAGES, answer, ask
 from pydantic import SecretStr
-from tenacity import wait_none
 
-import infra.serving.patience
-from infra.serving.chat_completions import Chat, Reply, chat, key_header
-from infra.serving.completions import CompletionError, DeniedError
+from infra.serving.chat_completions import Reply, key_header
 
-KEY = "sk-planted-51c0ffee"
-MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how good is it?"}]
-
-
-def answer(content: Any = "[[7]]", **changes: Any) -> dict[str, Any]:
-    """A chat completion as OpenAI's API returns it."""
-    message = {"role": "assistant", "content": content, "reasoning_content": "let me think"}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
-    return {"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage, **changes}
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint(lambda _: (200, answer()))
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.serving.patience, "wait_exponential_jitter", lambda **_: wait_none())
-
-
-def ask(url: str, count: int = 1, messages: Any = MESSAGES, **more: Any) -> dict[str, Reply | str]:
-    """By id, the reply to each chat, or the reason for which it was refused."""
-    found: dict[str, Reply | str] = {}
-    chats = (Chat(f"c{number}", messages) for number in range(count))
-    settings = {"temperature": 0.5, "max_tokens": 9, "alive": lambda: None, "attempts": 3, "max_in_flight": 4, **more}
-
-    def keep(each: Chat, got: Reply | str) -> None:
-        found[each.request_id] = got
-
-    asyncio.run(chat(url, "judge", chats, on_reply=keep, on_refused=keep, **settings))
-    return found
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 # ---- asking
@@ -335,103 +293,3 @@ def test_what_does_not_help_is_not_learnt(endpoint):
     found = ask(endpoint.url, 2)
     assert found == {"c0": f"400: {long['error']['message']}", "c1": Reply("[[7]]", "stop", 11, 5)}
     assert [sorted(body)[0] for body in endpoint.asked] == ["max_tokens", "max_completion_tokens", "max_tokens"]
-
-
-# ---- refusals of everything
-
-
-@pytest.mark.parametrize("status", [401, 402, 404, 405])
-@pytest.mark.parametrize(
-    "body", [{"error": {"message": "no: KEY"}}, {"detail": "no: KEY"}, b"no: KEY", {"error": "KEY"}]
-)
-def test_a_wrong_key_or_address_ends_all_after_one_request_without_the_key(endpoint, caplog, status, body):
-    text = (body if isinstance(body, bytes) else json.dumps(body).encode()).replace(b"KEY", KEY.encode())
-    endpoint.reply = lambda _: (status, text)
-    with caplog.at_level(logging.DEBUG), pytest.raises(DeniedError) as error:
-        ask(endpoint.url, 20, headers={"Authorization": f"Bearer {KEY}"})
-    assert str(error.value).startswith(f"chat c0: the server answered {status}: ")
-    assert KEY not in f"{error.value!r} {error.getrepr(style='long')} {caplog.text}"
-    assert len(endpoint.asked) == 1
-
-
-# ---- failures
-
-
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
-def test_transient_failures_are_retried(endpoint, status):
-    endpoint.reply = lambda number: (status, {"error": {"message": "later"}}) if number < 3 else (200, answer())
-    assert ask(endpoint.url)["c0"].text == "[[7]]"
-    assert len(endpoint.asked) == 3
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_lasting_failure_ends_with_the_servers_message(endpoint, status):
-    endpoint.reply = lambda _: (status, {"error": {"message": "quota used up"}})
-    with pytest.raises(CompletionError, match=rf"^chat c0: the server answered {status}: quota used up$"):
-        ask(endpoint.url)
-    assert len(endpoint.asked) == 3
-
-
-@pytest.mark.parametrize("code", [429, "502"])
-def test_an_outage_that_a_gateway_reports_with_200_is_retried(endpoint, code):
-    outage = {"error": {"code": code, "message": "later"}, "user_id": "x"}
-    endpoint.reply = lambda number: (200, outage) if number < 3 else (200, answer())
-    assert ask(endpoint.url)["c0"] == Reply("[[7]]", "stop", 11, 5)
-    assert len(endpoint.asked) == 3
-
-
-def http_date(seconds: float) -> str:
-    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
-
-
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("header", ["1", "1.2", lambda: http_date(2.5)])
-def test_retry_after_is_honoured_and_is_no_failed_attempt(endpoint, status, header):
-    """Eight requests at once to a provider that takes one a moment: none is given up after its third attempt."""
-    endpoint.reply = lambda number: (
-        (status, {"error": {"message": "slow down"}}, {"Retry-After": header() if callable(header) else header})
-        if number < 3
-        else (200, answer())
-    )
-    began = time.monotonic()
-    assert ask(endpoint.url, attempts=1)["c0"] == Reply("[[7]]", "stop", 11, 5)
-    assert time.monotonic() - began >= 2.0 * (1 if header == "1" or callable(header) else 1.2) * 0.99
-    assert len(endpoint.asked) == 3
-
-
-@pytest.mark.parametrize("header", ["0", "", "soon", "nan", "-5"])
-def test_a_retry_after_that_says_nothing_counts_as_none(endpoint, header):
-    endpoint.reply = lambda _: (429, {"error": {"message": "no"}}, {"Retry-After": header})
-    with pytest.raises(CompletionError, match="429: no"):
-        ask(endpoint.url)
-    assert len(endpoint.asked) == 3
-
-
-def test_a_provider_that_puts_off_until_tomorrow_ends_all(endpoint):
-    endpoint.reply = lambda _: (429, {"error": {"message": "quota of the day"}}, {"Retry-After": "80000"})
-    with pytest.raises(CompletionError, match="429: quota of the day"):
-        ask(endpoint.url)
-    assert len(endpoint.asked) == 1
-
-
-def test_the_log_of_a_retry_has_no_key(endpoint, caplog):
-    endpoint.reply = lambda number: (429, {"error": {"message": f"{KEY} is busy"}}) if number < 3 else (200, answer())
-    with caplog.at_level(logging.DEBUG):
-        ask(endpoint.url, headers={"Authorization": f"Bearer {KEY}"})
-    assert "is busy" in caplog.text
-    assert KEY not in caplog.text
-
-
-def test_an_unreachable_endpoint_is_an_error_that_names_the_chat(endpoint):
-    endpoint.close()
-    with pytest.raises(CompletionError, match=r"^chat c0: ConnectError"):
-        ask(endpoint.url)
-
-
-def test_a_dead_server_is_reported_by_alive(endpoint):
-    def alive() -> None:
-        raise RuntimeError("the server's last words")
-
-    with pytest.raises(RuntimeError, match="last words"):
-        ask(endpoint.url, alive=alive)
-    assert endpoint.asked == []

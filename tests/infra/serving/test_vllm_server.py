@@ -135,7 +135,7 @@ def test_on_cpu_blocks_are_small_and_scoring_takes_all_cores(
 @pytest.mark.slow
 def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("not json")
-    with pytest.raises(BadInput, match=r"config\.json is not JSON .*: copy the model again"):
+    with pytest.raises(BadInput, match=r"config\.json is not JSON .*: fetch the file again"):
         VllmServer(tmp_path, OPTIONS, tmp_path / "server.log").start()
     (tmp_path / "config.json").write_text('{"model_type": "of nobody"}')
     with pytest.raises(ServerError, match=r"(?s)ended with status 1.*log: .*server\.log.*Error"):
