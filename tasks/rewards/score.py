@@ -54,7 +54,7 @@ class ScoreConfig(BaseModel):
     verified_weight: float = Field(
         0.0,
         ge=0,
-        description="Added to the reward if the solution gives the query's reference answer, queries "
+        description="Added to the reward if the solution gives the query's reference answer; queries "
         "without one get nothing (this project's option; BOLT has none).",
     )
     verifier: Verifier = Field(
