@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -19,7 +15,6 @@ from infra.settings import PROJECT_ROOT
 
 METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
 """Environment variable with the path that a trainer appends its metrics to (JSON lines)."""
-_FINISHED = "finished"
 _TAIL_LINES = 40
 _TORCHRUN = "torch/distributed/elastic/multiprocessing/api.py"
 
@@ -31,65 +26,6 @@ class TrainerError(RuntimeError):
 def metrics_path(log_path: Path) -> Path:
     """The path of a trainer's metrics, one JSON object per line: `step`, `epoch`, `loss`, `learning_rate`, ..."""
     return log_path.with_suffix(".metrics.jsonl")
-
-
-@contextmanager
-def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder `NAME-...` in `parent` for one attempt at a training: removed if the block succeeds, kept if it raises.
-
-    It is new, or the folder of an earlier attempt at `name` that is marked as finished but was not published (see
-    `finish_attempt`). Folders of other attempts that have ended, killed ones included, are removed first. Those of
-    living attempts are locked and stay.
-    """
-    parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        with _locked(parent):  # so that no other process sees the new folder before it is locked
-            folder: Path | None = None
-            for other in sorted(parent.glob(f"{name}-*")):
-                with suppress(BlockingIOError, FileNotFoundError), ExitStack() as lock:
-                    lock.enter_context(_locked(other, fcntl.LOCK_NB))
-                    if folder is None and is_finished(other):
-                        folder = other
-                        held.push(lock.pop_all())
-                    else:
-                        _remove(other)
-            if folder is None:
-                folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-                held.enter_context(_locked(folder))
-        yield folder
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    (folder / _FINISHED).unlink(missing_ok=True)  # first: half of a folder is not a finished training
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def finish_attempt(folder: Path) -> None:
-    """Mark a training as finished, once all its files are on disk. A failure after this costs no second training."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    (folder / _FINISHED).touch()
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the training in an attempt's folder is marked as finished."""
-    return (folder / _FINISHED).exists()
-
-
-@contextmanager
-def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
-    """Hold a kernel lock on a folder, among threads and processes, until the block or the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:
@@ -139,5 +75,6 @@ def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # no pickle runs code, in DeepSpeed's checkpoints either
         METRICS_VARIABLE: str(metrics_path(log_path)),
     }

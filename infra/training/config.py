@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -18,6 +18,10 @@ class Paths(BaseModel, frozen=True, extra="forbid"):
     )
     output: Path = Field(
         description="Folder for the trained model; the report (see `trained_path`) is written last, after all checks"
+    )
+    resume: Path | None = Field(
+        None,
+        description="Folder of the checkpoint to go on from (infra.training.checkpoints); null: start anew",
     )
 
 
@@ -54,6 +58,18 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Seed of the shuffling and of all other randomness")
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model; off unless you trust it"
+    )
+    checkpoint_minutes: float = Field(
+        15,
+        ge=0,
+        description="Minutes between two checkpoints in the work folder, from which a killed training goes on; 0: one "
+        "after every step. The last two are kept",
+    )
+    checkpoint_copy_minutes: float = Field(
+        30,
+        ge=0,
+        description="Minutes between two copies of the last checkpoint to the artifact store, from which another host "
+        "can go on",
     )
 
     def accumulation(self, ranks: int) -> int:
@@ -104,6 +120,14 @@ class DpoConfig(Paths, DpoRecipe, frozen=True):
 
 
 TrainingConfig = SftConfig | DpoConfig
+WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes")
+"""Fields of a recipe that do not change the trained model: they may differ where a training is resumed."""
+
+
+def resumable_settings(config: TrainingConfig, ranks: int) -> dict[str, Any]:
+    """What a training and the checkpoint that it goes on from must have in common, beside their files."""
+    outside = {*Paths.model_fields, "reference", *WITHOUT_EFFECT}
+    return {**config.model_dump(mode="json", exclude=outside), "ranks": ranks}
 
 
 def trained_path(output: Path) -> Path:

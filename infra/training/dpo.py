@@ -14,11 +14,12 @@ from trl import DPOConfig, DPOTrainer
 from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import DpoConfig
+from infra.training.resumable import Resumable
 
 
-class PretokenisedDpoTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO on rows of token ids: neither a chat template nor joint tokenisation can shift the tokens that the loss
-    covers."""
+class PretokenisedDpoTrainer(Resumable, DPOTrainer):  # type: ignore[misc]
+    """TRL's DPO, with checkpoints, on rows of token ids: neither a chat template nor joint tokenisation can shift the
+    tokens that the loss covers."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset

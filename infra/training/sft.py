@@ -13,6 +13,11 @@ from trl import SFTConfig, SFTTrainer
 from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import SftConfig
+from infra.training.resumable import Resumable
+
+
+class ResumableSftTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFT with checkpoints."""
 
 
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
@@ -45,7 +50,7 @@ def main(config_path: Path) -> None:
     )
     tokenizer = training.tokenizer_for(config)
     rows, counts = training.token_rows(config, converter(tokenizer), ["prompt", "completion"])
-    trainer = SFTTrainer(
+    trainer = ResumableSftTrainer(
         model=training.load_model(config.model, config),
         args=arguments,
         train_dataset=rows,

@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import os
-import time
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,12 +20,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer_pt_utils import get_model_param_count
 
+from infra.errors import BadInput
 from infra.processes.torchrun import METRICS_VARIABLE
 from infra.processes.watchdog import end_with_parent
 from infra.text.chat import check_end_token, load_tokenizer
-from infra.training.config import TrainingConfig, trained_path
+from infra.training.checkpoints import check_settings
+from infra.training.config import TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
+from infra.training.resumable import Resumable
 from infra.training.saving import make_savable, tied
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,11 @@ Convert = Callable[[dict[str, str]], dict[str, Any]]
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends the trainer's metrics to the launcher's metrics file as JSON lines, on rank 0 only."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the file anew, with the lines up to the checkpoint if the training is resumed."""
+        if path := os.environ.get(METRICS_VARIABLE) if state.is_world_process_zero else None:
+            Path(path).write_text("".join(f"{json.dumps(entry)}\n" for entry in state.log_history))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write one line."""
@@ -144,8 +153,8 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
 
 
 def arguments(config: TrainingConfig) -> dict[str, Any]:
-    """The arguments that TRL's SFT and DPO configurations share. There are no evaluations and no checkpoints: the model
-    is saved once, at the end."""
+    """The arguments that TRL's SFT and DPO configurations share. There are no evaluations; `Resumable` decides when to
+    write a checkpoint."""
     on_cpu = not torch.cuda.is_available()
     return {
         "output_dir": str(config.output),
@@ -184,18 +193,23 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
     )
 
 
-def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
+def run(trainer: Resumable, config: TrainingConfig, counts: dict[str, int]) -> None:
     """Train, save the model, check it, and write the report, which includes `counts`.
 
     Raises:
-        BadInput: the model could not be saved after its training, which is then not begun.
+        BadInput: the model could not be saved after its training, which is then not begun; or `config.resume` belongs
+            to a training with other settings.
         ValueError: as `check_saved`.
     """
-    started = time.monotonic()
     trained_path(config.output).unlink(missing_ok=True)
     prepare_saving(trainer, config)
-    result = trainer.train()
-    seconds = time.monotonic() - started
+    check_room(trainer, config)
+    settings = {**resumable_settings(config, ranks()), "samples": counts["samples"], "tokens": counts["tokens"]}
+    if config.resume:
+        check_settings(config.resume, settings)
+    trainer.prepare_resuming(config, settings)
+    result = trainer.train(resume_from_checkpoint=str(config.resume) if config.resume else None)
+    seconds = trainer.seconds()
     save(trainer, config)
     unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the reloaded model over ranks that do not load it
     if trainer.is_world_process_zero():
@@ -206,6 +220,7 @@ def run(trainer: Any, config: TrainingConfig, counts: dict[str, int]) -> None:
             **counts,
             "tokens_seen": round(counts["tokens"] * config.epochs),
             "seconds": round(seconds, 2),
+            "resumed_at": trainer.resumed_at,
             "ranks": ranks(),
             "sample": check_saved(config),
         }
@@ -223,8 +238,24 @@ def prepare_saving(trainer: Any, config: TrainingConfig) -> None:
         log.warning("settings of generation without effect, dropped from the saved model: %s", ", ".join(dropped))
 
 
+def check_room(trainer: Any, config: TrainingConfig) -> None:
+    """Refuse to go on if the disk has no room for the trained model. Raises `BadInput`."""
+    size = get_model_param_count(trainer.model) * trainer.model.dtype.itemsize
+    free = shutil.disk_usage(config.output.parent).free
+    if free < size:
+        raise BadInput(
+            f"{config.output.parent}: the trained model needs {size / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free: "
+            "make room, or set BOLT_WORK_DIR to a folder on a larger disk, and run again"
+        )
+
+
 def save(trainer: Any, config: TrainingConfig) -> None:
-    """Save model and tokenizer to `config.output`, each tensor once. All ranks must call this."""
+    """Save model and tokenizer to `config.output`, each tensor once. All ranks must call this.
+
+    Raises:
+        BadInput: the disk has no room for it.
+    """
+    check_room(trainer, config)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         prepare_saving(trainer, config)

@@ -13,7 +13,7 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import DpoConfig, DpoRecipe
-from tasks.training.train import train_and_publish
+from tasks.training.train import OUTSIDE_KEY, train_and_publish
 
 
 class DpoStage(DpoRecipe, frozen=True):
@@ -22,7 +22,7 @@ class DpoStage(DpoRecipe, frozen=True):
     ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
 
 
-@step
+@step(outside_key=OUTSIDE_KEY)
 def train_dpo(
     plan: Plan, store: Store, *, config: DpoStage, pairs: Ref, policy: Ref, reference: Ref, servers: Servers
 ) -> Ref:

@@ -13,7 +13,7 @@ from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
 from tasks.training.render import render_longcot
-from tasks.training.train import train_and_publish
+from tasks.training.train import OUTSIDE_KEY, train_and_publish
 
 
 class SftStage(SftRecipe, frozen=True):
@@ -22,7 +22,7 @@ class SftStage(SftRecipe, frozen=True):
     ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
 
 
-@step
+@step(outside_key=OUTSIDE_KEY)
 def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model: Ref, servers: Servers) -> Ref:
     """Fine-tune `model` on the table `longcot`, in the chat template of `model`, and publish the last checkpoint.
 

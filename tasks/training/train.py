@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.processes.torchrun import attempt_folder, finish_attempt, is_finished, launch, metrics_path
+from infra.processes.torchrun import launch, metrics_path
 from infra.serving.servers import Servers
 from infra.steps.progress import progress
 from infra.steps.step import Plan
@@ -15,7 +17,15 @@ from infra.store.manifest import Ref
 from infra.store.models import publish_model
 from infra.store.parts import find
 from infra.store.store import Store
-from infra.training.config import TrainingConfig, trained_path
+from infra.training.attempts import attempt_folder, finish_attempt, is_finished, model_path
+from infra.training.checkpoint_copies import drop, kept_copied, latest, place
+from infra.training.checkpoints import check_settings, checkpoints_folder, read
+from infra.training.config import WITHOUT_EFFECT, TrainingConfig, resumable_settings, trained_path
+
+log = logging.getLogger(__name__)
+
+OUTSIDE_KEY = tuple(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks"))
+"""What is not in a training's cache key. Over other ranks only the last bits of sums differ."""
 
 
 def train_and_publish(
@@ -23,23 +33,42 @@ def train_and_publish(
 ) -> Ref:
     """Free the devices, run the trainer `module` on `make_config(output=...)`, and publish the model that it wrote.
 
-    If another run published the same artifact in the meantime, that model is returned. A training that finished but
-    was not published (the store was unreachable, the process was killed) is not repeated.
+    A training that was killed goes on from its last checkpoint, which another host finds in the store. If another run
+    published the same artifact in the meantime, that model is returned. A training that finished but was not published
+    (the store was unreachable, the process was killed) is not repeated.
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines, its folder stays.
+        BadInput: the last checkpoint was made over another number of ranks.
     """
     servers.release()
     with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
-        model, log_path = folder / "model", folder / "train.log"
-        config = make_config(output=model)
+        model, log_path = model_path(folder), folder / "train.log"
         if not is_finished(folder):
-            with progress(plan.step, lambda: epochs_done(metrics_path(log_path)), config.epochs, "epochs"):
-                launch(module, config, ranks=ranks, log_path=log_path)
+            train(plan, store, module, make_config(output=model), ranks, log_path)
             finish_attempt(folder)
-        return find(store, plan.step, plan.key) or publish_model(
+        shutil.rmtree(checkpoints_folder(model), ignore_errors=True)
+        made = find(store, plan.step, plan.key) or publish_model(
             store, plan.step, plan.key, model, plan.provenance, counts=training_report(folder)
         )
+    drop(store, plan.step, plan.key)
+    return made
+
+
+def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: int, log_path: Path) -> None:
+    """Run the trainer `module` from the last checkpoint, or from the beginning. Raises as `train_and_publish`."""
+    checkpoints = checkpoints_folder(config.output)
+    if resume := latest(store, plan.step, plan.key, checkpoints):
+        places = f"{checkpoints} and {store.uri(place(plan.step, plan.key))}"
+        check_settings(resume, resumable_settings(config, ranks), places)
+        checkpoint = read(resume)
+        log.info("%s: resumed at step %d of %d", plan.step, checkpoint.step, checkpoint.steps)
+        config = config.model_copy(update={"resume": resume})
+    with (
+        progress(plan.step, lambda: epochs_done(metrics_path(log_path)), config.epochs, "epochs"),
+        kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
+    ):
+        launch(module, config, ranks=ranks, log_path=log_path)
 
 
 def epochs_done(metrics: Path) -> float:
