@@ -99,6 +99,11 @@ class Resumable(Trainer):  # type: ignore[misc]
         """Seconds of this training so far, with those before it was resumed."""
         return self.seconds_before + time.monotonic() - self.began
 
+    def _load_callback_state(self) -> None:
+        """Go on counting tokens as well: TRL does not. The checkpoint's log has just been read."""
+        super()._load_callback_state()
+        self._total_train_tokens = self.state.log_history[-1]["num_tokens"]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, on all ranks. If that fails (the disk is full), training goes on without it."""
         target = self.folder / checkpoint_name(self.state.global_step)

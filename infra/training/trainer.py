@@ -208,15 +208,16 @@ def run(trainer: Resumable, config: TrainingConfig, counts: dict[str, int]) -> N
     if config.resume:
         check_settings(config.resume, settings)
     trainer.prepare_resuming(config, settings)
-    result = trainer.train(resume_from_checkpoint=str(config.resume) if config.resume else None)
+    trainer.train(resume_from_checkpoint=str(config.resume) if config.resume else None)
     seconds = trainer.seconds()
     save(trainer, config)
     unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the reloaded model over ranks that do not load it
     if trainer.is_world_process_zero():
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         report = {
-            "final_loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1],
-            "mean_loss": result.training_loss,
-            "steps": result.global_step,
+            "final_loss": losses[-1],
+            "mean_loss": sum(losses) / len(losses),
+            "steps": trainer.state.global_step,
             **counts,
             "tokens_seen": round(counts["tokens"] * config.epochs),
             "seconds": round(seconds, 2),

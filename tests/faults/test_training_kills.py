@@ -1,4 +1,4 @@
-"""SFT and DPO, with ZeRO-2 and ZeRO-3, killed at random steps in every way, end with the undisturbed model."""
+"""SFT and DPO, with every ZeRO stage, killed at random steps in every way, end with the undisturbed model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def gone(pids: list[int]) -> bool:
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_training_killed_at_five_random_steps_ends_with_the_same_model(
     method: str, stage: int, tmp_path: Path
 ) -> None:
