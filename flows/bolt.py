@@ -15,6 +15,7 @@ from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, s
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
 from flows.sft import sft_stage
+from flows.stages.guards import Watch
 from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, begin
@@ -105,16 +106,21 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         reference = policy = sft_stage(run, config.sft, longcot, instruct)  # stage 2
         grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy, format=learned)
 
+        watch = Watch(run, stage_3.guards, stage_3.dpo.guards, config.sft.guards)
+        watch.grades[0] = grades["sft"]["sampled"]
         for iteration in range(1, stage_3.iterations + 1):  # stage 3
             asked = later_queries[iteration]
-            policy = online_iteration(run, stage_3, iteration, asked, policy, reference, reward_model)
+            policy = online_iteration(run, stage_3, iteration, asked, policy, reference, reward_model, watch)
             name = f"online-{iteration}"
             grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format=learned)
+            watch.grades[iteration] = grades[name]["sampled"]
+        watch.measure(stage_3.iterations, policy)
 
         if run.dry:
             return None
         stages = [stage_summary(run, name, found) for name, found in grades.items()]
-        summary = publish_summary(run, config.evaluate.benchmark, stages, stage_gains(run, grades), policy)
+        summary = publish_summary(run, config.evaluate.benchmark, stages, stage_gains(run, grades), policy, watch.rows)
         publish_report(run.store, summary)
         show_longcot(run.store, longcot)
+        watch.stop_if_tripped()  # the last policy: what was done is shown first
         return summary

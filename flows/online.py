@@ -10,12 +10,14 @@ from typing import Self
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.stages.guards import Watch
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from infra.store.manifest import Ref
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
+from tasks.rewards.drift import Guards
 from tasks.rewards.pair import PairConfig, pair
 from tasks.rewards.score import ScoreConfig
 from tasks.training.dpo import DpoStage, train_dpo
@@ -36,6 +38,7 @@ class OnlineStage(BaseModel):
     score: ScoreConfig = Field(ScoreConfig(), description="How samples are scored.")
     pair: PairConfig = Field(PairConfig(), description="Which samples become a preference pair.")
     dpo: DpoStage = Field(DpoStage(), description="How the policy is trained on the preference pairs.")
+    guards: Guards = Field(Guards(), description="How far a policy may drift from pi_0 before the run is stopped.")
     shards: int = Field(
         16, ge=1, le=400, description="Number of shards that the queries are split into; each shard is a cached task."
     )
@@ -84,12 +87,26 @@ def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
 
 
 def online_iteration(
-    run: Run, config: OnlineStage, iteration: int, queries: Ref, policy: Ref, reference: Ref, reward_model: Ref | None
+    run: Run,
+    config: OnlineStage,
+    iteration: int,
+    queries: Ref,
+    policy: Ref,
+    reference: Ref,
+    reward_model: Ref | None,
+    watch: Watch,
 ) -> Ref:
-    """The policy after one more iteration. `reference` is pi_0, the SFT model, in every iteration."""
+    """The policy after one more iteration. `reference` is pi_0, the SFT model, in every iteration.
+
+    Raises:
+        infra.errors.GuardError: the policy that the iteration starts with has drifted too far from pi_0.
+    """
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
+    watch.responses[iteration - 1], watch.scores[iteration - 1] = responses, scores
+    watch.measure(iteration - 1, policy)
+    watch.stop_if_tripped()
     pairs = run.do(
         pair,
         f"pairs-{iteration}",
@@ -121,8 +138,11 @@ def online(config: OnlineConfig) -> Ref:
         stage = config.online.model_copy(update={"queries": rewardable(config.online.queries, config.reward_model)})
         queries = online_queries(run, stage)
         publish_mining(run, [*queries.values()])
+        watch = Watch(run, config.online.guards, config.online.dpo.guards)
         for iteration in range(1, config.online.iterations + 1):
             policy = online_iteration(
-                run, config.online, iteration, queries[iteration], policy, reference, reward_model
+                run, config.online, iteration, queries[iteration], policy, reference, reward_model, watch
             )
+        watch.measure(config.online.iterations, policy)
+        watch.stop_if_tripped()
         return policy

@@ -48,12 +48,15 @@ class MadeRun:
             self.answer(stage, held, problems)
         self.train("", "stage 1", 5)
         self.train("-online-1", "online", 4)
+        figures = {"value": 0.01, "baseline": 0.0, "compared": 0.01, "limit": 0.2, "tripped": False}
+        guard = {"guard": "malformed share", **figures, "setting": "online.guards.max_malformed_share"}
         self.summary = {
             "run": "able-eagle",
             "model": "dpo-1/k",
             "benchmark": benchmark,
             "stages": [self.stage(name, problems) for name in STAGES],
             "gains": [{"from": "sft", "to": "online-1", "gain": 0.1, "low": -0.1, "high": 0.2}],
+            "guards": [{"policy": number, **guard} for number in (0, 1)],
             "steps": self.steps,
         }
         store.write_bytes("runs/able-eagle/summary.json", json.dumps(self.summary).encode())

@@ -46,7 +46,12 @@ def run_folder() -> str:
 
 
 def publish_summary(
-    run: Run, benchmark: Verifiable, stages: list[dict[str, Any]], gains: list[dict[str, Any]], policy: Ref
+    run: Run,
+    benchmark: Verifiable,
+    stages: list[dict[str, Any]],
+    gains: list[dict[str, Any]],
+    policy: Ref,
+    guards: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Write `runs/RUN/summary.json` and a plot to the store, and a table as a Prefect artifact.
 
@@ -55,7 +60,7 @@ def publish_summary(
     name = run_folder()
     steps = [record.model_dump() for record in run.steps]
     summary: dict[str, Any] = {"run": name, "model": f"{policy.step}/{policy.key}", "benchmark": benchmark}
-    summary |= {"stages": stages, "gains": gains, "steps": steps}
+    summary |= {"stages": stages, "gains": gains, "guards": guards, "steps": steps}
     path = f"runs/{name}/summary.json"
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
     run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))

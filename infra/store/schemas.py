@@ -180,6 +180,20 @@ GRADES = pa.schema(
     ]
 )
 
+GUARDS = pa.schema(
+    [
+        _required("guard", TEXT),
+        _optional("value", REAL),
+        _optional("baseline", REAL),
+        _optional("compared", REAL),
+        _optional("limit", REAL),
+        _required("tripped", FLAG),
+        _optional("setting", TEXT),
+    ]
+)
+"""`value` is the policy's figure, `baseline` pi_0's. `compared` is what `limit` bounds: a share itself, a ratio of
+lengths, by how much an accuracy fell at least. `setting`: the parameter that holds the limit."""
+
 VERDICTS = pa.schema(
     [
         _required("query_id", TEXT),

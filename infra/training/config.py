@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from infra.training.limits import DpoGuards, TrainingGuards
+
 
 class Paths(BaseModel, frozen=True, extra="forbid"):
     """The local files that a trainer reads and writes."""
@@ -71,6 +73,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         description="Minutes between two copies of the last checkpoint to the artifact store, from which another host "
         "can go on",
     )
+    guards: TrainingGuards = Field(TrainingGuards(), description="Limits that stop the training with a reason")
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches per rank and optimiser step. Raises `ValueError` if they cannot add up to exactly `batch`."""
@@ -105,6 +108,7 @@ class DpoRecipe(Recipe, frozen=True):
     sft_coefficient: float = Field(
         0.0, ge=0, description="Weight of an additional SFT loss on the chosen completion; 0 is the paper's DPO"
     )
+    guards: DpoGuards = Field(DpoGuards(), description="Limits that stop the training with a reason")
 
 
 class SftConfig(Paths, SftRecipe, frozen=True):
@@ -120,7 +124,7 @@ class DpoConfig(Paths, DpoRecipe, frozen=True):
 
 
 TrainingConfig = SftConfig | DpoConfig
-WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes")
+WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes", "guards")
 """Fields of a recipe that do not change the trained model: they may differ where a training is resumed."""
 
 

@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import DpoConfig
+from infra.training.guards import StopByGuards, completion_tokens
 from infra.training.resumable import Resumable
 
 
@@ -51,14 +52,15 @@ def main(config_path: Path) -> None:
     )
     arguments = DPOConfig(**training.arguments(config), beta=config.beta, max_length=None, **losses)
     tokenizer = training.tokenizer_for(config)
-    rows, counts = training.token_rows(config, converter(tokenizer), ["prompt", "chosen", "rejected"])
+    rows, counted = training.token_rows(config, converter(tokenizer), ["prompt", "chosen", "rejected"])
+    counts = {**counted, **completion_tokens(rows)}
     trainer = PretokenisedDpoTrainer(
         model=training.load_model(config.model, config),
         ref_model=training.load_model(config.reference, config),
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[training.MetricsFile()],
+        callbacks=[training.MetricsFile(), StopByGuards(config, counts)],
     )
     training.run(trainer, config, counts)
 

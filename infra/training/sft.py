@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import SftConfig
+from infra.training.guards import StopByGuards
 from infra.training.resumable import Resumable
 
 
@@ -55,7 +56,7 @@ def main(config_path: Path) -> None:
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[training.MetricsFile()],
+        callbacks=[training.MetricsFile(), StopByGuards(config, counts)],
     )
     training.run(trainer, config, counts)
 

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from infra.text.chat import check_end_token, load_tokenizer
 from infra.training.checkpoints import check_settings
 from infra.training.config import TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
+from infra.training.guards import guard_figures
 from infra.training.resumable import Resumable
 from infra.training.saving import make_savable, tied
 
@@ -175,6 +176,7 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "save_strategy": "no",
         "eval_strategy": "no",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide a loss that is not finite from the guards
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
@@ -193,12 +195,13 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
     )
 
 
-def run(trainer: Resumable, config: TrainingConfig, counts: dict[str, int]) -> None:
-    """Train, save the model, check it, and write the report, which includes `counts`.
+def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, float]) -> None:
+    """Train, save the model, check it, and write the report, which includes `counts` and the figures of the guards.
 
     Raises:
         BadInput: the model could not be saved after its training, which is then not begun; or `config.resume` belongs
             to a training with other settings.
+        GuardError: a guard stopped the training.
         ValueError: as `check_saved`.
     """
     trained_path(config.output).unlink(missing_ok=True)
@@ -220,6 +223,7 @@ def run(trainer: Resumable, config: TrainingConfig, counts: dict[str, int]) -> N
             "steps": trainer.state.global_step,
             **counts,
             "tokens_seen": round(counts["tokens"] * config.epochs),
+            "guards": guard_figures(config, trainer.state.log_history, counts),
             "seconds": round(seconds, 2),
             "resumed_at": trainer.resumed_at,
             "ranks": ranks(),

@@ -25,6 +25,7 @@ from infra.store.store import Store
 from infra.store.tables import read_rows, scan
 from tasks.evaluation.problems import Verifiable, step_of, topic_of
 from tasks.report import plot
+from tasks.report.guards import guard_rows
 from tasks.report.reader import held_out_items, sliced, training_items
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ TABLES = {
     "gains": "Paired differences in accuracy on the same problems",
     "topics": "Accuracy at temperature 1 by topic",
     "funnel": "Counts of each step; shares are relative to the step's first count",
+    "guards": "How far each policy of stage 3 is from pi_0; a figure over its limit stops the run (docs/operations.md)",
     "steps": "Seconds here: in this run, cached or not. Seconds to make: in the run that made it, if it has a summary",
 }
 PLOTS = {
@@ -297,6 +299,7 @@ def write_page(
         "gains": gain_rows(summary["gains"]),
         "topics": topic_rows(store, made, benchmark, stages),
         "funnel": funnel_rows(found),
+        "guards": guard_rows(summary["guards"]),
         "steps": step_rows(summary, found, seconds),
     }
     pictures = plots(store, summary, made, found, seconds)

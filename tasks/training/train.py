@@ -21,6 +21,7 @@ from infra.training.attempts import attempt_folder, finish_attempt, is_finished,
 from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
 from infra.training.config import WITHOUT_EFFECT, TrainingConfig, resumable_settings, trained_path
+from tasks.training.guards import stop_shown
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: 
         log.info("%s: resumed at step %d of %d", plan.step, checkpoint.step, checkpoint.steps)
         config = config.model_copy(update={"resume": resume})
     with (
+        stop_shown(plan.step, config),
         progress(plan.step, lambda: epochs_done(metrics_path(log_path)), config.epochs, "epochs"),
         kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
     ):

@@ -79,6 +79,11 @@ def test_errors_that_may_be_transient_are_rerun(message):
             "a mistake",
         ),
         (
+            FAILED + "TrainerError: ... lines:\n[rank0]: infra.errors.GuardError: step 2 of 9: the loss is nan",
+            "a mistake",
+        ),
+        (FAILED + "GuardError: the policy after iteration 1: malformed share is 0.4", "GuardError"),
+        (
             FAILED + "ServerError: ... lines:\npydantic_core._pydantic_core.ValidationError: 1",
             "a mistake",
         ),

@@ -18,6 +18,7 @@ from flows.bootstrap import BootstrapStage, bootstrap_stage, curated
 from flows.evaluate import EvaluateStage, evaluate_stage
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.sft import sft_stage
+from flows.stages.guards import Watch
 from flows.stages.mining import mine_stage, problems_stage
 from flows.stages.run import Estimates
 from infra.serving.servers import Servers, ServingConfig
@@ -35,7 +36,7 @@ MINED = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
 MINED_ONLINE = {"collected-online", "cleaned", "contaminated", "decontaminated"}
 PROBLEMS = {"collected-test", "problems-cleaned", "problems"}
 STAGE_1 = {"examples", "queries", "responses", "filtered", "scores", "longcot"}
-STAGE_3 = {"queries-online-1", "responses-online-1", "scores-online-1", "pairs-1", "dpo-1"}
+STAGE_3 = {"queries-online-1", "responses-online-1", "scores-online-1", "guards-0", "pairs-1", "dpo-1"}
 GRADED = {f"{what}-sft-{how}" for what in ("answers", "grades") for how in ("sampled", "greedy")}
 ALL = STAGE_1 | {"sft"} | PROBLEMS | MINED | MINED_ONLINE | STAGE_3 | GRADED
 DRAWN = {"responses", "filtered", "scores", "longcot", "sft"}  # what follows from stage 1's samples
@@ -119,7 +120,10 @@ class World:
         examples, queries = curated(run, stage_1.examples), mine_stage(run, stage_1.queries)
         longcot = bootstrap_stage(run, stage_1, examples, queries, instruct, reward)
         policy = sft_stage(run, SftStage(**self.config["sft"]), longcot, instruct)
-        online_iteration(run, stage_3, 1, online_queries(run, stage_3)[1], policy, policy, reward)
+        watch = Watch(run, stage_3.guards, stage_3.dpo.guards, SftStage(**self.config["sft"]).guards)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("flows.stages.guards.read_rows", lambda *_: ())  # the table is a stub
+            online_iteration(run, stage_3, 1, online_queries(run, stage_3)[1], policy, policy, reward, watch)
         evaluate = EvaluateStage(**self.config["evaluate"])
         evaluate_stage(run, evaluate, "sft", problems_stage(run, evaluate.problems), policy)
         assert set(run.made | run.found) == ALL
@@ -230,6 +234,9 @@ def test_an_added_or_renamed_example_counts(world):
         ("online.pair.min_margin", 0.5, {"pairs-1", "dpo-1"}),
         ("online.pair.boundary", 0.0, {"pairs-1", "dpo-1"}),
         ("online.dpo.beta", 0.2, {"dpo-1"}),
+        ("online.dpo.guards", {"max_kl": 9.0}, set()),
+        ("online.guards", {"max_length_ratio": 9.0}, {"guards-0"}),
+        ("sft.guards", {"max_nonfinite_steps": 9}, {"guards-0"}),
         ("evaluate.generate.samples", 2, {"answers-sft-sampled", "grades-sft-sampled"}),
     ],
 )
