@@ -14,7 +14,8 @@ import pytest
 from tiny import PROMPT, make_model
 
 from infra.processes.torchrun import TrainerError, launch, metrics_path
-from infra.training.config import DpoConfig, SftConfig, trained_path
+from infra.training.checkpoints import candidates, check_settings, checkpoints_folder, read
+from infra.training.config import DpoConfig, SftConfig, resumable_settings, trained_path
 from infra.training.limits import DpoGuards, TrainingGuards, figures, guards_path, is_finite, log_ratios
 
 TOKENS = {"chosen_tokens": 10.0, "rejected_tokens": 5.0}
@@ -168,16 +169,22 @@ def test_dpo_stops_when_the_chosen_completions_become_unlikely(policy: Path, tmp
 
 @pytest.mark.slow
 def test_dpo_stops_when_it_is_far_from_pi_0_and_goes_on_with_a_higher_limit(policy: Path, tmp_path: Path) -> None:
-    changes = {"reference": policy, "learning_rate": 3e-3, "epochs": 8, "sft_coefficient": 1.0}
-    config = DpoConfig(**settings(policy, tmp_path / "a", **changes))
-    text = stopped("infra.training.dpo", config, tmp_path / "a")
+    changes = {"reference": policy, "learning_rate": 3e-3, "epochs": 8, "sft_coefficient": 1.0, "checkpoint_minutes": 0}
+    config = DpoConfig(**settings(policy, tmp_path, **changes))
+    text = stopped("infra.training.dpo", config, tmp_path)
     assert "KL to pi_0, estimated on the pairs" in text
     assert "raise dpo.guards.max_kl, now 0.5, to go on" in text
-    free = {"max_kl": 1e9, "max_chosen_fall": 1e9}
-    config = DpoConfig(**settings(policy, tmp_path / "b", **changes, guards=free))
-    launch("infra.training.dpo", config, ranks=2, log_path=tmp_path / "b" / "train.log", timeout_s=300)
-    report = json.loads(trained_path(config.output).read_text())
+    steps = logged(tmp_path)
+    last = candidates(checkpoints_folder(config.output))[0]
+    assert read(last).step == len(steps) - 1  # none of the step that was stopped
+
+    again = config.model_copy(update={"guards": DpoGuards(max_kl=1e9, max_chosen_fall=1e9), "resume": last})
+    check_settings(last, resumable_settings(again, 2))
+    launch("infra.training.dpo", again, ranks=2, log_path=tmp_path / "train.log", timeout_s=300)
+    report, whole = json.loads(trained_path(config.output).read_text()), logged(tmp_path)
+    assert (report["steps"], report["resumed_at"], len(whole)) == (32, len(steps) - 1, 32)
+    assert whole[: len(steps) - 1] == steps[:-1]
     assert (report["chosen_tokens"], report["rejected_tokens"]) == (4.0, 3.0)
-    assert report["guards"] == figures(logged(tmp_path / "b"), config.guards, config.beta, report)
+    assert report["guards"] == pytest.approx(figures(whole, again.guards, again.beta, report))
     assert report["guards"]["max_kl"] > 0.5
     assert report["guards"]["max_nonfinite_steps"] == 0
