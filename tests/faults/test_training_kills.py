@@ -22,7 +22,7 @@ from infra.training.config import trained_path
 
 FLOW = Path(__file__).with_name("training_flow.py")
 KILLS = ("rank", "torchrun", "flow", "all", "rank")
-EPOCHS, STEPS = 10, 30
+EPOCHS, STEPS = 40, 120
 
 
 def words(pid: int) -> str:
@@ -68,7 +68,7 @@ def test_a_training_killed_at_five_random_steps_ends_with_the_same_model(
     assert ended(run(calm, checkpoint_minutes=60), 300) == 0
     resumed_from = 0
     for kind in KILLS:
-        step = resumed_from + random.randint(1, 4)
+        step = resumed_from + random.randint(1, 12)
         running = run(killed)
         deadline = time.monotonic() + 300
         while not [line for line in steps_logged(killed) if line["step"] >= step]:
