@@ -21,6 +21,7 @@ from flows.stages.problems import problems_for
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary
+from tasks.training.dpo import DpoStage
 from tasks.training.sft import SftStage
 
 
@@ -74,7 +75,7 @@ def prepared(stage: Stage, config: BoltConfig) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        trains = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
+        trains: dict[str, SftStage | DpoStage] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
         instruct = run.model(config.model, trains=trains)
         writer = run.model(config.bootstrap.model) if config.bootstrap.model else instruct
         reward_model = reward_model_of(run, config.reward_model)

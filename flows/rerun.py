@@ -57,7 +57,8 @@ NO_MEMORY = re.compile(  # the words of Python, torch, the kernel, Prefect and v
 )
 MISTAKE = re.compile(  # in the last log lines of a server or a trainer: it would fail the same way again
     r"unrecognized arguments|error: argument |^(?:\[rank\d+\]: |\S+ )*(?:[\w.]+\.)?"
-    r"(?:GuardError|ValueError|TypeError|KeyError|AttributeError|ImportError|ModuleNotFoundError|ValidationError): ",
+    r"(?:GuardError|ValueError|BadInput|ModelError|TypeError|KeyError|AttributeError|ImportError"
+    r"|ModuleNotFoundError|ValidationError): ",
     re.MULTILINE,
 )
 FAILED_WITH = re.compile(r"exception: (\w+)")  # Prefect's message: "Flow run encountered an exception: TYPE: TEXT"

@@ -35,7 +35,9 @@ from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.markdown import short
-from infra.training.config import Recipe
+from infra.training.inputs import check_ranks
+from tasks.training.dpo import DpoStage
+from tasks.training.sft import SftStage
 
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
@@ -235,7 +237,10 @@ class Run:
         return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
 
     def model(
-        self, named: str, role: Literal["policy", "reward"] = "policy", trains: Mapping[str, Recipe] | None = None
+        self,
+        named: str,
+        role: Literal["policy", "reward"] = "policy",
+        trains: Mapping[str, SftStage | DpoStage] | None = None,
     ) -> Ref:
         """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
 
@@ -273,11 +278,14 @@ class Run:
             "and no hub id ORG/NAME@REVISION (a revision is required)"
         )
 
-    def _check(self, files: ModelFiles, role: Literal["policy", "reward"], trains: Mapping[str, Recipe] | None) -> None:
+    def _check(
+        self, files: ModelFiles, role: Literal["policy", "reward"], trains: Mapping[str, SftStage | DpoStage] | None
+    ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
         check = check_policy if role == "policy" else check_reward_model
         check(files, self.servers.options(role))
         for setting, recipe in (trains or {}).items():
+            check_ranks(setting, recipe.ranks)
             if dropped := check_trained(files, recipe, setting):
                 shown = ", ".join(dropped)
                 self.log.warning(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 LONGEST = 400  # characters of a cause that are shown
 
-_ERROR = re.compile(r"(?:\b[\w.]*(?:Error|Exception|Interrupt)|\berror): \S.*|\bValue error, \S.*", re.IGNORECASE)
+_ERROR = re.compile(
+    r"(?:\b[\w.]*(?:Error|Exception|Interrupt|BadInput)|\berror): \S.*|\bValue error, \S.*", re.IGNORECASE
+)
 # Lines that only say that something failed elsewhere: vLLM's parent process, torchrun's report, chained traces.
 _POINTER = re.compile(
     r"root cause|engine core initiali[sz]ation failed|EngineDeadError|EngineCore encountered|ChildFailedError|"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from infra.errors import BadInput
@@ -14,8 +15,9 @@ from infra.serving.armorm import GATE
 from infra.serving.context import check_length, has_own_length
 from infra.serving.vllm_server import ServerOptions
 from infra.store.model_files import CONFIG, TOKENIZER, ModelFiles
-from infra.text.chat import check_end_token, conversation, load_tokenizer, prompt_text
+from infra.text.chat import check_end_token, check_opens_a_turn, conversation, load_tokenizer, prompt_text
 from infra.training.config import Recipe
+from infra.training.inputs import check_number_formats, check_vocabulary, check_weights, vocabulary_size
 
 CLASSIFIER = "ForSequenceClassification"
 NO_GENERATOR = (CLASSIFIER, "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model", ARMORM)
@@ -57,6 +59,8 @@ def check_reward_model(files: ModelFiles, options: ServerOptions, setting: str =
 def check_trained(files: ModelFiles, recipe: Recipe, setting: str) -> list[str]:
     """Refuse a model that could not be trained as `recipe` says (at the parameter `setting`), or not be saved then.
 
+    The weights of a model on S3 are checked by the trainer (`infra.training.inputs`), which has a copy of them.
+
     Returns:
         Settings of the model that its trained copy will not have, to be logged (`infra.training.saving`).
 
@@ -66,8 +70,22 @@ def check_trained(files: ModelFiles, recipe: Recipe, setting: str) -> list[str]:
     from infra.training.saving import rehearse  # loads torch
 
     check_length(files.title, files.read(CONFIG), recipe.max_length, f"{setting}.max_length")
+    check_number_formats(files.title, files.number_formats())
     with files.without_weights() as folder:
-        return rehearse(folder, files.title, trust_remote_code=recipe.trust_remote_code)
+        dropped = rehearse(folder, files.title, trust_remote_code=recipe.trust_remote_code)
+        check_special_tokens(files, loaded_tokenizer(files, folder), folder)
+        if files.is_local:
+            check_weights(folder, files.title)
+        return dropped
+
+
+def check_special_tokens(files: ModelFiles, tokenizer: Any, folder: Path) -> None:
+    """Refuse a model without an embedding for a token that all its training texts have."""
+    size = vocabulary_size(files.read(CONFIG))
+    check_vocabulary(files.title, size, {"the end token": check_end_token(tokenizer, folder)})
+    check_vocabulary(files.title, size, {f"padding token {tokenizer.pad_token!r}": tokenizer.pad_token_id})
+    prompt = tokenizer.encode(prompt_text(tokenizer, [{"role": "user", "content": "x"}]), add_special_tokens=False)
+    check_vocabulary(files.title, size, {"a token of the chat template": max(prompt)})
 
 
 def check_served_length(files: ModelFiles, options: ServerOptions, setting: str) -> None:
@@ -111,6 +129,7 @@ def check_speaks(files: ModelFiles) -> None:
         asked = "What is asked?"
         if asked not in prompt_text(tokenizer, [{"role": "user", "content": asked}]):
             raise BadInput(f"{files.title}: its chat template leaves out the user's turn: use the model's own template")
+        check_opens_a_turn(tokenizer)
         check_end_token(tokenizer, folder)
 
 

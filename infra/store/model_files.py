@@ -44,6 +44,11 @@ class ModelFiles:
         names = tuple(part.path for part in expect(store, model).parts)
         return cls(f"model {model.step}/{model.key}", names, store, f"{model.step}/{model.key}/")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine."""
+        return self._store.is_local
+
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the model; empty if there is none.
 
@@ -60,11 +65,11 @@ class ModelFiles:
             raise ModelError(f"{self.title}: {name} is not a JSON object: fetch the file again")
         return found
 
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, by its name.
+    def weights(self) -> list[str]:
+        """The names of the safetensors files that hold the model's tensors.
 
         Raises:
-            ModelError: there are no weights, a file that the index names is missing, or a file is not whole.
+            ModelError: there are none, or a file that the index names is missing.
         """
         files = [name for name in self.names if name.endswith(WEIGHTS) and "/" not in name]
         if not files:
@@ -79,13 +84,28 @@ class ModelFiles:
                 "fetch the model again"
             )
         whole = [name for name in ("model.safetensors",) if name in files]  # beside copies in other layouts, if any
-        found: dict[str, tuple[int, ...]] = {}
-        for file in sorted(set(index.values())) or whole or files:
+        return sorted(set(index.values())) or whole or files
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, by its name.
+
+        Raises:
+            ModelError: as `weights`; or a file is not whole.
+        """
+        return {name: shape for name, (_, shape) in self._tables().items()}
+
+    def number_formats(self) -> dict[str, str]:
+        """The number format of every tensor as safetensors names it, such as BF16. Raises as `tensors`."""
+        return {name: number_format for name, (number_format, _) in self._tables().items()}
+
+    def _tables(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for file in self.weights():
             found |= self._table(file)
         return found
 
-    def _table(self, name: str) -> dict[str, tuple[int, ...]]:
-        """The names and shapes at the beginning of a safetensors file. The file's size must be what they need."""
+    def _table(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Number format and shape of each tensor, from the beginning of a file, whose size must be what they need."""
         path, broken = self._folder + name, f"{self.title}: {name} is not a whole safetensors file"
         stat = self._store.stat(path)
         with self._store.open_read(path) as file:
@@ -99,13 +119,13 @@ class ModelFiles:
         try:
             table = {tensor: held for tensor, held in json.loads(text).items() if tensor != "__metadata__"}
             end = max((held["data_offsets"][1] for held in table.values()), default=0)
-            shapes = {tensor: tuple(held["shape"]) for tensor, held in table.items()}
+            found = {tensor: (str(held["dtype"]), tuple(held["shape"])) for tensor, held in table.items()}
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ModelError(f"{broken} ({type(error).__name__} in its table): fetch the file again") from None
         if stat is None or stat.size != (expected := _LENGTH_BYTES + length + end):
             size = stat.size if stat else 0
             raise ModelError(f"{broken}: expected {expected} bytes, found {size}: fetch the file again")
-        return shapes
+        return found
 
     @contextmanager
     def without_weights(self) -> Iterator[Path]:

@@ -34,6 +34,7 @@ _HTML = re.compile(
 )
 """A tag of HTML (or BBCode) that structures text. Names that models use for their own marks are left out, such as
 `img`, `audio`, `output` and `summary`."""
+_EMPTY_THOUGHTS = re.compile(r"<(\w+)>\s*</\1>")
 _STRUCK = {"<s>", "</s>"}  # struck-out text in HTML, the first and last token of a text in SentencePiece's tokenizers
 
 
@@ -254,6 +255,30 @@ def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     opened = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     closed = str(tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
     return opened.removeprefix(closed)
+
+
+def check_opens_a_turn(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a chat template whose prompt stops short of where an answer starts.
+
+    Mistral's template prints nothing between the user's turn and the answer, so that nothing is missing. ChatML's
+    prints a header there. If such a template ignores `add_generation_prompt`, the prompt lacks the header.
+
+    Raises:
+        BadInput: `add_generation_prompt` changes nothing, though the template prints something before an answer.
+    """
+    if generation_prefix(tokenizer).strip():
+        return
+    asked = [{"role": "user", "content": "What is asked?"}]
+    prompt = _rendered(tokenizer, asked, add_generation_prompt=True).rstrip()
+    shown, after = conversation(tokenizer)
+    before = shown.removesuffix(after).removesuffix("What is answered.")
+    header = before.removeprefix(prompt).strip()
+    if before.startswith(prompt) and header and not _EMPTY_THOUGHTS.fullmatch(header):
+        raise BadInput(
+            f"chat template of {tokenizer.name_or_path} prints {header!r} before an answer, but not at the end of a "
+            "prompt: add_generation_prompt changes nothing, so that a model would be asked for, and trained on, "
+            "answers without it. Add {% if add_generation_prompt %} with this text to the end of the template"
+        )
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:

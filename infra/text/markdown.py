@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,3 +32,20 @@ def short(text: str, longest: int = 300) -> str:
 def plain(text: str) -> str:
     """Untrusted text, shortened and escaped for a cell of a Markdown table."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", short(text))
+
+
+def fenced(text: str, longest: int = 4_000) -> str:
+    """Untrusted text as a block of code, which no text can close, cut after `longest` characters.
+
+    Control characters, those that change the direction of writing included, are replaced, so that what is read is what
+    is there.
+    """
+    text = "".join(each if each in "\n\t" or _is_visible(each) else "\ufffd" for each in text.replace("\r\n", "\n"))
+    text = text if len(text) <= longest else text[:longest] + "\n..."
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _is_visible(character: str) -> bool:
+    """Whether a character is neither a control, nor a format character, nor half of one."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,15 +28,24 @@ class Paths(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class Recipe(BaseModel, frozen=True, extra="forbid"):
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+"""Schedules of transformers that need no setting beside learning rate and warm-up."""
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Training settings that SFT and DPO share."""
 
     epochs: float = Field(gt=0, description="Passes over the data")
     learning_rate: float = Field(gt=0, description="Peak learning rate")
     warmup_ratio: float = Field(
-        0.1, ge=0, le=1, description="Share of all steps during which the learning rate rises to its peak"
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of all steps during which the learning rate rises to its peak; at least one step has it",
     )
-    schedule: str = Field("cosine", description="Learning-rate schedule, as named in transformers")
+    schedule: Schedule = Field("cosine", description="Learning-rate schedule, as named in transformers")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; the paper does not state it")
     max_grad_norm: float = Field(
         1.0, gt=0, description="Maximum gradient norm; larger gradients are clipped. The paper does not state it"
@@ -49,6 +59,25 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     overlong: Literal["error", "drop"] = Field(
         "error", description="What to do with rows over max_length: stop the run, or drop and count them; none is cut"
+    )
+    max_bad_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Largest share of rows that may be skipped because they cannot be trained on (an empty completion, "
+        "`chosen` equal to `rejected`); the run stops if there are more, but never for a single one (this project's "
+        "choice)",
+    )
+    sample_tokens: int = Field(
+        512,
+        ge=1,
+        description="Longest answer, in tokens, that the trained model is asked for before it is published; model card "
+        "and manifest say whether it keeps to the format (this project's choice)",
+    )
+    require_format: bool = Field(
+        False,
+        description="Do not publish a trained model whose answer is off the format. Its files stay, and are published "
+        "without another training once this is false",
     )
     zero_stage: Literal[0, 2, 3] = Field(
         2, description="DeepSpeed ZeRO stage: 0 shards nothing, 2 optimiser state and gradients, 3 weights too"
@@ -75,14 +104,34 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     guards: TrainingGuards = Field(TrainingGuards(), description="Limits that stop the training with a reason")
 
+    def steps(self, rows: int) -> int:
+        """Optimiser steps over `rows` rows. The last batch of an epoch may have fewer rows than `batch`."""
+        return math.ceil(self.epochs * math.ceil(rows / self.batch))
+
+    def warmup_steps(self, rows: int) -> int:
+        """Steps below the peak learning rate: fewer than all, since the first of them has the rate 0."""
+        steps = self.steps(rows)
+        return min(math.ceil(self.warmup_ratio * steps), steps - 1)
+
     def accumulation(self, ranks: int) -> int:
         """Micro-batches per rank and optimiser step. Raises `ValueError` if they cannot add up to exactly `batch`."""
         if self.batch % (self.micro_batch * ranks):
             raise ValueError(
-                f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x ranks {ranks}: "
-                "change one of them, so that each optimiser step has exactly `batch` rows"
+                f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x ranks {ranks}: change one "
+                f"of them, so that each optimiser step has exactly `batch` rows; {self._nearest(ranks)}"
             )
         return self.batch // (self.micro_batch * ranks)
+
+    def _nearest(self, ranks: int) -> str:
+        """Settings that would do, in words."""
+        fits = self.batch % ranks == 0
+        least = self.micro_batch * ranks
+        batch = f"batch {max(1, round(self.batch / least)) * least}"
+        return (
+            f"micro_batch {math.gcd(self.micro_batch, self.batch // ranks)} or {batch} would do"
+            if fits
+            else (f"{batch} would do")
+        )
 
 
 class SftRecipe(Recipe, frozen=True):
@@ -124,7 +173,7 @@ class DpoConfig(Paths, DpoRecipe, frozen=True):
 
 
 TrainingConfig = SftConfig | DpoConfig
-WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes", "guards")
+WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes", "guards", "max_bad_share", "require_format")
 """Fields of a recipe that do not change the trained model: they may differ where a training is resumed."""
 
 

@@ -23,7 +23,10 @@ from transformers import (
 
 from infra.errors import BadInput
 from infra.text.chat import load_tokenizer
+from infra.training.inputs import tokenizer_difference
 
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+"""Fields of config.json that transformers' trainer changes. A trained model has them as the given one does."""
 _FLAG = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # how GenerationConfig.validate lists settings without effect
 
 
@@ -58,11 +61,16 @@ def make_savable(
                     f"({said(error)}): correct the model's files"
                 ) from error
         try:
-            load_tokenizer(Path(folder))
+            again = load_tokenizer(Path(folder))
         except Exception as error:
             raise BadInput(
                 f"{title}: its tokenizer, once saved, cannot be loaded again ({said(error)}): correct the model's files"
             ) from error
+        if difference := tokenizer_difference(tokenizer, again):
+            raise BadInput(
+                f"{title}: its tokenizer, once saved and loaded again, is another one ({difference}): correct the "
+                "model's files, or save the tokenizer with this version of transformers"
+            )
     return dropped
 
 
@@ -120,6 +128,26 @@ def rehearse(folder: Path, title: str, *, trust_remote_code: bool) -> list[str]:
             f"{title}: config.json describes no causal language model that transformers can build ({said(error)})"
         ) from error
     return make_savable(model.config, _generation_of(folder, title), tokenizer, title)
+
+
+def given_generation(folder: Path, title: str) -> tuple[GenerationConfig, list[str]]:
+    """The generation configuration that the trained copy of the model in `folder` has, and what it leaves out.
+
+    Raises:
+        BadInput: as `make_savable`.
+    """
+    generation = _generation_of(folder, title)
+    return generation, _without_idle_settings(generation, title)
+
+
+def restore_settings(model: PreTrainedModel, folder: Path, title: str, *, trust_remote_code: bool) -> None:
+    """Undo what transformers' trainer changed in the settings of the model in `folder`: token ids, and the use of a
+    cache while text is generated. Raises `BadInput` as `make_savable`."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    given, own = config.get_text_config(), model.config.get_text_config()
+    for name in KEPT:
+        setattr(own, name, getattr(given, name, None))
+    model.generation_config, _ = given_generation(folder, title)
 
 
 def _generation_of(folder: Path, title: str) -> GenerationConfig:

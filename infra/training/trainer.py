@@ -8,14 +8,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -25,13 +25,15 @@ from transformers.trainer_pt_utils import get_model_param_count
 from infra.errors import BadInput
 from infra.processes.torchrun import METRICS_VARIABLE
 from infra.processes.watchdog import end_with_parent
-from infra.text.chat import check_end_token, load_tokenizer
+from infra.text.chat import check_end_token, end_token, load_tokenizer
 from infra.training.checkpoints import check_settings
-from infra.training.config import TrainingConfig, resumable_settings, trained_path
+from infra.training.config import DpoConfig, TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
+from infra.training.gate import check_saved
 from infra.training.guards import guard_figures
+from infra.training.inputs import Rows, check_reference, check_vocabulary, check_weights, config_of, vocabulary_size
 from infra.training.resumable import Resumable
-from infra.training.saving import make_savable, tied
+from infra.training.saving import make_savable, restore_settings, tied
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +80,17 @@ def ranks() -> int:
 
 
 def tokenizer_for(config: TrainingConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token. Raises `BadInput` as `infra.text.chat.check_end_token`."""
+    """The model's tokenizer, with a padding token.
+
+    Raises:
+        BadInput: as `infra.text.chat.check_end_token`; or the model has no embedding for one of these tokens.
+    """
     tokenizer = load_tokenizer(config.model)
     end = check_end_token(tokenizer, config.model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(end)
+    ids = {f"padding token {tokenizer.pad_token!r}": tokenizer.pad_token_id, "the end token": end}
+    check_vocabulary(f"model {config.model}", vocabulary_size(config_of(config.model)), ids)
     return tokenizer
 
 
@@ -95,8 +103,9 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, end: int
     return ids if ids and ids[-1] == end else [*ids, end]
 
 
-def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, int]]:
-    """The tokenised rows of all parts, with the counts `samples`, `dropped` (rows over `max_length`) and `tokens`.
+def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, Any]]:
+    """The tokenised rows of all parts, with the counts `samples`, `dropped` (rows over `max_length`), `skipped` (rows
+    that cannot be trained on, by reason) and `tokens`.
 
     Rank 0 streams the parts into one Arrow file next to `output`, which all ranks map into memory.
 
@@ -105,52 +114,97 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
         columns: the text columns.
 
     Raises:
-        ValueError: a column is missing, there are no rows, or rows exceed `max_length` and `overlong` is "error".
+        BadInput: there are no rows; rows exceed `max_length` and `overlong` is "error"; a token id is not in the
+            model's vocabulary; or as `Rows`.
     """
     path = config.output.with_name(config.output.name + ".tokens.arrow")
     if torch.distributed.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        dropped = _write_tokens(config, convert, columns, path)
-        path.with_suffix(".dropped").write_text(str(dropped))
+        check_models(config)
+        left_out = _write_tokens(config, convert, columns, path)
+        path.with_suffix(".json").write_text(json.dumps(left_out))
     torch.distributed.barrier()
     rows = Dataset.from_file(str(path))
     tokens = sum(int(chunk.sum().as_py()) for chunk in rows.data.column(TOKENS).chunks)
-    dropped = int(path.with_suffix(".dropped").read_text())
+    left_out = json.loads(path.with_suffix(".json").read_text())
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:  # every rank has mapped the file, so it can be unlinked
         path.unlink()
-        path.with_suffix(".dropped").unlink()
-    return rows.remove_columns(TOKENS), {"samples": len(rows), "dropped": dropped, "tokens": tokens}
+        path.with_suffix(".json").unlink()
+    return rows.remove_columns(TOKENS), {"samples": len(rows), **left_out, "tokens": tokens}
 
 
-def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], path: Path) -> int:
-    """Write the rows that fit to an Arrow stream at `path`. Returns the number of rows that are too long."""
-    kept, dropped, longest = 0, 0, 0
+def check_models(config: TrainingConfig) -> None:
+    """Refuse models that no training can start from. Raises `BadInput` as `check_weights` and `check_reference`."""
+    check_weights(config.model, f"model {config.model}")
+    if isinstance(config, DpoConfig) and config.reference != config.model:
+        check_weights(config.reference, f"reference model {config.reference}")
+        check_reference(config.model, config.reference)
+
+
+def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], path: Path) -> dict[str, Any]:
+    """Write the rows that fit to an Arrow stream at `path`.
+
+    Returns the number of rows that are too long, `dropped`, and of those that cannot be trained on, `skipped`.
+    """
+    rows = Rows(config.data, columns, config.max_bad_share)
+    end, size = end_token(load_tokenizer(config.model))[1], vocabulary_size(config_of(config.model))
+    kept = dropped = longest = 0
+    where_longest = ""
+
+    def fitting() -> Iterator[dict[str, Any]]:
+        nonlocal kept, dropped, longest, where_longest
+        for where, texts in rows:
+            row = convert(texts)
+            if fault := token_fault(row, end):
+                rows.skip(fault, where)
+                continue
+            if row[LENGTH] > longest:
+                longest, where_longest = row[LENGTH], where
+            if row[LENGTH] > config.max_length:
+                dropped += 1
+                continue
+            check_vocabulary(f"model {config.model}: {where}", size, {"its largest token": largest_id(row)})
+            kept += 1
+            yield row
+
     writer: pa.ipc.RecordBatchStreamWriter | None = None
-    for part in config.data:
-        table = pq.ParquetFile(part)
-        if missing := set(columns) - set(table.schema_arrow.names):
-            raise ValueError(f"{part} lacks columns {sorted(missing)}; it has {table.schema_arrow.names}")
-        for batch in table.iter_batches(batch_size=256, columns=columns):
-            rows = [convert(row) for row in batch.to_pylist()]
-            fitting = [row for row in rows if row[LENGTH] <= config.max_length]
-            longest = max([longest, *(row[LENGTH] for row in rows)])
-            kept, dropped = kept + len(fitting), dropped + len(rows) - len(fitting)
-            if fitting:
-                out = pa.table({name: pa.array([row[name] for row in fitting]) for name in fitting[0]})
-                writer = writer or pa.ipc.new_stream(str(path), out.schema)
-                writer.write_table(out)
+    stream = fitting()
+    while batch := list(islice(stream, 256)):
+        out = pa.table({name: pa.array([row[name] for row in batch]) for name in batch[0]})
+        writer = writer or pa.ipc.new_stream(str(path), out.schema)
+        writer.write_table(out)
+    rows.check_share()
     if dropped and config.overlong == "error":
-        raise ValueError(
+        raise BadInput(
             f"{dropped} of {kept + dropped} rows exceed max_length {config.max_length}; the longest has {longest} "
-            "tokens: raise max_length, or set overlong to 'drop'"
+            f"tokens with its prompt and end token ({where_longest}): raise max_length, or set overlong to 'drop'"
         )
     if writer is None:
-        raise ValueError(
-            f"no rows to train on in {[str(part) for part in config.data]} ({dropped} exceed {config.max_length})"
+        raise BadInput(
+            f"no rows to train on in {', '.join(part.name for part in config.data)}: of {rows.seen}, {dropped} exceed "
+            f"max_length {config.max_length} (the longest has {longest} tokens), {rows.skipped.total()} cannot be "
+            "trained on. Give more rows, or raise max_length"
         )
     writer.close()
-    return dropped
+    for what, count in rows.skipped.items():
+        log.warning("%d of %d rows skipped: %s; the first bad row: %s", count, rows.seen, what, rows.first)
+    if kept < config.batch:
+        log.warning("%d rows are fewer than one batch of %d: each step has all of them", kept, config.batch)
+    return {"dropped": dropped, "skipped": dict(rows.skipped)}
+
+
+def token_fault(row: dict[str, Any], end: int) -> str | None:
+    """Why a tokenised row cannot be trained on: `end`, which ends a turn, stands in the middle of a completion."""
+    completions = [row[name] for name in ("labels", "chosen_ids", "rejected_ids") if name in row]
+    return (
+        "the end token stands in the middle of a completion" if any(ids.count(end) > 1 for ids in completions) else None
+    )
+
+
+def largest_id(row: dict[str, Any]) -> int:
+    """The largest token id of a tokenised row."""
+    return max(int(max(ids)) for name, ids in row.items() if name.endswith("_ids"))
 
 
 def arguments(config: TrainingConfig) -> dict[str, Any]:
@@ -188,14 +242,24 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
 
 def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
     """A local causal language model: bfloat16 on GPU if `bf16` is set (DeepSpeed keeps float32 master weights), else
-    float32."""
+    float32. Raises `BadInput` if tensors are missing."""
     dtype = torch.bfloat16 if config.bf16 and torch.cuda.is_available() else torch.float32
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=config.trust_remote_code
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=config.trust_remote_code,
+        output_loading_info=True,
     )
+    if lost := sorted(told["missing_keys"]):
+        raise BadInput(
+            f"model {folder} lacks {len(lost)} tensors, such as {lost[0]}, which would be made up at random: fetch the "
+            "whole model"
+        )
+    return model
 
 
-def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, float]) -> None:
+def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -> None:
     """Train, save the model, check it, and write the report, which includes `counts` and the figures of the guards.
 
     Raises:
@@ -211,6 +275,7 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, float])
     if config.resume:
         check_settings(config.resume, settings)
     trainer.prepare_resuming(config, settings)
+    trainer.args.warmup_steps = config.warmup_steps(len(trainer.train_dataset))
     trainer.train(resume_from_checkpoint=str(config.resume) if config.resume else None)
     seconds = trainer.seconds()
     save(trainer, config)
@@ -227,7 +292,7 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, float])
             "seconds": round(seconds, 2),
             "resumed_at": trainer.resumed_at,
             "ranks": ranks(),
-            "sample": check_saved(config),
+            "answer": check_saved(config),
         }
         trained_path(config.output).write_text(json.dumps(report, indent=2))
     torch.distributed.barrier()
@@ -265,33 +330,7 @@ def save(trainer: Any, config: TrainingConfig) -> None:
     if trainer.is_world_process_zero():
         prepare_saving(trainer, config)
         model = trainer.accelerator.unwrap_model(trainer.model)
+        restore_settings(model, config.model, f"model {config.model}", trust_remote_code=config.trust_remote_code)
         model.save_pretrained(config.output, state_dict=tied(model, state))
-        trainer.processing_class.save_pretrained(config.output)
+        load_tokenizer(config.model).save_pretrained(config.output)  # without the padding token that training set
     torch.distributed.barrier()
-
-
-def check_saved(config: TrainingConfig) -> str:
-    """Reload the saved model and return one greedy sample.
-
-    Raises:
-        ValueError: a tensor is missing, has another shape than in the original model, or is not finite.
-    """
-    tokenizer = load_tokenizer(config.output)
-    saved = AutoModelForCausalLM.from_pretrained(
-        config.output, local_files_only=True, trust_remote_code=config.trust_remote_code
-    )
-    original = AutoModelForCausalLM.from_pretrained(
-        config.model, local_files_only=True, trust_remote_code=config.trust_remote_code
-    )
-    expected = {name: tensor.shape for name, tensor in original.state_dict().items()}
-    found = saved.state_dict()
-    shapes = {name: tensor.shape for name, tensor in found.items()}
-    if wrong := {name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)}:
-        raise ValueError(f"saved tensors differ in shape from {config.model}: {sorted(wrong)[:10]}")
-    if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(f"saved tensors are not finite: {broken[:10]}")
-    row = next(pq.ParquetFile(config.data[0]).iter_batches(batch_size=1, columns=["prompt"]))["prompt"][0].as_py()
-    prompt = torch.tensor([tokenizer.encode(row, add_special_tokens=False)])
-    greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": 16}
-    ids = saved.generate(prompt, attention_mask=torch.ones_like(prompt), **greedy)
-    return str(tokenizer.decode(ids[0, prompt.shape[1] :]))

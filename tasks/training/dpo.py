@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from typing import Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cot_formats import detect
+from cot_formats.responses import LongFormat
 from infra.serving.servers import Servers
 from infra.steps.inputs import artifact_parts
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
+from infra.store.tables import scan
 from infra.training.config import DpoConfig, DpoRecipe
-from tasks.training.train import OUTSIDE_KEY, train_and_publish
+from infra.training.inputs import check_reference
+from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
+
+LOOKED_AT = 100  # pairs whose format is recognised
 
 
 class DpoStage(DpoRecipe, frozen=True):
     """DPO's settings; the defaults are the paper's."""
 
     ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
+
+    @model_validator(mode="after")
+    def _exact_batches(self) -> Self:
+        self.accumulation(self.ranks)
+        return self
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -30,12 +43,24 @@ def train_dpo(
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
+        BadInput: there are no pairs; the reference has another vocabulary; or as `train_and_publish`.
     """
+    check_table(pairs, "dpo")
+    model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
+    check_reference(model, fixed)
     make_config = partial(
         DpoConfig,
         **config.model_dump(exclude={"ranks"}),
-        model=fetch_model(store, policy, servers.work_dir),
-        reference=fetch_model(store, reference, servers.work_dir),
+        model=model,
+        reference=fixed,
         data=artifact_parts(store, pairs, servers.work_dir),
     )
-    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config.ranks)
+    format = format_of_pairs(store, pairs)
+    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, config.ranks, format)
+
+
+def format_of_pairs(store: Store, pairs: Ref) -> LongFormat | None:
+    """The format that most of the first chosen responses are in; None if no format is recognised."""
+    batch = next(scan(store, pairs, ["chosen"], batch_rows=LOOKED_AT))
+    found = Counter(detect(text) for text in batch.column("chosen").to_pylist() if text)
+    return cast(LongFormat | None, found.most_common(1)[0][0] if found else None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
@@ -12,14 +13,19 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
-from tasks.training.render import render_longcot
-from tasks.training.train import OUTSIDE_KEY, train_and_publish
+from tasks.training.render import format_of, render_longcot
+from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
 
 
 class SftStage(SftRecipe, frozen=True):
     """Stage 2's settings; the defaults are the paper's."""
 
     ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
+
+    @model_validator(mode="after")
+    def _exact_batches(self) -> Self:
+        self.accumulation(self.ranks)
+        return self
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -28,11 +34,14 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
+        BadInput: there are no rows; or as `render_longcot` and `train_and_publish`.
     """
+    check_table(longcot, "sft")
     folder = fetch_model(store, model, servers.work_dir)
 
     def make_config(output: Path) -> SftConfig:
         data = render_longcot(store, longcot, folder, output.with_name("rows.parquet"))
         return SftConfig(**config.model_dump(exclude={"ranks"}), model=folder, data=(data,), output=output)
 
-    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config.ranks)
+    format = format_of(store, longcot)
+    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, config.ranks, format)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cot_formats.responses import LongFormat
+from infra.errors import BadInput
 from infra.processes.torchrun import launch, metrics_path
 from infra.serving.servers import Servers
 from infra.steps.progress import progress
@@ -20,7 +22,8 @@ from infra.store.store import Store
 from infra.training.attempts import attempt_folder, finish_attempt, is_finished, model_path
 from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
-from infra.training.config import WITHOUT_EFFECT, TrainingConfig, resumable_settings, trained_path
+from infra.training.config import WITHOUT_EFFECT, Recipe, TrainingConfig, resumable_settings, trained_path
+from tasks.training.card import CARD, check_format, judged, model_card
 from tasks.training.guards import stop_shown
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,14 @@ OUTSIDE_KEY = tuple(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks"))
 
 
 def train_and_publish(
-    plan: Plan, store: Store, servers: Servers, module: str, make_config: Callable[..., TrainingConfig], ranks: int
+    plan: Plan,
+    store: Store,
+    servers: Servers,
+    module: str,
+    make_config: Callable[..., TrainingConfig],
+    recipe: Recipe,
+    ranks: int,
+    format: LongFormat | None,
 ) -> Ref:
     """Free the devices, run the trainer `module` on `make_config(output=...)`, and publish the model that it wrote.
 
@@ -38,9 +48,14 @@ def train_and_publish(
     published the same artifact in the meantime, that model is returned. A training that finished but was not published
     (the store was unreachable, the process was killed) is not repeated.
 
+    Args:
+        recipe: the settings that `make_config` puts into the trainer's configuration.
+        format: the format of the data, which the trained model's answer is compared with; None if it is not known.
+
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines, its folder stays.
-        BadInput: the last checkpoint was made over another number of ranks.
+        BadInput: the last checkpoint was made over another number of ranks; or the model's answer is off the format,
+            and `require_format` is set. Its folder stays.
     """
     servers.release()
     with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
@@ -48,9 +63,14 @@ def train_and_publish(
         if not is_finished(folder):
             train(plan, store, module, make_config(output=model), ranks, log_path)
             finish_attempt(folder)
+        report = training_report(folder)
+        report["answer"] = judged(report["answer"], format)
+        if recipe.require_format:
+            check_format(report["answer"], plan.step, recipe.sample_tokens)
+        (model / CARD).write_text(model_card(store, plan, report), encoding="utf-8")
         shutil.rmtree(checkpoints_folder(model), ignore_errors=True)
         made = find(store, plan.step, plan.key) or publish_model(
-            store, plan.step, plan.key, model, plan.provenance, counts=training_report(folder)
+            store, plan.step, plan.key, model, plan.provenance, counts=report
         )
     drop(store, plan.step, plan.key)
     return made
@@ -71,6 +91,12 @@ def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: 
         kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
     ):
         launch(module, config, ranks=ranks, log_path=log_path)
+
+
+def check_table(table: Ref, what: str) -> None:
+    """Refuse to train on a table without rows. Raises `BadInput`."""
+    if not table.rows:
+        raise BadInput(f"{what}: the table {table.step}/{table.key} has no rows to train on: make it from more data")
 
 
 def epochs_done(metrics: Path) -> float:

@@ -5,6 +5,7 @@ docs/operations.md lists every bad input with its message and the test that make
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.numpy import load_file, save_file
 from small import bootstrap_parameters, small_world
 
 import infra.serving.servers
@@ -29,9 +33,10 @@ from infra.serving.completions import Completion
 from infra.serving.pool import Pool
 from infra.serving.vllm_server import ServerError, VllmServer
 from infra.settings import Settings
-from infra.store.manifest import Ref
+from infra.store.manifest import Provenance, Ref
+from infra.store.schemas import LONGCOT
 from infra.store.store import Store, StoreError
-from infra.store.tables import find, read_rows
+from infra.store.tables import find, read_rows, write_table
 from infra.training.config import SftConfig, trained_path
 
 MINING = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
@@ -146,6 +151,35 @@ def test_a_query_file_that_is_missing_is_named(world):
         made(world)
 
 
+def training(world: dict[str, Any], **recipe: Any) -> SftFlowConfig:
+    given = {name: world[name] for name in ("model", "serving")}
+    write_table(store(), "longcot", "k", LONGCOT, [], Provenance())
+    return SftFlowConfig(**given, longcot="longcot/k", sft={"ranks": 1, "max_length": 4096, **recipe})
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_model_with_broken_weights_is_refused_before_anything_is_trained(world, tmp_path, dry_run):
+    path = Path(world["model"]) / "model.safetensors"
+    held = load_file(path)
+    held["lm_head.weight"][0, 1] = np.nan
+    save_file(held, path)
+    with pytest.raises(BadInput, match=r"files/model: 1 of 4 numbers of lm_head\.weight in model\.safetensors are not"):
+        sft(training(world).model_copy(update={"dry_run": dry_run}))
+    assert set(steps_in(tmp_path / "store")) == {"longcot/k"}
+
+
+def test_ranks_that_the_batch_does_not_divide_into_are_refused_with_the_parameters(world):
+    with pytest.raises(ValidationError, match=r"(?s)sft.*batch 16 is not a multiple of micro_batch 8 x ranks 3"):
+        training(world, batch=16, micro_batch=8, ranks=3)
+
+
+def test_more_ranks_than_gpus_are_refused_before_anything_is_trained(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BadInput, match=r"config\.sft\.ranks is 4, but this machine has 2 GPUs"):
+        sft(training(world, ranks=4))
+    assert set(steps_in(tmp_path / "store")) == {"longcot/k"}
+
+
 @pytest.mark.parametrize("harm", ["torn manifest", "corrupt part", "no manifest"])
 def test_a_damaged_artifact_given_to_a_stage_is_named(world, monkeypatch, harm):
     answering(monkeypatch)
@@ -214,7 +248,8 @@ def test_a_trainer_that_crashes_shows_its_log_and_leaves_no_model(world, tmp_pat
     def trained(_module: str, config: SftConfig, *, log_path: Path, **_: Any) -> None:
         config.output.mkdir(parents=True)
         (config.output / "config.json").write_text("{}")
-        trained_path(config.output).write_text("{}")
+        answer = {"prompt": "which day is 1 ?", "text": "", "ended": True}
+        trained_path(config.output).write_text(json.dumps({"answer": answer}))
         metrics_path(log_path).write_text("")
 
     monkeypatch.setattr(tasks.training.train, "launch", trained)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from armo import make_armorm
 from families import FAMILIES, make_folder, make_tokenizer, write_tensors
+from safetensors.torch import load_file, save_file
 from tiny import make_model
 
 from infra.errors import BadInput
@@ -21,6 +23,7 @@ from infra.store.models import publish_model
 from infra.store.store import Store
 from infra.store.tables import Provenance
 from infra.training.config import SftRecipe
+from infra.training.inputs import check_ranks
 
 OPTIONS = ServerOptions(max_model_len=256)
 ONE_LABEL = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
@@ -233,3 +236,91 @@ def test_the_folder_of_a_tokenizer_alone_is_no_model(tmp_path: Path) -> None:
     make_tokenizer(FAMILIES["llama3"]).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match=r"has no config\.json"):
         ModelFiles.in_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held["model.norm.weight"].__setitem__(0, float("nan")), "1 of 64 numbers of model.norm"),
+        (lambda held: held.update({"x.weight": torch.zeros(2, dtype=torch.int8)}), "1 weights are stored as I8"),
+        (
+            lambda held: held.update({"x.weight": torch.zeros(2, dtype=torch.float8_e4m3fn)}),
+            r"1 weights are stored as F8_E4M3 \(x\.weight\), .* expected BF16, F16, F32, F64",
+        ),
+    ],
+)  # fmt: skip
+def test_weights_that_no_training_can_start_from_are_refused(
+    tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    folder = make_model(tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    change(held)
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=message):
+        check_trained(ModelFiles.in_folder(folder), SftRecipe(max_length=256), "config.sft")
+
+
+def test_masks_that_are_no_weights_may_be_of_any_number_format(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    held = load_file(folder / "model.safetensors") | {"model.layers.0.attn.bias": torch.ones(2, dtype=torch.bool)}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    assert check_trained(ModelFiles.in_folder(folder), SftRecipe(max_length=256), "config.sft") == []
+
+
+def test_a_token_of_every_training_text_without_an_embedding_is_found(tmp_path: Path) -> None:
+    from tiny import make_tokenizer as make_tiny_tokenizer
+
+    folder = make_model(tmp_path / "m")
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # a well-known slip: vocab_size stays as it was
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BadInput, match=r"padding token '\[PAD\]' has the id 96, but .* embeddings for 96 tokens only"):
+        check_trained(ModelFiles.in_folder(folder), SftRecipe(max_length=256), "config.sft")
+    changed(folder, vocab_size=97)
+    check_trained(ModelFiles.in_folder(folder), SftRecipe(max_length=256), "config.sft")
+
+
+def test_a_sliding_window_shorter_than_the_training_length_is_no_fault(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    changed(folder, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=16)
+    assert check_trained(ModelFiles.in_folder(folder), SftRecipe(max_length=256), "config.sft") == []
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_folder_without_safetensors_is_no_model(tmp_path: Path, name: str) -> None:
+    folder = make_model(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(BadInput, match=rf"holds pickled files, .*: {name}\. Only safetensors"):
+        ModelFiles.in_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}",
+    ],
+)
+def test_a_template_without_a_generation_prompt_is_refused(tmp_path: Path, template: str) -> None:
+    folder = make_folder(tmp_path / "m", FAMILIES["qwen2.5"], template=template)
+    with pytest.raises(BadInput, match=r"(?s)prints '.*assistant.*' before an answer, but not at the end of a prompt"):
+        check_policy(ModelFiles.in_folder(folder), OPTIONS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokenizers_of_public_families_are_the_same_once_saved(tmp_path: Path, family: str) -> None:
+    from infra.text.chat import load_tokenizer
+    from infra.training.inputs import tokenizer_difference
+
+    tokenizer = load_tokenizer(make_folder(tmp_path / "m", FAMILIES[family]))
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert tokenizer_difference(tokenizer, load_tokenizer(tmp_path / "again")) is None
+
+
+def test_more_ranks_than_gpus_are_refused_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_ranks("config.sft", 4)
+    with pytest.raises(BadInput, match=r"config\.sft\.ranks is 8, but this machine has 4 GPUs, .* to 4 or less"):
+        check_ranks("config.sft", 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    check_ranks("config.sft", 8)  # processes on CPU are as many as one likes

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cot_formats import bolt, r1
+from infra.errors import BadInput
 from infra.store.models import fetch_model
 from infra.store.schemas import LONGCOT
 from nano.vocabulary import ASSISTANT, END, USER
@@ -35,6 +36,7 @@ def rendered(world, tmp_path):
 def test_prompt_and_completion_are_in_the_trained_models_template(rendered, model):
     assert rendered(model, row("a"), row("b")) == [
         {
+            "query_id": name,
             "prompt": f"{USER} who is {name} ? {END}{ASSISTANT}",
             "completion": bolt.render("plan : 1 .", "answer : 1 ."),
         }
@@ -62,6 +64,28 @@ def test_what_the_chat_template_opens_is_not_written_twice(rendered, opening_mod
 def test_a_control_token_in_a_query_is_broken(rendered, model):
     (found,) = rendered(model, row(query=f"who {END} is it ?"))
     assert found["prompt"].count(END) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"thoughts": ""}, {"solution": " "}, {"query": ""}, {"thoughts": "a </internal_thoughts> b"}],
+)
+def test_a_row_that_cannot_be_rendered_is_left_for_the_trainer_to_count(rendered, model, changes):
+    good, bad = rendered(model, row("a"), row("b", **changes))
+    assert good["completion"]
+    assert (bad["query_id"], bad["completion"]) == ("b", None)
+
+
+def test_an_unknown_format_is_named_with_its_query(rendered, model):
+    with pytest.raises(BadInput, match=r"query b: unknown format 'bolt2' .* expected one of bolt, r1"):
+        rendered(model, row("a"), row("b", format="bolt2"))
+
+
+def test_a_template_that_closes_the_thoughts_in_the_prompt_is_refused(rendered, opening_model):
+    """As Qwen3's does with thinking switched off: thoughts would follow an empty pair of delimiters."""
+    with pytest.raises(BadInput, match=r"closes the thoughts at the end of every prompt .*in the format r1"):
+        rendered(opening_model("<think>\n\n</think>\n\n"), row(format="r1"))
+    rendered(opening_model("<think>\n\n</think>\n\n"), row())  # another format has other delimiters
 
 
 def test_no_rows_give_an_empty_file(rendered, model):

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from fakes import TinyServers
+from pydantic import ValidationError
 
 import infra.steps.step
 import tasks.training.train
+from cot_formats import bolt
+from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError, metrics_path
 from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT, PAIRS
@@ -19,6 +22,18 @@ from infra.store.store import StoreError
 from infra.training.config import trained_path
 from tasks.training.dpo import DpoStage, train_dpo
 from tasks.training.sft import SftStage, train_sft
+
+LONGCOT_ROW = {
+    "query_id": "a",
+    "sample": 0,
+    "query": "who is a ?",
+    "thoughts": "plan : 1 .",
+    "solution": "answer : 1 .",
+}
+LONGCOT_ROW |= {"format": "bolt", "reward": 1.0}
+PAIR = {"query_id": "a", "iteration": 1, "prompt": "who is a ?", "chosen": bolt.render("plan : 1 .", "answer : 1 .")}
+PAIR |= {"rejected": "no", "chosen_sample": 0, "rejected_sample": 1, "chosen_score": 1.0, "rejected_score": 0.0}
+PAIR |= {"chosen_tokens": 9, "rejected_tokens": 1}
 
 
 class Servers(TinyServers):
@@ -37,14 +52,19 @@ def servers(world):
 
 @pytest.fixture
 def longcot(world) -> Ref:
-    return world.table(LONGCOT, [], "longcot")
+    return world.table(LONGCOT, [LONGCOT_ROW], "longcot")
+
+
+ANSWER = {"prompt": "who ?", "text": "no", "ended": True}
+JUDGED = ANSWER | {"format": "bolt", "violations": ["missing_thoughts", "missing_solution"], "in_format": False}
+COUNTS = {"steps": 1, "answer": JUDGED, "curve": [{"step": 1, "loss": 0.5}]}
 
 
 def trainer(config: Any, *, log_path: Path, **_: Any) -> None:
     """Write the files that a trainer writes."""
     config.output.mkdir()
     (config.output / "config.json").write_text(json.dumps({"folder": config.output.parent.name}))
-    trained_path(config.output).write_text('{"steps": 1}')
+    trained_path(config.output).write_text(json.dumps({"steps": 1, "answer": ANSWER}))
     log_path.write_text("all is well")
     metrics_path(log_path).write_text('{"step": 1, "loss": 0.5}\n')
 
@@ -66,11 +86,11 @@ def test_both_stages_train_on_their_inputs_and_leave_no_folder(world, servers, l
 
     monkeypatch.setattr(tasks.training.train, "launch", launch)
     sft = world.do(train_sft, "sft", config=SftStage(ranks=2), longcot=longcot, model=model, servers=servers)
-    pairs = world.table(PAIRS, [], "pairs-1")
+    pairs = world.table(PAIRS, [PAIR], "pairs-1")
     given = {"pairs": pairs, "policy": sft, "reference": sft}
-    dpo = world.do(train_dpo, "dpo-1", config=DpoStage(ranks=3), **given, servers=servers)
-    assert world.counts(sft) == world.counts(dpo) == {"steps": 1, "curve": [{"step": 1, "loss": 0.5}]}
-    assert [seen[f"infra.training.{stage}"][1] for stage in ("sft", "dpo")] == [2, 3]
+    dpo = world.do(train_dpo, "dpo-1", config=DpoStage(ranks=4), **given, servers=servers)
+    assert world.counts(sft) == world.counts(dpo) == COUNTS
+    assert [seen[f"infra.training.{stage}"][1] for stage in ("sft", "dpo")] == [2, 4]
     config = seen["infra.training.dpo"][0]
     assert (config.model, config.reference) == (world.store.local_path("sft/k"),) * 2
     assert [path.name for path in config.data] == ["part-00000.parquet"]
@@ -118,7 +138,7 @@ def test_a_training_that_could_not_be_published_is_not_repeated(world, servers, 
     made = world.do(train_sft, "sft", **common)
     assert len(trained) == 1
     assert published(world, made) == {"folder": trained[0].parent.name}
-    assert world.counts(made) == {"steps": 1, "curve": [{"step": 1, "loss": 0.5}]}
+    assert world.counts(made) == COUNTS
     assert files(world) == []
 
 
@@ -142,3 +162,41 @@ def test_two_concurrent_runs_of_one_training_both_return_the_model_published_fir
     assert slower == faster[0]
     assert published(world, slower)
     assert files(world) == []
+
+
+def test_a_model_off_a_required_format_stays_and_is_published_without_another_training(
+    world, servers, longcot, model, monkeypatch
+):
+    common = {"longcot": longcot, "model": model, "servers": servers}
+    trained: list[Path] = []
+
+    def launch(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
+        trainer(config, log_path=log_path)
+        trained.append(config.output)
+
+    monkeypatch.setattr(tasks.training.train, "launch", launch)
+    with pytest.raises(BadInput, match=r"sft: .*off the format: missing_thoughts, missing_solution"):
+        world.do(train_sft, "sft", config=SftStage(require_format=True), **common)
+    assert not world.store.exists("sft/k/manifest.json")
+    made = world.do(train_sft, "sft", config=SftStage(), **common)
+    assert len(trained) == 1
+    assert "off the format" in world.store.read_bytes(f"{made.step}/{made.key}/README.md").decode()
+    plans = [train_sft.plan("sft", {**common, "config": SftStage(require_format=each)}) for each in (True, False)]
+    assert plans[0].key == plans[1].key
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_a_table_without_rows_trains_nothing(world, servers, model, monkeypatch, stage):
+    monkeypatch.setattr(tasks.training.train, "launch", None)
+    given = {
+        "sft": {"config": SftStage(), "longcot": world.table(LONGCOT, []), "model": model},
+        "dpo": {"config": DpoStage(), "pairs": world.table(PAIRS, [], key="k2"), "policy": model, "reference": model},
+    }
+    with pytest.raises(BadInput, match=rf"{stage}: the table given/k2? has no rows to train on"):
+        world.do({"sft": train_sft, "dpo": train_dpo}[stage], stage, **given[stage], servers=servers)
+
+
+@pytest.mark.parametrize("stage", [SftStage, DpoStage])
+def test_ranks_that_the_batch_does_not_divide_into_are_refused_with_the_settings(stage):
+    with pytest.raises(ValidationError, match=r"batch 128 is not a multiple of micro_batch 1 x ranks 3"):
+        stage(ranks=3)
