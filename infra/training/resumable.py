@@ -91,7 +91,8 @@ class Resumable(Trainer):  # type: ignore[misc]
         """Set what is to be checkpointed. `settings` are those of `infra.training.checkpoints.Checkpoint`."""
         self.folder, self.settings = checkpoints_folder(config.output), settings
         before = read(config.resume) if config.resume else None  # it is deleted once two later ones are whole
-        self.resumed_at, self.seconds_before = (before.step, before.seconds) if before else (None, 0.0)
+        self.resumed_at: int | None = before.step if before else None
+        self.seconds_before = before.seconds if before else 0.0
         self.began = time.monotonic()
         self.add_callback(Clock(config.checkpoint_minutes))
 
