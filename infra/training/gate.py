@@ -119,7 +119,7 @@ def reloaded(config: TrainingConfig) -> PreTrainedModel:
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> dict[str, Any]:
-    """A greedy answer to the prompt of the first row that training used, decoded as vLLM decodes it."""
+    """A greedy answer to the first prompt that leaves room for one, decoded as vLLM decodes it."""
     columns = ["prompt", "completion"] if isinstance(config, SftConfig) else ["prompt", "chosen", "rejected"]
     prompts = (row["prompt"] for _, row in Rows(config.data, columns, most_bad=1))
     encoded = ((prompt, tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts)

@@ -157,6 +157,16 @@ def test_a_tied_head_may_be_stored_in_one_of_the_models_only(tmp_path: Path) -> 
     check_saved(config)
 
 
+def test_settings_of_generation_may_stand_in_the_config_json_of_an_old_model(base: Path, tmp_path: Path) -> None:
+    from infra.training.gate import check_saved
+
+    (base / "generation_config.json").unlink()
+    changed("config.json", temperature=0.6, eos_token_id=[2, 5])(base)  # a temperature without sampling is dropped
+    config = trained(base, tmp_path / "out")
+    check_saved(config)
+    assert json.loads((config.output / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
+
+
 def test_no_second_model_is_loaded_for_the_comparison(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from transformers import AutoModelForCausalLM
 
