@@ -83,6 +83,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         2, description="DeepSpeed ZeRO stage: 0 shards nothing, 2 optimiser state and gradients, 3 weights too"
     )
     bf16: bool = Field(True, description="Compute in bfloat16 with float32 master weights")
+    liger: bool | None = Field(
+        None,
+        description="Use liger-kernel's fused layers. Null: on GPUs, if it is installed and has them for the model",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time"
     )

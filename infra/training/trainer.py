@@ -4,6 +4,7 @@ model before its report is written."""
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from infra.training.deepspeed import deepspeed_config
 from infra.training.gate import check_saved
 from infra.training.guards import guard_figures
 from infra.training.inputs import Rows, check_reference, check_vocabulary, check_weights, config_of, vocabulary_size
+from infra.training.liger import liger
 from infra.training.resumable import Resumable
 from infra.training.saving import make_savable, restore_settings, tied
 
@@ -223,6 +225,7 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": config.accumulation(ranks()),
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": config.bf16,
+        "use_liger_kernel": uses_liger(config, on_gpu=not on_cpu),
         "use_cpu": on_cpu,
         "optim": "adamw_torch",
         "seed": config.seed,
@@ -238,6 +241,16 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "trust_remote_code": config.trust_remote_code,
         "deepspeed": deepspeed_config(config, ranks()),
     }
+
+
+def uses_liger(config: TrainingConfig, *, on_gpu: bool) -> bool:
+    """Whether liger's layers are used. Raises `BadInput` if they are asked for but cannot be used."""
+    model = json.loads((config.model / "config.json").read_text())
+    choice = liger(model, on_gpu=on_gpu, installed=importlib.util.find_spec("liger_kernel") is not None)
+    if config.liger and not choice.on:
+        raise BadInput(f"liger cannot be used for {config.model}: {choice.why}. Set liger to false or null")
+    log.info("liger: %s (%s)", *((choice.on, choice.why) if config.liger is None else (config.liger, "as set")))
+    return choice.on if config.liger is None else config.liger
 
 
 def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
