@@ -146,4 +146,4 @@ def test_modules_stay_short():
 def test_tests_mirror_the_folders():
     tests = PROJECT_ROOT / "tests"
     folders = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")}
-    assert folders - {".", "faults"} <= {folder.removeprefix("./") for folder in ALLOWED}
+    assert folders - {".", "bench", "faults"} <= {folder.removeprefix("./") for folder in ALLOWED}
