@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -125,6 +126,27 @@ def test_padding_is_not_counted_as_tokens() -> None:
         "cu_seq_lens_q": torch.tensor([0, 4, 6, 7, 8]),
     }  # the last two are padding
     assert counts([packed, padded]) == {"tokens": 12, "squares": 40, "computed": 16}
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=titled)
+def test_its_process_reads_what_it_is_told(configuration: Configuration, tmp_path: Path) -> None:
+    from bench.gpu_steps import Job
+
+    config = trainer_config(configuration, tmp_path / "m", tmp_path / "rows", tmp_path / "out", configuration.length)
+    told = {"trainer": configuration.trainer, "trl": configuration.trl, "attention": configuration.attention}
+    job = Job(config=config, steps=3, seconds=1, result=tmp_path / "steps.jsonl", **told)
+    assert Job.model_validate_json(job.model_dump_json()) == job
+
+
+@pytest.mark.slow
+def test_the_smoke_measures_our_trainer_and_trls(tmp_path: Path) -> None:
+    command = ["bench/gpu_training.sh", "--cpu-smoke", "--cap", "200", "--only", "smollm2", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()[1:]]
+    assert [each["name"] for each in results] == ["as chosen", "TRL's defaults"]
+    assert all(each["tokens_s"] > 0 and each["first_loss"] > 0 for each in results)
+    assert "TRL's defaults" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
