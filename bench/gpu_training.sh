@@ -10,6 +10,8 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 wheels=build/gpu_wheels
 env=build/gpu_env
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+unset PIP_TARGET PIP_PREFIX PIP_CONSTRAINT PIP_REQUIRE_HASHES
+export PIP_USER=0
 
 complete() {
     "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
