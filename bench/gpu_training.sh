@@ -15,7 +15,7 @@ export PIP_USER=0
 
 complete() {
     "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
-        torch transformers trl deepspeed accelerate datasets pyarrow pydantic_settings ${2:+"$2"}
+        torch transformers trl deepspeed accelerate datasets pyarrow pydantic_settings tenacity ${2:+"$2"}
 }
 
 if ! complete "$python"; then
@@ -26,7 +26,7 @@ if ! complete "$python"; then
             >"$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth"
         "$env/bin/python" -m pip install --quiet --no-index --no-compile --disable-pip-version-check \
             --root-user-action ignore --find-links "$wheels" \
-            trl deepspeed accelerate datasets liger-kernel pyarrow pandas pydantic-settings >&2
+            trl deepspeed accelerate datasets liger-kernel pyarrow pandas pydantic-settings tenacity >&2
     fi
     python=$env/bin/python
 fi

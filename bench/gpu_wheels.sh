@@ -11,7 +11,7 @@ limit_mib=64
 python=.venv/bin/python
 packages=(trl deepspeed accelerate datasets liger-kernel pyarrow pandas python-dateutil six dill multiprocess xxhash
     psutil jinja2 markupsafe einops hjson msgpack ninja py-cpuinfo fsspec pydantic pydantic-core pydantic-settings
-    python-dotenv annotated-types typing-inspection typing-extensions)
+    python-dotenv annotated-types typing-inspection typing-extensions tenacity)
 
 # The highest glibc first: the machine's must be at least as new as that of the wheels that pip chooses.
 platforms=()

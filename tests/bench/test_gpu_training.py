@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +151,48 @@ def test_the_smoke_measures_our_trainer_and_trls(tmp_path: Path) -> None:
     assert "TRL's defaults" in (tmp_path / "table.md").read_text()
 
 
+def wheels() -> list[str]:
+    """The packages that travel."""
+    script = (PROJECT_ROOT / "bench/gpu_wheels.sh").read_text()
+    found = re.search(r"^packages=\(([^)]+)\)", script, re.MULTILINE)
+    assert found
+    return found[1].split()
+
+
+def imported(paths: list[str]) -> set[str]:
+    """Names of the top-level packages that modules of the project, and those that they import, import when loaded."""
+    seen: set[str] = set()
+    names: set[str] = set()
+    while paths:
+        path = paths.pop()
+        if path in seen or not (PROJECT_ROOT / path).is_file():
+            continue
+        seen.add(path)
+        for node in ast.parse((PROJECT_ROOT / path).read_text()).body:
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            names |= {name.partition(".")[0] for name in found}
+            paths += [name.replace(".", "/") + ".py" for name in found]
+    return names - set(sys.stdlib_module_names)
+
+
+def test_what_the_trainers_import_travels_or_is_on_the_machine() -> None:
+    roots = ["infra/training/sft.py", "infra/training/dpo.py", "bench/gpu_training.py", "bench/gpu_steps.py"]
+    there = {"torch", "transformers", "numpy"}
+    packages = {package.replace("-", "_") for package in wheels()} | there | {"infra", "bench"}
+    assert imported(roots) - packages == set()
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_scripts_can_be_parsed(script: str) -> None:
     assert subprocess.run(["bash", "-n", script], cwd=PROJECT_ROOT, capture_output=True, check=False).stderr == b""
 
 
 def test_every_wheel_is_pinned() -> None:
-    script = (PROJECT_ROOT / "bench/gpu_wheels.sh").read_text()
-    found = re.search(r"^packages=\(([^)]+)\)", script, re.MULTILINE)
-    assert found
     pins = (PROJECT_ROOT / "constraints.txt").read_text() + (PROJECT_ROOT / "pyproject.toml").read_text()
-    for package in found[1].split():
+    for package in wheels():
         assert re.search(rf"(?i)(^|\")\s*{package.replace('-', '[-_]')}==", pins, re.MULTILINE), package
