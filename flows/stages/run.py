@@ -29,13 +29,14 @@ from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
 from infra.store.manifest import Ref
-from infra.store.model_files import ModelFiles
+from infra.store.model_files import CONFIG, ModelFiles
 from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.markdown import short
 from infra.training.inputs import check_ranks
+from infra.training.switches import ranks_of, switches, this_machine, told
 from tasks.training.dpo import DpoStage
 from tasks.training.sft import SftStage
 
@@ -220,7 +221,7 @@ class Run:
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
         trains = is_training(name)
-        devices = arguments["config"].ranks if trains else self.servers.devices()
+        devices = ranks_of(arguments["config"], arguments["config"].ranks) if trains else self.servers.devices()
         hours = tokens / self._speed(name) / 3600
         ends = datetime.now().astimezone() + timedelta(hours=hours if runs_on_cpu() else hours / devices)
         return f"{expected_cost(tokens, hours)} expected, until about {ends:%H:%M}, less what is cached"
@@ -285,12 +286,14 @@ class Run:
         check = check_policy if role == "policy" else check_reward_model
         check(files, self.servers.options(role))
         for setting, recipe in (trains or {}).items():
-            check_ranks(setting, recipe.ranks)
+            check_ranks(setting, ranks_of(recipe, recipe.ranks))
             if dropped := check_trained(files, recipe, setting):
                 shown = ", ".join(dropped)
                 self.log.warning(
                     "%s: settings without effect, which its trained copy will not have: %s", files.title, shown
                 )
+            used = f"{setting}: {told(switches(recipe, files.read(CONFIG), this_machine()))}"
+            (print if self.dry else self.log.info)(used)
 
     def _from_hub(self, name: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download

@@ -52,7 +52,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     )
     batch: int = Field(128, gt=0, description="Rows (or pairs) per optimiser step, over all ranks")
     micro_batch: int = Field(
-        1, gt=0, description="Rows (or pairs) that a rank processes at once; must divide batch / ranks"
+        1,
+        gt=0,
+        description="Rows (or pairs) that a rank processes at once, if all are equally long; must divide batch / ranks",
     )
     max_length: int = Field(
         16384, gt=1, description="Maximum length of prompt plus completion in tokens, including the end token"
@@ -82,7 +84,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     zero_stage: Literal[0, 2, 3] = Field(
         2, description="DeepSpeed ZeRO stage: 0 shards nothing, 2 optimiser state and gradients, 3 weights too"
     )
-    bf16: bool = Field(True, description="Compute in bfloat16 with float32 master weights")
+    bf16: bool | None = Field(
+        None, description="Compute in bfloat16 with float32 master weights. Null: where the machine computes in it"
+    )
     liger: bool | None = Field(
         None,
         description="Use liger-kernel's fused layers. Null: on GPUs, if it is installed and has them for the model",
@@ -144,11 +148,11 @@ class SftRecipe(Recipe, frozen=True):
 
     epochs: float = Field(4, gt=0, description="Passes over the data")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate")
-    packing: bool = Field(
-        False, description="Pack rows into sequences of max_length tokens; `batch` then counts packed sequences"
-    )
-    group_by_length: bool = Field(
-        False, description="Batch rows of similar length: less padding, but less random batches"
+    packing: bool | None = Field(
+        None,
+        description="Lay the rows of an optimiser step end to end, without padding and without attention from one to "
+        "another; `batch` counts rows all the same. A rank then processes up to micro_batch x max_length tokens at "
+        "once. Null: where it is exact. Where it is off, rows of similar length are padded together",
     )
 
 

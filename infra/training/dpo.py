@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ from trl import DPOConfig, DPOTrainer
 
 from infra.text.chat import end_token
 from infra.training import trainer as training
+from infra.training.clock import clock
 from infra.training.config import DpoConfig
+from infra.training.divided import Divided, batches_of, figures
 from infra.training.guards import StopByGuards, completion_tokens
-from infra.training.resumable import Resumable
+from infra.training.reference import add_reference, reference_path
+from infra.training.switches import decided
 
 
-class PretokenisedDpoTrainer(Resumable, DPOTrainer):  # type: ignore[misc]
+class PretokenisedDpoTrainer(Divided, DPOTrainer):  # type: ignore[misc]
     """TRL's DPO, with checkpoints, on rows of token ids: neither a chat template nor joint tokenisation can shift the
-    tokens that the loss covers."""
+    tokens that the loss covers. The reference policy's log-probabilities are added by `infra.training.reference`."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
 
@@ -43,26 +50,37 @@ def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
 
 def main(config_path: Path) -> None:
     """Train with the `DpoConfig` in the JSON file `config_path`. Raises as `training.token_rows` and `training.run`."""
-    config = DpoConfig.model_validate_json(config_path.read_text())
+    config, found = decided(DpoConfig.model_validate_json(config_path.read_text()))
     training.join_ranks()
     losses = (
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.sft_coefficient]}
         if config.sft_coefficient
         else {}
     )
-    arguments = DPOConfig(**training.arguments(config), beta=config.beta, max_length=None, **losses)
     tokenizer = training.tokenizer_for(config)
     rows, counted = training.token_rows(config, converter(tokenizer), ["prompt", "chosen", "rejected"])
     counts = {**counted, **completion_tokens(rows)}
+    batches = batches_of(config, rows, found)
+    arguments = DPOConfig(
+        **training.arguments(config, batches),
+        beta=config.beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        **losses,
+    )
     trainer = PretokenisedDpoTrainer(
         model=training.load_model(config.model, config),
-        ref_model=training.load_model(config.reference, config),
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
         callbacks=[training.MetricsFile(), StopByGuards(config, counts)],
     )
-    training.run(trainer, config, counts)
+    trainer.batches = batches
+    load = partial(training.load_model, config.reference, config)
+    path = reference_path(config.output)
+    seconds = add_reference(trainer, batches.lengths, path, config.reference, load)
+    clock.mark("reference")
+    training.run(trainer, config, {**counts, **figures(batches), "reference_seconds": round(seconds, 2)})
 
 
 if __name__ == "__main__":

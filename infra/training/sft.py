@@ -13,12 +13,13 @@ from trl import SFTConfig, SFTTrainer
 from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import SftConfig
+from infra.training.divided import Divided, batches_of, figures
 from infra.training.guards import StopByGuards
-from infra.training.resumable import Resumable
+from infra.training.switches import decided
 
 
-class ResumableSftTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFT with checkpoints."""
+class DividedSftTrainer(Divided, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFT with checkpoints, on packed rows or rows of similar length."""
 
 
 def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
@@ -38,27 +39,25 @@ def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
 
 def main(config_path: Path) -> None:
     """Train with the `SftConfig` in the JSON file `config_path`. Raises as `training.token_rows` and `training.run`."""
-    config = SftConfig.model_validate_json(config_path.read_text())
+    config, found = decided(SftConfig.model_validate_json(config_path.read_text()))
     training.join_ranks()
-    arguments = SFTConfig(
-        **training.arguments(config),
-        packing=config.packing,
-        max_length=config.max_length
-        if config.packing
-        else None,  # nothing is cut: `token_rows` has handled overlong rows
-        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        length_column_name=training.LENGTH,
-    )
     tokenizer = training.tokenizer_for(config)
     rows, counts = training.token_rows(config, converter(tokenizer), ["prompt", "completion"])
-    trainer = ResumableSftTrainer(
+    batches = batches_of(config, rows, found)
+    arguments = SFTConfig(
+        **training.arguments(config, batches),
+        padding_free=config.packing,
+        max_length=None,  # nothing is cut: `token_rows` has handled overlong rows
+    )
+    trainer = DividedSftTrainer(
         model=training.load_model(config.model, config),
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
         callbacks=[training.MetricsFile(), StopByGuards(config, counts)],
     )
-    training.run(trainer, config, counts)
+    trainer.batches = batches
+    training.run(trainer, config, {**counts, **figures(batches)})
 
 
 if __name__ == "__main__":

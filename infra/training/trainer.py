@@ -4,7 +4,6 @@ model before its report is written."""
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import logging
 import os
@@ -27,13 +26,15 @@ from infra.errors import BadInput
 from infra.processes.torchrun import METRICS_VARIABLE
 from infra.processes.watchdog import end_with_parent
 from infra.text.chat import check_end_token, end_token, load_tokenizer
+from infra.training import packed_attention
+from infra.training.batches import Batches
 from infra.training.checkpoints import check_settings
-from infra.training.config import DpoConfig, TrainingConfig, resumable_settings, trained_path
+from infra.training.clock import clock
+from infra.training.config import DpoConfig, SftConfig, TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
 from infra.training.gate import check_saved
 from infra.training.guards import guard_figures
 from infra.training.inputs import Rows, check_reference, check_vocabulary, check_weights, config_of, vocabulary_size
-from infra.training.liger import liger
 from infra.training.resumable import Resumable
 from infra.training.saving import make_savable, restore_settings, tied
 
@@ -70,10 +71,14 @@ def join_ranks() -> None:
     From now on the rank ends with torchrun, even if torchrun is killed together with the watchdog above it.
     """
     end_with_parent()
+    clock.mark("imports")
+    logging.basicConfig()
+    logging.getLogger("infra").setLevel(logging.INFO)
     if not torch.cuda.is_available():
         # otherwise DeepSpeed compiles an optional C++ operation at its first start: 45 s, and it needs a compiler
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=PATIENCE)
+    clock.mark("process group")
 
 
 def ranks() -> int:
@@ -133,6 +138,7 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
     if torch.distributed.get_rank() == 0:  # every rank has mapped the file, so it can be unlinked
         path.unlink()
         path.with_suffix(".json").unlink()
+    clock.mark("rows")
     return rows.remove_columns(TOKENS), {"samples": len(rows), **left_out, "tokens": tokens}
 
 
@@ -209,10 +215,11 @@ def largest_id(row: dict[str, Any]) -> int:
     return max(int(max(ids)) for name, ids in row.items() if name.endswith("_ids"))
 
 
-def arguments(config: TrainingConfig) -> dict[str, Any]:
+def arguments(config: TrainingConfig, batches: Batches) -> dict[str, Any]:
     """The arguments that TRL's SFT and DPO configurations share. There are no evaluations; `Resumable` decides when to
     write a checkpoint."""
     on_cpu = not torch.cuda.is_available()
+    made = deepspeed_config(config, ranks(), batches.micro_batches if batches.layout == "packed" else None)
     return {
         "output_dir": str(config.output),
         "num_train_epochs": config.epochs,
@@ -221,11 +228,11 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "warmup_steps": config.warmup_ratio,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "per_device_train_batch_size": config.micro_batch,
-        "gradient_accumulation_steps": config.accumulation(ranks()),
+        "per_device_train_batch_size": made["train_micro_batch_size_per_gpu"],
+        "gradient_accumulation_steps": made["gradient_accumulation_steps"],
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": config.bf16,
-        "use_liger_kernel": uses_liger(config, on_gpu=not on_cpu),
+        "use_liger_kernel": config.liger,
         "use_cpu": on_cpu,
         "optim": "adamw_torch",
         "seed": config.seed,
@@ -239,27 +246,21 @@ def arguments(config: TrainingConfig) -> dict[str, Any]:
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not on_cpu,
         "trust_remote_code": config.trust_remote_code,
-        "deepspeed": deepspeed_config(config, ranks()),
+        "deepspeed": made,
     }
-
-
-def uses_liger(config: TrainingConfig, *, on_gpu: bool) -> bool:
-    """Whether liger's layers are used. Raises `BadInput` if they are asked for but cannot be used."""
-    model = json.loads((config.model / "config.json").read_text())
-    choice = liger(model, on_gpu=on_gpu, installed=importlib.util.find_spec("liger_kernel") is not None)
-    if config.liger and not choice.on:
-        raise BadInput(f"liger cannot be used for {config.model}: {choice.why}. Set liger to false or null")
-    log.info("liger: %s (%s)", *((choice.on, choice.why) if config.liger is None else (config.liger, "as set")))
-    return choice.on if config.liger is None else config.liger
 
 
 def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
     """A local causal language model: bfloat16 on GPU if `bf16` is set (DeepSpeed keeps float32 master weights), else
     float32. Raises `BadInput` if tensors are missing."""
     dtype = torch.bfloat16 if config.bf16 and torch.cuda.is_available() else torch.float32
+    packing = isinstance(config, SftConfig) and config.packing
+    if packing:
+        packed_attention.register()
     model, told = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
+        attn_implementation=packed_attention.NAME if packing else None,
         local_files_only=True,
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
@@ -281,6 +282,7 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -
         GuardError: a guard stopped the training.
         ValueError: as `check_saved`.
     """
+    clock.mark("model")
     trained_path(config.output).unlink(missing_ok=True)
     prepare_saving(trainer, config)
     check_room(trainer, config)
@@ -291,10 +293,14 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -
     trainer.args.warmup_steps = config.warmup_steps(len(trainer.train_dataset))
     trainer.train(resume_from_checkpoint=str(config.resume) if config.resume else None)
     seconds = trainer.seconds()
+    clock.mark("train")
     save(trainer, config)
+    clock.mark("save")
     unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the reloaded model over ranks that do not load it
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        answer = check_saved(config)
+        clock.mark("check")
         report = {
             "final_loss": losses[-1],
             "mean_loss": sum(losses) / len(losses),
@@ -305,7 +311,8 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -
             "seconds": round(seconds, 2),
             "resumed_at": trainer.resumed_at,
             "ranks": ranks(),
-            "answer": check_saved(config),
+            "answer": answer,
+            "parts": clock.seconds,
         }
         trained_path(config.output).write_text(json.dumps(report, indent=2))
     torch.distributed.barrier()

@@ -19,7 +19,8 @@ from infra.store.store import Store
 from infra.store.tables import scan
 from infra.training.config import DpoConfig, DpoRecipe
 from infra.training.inputs import check_reference
-from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
+from infra.training.switches import ranks_of
+from tasks.training.train import OUTSIDE_KEY, RANKS, check_table, train_and_publish
 
 LOOKED_AT = 100  # pairs whose format is recognised
 
@@ -27,11 +28,12 @@ LOOKED_AT = 100  # pairs whose format is recognised
 class DpoStage(DpoRecipe, frozen=True):
     """DPO's settings; the defaults are the paper's."""
 
-    ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
+    ranks: int | None = Field(None, ge=1, description=RANKS)
 
     @model_validator(mode="after")
     def _exact_batches(self) -> Self:
-        self.accumulation(self.ranks)
+        if self.ranks:
+            self.accumulation(self.ranks)
         return self
 
 
@@ -56,7 +58,7 @@ def train_dpo(
         data=artifact_parts(store, pairs, servers.work_dir),
     )
     format = format_of_pairs(store, pairs)
-    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, config.ranks, format)
+    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, ranks_of(config, config.ranks), format)
 
 
 def format_of_pairs(store: Store, pairs: Ref) -> LongFormat | None:

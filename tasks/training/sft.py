@@ -13,18 +13,20 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
+from infra.training.switches import ranks_of
 from tasks.training.render import format_of, render_longcot
-from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
+from tasks.training.train import OUTSIDE_KEY, RANKS, check_table, train_and_publish
 
 
 class SftStage(SftRecipe, frozen=True):
     """Stage 2's settings; the defaults are the paper's."""
 
-    ranks: int = Field(8, ge=1, description="Number of training processes, one per GPU (BOLT: 8 for 7B and 8B).")
+    ranks: int | None = Field(None, ge=1, description=RANKS)
 
     @model_validator(mode="after")
     def _exact_batches(self) -> Self:
-        self.accumulation(self.ranks)
+        if self.ranks:
+            self.accumulation(self.ranks)
         return self
 
 
@@ -44,4 +46,4 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
         return SftConfig(**config.model_dump(exclude={"ranks"}), model=folder, data=(data,), output=output)
 
     format = format_of(store, longcot)
-    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, config.ranks, format)
+    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, ranks_of(config, config.ranks), format)

@@ -23,6 +23,7 @@ from infra.training.attempts import attempt_folder, finish_attempt, is_finished,
 from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
 from infra.training.config import WITHOUT_EFFECT, Recipe, TrainingConfig, resumable_settings, trained_path
+from infra.training.switches import decided
 from tasks.training.card import CARD, check_format, judged, model_card
 from tasks.training.guards import stop_shown
 
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 
 OUTSIDE_KEY = tuple(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks"))
 """What is not in a training's cache key. Over other ranks only the last bits of sums differ."""
+
+RANKS = (
+    "Number of training processes (BOLT: 8, one per GPU, for 7B and 8B). Null: one per GPU, as far as they divide the "
+    "batch; on a CPU one, with all cores"
+)
 
 
 def train_and_publish(
@@ -54,8 +60,8 @@ def train_and_publish(
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines, its folder stays.
-        BadInput: the last checkpoint was made over another number of ranks; or the model's answer is off the format,
-            and `require_format` is set. Its folder stays.
+        BadInput: the last checkpoint was made over another number of ranks; the model's answer is off the format, and
+            `require_format` is set (its folder stays); or as `decided`.
     """
     servers.release()
     with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
@@ -78,6 +84,7 @@ def train_and_publish(
 
 def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: int, log_path: Path) -> None:
     """Run the trainer `module` from the last checkpoint, or from the beginning. Raises as `train_and_publish`."""
+    config, _ = decided(config)  # the trainer would decide so too; a checkpoint has what was decided
     checkpoints = checkpoints_folder(config.output)
     if resume := latest(store, plan.step, plan.key, checkpoints):
         places = f"{checkpoints} and {store.uri(place(plan.step, plan.key))}"

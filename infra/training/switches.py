@@ -1,0 +1,186 @@
+"""What makes a training faster on this machine, and whether it is used: decided here for the plan and the trainer.
+
+Nothing here changes what is learned, only how fast. No torch is loaded, so that a dry run can say what will be used.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from infra.errors import BadInput
+from infra.training.config import DpoRecipe, Recipe, SftRecipe, TrainingConfig
+from infra.training.liger import liger
+
+PACKABLE = frozenset(
+    {"cohere", "gemma", "gemma3_text", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi", "phi3"}
+    | {"qwen2", "qwen3", "smollm3", "starcoder2"}
+)
+"""Model families (`model_type`) whose packed rows have the logits of single rows, as a test shows of each."""
+BF16_CAPABILITY = 8.0
+"""CUDA compute capability from which a GPU computes in bfloat16, and torch's FlashAttention runs."""
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine computes with."""
+
+    gpus: int
+    """GPUs that torch can use; 0: the CPU is used."""
+    capability: float
+    """The GPUs' lowest CUDA compute capability; 0 without a GPU."""
+    cores: int
+    cpu_bf16: bool
+    """Whether the CPU multiplies matrices in bfloat16 (AMX, AVX-512 or Arm's)."""
+    liger: bool
+    """Whether liger-kernel is installed."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Whether something is used, and why (or why not)."""
+
+    on: bool
+    why: str
+
+
+@cache
+def this_machine() -> Machine:
+    """The machine that this process runs on. `CUDA_VISIBLE_DEVICES` limits its GPUs."""
+    found = [] if importlib.metadata.version("torch").endswith("+cpu") else _capabilities()
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        found = found[: len([each for each in shown.split(",") if each.strip() not in ("", "-1")])]
+    return Machine(
+        gpus=len(found),
+        capability=min(found, default=0.0),
+        cores=len(os.sched_getaffinity(0)),
+        cpu_bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_flags()),
+        liger=importlib.util.find_spec("liger_kernel") is not None,
+    )
+
+
+def _capabilities() -> list[float]:
+    """The compute capability of each GPU."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [float(line) for line in lines if line.strip().replace(".", "").isdigit()]
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+
+
+def ranks_of(recipe: Recipe, ranks: int | None, machine: Machine | None = None) -> int:
+    """The training processes to start: `ranks` if that is given, else what is fastest on the machine (this one).
+
+    On GPUs that is one for each, as far as `batch` is a multiple of `micro_batch` times as many. On a CPU it is one
+    with all cores: every rank more is a copy of the model, and gradients to exchange.
+    """
+    if ranks is not None:
+        return ranks
+    most = (machine or this_machine()).gpus or 1
+    return max((n for n in range(1, most + 1) if recipe.batch % (recipe.micro_batch * n) == 0), default=1)
+
+
+def switches(recipe: Recipe, model: Mapping[str, Any], machine: Machine) -> dict[str, Switch]:
+    """What a training uses.
+
+    Args:
+        model: the model's config.json.
+
+    Raises:
+        BadInput: the recipe asks for what cannot be had, or would not be exact.
+    """
+    found = {}
+    if isinstance(recipe, SftRecipe):
+        found["packing"] = _packing(recipe, model, machine)
+        why = "no padding to save" if found["packing"].on else "rows of a step that are alike are padded together"
+        found["length groups"] = Switch(not found["packing"].on, why)
+    elif isinstance(recipe, DpoRecipe):
+        found["packing"] = Switch(False, "TRL's DPO has no padding-free batches")
+        alike = not recipe.sft_coefficient
+        why = (
+            "pairs of a step that are alike are padded together"
+            if alike
+            else "they would weigh sft_coefficient's loss otherwise"
+        )
+        found["length groups"] = Switch(alike, why)
+        found["reference once"] = Switch(True, "its log-probabilities are computed before training and kept in a file")
+    found["liger"] = _liger(recipe, model, machine)
+    found["bf16"] = _bf16(recipe, machine)
+    checkpointing = recipe.gradient_checkpointing
+    found["gradient checkpointing"] = Switch(checkpointing, "as set")
+    return found
+
+
+def settled(recipe: AnyRecipe, model: Mapping[str, Any], machine: Machine) -> AnyRecipe:
+    """The recipe with a value for each switch that it leaves open. Raises as `switches`."""
+    found = switches(recipe, model, machine)
+    names = [name for name in ("packing", "liger", "bf16") if name in type(recipe).model_fields]
+    return recipe.model_copy(update={name: found[name].on for name in names})
+
+
+def decided(config: Config) -> tuple[Config, dict[str, Switch]]:
+    """The configuration with a value for each switch that it leaves open, and all switches.
+
+    Raises `BadInput` as `switches`.
+    """
+    model = json.loads((config.model / "config.json").read_text())
+    return settled(config, model, this_machine()), switches(config, model, this_machine())
+
+
+def told(found: Mapping[str, Switch]) -> str:
+    """The switches on one line."""
+    return ", ".join(f"{name} {'on' if each.on else 'off'} ({each.why})" for name, each in found.items())
+
+
+def _packing(recipe: SftRecipe, model: Mapping[str, Any], machine: Machine) -> Switch:
+    kind = str(model.get("model_type"))
+    cannot = None
+    if kind not in PACKABLE:
+        cannot = f"not known to be exact for {kind}"
+    elif model.get("attention_dropout"):
+        cannot = "the model's attention_dropout is not 0"
+    elif machine.gpus and machine.capability < BF16_CAPABILITY:
+        cannot = "FlashAttention needs a GPU of compute capability 8 or more"
+    elif machine.gpus and recipe.bf16 is False:
+        cannot = "FlashAttention needs bf16"
+    if cannot and recipe.packing:
+        raise BadInput(f"packing cannot be used: {cannot}. Set packing to false or null")
+    if cannot:
+        return Switch(False, cannot)
+    if recipe.packing is not None:
+        return Switch(recipe.packing, "as set")
+    return Switch(True, "exact: no row attends to another")
+
+
+def _liger(recipe: Recipe, model: Mapping[str, Any], machine: Machine) -> Switch:
+    able, why = liger(model, on_gpu=machine.gpus > 0, installed=machine.liger)
+    if recipe.liger and not able:
+        raise BadInput(f"liger cannot be used: {why}. Set liger to false or null")
+    return Switch(able, why) if recipe.liger is None else Switch(recipe.liger, "as set")
+
+
+def _bf16(recipe: Recipe, machine: Machine) -> Switch:
+    if recipe.bf16 is not None:
+        return Switch(recipe.bf16, "as set")
+    if machine.gpus:
+        able = machine.capability >= BF16_CAPABILITY
+        return Switch(able, "the GPUs have it" if able else "the GPUs lack it")
+    return Switch(machine.cpu_bf16, "the CPU has it" if machine.cpu_bf16 else "the CPU lacks it")
