@@ -35,7 +35,7 @@ class Divided(Resumable):
 
 
 def batches_of(config: TrainingConfig, rows: Dataset, found: dict[str, Switch]) -> Batches:
-    """How the training's steps are divided into micro-batches. `config` and `found`: as `infra.training.switches.decided`."""
+    """How the training's steps are divided into micro-batches. `config`, `found`: from `infra.training.switches`."""
     lengths, count = np.array(rows[LENGTH]), config.accumulation(ranks()) * ranks()
     layout: Layout = "equal" if found["length groups"].on else "random"
     if isinstance(config, SftConfig) and config.packing:

@@ -26,7 +26,7 @@ from infra.errors import BadInput
 from infra.processes.torchrun import METRICS_VARIABLE
 from infra.processes.watchdog import end_with_parent
 from infra.text.chat import check_end_token, end_token, load_tokenizer
-from infra.training import packed_attention
+from infra.training import cpu_head, packed_attention
 from infra.training.batches import Batches
 from infra.training.checkpoints import check_settings
 from infra.training.clock import clock
@@ -77,6 +77,7 @@ def join_ranks() -> None:
     if not torch.cuda.is_available():
         # otherwise DeepSpeed compiles an optional C++ operation at its first start: 45 s, and it needs a compiler
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+        cpu_head.install()
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=PATIENCE)
     clock.mark("process group")
 

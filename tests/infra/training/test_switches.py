@@ -59,9 +59,9 @@ def test_what_is_exact_and_supported_is_used(recipe: Any, model: dict[str, Any],
         (SftRecipe(packing=True), LLAMA, OLD, "compute capability 8"),
         (SftRecipe(packing=True, bf16=False), LLAMA, GPUS, "needs bf16"),
         (SftRecipe(packing=True), LLAMA | {"attention_dropout": 0.1}, CPU, "attention_dropout is not 0"),
-        (DpoRecipe(liger=True), LLAMA, CPU, "liger cannot be used: no GPU"),
+        (DpoRecipe(liger=True), LLAMA, CPU, "liger cannot be used: there is no GPU"),
         (DpoRecipe(liger=True), LLAMA, replace(GPUS, liger=False), "liger-kernel is not installed"),
-        (DpoRecipe(liger=True), {"model_type": "mamba"}, GPUS, "no fused layers for mamba"),
+        (DpoRecipe(liger=True), {"model_type": "mamba"}, GPUS, "not known to be exact for mamba"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_had_is_refused_and_not_left_out(
