@@ -58,7 +58,9 @@ def train_dpo(
         data=artifact_parts(store, pairs, servers.work_dir),
     )
     format = format_of_pairs(store, pairs)
-    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, ranks_of(config, config.ranks), format)
+    return train_and_publish(
+        plan, store, servers, "infra.training.dpo", make_config, config, ranks_of(config, config.ranks), format
+    )
 
 
 def format_of_pairs(store: Store, pairs: Ref) -> LongFormat | None:

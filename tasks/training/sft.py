@@ -46,4 +46,6 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
         return SftConfig(**config.model_dump(exclude={"ranks"}), model=folder, data=(data,), output=output)
 
     format = format_of(store, longcot)
-    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, ranks_of(config, config.ranks), format)
+    return train_and_publish(
+        plan, store, servers, "infra.training.sft", make_config, config, ranks_of(config, config.ranks), format
+    )
