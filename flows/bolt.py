@@ -16,12 +16,12 @@ from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
 from flows.sft import sft_stage
 from flows.stages.guards import Watch
+from flows.stages.memory import Trained
 from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary
-from tasks.training.dpo import DpoStage
 from tasks.training.sft import SftStage
 
 
@@ -75,7 +75,7 @@ def prepared(stage: Stage, config: BoltConfig) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        trains: dict[str, SftStage | DpoStage] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
+        trains: dict[str, Trained] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
         instruct = run.model(config.model, trains=trains)
         writer = run.model(config.bootstrap.model) if config.bootstrap.model else instruct
         reward_model = reward_model_of(run, config.reward_model)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.lengths import conflicts
 from flows.stages.logs import log_on_worker, show_own_logs
+from flows.stages.memory import Trained, cached_sizes, check_fits, device
 from infra.errors import BadInput
 from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
@@ -36,9 +37,8 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.markdown import short
 from infra.training.inputs import check_ranks
+from infra.training.memory import Sizes, sizes_of
 from infra.training.switches import ranks_of, switches, this_machine, told
-from tasks.training.dpo import DpoStage
-from tasks.training.sft import SftStage
 
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
@@ -77,6 +77,17 @@ class Estimates(BaseModel):
     )
     trained_per_gpu_second: float = Field(
         5_800, gt=0, description="Tokens trained on per second and GPU; without a GPU, by the machine."
+    )
+    gpu_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Memory of each GPU that the trainings must fit in. A dry run goes by it, and a run by the GPUs of "
+        "its machine if it has any. Null: this machine's GPUs, or without a GPU its own memory.",
+    )
+    memory_share: float = Field(
+        1.0,
+        gt=0,
+        description="A training is refused if its estimate is above this share of the memory that there is.",
     )
 
 
@@ -238,10 +249,7 @@ class Run:
         return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
 
     def model(
-        self,
-        named: str,
-        role: Literal["policy", "reward"] = "policy",
-        trains: Mapping[str, SftStage | DpoStage] | None = None,
+        self, named: str, role: Literal["policy", "reward"] = "policy", trains: Mapping[str, Trained] | None = None
     ) -> Ref:
         """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
 
@@ -270,6 +278,8 @@ class Run:
             plain = name.replace("/", "--")
             if self.dry:
                 print(f"model {named}: its files are checked when it is downloaded")
+                if trains and (sizes := cached_sizes(name, revision)):
+                    self._fit(f"model {named}", sizes, trains)
                 return self._stand_in("model", "imported", plain)
             folder = self._from_hub(name, revision)
             self._check(ModelFiles.in_folder(folder), role, trains)
@@ -280,13 +290,14 @@ class Run:
         )
 
     def _check(
-        self, files: ModelFiles, role: Literal["policy", "reward"], trains: Mapping[str, SftStage | DpoStage] | None
+        self, files: ModelFiles, role: Literal["policy", "reward"], trains: Mapping[str, Trained] | None
     ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
         check = check_policy if role == "policy" else check_reward_model
         check(files, self.servers.options(role))
         for setting, recipe in (trains or {}).items():
-            check_ranks(setting, ranks_of(recipe, recipe.ranks))
+            if not self.dry or self.estimates.gpu_memory_gib is None:  # else it is a plan for other GPUs
+                check_ranks(setting, ranks_of(recipe, recipe.ranks))
             if dropped := check_trained(files, recipe, setting):
                 shown = ", ".join(dropped)
                 self.log.warning(
@@ -294,6 +305,15 @@ class Run:
                 )
             used = f"{setting}: {told(switches(recipe, files.read(CONFIG), this_machine()))}"
             (print if self.dry else self.log.info)(used)
+        if trains:
+            self._fit(files.title, sizes_of(files), trains)
+
+    def _fit(self, title: str, sizes: Sizes, trains: Mapping[str, Trained]) -> None:
+        """Say what memory the trainings need. Raises `BadInput` if one does not fit."""
+        estimates = self.estimates
+        on = device(estimates.gpu_memory_gib, dry=self.dry)
+        for line in check_fits(title, sizes, trains, on, estimates.memory_share):
+            print(line) if self.dry else self.log.info(line)
 
     def _from_hub(self, name: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download

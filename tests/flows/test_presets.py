@@ -21,7 +21,8 @@ from infra.store.schemas import LONGCOT
 from infra.store.store import Store
 from infra.store.tables import write_table
 
-STAGES = ("bootstrap/llama-70b", "sft/llama-8b", "sft/mistral-7b", "online/llama-8b", "online/mistral-7b")
+STAGES = ("bootstrap/llama-70b", "sft/llama-8b", "sft/llama-70b", "sft/mistral-7b")
+STAGES += ("online/llama-8b", "online/llama-70b", "online/mistral-7b")
 LLAMA = {"max_position_embeddings": 131072}
 MISTRAL_7B = "mistralai/Mistral-7B-Instruct-v0.3@main"
 LLAMA_8B, LLAMA_70B = (f"meta-llama/Llama-3.1-{size}-Instruct@main" for size in ("8B", "70B"))
@@ -124,7 +125,22 @@ def test_a_preset_of_a_real_model_plans_a_run_with_a_model_of_its_shape(name, mo
     flow_of(each)(**flow_of(each).validate_parameters({"config": config}))
     plan = capsys.readouterr().out
     assert "GPU hours" in plan or "in all" in plan
+    trainings = {"bolt": 2, "sft": 1, "online": 1, "bootstrap": 0}[name.partition("/")[0]]
+    assert plan.count("a GPU has 79.0 GiB") == trainings  # whatever this machine has
     assert "to do" in plan
+
+
+def test_the_papers_recipe_in_the_nano_world_differs_in_nothing_else():
+    nano, paper = (
+        BoltConfig.model_validate(deployments()[f"bolt/{name}"]["parameters"]["config"])
+        for name in ("nano", "nano-paper")
+    )
+    dpo, pair = paper.online.dpo, paper.online.pair
+    assert (dpo.sft_coefficient, dpo.epochs, dpo.beta, pair.boundary, pair.min_margin) == (0, 2, 0.1, None, 0)
+    same = {"dpo": nano.online.dpo, "pair": nano.online.pair}
+    assert paper.model_copy(update={"online": paper.online.model_copy(update=same)}) == nano
+    assert dpo.model_copy(update={"sft_coefficient": 20.0, "epochs": 1.0}) == nano.online.dpo
+    assert pair.model_copy(update={"boundary": 0.0, "min_samples": 4}) == nano.online.pair
 
 
 def test_every_preset_has_a_description_and_the_pools_tag():

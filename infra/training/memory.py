@@ -1,0 +1,290 @@
+"""Will a training fit: an estimate of the memory that each rank needs at the fullest moment of an optimiser step.
+
+What is held was read from the code that holds it: DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`, `zero/stage3.py`,
+`fp16/unfused_optimizer.py`), TRL 1.16 (`kernels/chunked_logprob.py`), torch's AdamW and transformers' Llama. States are
+shared as ZeRO does (Rajbhandari et al. 2020, arXiv 1910.02054, section 3). Activations are counted tensor by tensor as
+Korthikanti et al. 2022 do (arXiv 2205.05198, section 4.1), here for Llama's layer and an attention that keeps no matrix
+of scores. `bench/memory.py` compares the estimate with measured peaks.
+
+No torch is needed here, so flows can import this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from infra.store.model_files import CONFIG, ModelFiles, language_part
+from infra.training.config import DpoRecipe, Recipe
+
+GIB = 2**30
+FAMILIES = {"llama": False, "mistral": False, "qwen2": False, "qwen3": False, "granite": False, "smollm3": True}
+"""The families that are known, by `model_type`, and whether their embeddings are tied if config.json does not say."""
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+_FP32 = 4  # bytes
+_BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in elements
+_LIVE = 1_000_000_000  # its stage3_max_live_parameters and stage3_max_reuse_distance, and its sub_group_size
+_TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of the logits that TRL's chunked head holds at once
+_TILE_ON_CPU = 29  # bytes per logit: seven float32 tensors and a mask, in the head's backward pass without Triton
+_PROCESS_ON_GPU = 1.5 * GIB  # CUDA's context, cuBLAS's and NCCL's buffers: not measured here, 1 to 2 GiB are usual
+_PROCESS_ON_CPU = 1.0 * GIB  # Python, torch, transformers, TRL and DeepSpeed as imported: bench/memory.py prints it
+
+
+class Sizes(BaseModel, frozen=True):
+    """What the estimate needs to know of a model. Of a model that is not known, only its parameters are counted."""
+
+    family: str = Field(description="`model_type` in config.json")
+    known: bool = Field(True, description="Whether its activations can be estimated")
+    parameters: int = Field(description="Number of parameters; tied embeddings count once")
+    hidden: int = Field(0, description="Width of the residual stream")
+    inner: int = Field(0, description="Width inside the MLP")
+    layers: int = 0
+    heads: int = Field(0, description="Query heads")
+    kv_heads: int = Field(0, description="Heads of keys and of values")
+    head_dim: int = 0
+    vocabulary: int = 0
+    normed_heads: bool = Field(False, description="Whether queries and keys are normalised per head (Qwen3)")
+
+
+class Memory(NamedTuple):
+    """Bytes that a rank holds at the fullest moment of an optimiser step, by what they are for."""
+
+    moment: str
+    weights: float
+    optimiser: float
+    reference: float
+    gradients: float
+    activations: float
+    logits: float
+    buffers: float
+    process: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return float(sum(self[1:]))
+
+    def said(self) -> str:
+        """The parts that are not nothing, in GiB."""
+        parts = zip(self._fields[1:], self[1:], strict=True)
+        return ", ".join(f"{name} {gib(size)}" for name, size in parts if size >= 0.005 * GIB)
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, for messages."""
+    return f"{size / GIB:.1f}" if size >= 0.95 * GIB else f"{size / GIB:.2f}"
+
+
+def sizes_of(files: ModelFiles) -> Sizes:
+    """The sizes of the model in `files`.
+
+    Parameters of a family that is not known, or whose config.json lacks a size, are counted in the headers of its
+    safetensors files.
+
+    Raises:
+        infra.store.models.ModelError: a file is broken.
+    """
+    config = language_part(files.read(CONFIG))
+    return llama_sizes(config) or Sizes(
+        family=str(config.get("model_type", "unknown")),
+        known=False,
+        parameters=sum(_elements(shape) for shape in files.tensors().values()),
+    )
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def llama_sizes(config: Mapping[str, Any]) -> Sizes | None:
+    """The sizes of a model of Llama's build, from its config.json; None if it is of another, or a size is missing.
+
+    Parameters: embeddings (and the head, if not tied) `V h`; per layer `h n d` for queries and for the output, `h k d`
+    for keys and for values, `3 h i` for the MLP, two norms of `h`, and biases where the family has them; a last norm.
+    """
+    family = str(config.get("model_type"))
+    if family not in FAMILIES or any(not isinstance(config.get(name), int) for name in _SIZES):
+        return None
+    hidden, inner, layers, heads, vocabulary = (int(config[name]) for name in _SIZES)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    dim = int(config.get("head_dim") or hidden // heads)
+    tied = config.get("tie_word_embeddings", FAMILIES[family])
+    query, key = heads * dim, kv_heads * dim
+    biased_output = bool(config.get("attention_bias")) and family != "qwen2"
+    biases = (query + 2 * key if family == "qwen2" or biased_output else 0) + (hidden if biased_output else 0)
+    biases += 2 * inner + hidden if config.get("mlp_bias") else 0
+    norms = 2 * hidden + (2 * dim if family == "qwen3" else 0)
+    layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * inner + norms + biases
+    return Sizes(
+        family=family,
+        parameters=vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden,
+        hidden=hidden,
+        inner=inner,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        vocabulary=vocabulary,
+        normed_heads=family == "qwen3",
+    )
+
+
+def estimate(
+    sizes: Sizes, recipe: Recipe, ranks: int, *, on_gpu: bool, reference_in_memory: bool = True, process: bool = True
+) -> Memory:
+    """What a rank needs while the model is trained, every row being as long as `max_length`.
+
+    Args:
+        sizes: of the model; for DPO, also of its reference.
+        recipe: an SFT or a DPO recipe. A DPO row is two sequences, chosen and rejected.
+        ranks: all ranks, over which ZeRO shards.
+        on_gpu: buffers that a GPU allocates in full take only what is touched of them in a computer's memory, and
+            without Triton TRL's head needs more.
+        reference_in_memory: whether DPO holds its reference model, or has its log-probabilities already.
+        process: whether to count what a process takes before it trains.
+    """
+    return max(_moments(sizes, recipe, ranks, on_gpu, reference_in_memory, process), key=lambda each: each.total)
+
+
+def _moments(
+    sizes: Sizes, recipe: Recipe, ranks: int, on_gpu: bool, reference_in_memory: bool, process: bool
+) -> Iterator[Memory]:
+    """The moments of an optimiser step at which a rank may hold the most."""
+    bf16 = recipe.bf16 is not False  # where it is left open, the machine is taken to compute in it
+    stage, width, count = recipe.zero_stage, 2 if bf16 else _FP32, sizes.parameters
+    sharded = ranks if stage == 3 else 1
+    shared = ranks if stage else 1  # among how many ranks optimiser states and gradients are shared
+    dpo = isinstance(recipe, DpoRecipe)
+    sequences = recipe.micro_batch * (2 if dpo else 1)
+    tokens = sequences * recipe.max_length
+    accumulates = recipe.batch > recipe.micro_batch * ranks
+
+    master = stage > 0 or bf16  # DeepSpeed keeps float32 weights apart, except of a float32 model without ZeRO
+    optimiser = (3 if master else 2) * _FP32 * count / shared
+    gathered = width * min(count, _LIVE) if stage == 3 and ranks > 1 else 0
+    buckets = {0: 0, 2: 2, 3: 2}[stage] * width * (_BUCKET if on_gpu else min(count, _BUCKET) / 2)
+    always = {
+        "weights": width * count / sharded,
+        "optimiser": optimiser,
+        "reference": width * count / sharded if dpo and reference_in_memory else 0.0,
+        "process": (_PROCESS_ON_GPU if on_gpu else _PROCESS_ON_CPU) if process else 0.0,
+    }
+
+    partition = width * count / shared
+    so_far = partition if stage == 3 or accumulates else 0.0  # of the micro-batches before
+    embedding = width * sizes.vocabulary * sizes.hidden
+    layer = layer_bytes(sizes, width, sequences, recipe.max_length)
+    kept = sizes.layers * (width * sizes.hidden * tokens if recipe.gradient_checkpointing else layer)
+    kept += (_FP32 + 2 * width) * sizes.hidden * tokens + _mask_bytes(sequences, recipe.max_length)  # the last norm
+    flowing = 2 * width * (sizes.hidden + sizes.inner) * tokens  # gradients of a layer's activations
+    recomputed = layer if recipe.gradient_checkpointing else 0.0
+
+    def moment(
+        name: str, gradients: float, activations: float = 0.0, logits: float = 0.0, buffers: float = 0.0
+    ) -> Memory:
+        held = {"gradients": gradients, "activations": activations, "logits": logits, "buffers": buffers}
+        return Memory(moment=name, **always, **held)
+
+    head = head_bytes(sizes, width, tokens, on_gpu) if sizes.known else 0.0
+    yield moment("the loss", so_far, kept, head, gathered)
+
+    first = buckets if stage and on_gpu else embedding
+    yield moment("the last layer's backward pass", so_far, kept + recomputed + flowing, 0.0, gathered + first)
+
+    all_of_them = width * count if stage == 0 else so_far + (partition if stage == 2 else 0.0)
+    reduced = width * min(count, _BUCKET) if stage == 0 else buckets  # flattened for the exchange between ranks
+    yield moment("the exchange of gradients", all_of_them, 0.0, 0.0, gathered + reduced + embedding)
+
+    copied = _FP32 * count / shared if master else 0.0  # gradients in float32
+    part = min(count / shared, _LIVE) if stage == 3 else count / shared
+    largest = max(sizes.vocabulary * sizes.hidden, sizes.hidden * sizes.inner)
+    # torch's AdamW takes the roots of all second moments at once on a GPU, else of one tensor, which a shard is
+    roots = _FP32 * part if on_gpu else 2 * _FP32 * (part if stage else largest)
+    if stage == 3:
+        yield moment("the optimiser's step", partition, buffers=_FP32 * part + roots + (buckets if on_gpu else 0.0))
+    elif stage == 2:
+        yield moment("the optimiser's step", copied, buffers=max(roots, 2 * partition))
+    else:
+        yield moment("the optimiser's step", width * count + copied, buffers=roots)
+
+
+def layer_bytes(sizes: Sizes, width: int, sequences: int, length: int) -> float:
+    """What autograd keeps of one layer of Llama's build, for `sequences` sequences of `length` tokens.
+
+    Per token: two norms keep their input in float32 and what they normalised; the linear layers keep their inputs (the
+    MLP's first, the attention's first, and its output); the attention keeps queries, keys, values and its sums; the MLP
+    keeps its gate, the activated gate, its up-projection and their product. Padded sequences also keep a mask, and keys
+    and values repeated for each query head (transformers' `sdpa_attention_forward`).
+
+    Args:
+        width: bytes of a number: 2 with bfloat16.
+    """
+    hidden, query, key = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    norms = 2 * ((_FP32 + width) * hidden + _FP32)
+    if sizes.normed_heads:
+        norms += (_FP32 + width) * (query + key) + _FP32 * (sizes.heads + sizes.kv_heads)
+    padded = sequences > 1
+    attention = width * (query + 2 * (query if padded else key)) + _FP32 * sizes.heads
+    linear = width * (2 * hidden + query) + 4 * width * sizes.inner
+    mask = width * sequences * length**2 if padded else 0
+    return float(sequences * length * (norms + attention + linear) + mask)
+
+
+def _mask_bytes(sequences: int, length: int) -> float:
+    """The mask that all layers share, if sequences are padded: a byte for each pair of tokens."""
+    return float(sequences * length**2) if sequences > 1 else 0.0
+
+
+def head_bytes(sizes: Sizes, width: int, tokens: int, on_gpu: bool) -> float:
+    """What TRL's chunked head needs in its backward pass: one tile of logits, and gradients in float32 of the head's
+    weights and inputs. It never holds the logits of all tokens."""
+    weights, inputs = sizes.vocabulary * sizes.hidden, tokens * sizes.hidden
+    rows = min(tokens, _TILE_ROWS)
+    tile = rows * (_TILE_COLUMNS if on_gpu else min(sizes.vocabulary, _TILE_COLUMNS))
+    working = 0 if on_gpu else _TILE_ON_CPU * tile
+    return float(width * tile + _FP32 * (weights + inputs) + max(working, width * (weights + inputs)))
+
+
+class Setting(NamedTuple):
+    """A training's settings that change what a rank needs: those of a recipe that differ, and the number of ranks."""
+
+    changes: Mapping[str, Any]
+    recipe: Recipe
+    ranks: int
+
+
+def nearest(recipe: Recipe, ranks: int, fits: Callable[[Recipe, int], bool]) -> Setting | None:
+    """The nearest settings that fit: the first of `alternatives`; None if none does."""
+    return next((each for each in alternatives(recipe, ranks) if fits(each.recipe, each.ranks)), None)
+
+
+def alternatives(recipe: Recipe, ranks: int) -> Iterator[Setting]:
+    """Settings that need less memory, the nearest first.
+
+    One change alone: gradient checkpointing, ZeRO 3, a smaller micro-batch, more ranks, shorter rows. Then several: the
+    first three together, and with them more ranks, or shorter rows.
+    """
+    sparing: dict[str, Any] = {} if recipe.gradient_checkpointing else {"gradient_checkpointing": True}
+    sharding: dict[str, Any] = {} if recipe.zero_stage == 3 or ranks == 1 else {"zero_stage": 3}
+    smaller: list[dict[str, Any]] = [{"micro_batch": size} for size in _divisors(recipe.micro_batch)[-2::-1]]
+    most = recipe.batch // recipe.micro_batch
+    more = [{"ranks": count} for count in _divisors(most) if count > ranks and count % ranks == 0]
+    lengths = [recipe.max_length * share // 8 for share in range(7, 0, -1)]
+    shorter = [{"max_length": length} for length in lengths if length > 1]
+    together = sparing | sharding | (smaller[-1] if smaller else {})
+    all_ranks = [{"ranks": c, "zero_stage": 3} for c in _divisors(recipe.batch) if c > ranks and c % ranks == 0]
+    several = [together, *(together | each for each in [*all_ranks, *shorter])]
+    for changes in [sparing, sharding, *smaller, *more, *shorter, *several]:
+        if changes:
+            changed = {name: value for name, value in changes.items() if name != "ranks"}
+            yield Setting(changes, recipe.model_copy(update=changed), int(changes.get("ranks", ranks)))
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

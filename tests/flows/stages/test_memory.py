@@ -1,0 +1,163 @@
+"""A training that cannot fit is refused before anything starts, a dry run too; a plan says what each needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import small_world
+
+from flows.__main__ import deployments, flow_of
+from flows.bolt import BoltConfig, bolt
+from flows.stages.memory import Device, cached_sizes, check_fits, device
+from infra.errors import BadInput
+from infra.processes import devices
+from infra.serving.servers import Servers
+from infra.training.memory import GIB, Sizes, estimate, gib, llama_sizes
+from tasks.training.dpo import DpoStage
+from tasks.training.sft import SftStage
+
+LLAMA_8B = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+LLAMA_70B = LLAMA_8B | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+LLAMA_70B |= {"num_attention_heads": 64}
+MISTRAL_7B = LLAMA_8B | {"model_type": "mistral", "vocab_size": 32768}
+NODE = Device(on_gpu=True, memory=79 * GIB)
+
+
+def sizes(config: dict[str, Any]) -> Sizes:
+    found = llama_sizes(config)
+    assert found is not None
+    return found
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, *gibs: float) -> None:
+    monkeypatch.setattr("flows.stages.memory.gpu_memory", lambda: tuple(int(each * GIB) for each in gibs))
+
+
+@pytest.mark.parametrize(
+    ("here", "planned", "dry", "expected"),
+    [
+        ((), None, True, Device(False, 24 * GIB)),
+        ((), 79, True, Device(True, 79 * GIB)),  # a plan made on a laptop
+        ((), 79, False, Device(True, 79 * GIB)),
+        ((24, 40), None, False, Device(True, 24 * GIB)),
+        ((24, 40), 79, True, Device(True, 79 * GIB)),
+        ((24, 40), 79, False, Device(True, 24 * GIB)),  # a run itself: what is here
+    ],
+)
+def test_a_plan_is_for_the_gpus_it_names_and_a_run_for_those_here(monkeypatch, here, planned, dry, expected):
+    with_gpus(monkeypatch, *here)
+    monkeypatch.setattr("flows.stages.memory.computer_memory", lambda: 24 * GIB)
+    assert device(planned, dry=dry) == expected
+
+
+def test_ranks_share_a_computers_memory_but_not_a_gpu():
+    assert Device(True, 10).room(4) == 10
+    assert Device(False, 10).room(4) == 2.5
+
+
+def test_the_line_of_a_plan_has_parts_total_and_what_there_is():
+    stage = SftStage(zero_stage=3, gradient_checkpointing=True)
+    (line,) = check_fits("model m", sizes(LLAMA_8B), {"config.sft": stage}, NODE, 1.0)
+    needed = estimate(sizes(LLAMA_8B), stage, 8, on_gpu=True)
+    assert line.startswith(f"memory of config.sft         {gib(needed.total)} GiB per rank at ")
+    for part in ("weights 1.9", "optimiser 11.2", "activations ", "a GPU has 79.0 GiB"):
+        assert part in line
+
+
+def test_a_training_that_cannot_fit_is_refused_with_the_nearest_settings_that_do():
+    with pytest.raises(BadInput) as error:
+        check_fits("model m", sizes(LLAMA_8B), {"config.sft": SftStage()}, NODE, 1.0)
+    said = str(error.value)
+    assert said.startswith("config.sft: training model m does not fit: it needs ")
+    assert "a GPU has 79.0 GiB" in said
+    sparing = estimate(sizes(LLAMA_8B), SftStage(gradient_checkpointing=True), 8, on_gpu=True)
+    assert f"settings that fit: config.sft.gradient_checkpointing=true ({gib(sparing.total)} GiB per rank)" in said
+    with pytest.raises(BadInput, match=r"No setting of .* is enough: take more memory, or a smaller model"):
+        check_fits("model m", sizes(LLAMA_70B), {"config.sft": SftStage()}, Device(True, 2 * GIB), 1.0)
+
+
+def test_who_knows_better_raises_the_share():
+    needed = estimate(sizes(LLAMA_8B), SftStage(), 8, on_gpu=True).total
+    assert check_fits("m", sizes(LLAMA_8B), {"config.sft": SftStage()}, NODE, 1.01 * needed / NODE.memory)
+
+
+def test_a_model_that_is_not_known_is_refused_only_for_what_is_certain():
+    unknown = Sizes(family="mixtral", known=False, parameters=46_700_000_000)
+    (line,) = check_fits("model m", unknown, {"config.sft": SftStage(zero_stage=3, ranks=64)}, NODE, 1.0)
+    assert "of a family (mixtral) or of sizes that are not known here: activations not counted" in line
+    with pytest.raises(BadInput, match=r"zero_stage=3"):
+        check_fits("model m", unknown, {"config.sft": SftStage(ranks=32)}, NODE, 1.0)
+
+
+PRESETS = {
+    "bolt/llama-8b": (LLAMA_8B, ("sft", "online.dpo")),
+    "sft/llama-8b": (LLAMA_8B, ("sft",)),
+    "sft/mistral-7b": (MISTRAL_7B, ("sft",)),
+    "sft/llama-70b": (LLAMA_70B, ("sft",)),
+    "online/llama-8b": (LLAMA_8B, ("online.dpo",)),
+    "online/mistral-7b": (MISTRAL_7B, ("online.dpo",)),
+    "online/llama-70b": (LLAMA_70B, ("online.dpo",)),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets_of_real_models_fit_gpus_of_80_gb_at_the_papers_batch(name):
+    shape, paths = PRESETS[name]
+    each = deployments()[name]
+    config = flow_of(each).validate_parameters(each["parameters"])["config"]
+    assert config.estimates.gpu_memory_gib <= 79.6  # what nvidia-smi shows of an H100 of 80 GB
+    on = Device(True, config.estimates.gpu_memory_gib * GIB)
+    for path in paths:
+        stage = config.sft if path == "sft" else config.online.dpo
+        assert stage.batch == 128
+        assert stage.accumulation(stage.ranks) >= 1
+        assert stage.ranks == (64 if "70b" in name else 8)
+        longest = 10240 if isinstance(stage, DpoStage) and "70b" in name else 16384
+        assert stage.max_length == longest
+        assert check_fits("m", sizes(shape), {path: stage}, on, 1.0)
+
+
+def test_a_hub_model_whose_configuration_was_downloaded_before_is_estimated(tmp_path: Path, monkeypatch):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA_8B))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(path))
+    assert cached_sizes("org/name", "main") == sizes(LLAMA_8B)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    assert cached_sizes("org/name", "main") is None
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Parameters of a run whose model has the sizes of Llama 3.1 8B. The test fails if a server is started."""
+    monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path / "work"))
+    monkeypatch.setattr(Servers, "_pool", lambda *_: pytest.fail("a server was asked for"))
+    made = small_world(tmp_path / "files")
+    config = Path(made["model"]) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | LLAMA_8B))
+    return made
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_flow_refuses_it_before_anything_starts(world, monkeypatch, dry_run):
+    with_gpus(monkeypatch, 79, 79)
+    world["sft"] = {"ranks": 1}
+    with pytest.raises(BadInput, match=r"config\.sft: training model .* does not fit"):
+        bolt(BoltConfig(**world, dry_run=dry_run))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_plan_on_a_laptop_is_for_the_gpus_that_it_names(world, monkeypatch, capsys):
+    with_gpus(monkeypatch)
+    monkeypatch.setattr(devices, "computer_memory", lambda: pytest.fail("this machine's memory was looked at"))
+    world["sft"] = world["online"]["dpo"] = {"zero_stage": 3, "gradient_checkpointing": True}
+    world["estimates"] |= {"gpu_memory_gib": 79}
+    bolt(BoltConfig(**world, dry_run=True))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory of ")]
+    assert [line.split()[2] for line in lines] == ["config.sft", "config.online.dpo"]
+    assert all("GiB per rank" in line and "a GPU has 79.0 GiB" in line for line in lines)
