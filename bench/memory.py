@@ -4,8 +4,9 @@
 
 Each case trains a random Llama for two optimiser steps of two micro-batches per rank, with the project's own trainers
 under torchrun, on rows that are exactly `max_length` tokens long. Measured: the peak of a rank's resident memory while
-it trains (VmHWM, the highest of the ranks) less what it was after the imports, which is printed as well. Estimated:
-`infra.training.memory.estimate` without the process itself. One JSON line at the end has all figures.
+it trains (VmHWM, the highest of the ranks), less the peak of the same training of a model of 0.02M parameters, which is
+what the process itself takes. Estimated: `infra.training.memory.estimate` without the process. One JSON line at the end
+has all figures.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from infra.training.config import DpoConfig, SftConfig, TrainingConfig
 from infra.training.memory import GIB, estimate, sizes_of
 
 SHAPES = {
+    "nothing": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    | {"num_attention_heads": 2, "num_key_value_heads": 1},
     "30m": {"vocab_size": 32000, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8}
     | {"num_attention_heads": 6, "num_key_value_heads": 2},
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
@@ -88,6 +91,11 @@ def measured(config: TrainingConfig, ranks: int, folder: Path) -> dict[str, floa
     return {name: max(each[name] for each in found) for name in found[0]}
 
 
+def model_of(shape: str, root: Path) -> Path:
+    """The model of a named shape, made once."""
+    return root / shape if (root / shape).is_dir() else make_model(shape, root / shape)
+
+
 def resident(name: str) -> int:
     """Resident memory of this process in bytes: now (`VmRSS`), or at most so far (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -120,31 +128,34 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--keep", type=Path, help="folder for models and logs, which stay there")
     options = parser.parse_args()
-    results = []
+    results: list[dict[str, Any]] = []
+    bare: dict[tuple[Any, ...], float] = {}  # what a process takes, by method, stage, ranks and number format
     with tempfile.TemporaryDirectory(prefix="bolt-bench-") as temporary:
         root = options.keep or Path(temporary)
         root.mkdir(exist_ok=True)
-        print(f"{'case':36} {'estimate':>9} {'measured':>9} {'ratio':>6}  GiB; of the estimate")
+        print(f"{'case':36} {'estimate':>9} {'measured':>9} {'ratio':>6}  GiB; process, imports; of the estimate")
         for name in options.cases.split(","):
-            case, shape = CASES[name], name.partition("-")[0]
-            model = root / shape
-            if not model.is_dir():
-                make_model(shape, model)
-            folder = root / name
-            config = make_config(model, folder, case)
-            expected = estimate(
-                sizes_of(ModelFiles.in_folder(model)), config, case["ranks"], on_gpu=False, process=False
-            )
-            found = measured(config, case["ranks"], folder)
-            peak = found["peak"] - found["imported"]
-            ratio = expected.total / peak
+            case, model = CASES[name], model_of(name.partition("-")[0], root)
+            kind = tuple(case.get(key) for key in ("dpo", "zero_stage", "ranks", "bf16"))
+            if kind not in bare:
+                folder = root / f"nothing-for-{name}"
+                small = case | {"micro_batch": 1, "max_length": 16}
+                config = make_config(model_of("nothing", root), folder, small)
+                bare[kind] = measured(config, case["ranks"], folder)["peak"]
+            config = make_config(model, root / name, case)
+            sizes = sizes_of(ModelFiles.in_folder(model))
+            expected = estimate(sizes, config, case["ranks"], on_gpu=False, process=False)
+            found = measured(config, case["ranks"], root / name)
+            figures = {"estimate": expected.total, "measured": found["peak"] - bare[kind]}
+            figures |= {"process": bare[kind], "imported": found["imported"]}
+            row = {key: round(value / GIB, 2) for key, value in figures.items()}
+            row["ratio"] = round(figures["estimate"] / figures["measured"], 2)
+            results.append({"case": name, "fullest": expected.moment, **row})
             print(
-                f"{name:36} {expected.total / GIB:9.2f} {peak / GIB:9.2f} {ratio:6.2f}  "
-                f"{expected.moment}: {expected.said()}; imported {found['imported'] / GIB:.2f}",
+                f"{name:36} {row['estimate']:9.2f} {row['measured']:9.2f} {row['ratio']:6.2f}  "
+                f"{row['process']:.2f}, {row['imported']:.2f}; {expected.moment}: {expected.said()}",
                 flush=True,
             )
-            figures = {"estimate": expected.total, "measured": peak, "imported": found["imported"]}
-            results.append({"case": name, **{key: round(value / GIB, 3) for key, value in figures.items()}})
     print(json.dumps({"bench": "memory", "cases": results, **surroundings()}))
 
 

@@ -136,7 +136,15 @@ def llama_sizes(config: Mapping[str, Any]) -> Sizes | None:
 
 
 def estimate(
-    sizes: Sizes, recipe: Recipe, ranks: int, *, on_gpu: bool, reference_in_memory: bool = True, process: bool = True
+    sizes: Sizes,
+    recipe: Recipe,
+    ranks: int,
+    *,
+    on_gpu: bool,
+    packed: bool = False,
+    liger: bool = False,
+    reference_in_memory: bool = True,
+    process: bool = True,
 ) -> Memory:
     """What a rank needs while the model is trained, every row being as long as `max_length`.
 
@@ -146,99 +154,144 @@ def estimate(
         ranks: all ranks, over which ZeRO shards.
         on_gpu: buffers that a GPU allocates in full take only what is touched of them in a computer's memory, and
             without Triton TRL's head needs more.
+        packed: whether rows lie end to end, without padding.
+        liger: whether liger-kernel's norms and MLPs are used, which keep less.
         reference_in_memory: whether DPO holds its reference model, or has its log-probabilities already.
         process: whether to count what a process takes before it trains.
     """
-    return max(_moments(sizes, recipe, ranks, on_gpu, reference_in_memory, process), key=lambda each: each.total)
-
-
-def _moments(
-    sizes: Sizes, recipe: Recipe, ranks: int, on_gpu: bool, reference_in_memory: bool, process: bool
-) -> Iterator[Memory]:
-    """The moments of an optimiser step at which a rank may hold the most."""
-    bf16 = recipe.bf16 is not False  # where it is left open, the machine is taken to compute in it
-    stage, width, count = recipe.zero_stage, 2 if bf16 else _FP32, sizes.parameters
-    sharded = ranks if stage == 3 else 1
-    shared = ranks if stage else 1  # among how many ranks optimiser states and gradients are shared
+    width = 2 if recipe.bf16 else _FP32
     dpo = isinstance(recipe, DpoRecipe)
-    sequences = recipe.micro_batch * (2 if dpo else 1)
-    tokens = sequences * recipe.max_length
-    accumulates = recipe.batch > recipe.micro_batch * ranks
-
-    master = stage > 0 or bf16  # DeepSpeed keeps float32 weights apart, except of a float32 model without ZeRO
-    optimiser = (3 if master else 2) * _FP32 * count / shared
-    gathered = width * min(count, _LIVE) if stage == 3 and ranks > 1 else 0
-    buckets = {0: 0, 2: 2, 3: 2}[stage] * width * (_BUCKET if on_gpu else min(count, _BUCKET) / 2)
-    always = {
-        "weights": width * count / sharded,
-        "optimiser": optimiser,
-        "reference": width * count / sharded if dpo and reference_in_memory else 0.0,
+    weights = width * sizes.parameters / (ranks if recipe.zero_stage == 3 else 1)
+    states = {
+        "weights": weights,
+        "optimiser": _optimiser_bytes(sizes, recipe, ranks),
+        "reference": weights if dpo and reference_in_memory else 0.0,
         "process": (_PROCESS_ON_GPU if on_gpu else _PROCESS_ON_CPU) if process else 0.0,
     }
-
-    partition = width * count / shared
-    so_far = partition if stage == 3 or accumulates else 0.0  # of the micro-batches before
-    embedding = width * sizes.vocabulary * sizes.hidden
-    layer = layer_bytes(sizes, width, sequences, recipe.max_length)
-    kept = sizes.layers * (width * sizes.hidden * tokens if recipe.gradient_checkpointing else layer)
-    kept += (_FP32 + 2 * width) * sizes.hidden * tokens + _mask_bytes(sequences, recipe.max_length)  # the last norm
+    rows, length = recipe.micro_batch * (2 if dpo else 1), recipe.max_length
+    if packed:
+        rows, length = 1, rows * length
+    tokens, layer = rows * length, layer_bytes(sizes, width, rows, length, liger=liger)
+    if recipe.gradient_checkpointing:
+        kept, recomputed = sizes.layers * width * sizes.hidden * tokens, layer
+    else:
+        kept, recomputed = sizes.layers * layer, 0.0
+    kept += (_FP32 + 2 * width) * sizes.hidden * tokens + _mask_bytes(rows, length)  # of the last norm
     flowing = 2 * width * (sizes.hidden + sizes.inner) * tokens  # gradients of a layer's activations
-    recomputed = layer if recipe.gradient_checkpointing else 0.0
-
-    def moment(
-        name: str, gradients: float, activations: float = 0.0, logits: float = 0.0, buffers: float = 0.0
-    ) -> Memory:
-        held = {"gradients": gradients, "activations": activations, "logits": logits, "buffers": buffers}
-        return Memory(moment=name, **always, **held)
-
     head = head_bytes(sizes, width, tokens, on_gpu) if sizes.known else 0.0
-    yield moment("the loss", so_far, kept, head, gathered)
+    moments = [
+        *_backward_moments(sizes, recipe, ranks, on_gpu, states, kept, recomputed + flowing, head),
+        _step_moment(sizes, recipe, ranks, on_gpu, states),
+    ]
+    return max(moments, key=lambda each: each.total)
 
-    first = buckets if stage and on_gpu else embedding
-    yield moment("the last layer's backward pass", so_far, kept + recomputed + flowing, 0.0, gathered + first)
 
-    all_of_them = width * count if stage == 0 else so_far + (partition if stage == 2 else 0.0)
-    reduced = width * min(count, _BUCKET) if stage == 0 else buckets  # flattened for the exchange between ranks
-    yield moment("the exchange of gradients", all_of_them, 0.0, 0.0, gathered + reduced + embedding)
+def _has_masters(recipe: Recipe) -> bool:
+    """Whether DeepSpeed keeps float32 weights beside the model's: not of a float32 model without ZeRO."""
+    return recipe.bf16 or recipe.zero_stage > 0
 
-    copied = _FP32 * count / shared if master else 0.0  # gradients in float32
-    part = min(count / shared, _LIVE) if stage == 3 else count / shared
+
+def _optimiser_bytes(sizes: Sizes, recipe: Recipe, ranks: int) -> float:
+    """The float32 weights that are updated, and AdamW's two moments."""
+    states = 3 if _has_masters(recipe) else 2
+    return states * _FP32 * sizes.parameters / (ranks if recipe.zero_stage else 1)
+
+
+def _backward_moments(
+    sizes: Sizes,
+    recipe: Recipe,
+    ranks: int,
+    on_gpu: bool,
+    states: Mapping[str, float],
+    kept: float,
+    working: float,
+    head: float,
+) -> Iterator[Memory]:
+    """The fullest moments of a backward pass: with all activations and the least gradients, and with the most of these.
+
+    Args:
+        states: parts that are always there.
+        kept: bytes of activations that a forward pass leaves.
+        working: bytes that the backward pass of one layer needs beside them.
+        head: bytes that the loss needs, before any layer's backward pass.
+    """
+    stage, width, count = recipe.zero_stage, 2 if recipe.bf16 else _FP32, sizes.parameters
+    partition = width * count / (ranks if stage else 1)
+    accumulates = recipe.batch > recipe.micro_batch * ranks
+    before = partition if stage == 3 or accumulates else 0.0  # gradients of earlier micro-batches
+    gathered = width * min(count, _LIVE) if stage == 3 and ranks > 1 else 0.0
+    buckets = _bucket_bytes(recipe, count, on_gpu)
+    embedding = width * sizes.vocabulary * sizes.hidden
+
+    def moment(name: str, gradients: float, activations: float, logits: float, buffers: float) -> Memory:
+        held = {"gradients": gradients, "activations": activations, "logits": logits, "buffers": gathered + buffers}
+        return Memory(moment=name, **states, **held)
+
+    yield moment("the loss", before, kept, head, 0.0)
+    first = buckets if stage and on_gpu else embedding  # a GPU allocates whole buckets at the first gradient
+    yield moment("the last layer's backward pass", before, kept + working, 0.0, first)
+    gradients = before + partition if stage == 2 else partition
+    flattened = width * min(count, _BUCKET) if stage == 0 else buckets  # for the exchange
+    yield moment("the exchange of gradients", gradients, 0.0, 0.0, flattened + embedding)
+
+
+def _bucket_bytes(recipe: Recipe, count: int, on_gpu: bool) -> float:
+    """Two buffers for the exchange of gradients: ZeRO-2 fills them in turn, ZeRO-3 copies from one to scatter it."""
+    if not recipe.zero_stage:
+        return 0.0
+    width = 2 if recipe.bf16 else _FP32
+    touched = min(count, 2 * _BUCKET) if recipe.zero_stage == 2 else 2 * min(count, _BUCKET)
+    return float(width * (2 * _BUCKET if on_gpu else touched))
+
+
+def _step_moment(sizes: Sizes, recipe: Recipe, ranks: int, on_gpu: bool, states: Mapping[str, float]) -> Memory:
+    """The optimiser's step: gradients in float32, and what AdamW computes from its moments."""
+    stage, width, count = recipe.zero_stage, 2 if recipe.bf16 else _FP32, sizes.parameters
+    share = count / (ranks if stage else 1)
+    updated = min(share, _LIVE) if stage == 3 else share  # at once: ZeRO-3 goes by groups
     largest = max(sizes.vocabulary * sizes.hidden, sizes.hidden * sizes.inner)
     # torch's AdamW takes the roots of all second moments at once on a GPU, else of one tensor, which a shard is
-    roots = _FP32 * part if on_gpu else 2 * _FP32 * (part if stage else largest)
+    roots = _FP32 * updated if on_gpu else 2 * _FP32 * (updated if stage else largest)
+    low, full = width * share, _FP32 * updated if _has_masters(recipe) else 0.0
     if stage == 3:
-        yield moment("the optimiser's step", partition, buffers=_FP32 * part + roots + (buckets if on_gpu else 0.0))
+        gradients, buffers = low + full, roots + (_bucket_bytes(recipe, count, on_gpu) / 2 if on_gpu else 0.0)
     elif stage == 2:
-        yield moment("the optimiser's step", copied, buffers=max(roots, 2 * partition))
+        gradients, buffers = full, max(roots, 2 * low)  # the low ones, and a flat copy, go before the roots come
     else:
-        yield moment("the optimiser's step", width * count + copied, buffers=roots)
+        gradients, buffers = low + full, roots
+    held = {"gradients": gradients, "activations": 0.0, "logits": 0.0, "buffers": buffers}
+    return Memory(moment="the optimiser's step", **states, **held)
 
 
-def layer_bytes(sizes: Sizes, width: int, sequences: int, length: int) -> float:
-    """What autograd keeps of one layer of Llama's build, for `sequences` sequences of `length` tokens.
+def layer_bytes(sizes: Sizes, width: int, rows: int, length: int, *, liger: bool = False) -> float:
+    """What autograd keeps of one layer of Llama's build, for `rows` rows of `length` tokens.
 
     Per token: two norms keep their input in float32 and what they normalised; the linear layers keep their inputs (the
     MLP's first, the attention's first, and its output); the attention keeps queries, keys, values and its sums; the MLP
-    keeps its gate, the activated gate, its up-projection and their product. Padded sequences also keep a mask, and keys
-    and values repeated for each query head (transformers' `sdpa_attention_forward`).
+    keeps its gate, the activated gate, its up-projection and their product. Several rows are padded: they also keep a
+    mask, and keys and values repeated for each query head (transformers' `sdpa_attention_forward`).
+
+    With liger-kernel, norms keep their input as it is (`ops/rms_norm.py`), and MLPs compute the activated gate again
+    (`ops/swiglu.py`).
 
     Args:
         width: bytes of a number: 2 with bfloat16.
     """
     hidden, query, key = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    norms = 2 * ((_FP32 + width) * hidden + _FP32)
+    norm = width if liger else _FP32 + width  # bytes of a number that is normalised
+    norms = 2 * (norm * hidden + _FP32)
     if sizes.normed_heads:
-        norms += (_FP32 + width) * (query + key) + _FP32 * (sizes.heads + sizes.kv_heads)
-    padded = sequences > 1
+        norms += norm * (query + key) + _FP32 * (sizes.heads + sizes.kv_heads)
+    padded = rows > 1
     attention = width * (query + 2 * (query if padded else key)) + _FP32 * sizes.heads
-    linear = width * (2 * hidden + query) + 4 * width * sizes.inner
-    mask = width * sequences * length**2 if padded else 0
-    return float(sequences * length * (norms + attention + linear) + mask)
+    linear = width * (2 * hidden + query) + (3 if liger else 4) * width * sizes.inner
+    mask = width * rows * length**2 if padded else 0
+    return float(rows * length * (norms + attention + linear) + mask)
 
 
-def _mask_bytes(sequences: int, length: int) -> float:
-    """The mask that all layers share, if sequences are padded: a byte for each pair of tokens."""
-    return float(sequences * length**2) if sequences > 1 else 0.0
+def _mask_bytes(rows: int, length: int) -> float:
+    """The mask that all layers share, if rows are padded: a byte for each pair of tokens."""
+    return float(rows * length**2) if rows > 1 else 0.0
 
 
 def head_bytes(sizes: Sizes, width: int, tokens: int, on_gpu: bool) -> float:

@@ -112,6 +112,22 @@ def test_a_layer_keeps_what_autograd_keeps(family, dtype, width, rows):
     assert layer_bytes(sizes(config), width, rows, 24) == three - two
 
 
+def test_packed_rows_have_no_mask_and_fused_layers_keep_less():
+    model = sizes(LLAMA_8B)
+
+    def kept(**how: bool) -> float:
+        recipe = SftRecipe(micro_batch=2, max_length=8192, gradient_checkpointing=False)
+        made = estimate(model, recipe, 8, on_gpu=True, **how)
+        assert made.moment == "the loss"
+        return made.activations
+
+    hidden, inner, tokens = 4096, 14336, 16384
+    # neither masks, nor keys and values of 8 heads repeated for 32
+    per_layer = 2 * 2 * 8192**2 + tokens * 2 * 2 * (32 - 8) * 128
+    assert kept() - kept(packed=True) == 32 * per_layer + 2 * 8192**2
+    assert kept(packed=True) - kept(packed=True, liger=True) == 32 * tokens * (2 * 4 * hidden + 2 * inner)
+
+
 def test_states_by_hand():
     """94,528 parameters: embeddings and head 2 x 96 x 64, two layers of 4 x 64 x 64 x 3/4 + 3 x 64 x 128 + 2 x 64."""
     tiny = sizes(TINY)
