@@ -172,11 +172,11 @@ def estimate(
     if packed:
         rows, length = 1, rows * length
     tokens, layer = rows * length, layer_bytes(sizes, width, rows, length, liger=liger)
-    if recipe.gradient_checkpointing:
-        kept, recomputed = sizes.layers * width * sizes.hidden * tokens, layer
-    else:
-        kept, recomputed = sizes.layers * layer, 0.0
-    kept += (_FP32 + 2 * width) * sizes.hidden * tokens + _mask_bytes(rows, length)  # of the last norm
+    inputs = float(width * sizes.hidden * tokens)  # of a layer
+    kept, recomputed = (inputs, layer) if recipe.gradient_checkpointing else (layer, 0.0)
+    kept = (
+        sizes.layers * kept + (_FP32 + 2 * width) * sizes.hidden * tokens + _mask_bytes(rows, length)
+    )  # of the last norm
     flowing = 2 * width * (sizes.hidden + sizes.inner) * tokens  # gradients of a layer's activations
     head = head_bytes(sizes, width, tokens, on_gpu) if sizes.known else 0.0
     moments = [
