@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infra.errors import BadInput
-from infra.processes.devices import computer_memory, gpu_memory
+from infra.processes.devices import computer_memory, gpu_memory, trains_on_gpus
 from infra.store.model_files import CONFIG, language_part
 from infra.training.config import Recipe
 from infra.training.memory import GIB, Memory, Sizes, estimate, gib, llama_sizes, nearest
@@ -42,7 +42,7 @@ def device(planned_gib: float | None, *, dry: bool) -> Device:
     A plan is for GPUs of `planned_gib`, if given. Else, and for a run itself, this machine's GPUs count, the smallest
     of them. Without a GPU here, those of `planned_gib` count, or this computer's own memory.
     """
-    here = gpu_memory()
+    here = gpu_memory() if trains_on_gpus() else ()
     if planned_gib is not None and (dry or not here):
         return Device(True, planned_gib * GIB)
     return Device(True, min(here)) if here else Device(False, computer_memory())

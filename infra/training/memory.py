@@ -47,6 +47,9 @@ class Sizes(BaseModel, frozen=True):
     head_dim: int = 0
     vocabulary: int = 0
     normed_heads: bool = Field(False, description="Whether queries and keys are normalised per head (Qwen3)")
+    window: int | None = Field(
+        None, description="How many tokens a token sees at most, if fewer than all (Mistral v0.1)"
+    )
 
 
 class Memory(NamedTuple):
@@ -81,18 +84,21 @@ def gib(size: float) -> str:
 def sizes_of(files: ModelFiles) -> Sizes:
     """The sizes of the model in `files`.
 
-    Parameters of a family that is not known, or whose config.json lacks a size, are counted in the headers of its
-    safetensors files.
+    Parameters of a family that is not known, or whose config.json lacks a size, or that also reads images, are counted
+    in the headers of its safetensors files.
 
     Raises:
         infra.store.models.ModelError: a file is broken.
     """
-    config = language_part(files.read(CONFIG))
-    return llama_sizes(config) or Sizes(
-        family=str(config.get("model_type", "unknown")),
-        known=False,
-        parameters=sum(_elements(shape) for shape in files.tensors().values()),
-    )
+    config = files.read(CONFIG)
+    part = language_part(config)
+    known = llama_sizes(part)
+    if known and part is config:
+        return known
+    counted = sum(_elements(shape) for shape in files.tensors().values())
+    if known:  # a model that reads images as well
+        return known.model_copy(update={"parameters": counted})
+    return Sizes(family=str(part.get("model_type", "unknown")), known=False, parameters=counted)
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -132,6 +138,7 @@ def llama_sizes(config: Mapping[str, Any]) -> Sizes | None:
         head_dim=dim,
         vocabulary=vocabulary,
         normed_heads=family == "qwen3",
+        window=config.get("sliding_window") if family == "mistral" else None,
     )
 
 
@@ -171,12 +178,12 @@ def estimate(
     rows, length = recipe.micro_batch * (2 if dpo else 1), recipe.max_length
     if packed:
         rows, length = 1, rows * length
-    tokens, layer = rows * length, layer_bytes(sizes, width, rows, length, liger=liger)
+    masked = not packed and (rows > 1 or (sizes.window or length) < length)
+    tokens, layer = rows * length, layer_bytes(sizes, width, rows, length, masked=masked, liger=liger)
     inputs = float(width * sizes.hidden * tokens)  # of a layer
-    kept, recomputed = (inputs, layer) if recipe.gradient_checkpointing else (layer, 0.0)
-    kept = (
-        sizes.layers * kept + (_FP32 + 2 * width) * sizes.hidden * tokens + _mask_bytes(rows, length)
-    )  # of the last norm
+    per_layer, recomputed = (inputs, layer) if recipe.gradient_checkpointing else (layer, 0.0)
+    last_norm = (_FP32 + 2 * width) * sizes.hidden * tokens
+    kept = sizes.layers * per_layer + last_norm + masked * rows * length**2  # one mask of booleans for all layers
     flowing = 2 * width * (sizes.hidden + sizes.inner) * tokens  # gradients of a layer's activations
     head = head_bytes(sizes, width, tokens, on_gpu) if sizes.known else 0.0
     moments = [
@@ -263,35 +270,31 @@ def _step_moment(sizes: Sizes, recipe: Recipe, ranks: int, on_gpu: bool, states:
     return Memory(moment="the optimiser's step", **states, **held)
 
 
-def layer_bytes(sizes: Sizes, width: int, rows: int, length: int, *, liger: bool = False) -> float:
+def layer_bytes(
+    sizes: Sizes, width: int, rows: int, length: int, *, masked: bool = False, liger: bool = False
+) -> float:
     """What autograd keeps of one layer of Llama's build, for `rows` rows of `length` tokens.
 
     Per token: two norms keep their input in float32 and what they normalised; the linear layers keep their inputs (the
     MLP's first, the attention's first, and its output); the attention keeps queries, keys, values and its sums; the MLP
-    keeps its gate, the activated gate, its up-projection and their product. Several rows are padded: they also keep a
-    mask, and keys and values repeated for each query head (transformers' `sdpa_attention_forward`).
-
-    With liger-kernel, norms keep their input as it is (`ops/rms_norm.py`), and MLPs compute the activated gate again
-    (`ops/swiglu.py`).
+    keeps its gate, the activated gate, its up-projection and their product.
 
     Args:
         width: bytes of a number: 2 with bfloat16.
+        masked: whether there is a mask, because rows are padded or see only a window. Then the mask is kept too, and
+            keys and values repeated for each query head (transformers' `sdpa_attention_forward`).
+        liger: with liger-kernel, norms keep their input as it is (`ops/rms_norm.py`), and MLPs compute the activated
+            gate again (`ops/swiglu.py`).
     """
     hidden, query, key = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     norm = width if liger else _FP32 + width  # bytes of a number that is normalised
     norms = 2 * (norm * hidden + _FP32)
     if sizes.normed_heads:
         norms += norm * (query + key) + _FP32 * (sizes.heads + sizes.kv_heads)
-    padded = rows > 1
-    attention = width * (query + 2 * (query if padded else key)) + _FP32 * sizes.heads
+    attention = width * (query + 2 * (query if masked else key)) + _FP32 * sizes.heads
     linear = width * (2 * hidden + query) + (3 if liger else 4) * width * sizes.inner
-    mask = width * rows * length**2 if padded else 0
+    mask = width * rows * length**2 if masked else 0
     return float(rows * length * (norms + attention + linear) + mask)
-
-
-def _mask_bytes(rows: int, length: int) -> float:
-    """The mask that all layers share, if rows are padded: a byte for each pair of tokens."""
-    return float(rows * length**2) if rows > 1 else 0.0
 
 
 def head_bytes(sizes: Sizes, width: int, tokens: int, on_gpu: bool) -> float:

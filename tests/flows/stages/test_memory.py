@@ -34,6 +34,7 @@ def sizes(config: dict[str, Any]) -> Sizes:
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, *gibs: float) -> None:
+    monkeypatch.setattr("flows.stages.memory.trains_on_gpus", lambda: True)
     monkeypatch.setattr("flows.stages.memory.gpu_memory", lambda: tuple(int(each * GIB) for each in gibs))
 
 
@@ -52,6 +53,12 @@ def test_a_plan_is_for_the_gpus_it_names_and_a_run_for_those_here(monkeypatch, h
     with_gpus(monkeypatch, *here)
     monkeypatch.setattr("flows.stages.memory.computer_memory", lambda: 24 * GIB)
     assert device(planned, dry=dry) == expected
+
+
+def test_gpus_that_torch_cannot_use_do_not_count(monkeypatch):
+    with_gpus(monkeypatch, 80)
+    monkeypatch.setattr("flows.stages.memory.trains_on_gpus", lambda: False)
+    assert not device(None, dry=False).on_gpu
 
 
 def test_ranks_share_a_computers_memory_but_not_a_gpu():

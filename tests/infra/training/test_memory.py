@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import load_file, save_file
 from tiny import make_model
 
 from infra.store.model_files import ModelFiles
@@ -109,7 +112,20 @@ def test_a_layer_keeps_what_autograd_keeps(family, dtype, width, rows):
     two, three = (
         kept_by_autograd(config | {"num_hidden_layers": layers}, rows, 24, rows > 1, dtype) for layers in (2, 3)
     )
-    assert layer_bytes(sizes(config), width, rows, 24) == three - two
+    assert layer_bytes(sizes(config), width, rows, 24, masked=rows > 1) == three - two
+
+
+def test_a_window_needs_a_mask_where_rows_are_longer():
+    config = TINY | {"model_type": "mistral", "sliding_window": 8}
+    two, three = (kept_by_autograd(config | {"num_hidden_layers": n}, 1, 24, False, "bfloat16") for n in (2, 3))
+    assert layer_bytes(sizes(config), 2, 1, 24, masked=True) == three - two
+
+    def kept(window: int | None, length: int) -> float:
+        model = sizes(MISTRAL_7B | {"sliding_window": window})
+        return estimate(model, SftRecipe(max_length=length), 8, on_gpu=True).activations
+
+    assert kept(4096, 8192) > kept(None, 8192)
+    assert kept(4096, 4096) == kept(None, 4096)
 
 
 def test_packed_rows_have_no_mask_and_fused_layers_keep_less():
@@ -202,6 +218,17 @@ def test_a_family_that_is_not_known_is_counted_in_its_files(tmp_path: Path):
     made = estimate(found, SftRecipe(batch=8), 2, on_gpu=True)
     assert made.activations == made.logits == 0
     assert made.weights == 2 * found.parameters
+
+
+def test_the_other_parts_of_a_model_that_reads_images_count(tmp_path: Path):
+    folder = make_model(tmp_path / "m")
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"vision.weight": np.zeros((10, 10), np.float32)}, folder / "model.safetensors")
+    found = sizes_of(ModelFiles.in_folder(folder))
+    assert (found.family, found.known, found.hidden) == ("llama", True, 64)
+    assert found.parameters == sum(each.size for each in weights.values()) + 100
 
 
 def test_a_configuration_without_sizes_is_not_taken_for_the_familys_default():
