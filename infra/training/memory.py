@@ -30,7 +30,7 @@ _LIVE = 1_000_000_000  # its stage3_max_live_parameters and stage3_max_reuse_dis
 _TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of the logits that TRL's chunked head holds at once
 _TILE_ON_CPU = 29  # bytes per logit: seven float32 tensors and a mask, in the head's backward pass without Triton
 _PROCESS_ON_GPU = 1.5 * GIB  # CUDA's context, cuBLAS's and NCCL's buffers: not measured here, 1 to 2 GiB are usual
-_PROCESS_ON_CPU = 1.0 * GIB  # Python, torch, transformers, TRL and DeepSpeed as imported: bench/memory.py prints it
+_PROCESS_ON_CPU = 0.7 * GIB  # what the trainer of a model of next to nothing takes: bench/memory.py prints it
 
 
 class Sizes(BaseModel, frozen=True):
