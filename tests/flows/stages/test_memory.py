@@ -160,7 +160,8 @@ def test_a_flow_refuses_it_before_anything_starts(world, monkeypatch, dry_run):
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_plan_on_a_laptop_is_for_the_gpus_that_it_names(world, monkeypatch, capsys):
-    with_gpus(monkeypatch)
+    with_gpus(monkeypatch, 16)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # fewer than ranks
     monkeypatch.setattr(devices, "computer_memory", lambda: pytest.fail("this machine's memory was looked at"))
     world["sft"] = world["online"]["dpo"] = {"zero_stage": 3, "gradient_checkpointing": True}
     world["estimates"] |= {"gpu_memory_gib": 79}
