@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ from infra.processes.devices import computer_memory, gpu_memory, trains_on_gpus
 from infra.store.model_files import CONFIG, language_part
 from infra.training.config import Recipe
 from infra.training.memory import GIB, Memory, Sizes, estimate, gib, llama_sizes, nearest
-from infra.training.switches import ranks_of
+from infra.training.switches import ranks_of, this_machine
 from tasks.training.dpo import DpoStage
 from tasks.training.sft import SftStage
 
 Trained = SftStage | DpoStage
+GPUS_OF_A_NODE = 8  # of a plan for GPUs that are not here, where `ranks` is left open (BOLT: 8)
 
 
 class Device(NamedTuple):
@@ -80,7 +82,9 @@ def _checked(title: str, sizes: Sizes, setting: str, stage: Trained, device: Dev
     def fits(recipe: Recipe, ranks: int) -> bool:
         return needed(recipe, ranks).total <= share * device.room(ranks)
 
-    ranks = ranks_of(stage, stage.ranks)
+    machine = this_machine()
+    elsewhere = device.on_gpu and not machine.gpus
+    ranks = ranks_of(stage, stage.ranks, replace(machine, gpus=GPUS_OF_A_NODE) if elsewhere else machine)
     need = needed(stage, ranks)
     unknown = (
         ""

@@ -58,7 +58,6 @@ class Memory(NamedTuple):
     moment: str
     weights: float
     optimiser: float
-    reference: float
     gradients: float
     activations: float
     logits: float
@@ -150,29 +149,26 @@ def estimate(
     on_gpu: bool,
     packed: bool = False,
     liger: bool = False,
-    reference_in_memory: bool = True,
     process: bool = True,
 ) -> Memory:
     """What a rank needs while the model is trained, every row being as long as `max_length`.
 
     Args:
-        sizes: of the model; for DPO, also of its reference.
+        sizes: of the model. The reference policy of DPO has left memory before training.
         recipe: an SFT or a DPO recipe. A DPO row is two sequences, chosen and rejected.
         ranks: all ranks, over which ZeRO shards.
         on_gpu: buffers that a GPU allocates in full take only what is touched of them in a computer's memory, and
             without Triton TRL's head needs more.
         packed: whether rows lie end to end, without padding.
         liger: whether liger-kernel's norms and MLPs are used, which keep less.
-        reference_in_memory: whether DPO holds its reference model, or has its log-probabilities already.
         process: whether to count what a process takes before it trains.
     """
-    width = 2 if recipe.bf16 else _FP32
+    width = 2 if _in_bf16(recipe) else _FP32
     dpo = isinstance(recipe, DpoRecipe)
     weights = width * sizes.parameters / (ranks if recipe.zero_stage == 3 else 1)
     states = {
         "weights": weights,
         "optimiser": _optimiser_bytes(sizes, recipe, ranks),
-        "reference": weights if dpo and reference_in_memory else 0.0,
         "process": (_PROCESS_ON_GPU if on_gpu else _PROCESS_ON_CPU) if process else 0.0,
     }
     rows, length = recipe.micro_batch * (2 if dpo else 1), recipe.max_length
@@ -193,9 +189,14 @@ def estimate(
     return max(moments, key=lambda each: each.total)
 
 
+def _in_bf16(recipe: Recipe) -> bool:
+    """Whether the model computes in bfloat16; where the recipe leaves it open, the machine is taken to."""
+    return recipe.bf16 is not False
+
+
 def _has_masters(recipe: Recipe) -> bool:
     """Whether DeepSpeed keeps float32 weights beside the model's: not of a float32 model without ZeRO."""
-    return recipe.bf16 or recipe.zero_stage > 0
+    return _in_bf16(recipe) or recipe.zero_stage > 0
 
 
 def _optimiser_bytes(sizes: Sizes, recipe: Recipe, ranks: int) -> float:
@@ -222,7 +223,7 @@ def _backward_moments(
         working: bytes that the backward pass of one layer needs beside them.
         head: bytes that the loss needs, before any layer's backward pass.
     """
-    stage, width, count = recipe.zero_stage, 2 if recipe.bf16 else _FP32, sizes.parameters
+    stage, width, count = recipe.zero_stage, 2 if _in_bf16(recipe) else _FP32, sizes.parameters
     partition = width * count / (ranks if stage else 1)
     accumulates = recipe.batch > recipe.micro_batch * ranks
     before = partition if stage == 3 or accumulates else 0.0  # gradients of earlier micro-batches
@@ -246,14 +247,14 @@ def _bucket_bytes(recipe: Recipe, count: int, on_gpu: bool) -> float:
     """Two buffers for the exchange of gradients: ZeRO-2 fills them in turn, ZeRO-3 copies from one to scatter it."""
     if not recipe.zero_stage:
         return 0.0
-    width = 2 if recipe.bf16 else _FP32
+    width = 2 if _in_bf16(recipe) else _FP32
     touched = min(count, 2 * _BUCKET) if recipe.zero_stage == 2 else 2 * min(count, _BUCKET)
     return float(width * (2 * _BUCKET if on_gpu else touched))
 
 
 def _step_moment(sizes: Sizes, recipe: Recipe, ranks: int, on_gpu: bool, states: Mapping[str, float]) -> Memory:
     """The optimiser's step: gradients in float32, and what AdamW computes from its moments."""
-    stage, width, count = recipe.zero_stage, 2 if recipe.bf16 else _FP32, sizes.parameters
+    stage, width, count = recipe.zero_stage, 2 if _in_bf16(recipe) else _FP32, sizes.parameters
     share = count / (ranks if stage else 1)
     updated = min(share, _LIVE) if stage == 3 else share  # at once: ZeRO-3 goes by groups
     largest = max(sizes.vocabulary * sizes.hidden, sizes.hidden * sizes.inner)
