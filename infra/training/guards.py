@@ -66,7 +66,10 @@ def why_broken(config: TrainingConfig, history: Sequence[Entry]) -> str | None:
     norm = f"{steps[-1].get('grad_norm', 0.0):.3g}" if has_finite_norm(steps[-1]) else "not finite"
     what = f"the loss is {steps[-1]['loss']:.3g}, the gradient norm {norm} (such steps: {count}, limit {limit})"
     if len(steps) == 1:
-        return f"{what}, before any update: look for NaN in the model's weights, or set bf16 to false"
+        return (
+            f"{what}, before any update: the model's weights are at fault, or too large for its number format: take "
+            "another checkpoint of it, or set bf16 to false"
+        )
     return (
         f"{what}: the training diverged, and the same settings would again: lower learning_rate, now "
         f"{config.learning_rate:g}, or raise warmup_ratio, now {config.warmup_ratio:g}"
