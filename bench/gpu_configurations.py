@@ -128,7 +128,7 @@ def trainer_config(
         "micro_batch": configuration.micro_batch,
         "max_length": length,
         "epochs": 20,  # it is stopped long before
-        **({"packing": True} if configuration.trainer == "sft" else {"reference": model}),
+        **({"reference": model} if configuration.trainer == "dpo" else {}),
         **configuration.changes,
     }
     return (SftConfig if configuration.trainer == "sft" else DpoConfig)(**settings)

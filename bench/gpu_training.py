@@ -169,9 +169,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--minutes", type=float, default=7.5, help="no configuration goes on after that; not for a smoke"
-    )
+    parser.add_argument("--minutes", type=float, default=7.5, help="no configuration goes on after that")
     parser.add_argument(
         "--cap", type=float, default=75, help="seconds that a configuration may take, its start included"
     )
