@@ -72,6 +72,19 @@ def test_a_resumed_epoch_continues_with_the_same_rows() -> None:
     assert len(Sampler(batches, lambda: 0)) == len(first) == 10
 
 
+@pytest.mark.parametrize("skipped", [0, 3])
+def test_ranks_take_turns_and_a_resumed_one_skips_what_was_done(skipped: int) -> None:
+    from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+
+    batches = Batches(lognormal(21), 8, 4, 2, "packed", seed=0)
+    whole = list(Sampler(batches, lambda: 0))
+    for rank in (0, 1):
+        shard = BatchSamplerShard(Sampler(batches, lambda: 0), num_processes=2, process_index=rank)  # type: ignore[arg-type]
+        own = list(SkipBatchSampler(shard, skip_batches=skipped))
+        assert own == whole[rank::2][skipped:]
+        assert len(shard) == len(whole) / 2
+
+
 def test_grouping_saves_most_of_the_padding() -> None:
     lengths = lognormal(512)
     computed = {layout: Batches(lengths, 64, 8, 1, layout, seed=0).computed() for layout in LAYOUTS}
