@@ -39,6 +39,7 @@ from infra.text.markdown import short
 from infra.training.inputs import check_ranks
 from infra.training.memory import Sizes, sizes_of
 from infra.training.switches import ranks_of, switches, this_machine, told
+from infra.training.trackers import check_trackers
 
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
@@ -262,6 +263,8 @@ class Run:
         Raises:
             BadInput: there is no such model, or it cannot be used so.
         """
+        for setting, recipe in (trains or {}).items():
+            check_trackers(recipe.report_to, f"{setting}.report_to")
         if Path(named).is_dir():
             self._check(ModelFiles.in_folder(Path(named)), role, trains)
             take = imported_ref if self.dry else import_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import re
 import threading
 import time
@@ -26,7 +27,7 @@ _LAST_WAIT_S = 2.0  # for the last update of the bar
 def progress(
     step: str,
     done: Callable[[], float],
-    total: float,
+    total: float | Callable[[], float],
     unit: str,
     *,
     detail: Callable[[], str] | None = None,
@@ -41,7 +42,7 @@ def progress(
 
     Args:
         done: how much is done, in `unit`s, including what was done before the block.
-        total: how much there is to do.
+        total: how much there is to do; a function's result may be infinite for as long as that is not known.
         unit: what is counted, in the plural: "requests", "rows", "epochs".
     """
     from prefect.context import TaskRunContext
@@ -51,7 +52,7 @@ def progress(
         return
     over, succeeded = threading.Event(), threading.Event()
     context = contextvars.copy_context()  # it holds the task run and the API's address
-    gauge = Gauge(step, done, total, unit, detail)
+    gauge = Gauge(step, done, total if callable(total) else lambda: total, unit, detail)
     drawing = threading.Thread(
         target=context.run,
         args=(_draw, gauge, bar_s, line_s, over, succeeded),
@@ -82,7 +83,7 @@ class Gauge:
 
     step: str
     done: Callable[[], float]
-    total: float
+    total: Callable[[], float]
     unit: str
     detail: Callable[[], str] | None = None
     began: float = field(default_factory=time.monotonic)
@@ -90,21 +91,24 @@ class Gauge:
 
     def percent(self) -> float:
         """From 0 to 100, with one decimal."""
-        share = self.done() / self.total if self.total else 1.0
+        total = self.total()
+        share = self.done() / total if total else 1.0
         return round(100 * min(1.0, max(0.0, share)), 1)
 
     def text(self) -> str:
         """Such as `responses: 12 of 40 requests, 1.5 per second, about 1 min left`, and the details."""
-        done, seconds = self.done(), time.monotonic() - self.began
+        done, total = self.done(), self.total()
+        if total == math.inf:
+            return f"{self.step}: starting"
         if self.before is None:
-            self.before = done
-        parts = [f"{_number(done)} of {_number(self.total)} {self.unit}"]
-        made = done - self.before
+            self.before, self.began = done, time.monotonic()
+        parts = [f"{_number(done)} of {_number(total)} {self.unit}"]
+        made, seconds = done - self.before, time.monotonic() - self.began
         if made > 0 and seconds > 0:
             parts.append(f"{_number(made / seconds)} per second")
-            parts.append(f"about {duration(seconds / made * max(0.0, self.total - done))} left")
-        if self.detail:
-            parts.append(self.detail())
+            parts.append(f"about {duration(seconds / made * max(0.0, total - done))} left")
+        if self.detail and (more := self.detail()):
+            parts.append(more)
         return f"{self.step}: {', '.join(parts)}"
 
 
@@ -114,7 +118,7 @@ def _draw(gauge: Gauge, bar_s: float, line_s: float, over: threading.Event, succ
     bar: UUID | None = None
     logged = time.monotonic()
     try:
-        gauge.text()  # sets `before`
+        gauge.text()  # the rate counts from here, unless `total` is not known yet
         while not (ended := over.wait(bar_s)) or bar is not None:
             percent = 100.0 if succeeded.is_set() else gauge.percent()
             if bar is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Self
@@ -83,6 +83,11 @@ class Manifest(BaseModel):
     bytes: int
     columns: list[Column] = Field(alias="schema")
     parts: list[Part]
+    beside: list[str] = Field(
+        [],
+        description="Files in the folder that are kept with the artifact but are no part of it, such as TensorBoard's: "
+        "they are neither in the digest nor checked.",
+    )
     counts: dict[str, Any]
     inputs: dict[str, Ref]
     config: dict[str, Any]
@@ -127,6 +132,7 @@ def finish(
     provenance: Provenance,
     counts: Counts,
     started: datetime,
+    beside: Sequence[str] = (),
 ) -> Ref:
     """Delete what a crashed writer left, and write the manifest last. Raises `StoreError`, `ValueError`."""
     folder = f"{step}/{key}"
@@ -139,6 +145,7 @@ def finish(
         bytes=sum(part.bytes for part in parts),
         schema=columns,
         parts=parts,
+        beside=list(beside),
         counts=dict(counts() if callable(counts) else counts or {}),
         inputs=provenance.inputs,
         config=provenance.config,
@@ -170,7 +177,8 @@ def ref_of(store: Store, manifest: Manifest) -> Ref:
 
 def foreign(store: Store, manifest: Manifest) -> list[str]:
     """The paths of files in the artifact's folder that its manifest does not list."""
-    known = {f"{manifest.folder}/{name}" for name in [MANIFEST, DELETING, *(part.path for part in manifest.parts)]}
+    parts = (part.path for part in manifest.parts)
+    known = {f"{manifest.folder}/{name}" for name in [MANIFEST, DELETING, *manifest.beside, *parts]}
     return [path for path in store.list(manifest.folder) if path not in known]
 
 

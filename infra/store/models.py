@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 IMPORTED = "imported"  # the step of imported models
+RUNS = "runs"
+"""The folder in a model's that trainers keep TensorBoard's files in, by transformers' custom."""
+_EVENTS = "events.out.tfevents"  # how the names of these files begin
 
 
 class ModelError(BadInput):
@@ -42,9 +45,18 @@ class ModelError(BadInput):
 
 
 def publish_model(
-    store: Store, step: str, key: str, folder: Path, provenance: Provenance, counts: Counts = None
+    store: Store,
+    step: str,
+    key: str,
+    folder: Path,
+    provenance: Provenance,
+    counts: Counts = None,
+    runs: Path | None = None,
 ) -> Ref:
     """Copy a model folder into the store as `step/key`, its manifest last. Hidden files are skipped.
+
+    TensorBoard's files in the folder `runs` are kept beside the model: two trainings that end with the same weights
+    have the same digest, although these files hold times.
 
     Raises:
         ModelError: the folder is missing, empty, or holds pickled weights.
@@ -53,7 +65,9 @@ def publish_model(
     files = _files(folder)
     started = begin(store, step, key)
     parts = [_upload(store, f"{step}/{key}", folder, name) for name in files]
-    return finish(store, "model", step, key, [], parts, provenance, counts, started)
+    events = sorted(path for path in runs.rglob(f"{_EVENTS}*")) if runs else []
+    beside = [_upload(store, f"{step}/{key}", path.parent, path.name, f"{RUNS}/").path for path in events]
+    return finish(store, "model", step, key, [], parts, provenance, counts, started, beside)
 
 
 def fetch_model(store: Store, ref: Ref, work_dir: Path) -> Path:
@@ -129,7 +143,11 @@ def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} does not exist or is not a folder")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    files = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    files = sorted(
+        path.as_posix()
+        for path in paths
+        if not any(part.startswith(".") for part in path.parts) and not path.name.startswith(_EVENTS)
+    )
     if pickles := [file for file in files if Path(file).suffix.lower() in PICKLES]:
         raise ModelError(
             f"model folder {folder} holds pickled files, which can run code when loaded: {', '.join(pickles)}. "
@@ -147,10 +165,11 @@ def _part(folder: Path, name: str) -> Part:
     return Part(path=name, rows=1, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def _upload(store: Store, artifact: str, folder: Path, name: str) -> Part:
-    with (folder / name).open("rb") as source, store.open_write(f"{artifact}/{name}") as sink:
+def _upload(store: Store, artifact: str, folder: Path, name: str, below: str = "") -> Part:
+    """Copy the file `name` of a local folder to the folder `below` (with "/" at its end) of an artifact."""
+    with (folder / name).open("rb") as source, store.open_write(f"{artifact}/{below}{name}") as sink:
         shutil.copyfileobj(source, sink, CHUNK)
-        return Part(path=name, rows=1, bytes=sink.size, sha256=sink.sha256())
+        return Part(path=f"{below}{name}", rows=1, bytes=sink.size, sha256=sink.sha256())
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 
 from infra.training.limits import DpoGuards, TrainingGuards
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 class Paths(BaseModel, frozen=True, extra="forbid"):
     """The local files that a trainer reads and writes."""
@@ -25,6 +27,10 @@ class Paths(BaseModel, frozen=True, extra="forbid"):
     resume: Path | None = Field(
         None,
         description="Folder of the checkpoint to go on from (infra.training.checkpoints); null: start anew",
+    )
+    name: str = Field("training", description="Name of the training for trackers, STEP-KEY")
+    tracking: Path | None = Field(
+        None, description="Folder for what trackers keep on this machine; null: `tracking` beside `output`"
     )
 
 
@@ -110,6 +116,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         description="Minutes between two copies of the last checkpoint to the artifact store, from which another host "
         "can go on",
     )
+    report_to: tuple[Tracker, ...] = Field(
+        ("tensorboard",),
+        description="Trackers that the training's curves are sent to. TensorBoard's files are kept with the model; the "
+        "others must be installed, and are configured by their own environment variables",
+    )
     guards: TrainingGuards = Field(TrainingGuards(), description="Limits that stop the training with a reason")
 
     def steps(self, rows: int) -> int:
@@ -181,7 +192,7 @@ class DpoConfig(Paths, DpoRecipe, frozen=True):
 
 
 TrainingConfig = SftConfig | DpoConfig
-WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes", "guards", "max_bad_share", "require_format")
+WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes", "guards", "report_to", "max_bad_share", "require_format")
 """Fields of a recipe that do not change the trained model: they may differ where a training is resumed."""
 
 

@@ -20,6 +20,7 @@ from infra.training.divided import Divided, batches_of, figures
 from infra.training.guards import StopByGuards, completion_tokens
 from infra.training.reference import add_reference, reference_path
 from infra.training.switches import decided
+from infra.training.tracking import callbacks
 
 
 class PretokenisedDpoTrainer(Divided, DPOTrainer):  # type: ignore[misc]
@@ -73,7 +74,11 @@ def main(config_path: Path) -> None:
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[training.MetricsFile(), StopByGuards(config, counts)],
+        callbacks=[
+            *callbacks(config, counts["mean_length"]),
+            training.MetricsFile(),
+            StopByGuards(config, counts),
+        ],
     )
     trainer.batches = batches
     load = partial(training.load_model, config.reference, config)

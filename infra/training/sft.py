@@ -16,6 +16,7 @@ from infra.training.config import SftConfig
 from infra.training.divided import Divided, batches_of, figures
 from infra.training.guards import StopByGuards
 from infra.training.switches import decided
+from infra.training.tracking import callbacks
 
 
 class DividedSftTrainer(Divided, SFTTrainer):  # type: ignore[misc]
@@ -54,7 +55,11 @@ def main(config_path: Path) -> None:
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[training.MetricsFile(), StopByGuards(config, counts)],
+        callbacks=[
+            *callbacks(config, counts["mean_length"]),
+            training.MetricsFile(),
+            StopByGuards(config, counts),
+        ],
     )
     trainer.batches = batches
     training.run(trainer, config, {**counts, **figures(batches)})

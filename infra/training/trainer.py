@@ -37,6 +37,8 @@ from infra.training.guards import guard_figures
 from infra.training.inputs import Rows, check_reference, check_vocabulary, check_weights, config_of, vocabulary_size
 from infra.training.resumable import Resumable
 from infra.training.saving import make_savable, restore_settings, tied
+from infra.training.trackers import PROJECT
+from infra.training.tracking import stopped
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +56,10 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends the trainer's metrics to the launcher's metrics file as JSON lines, on rank 0 only."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin the file anew, with the lines up to the checkpoint if the training is resumed."""
+        """Begin the file anew: all steps there will be, and the lines up to the checkpoint that is resumed from."""
         if path := os.environ.get(METRICS_VARIABLE) if state.is_world_process_zero else None:
-            Path(path).write_text("".join(f"{json.dumps(entry)}\n" for entry in state.log_history))
+            lines = [{"step": state.global_step, "steps": state.max_steps}, *state.log_history]
+            Path(path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write one line."""
@@ -113,7 +116,8 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, end: int
 
 def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, Any]]:
     """The tokenised rows of all parts, with the counts `samples`, `dropped` (rows over `max_length`), `skipped` (rows
-    that cannot be trained on, by reason) and `tokens`.
+    that cannot be trained on, by reason), `tokens`, and `mean_length`: the mean over tokens of the length of their
+    sequences (of a pair, the longer one's).
 
     Rank 0 streams the parts into one Arrow file next to `output`, which all ranks map into memory.
 
@@ -134,13 +138,15 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
     torch.distributed.barrier()
     rows = Dataset.from_file(str(path))
     tokens = sum(int(chunk.sum().as_py()) for chunk in rows.data.column(TOKENS).chunks)
+    lengths = rows.data.column(LENGTH).to_numpy()
     left_out = json.loads(path.with_suffix(".json").read_text())
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:  # every rank has mapped the file, so it can be unlinked
         path.unlink()
         path.with_suffix(".json").unlink()
     clock.mark("rows")
-    return rows.remove_columns(TOKENS), {"samples": len(rows), **left_out, "tokens": tokens}
+    counts = {"samples": len(rows), **left_out, "tokens": tokens}
+    return rows.remove_columns(TOKENS), {**counts, "mean_length": round((lengths**2).sum() / lengths.sum())}
 
 
 def check_models(config: TrainingConfig) -> None:
@@ -242,7 +248,9 @@ def arguments(config: TrainingConfig, batches: Batches) -> dict[str, Any]:
         "eval_strategy": "no",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide a loss that is not finite from the guards
-        "report_to": "none",
+        "report_to": "none",  # infra.training.tracking does it
+        "run_name": config.name,
+        "project": PROJECT,
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not on_cpu,
@@ -314,6 +322,7 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -
             "ranks": ranks(),
             "answer": answer,
             "parts": clock.seconds,
+            "untracked": stopped(trainer),
         }
         trained_path(config.output).write_text(json.dumps(report, indent=2))
     torch.distributed.barrier()

@@ -24,8 +24,10 @@ from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
 from infra.training.config import WITHOUT_EFFECT, Recipe, TrainingConfig, resumable_settings, trained_path
 from infra.training.switches import decided
+from infra.training.trackers import events_folder
 from tasks.training.card import CARD, check_format, judged, model_card
 from tasks.training.guards import stop_shown
+from tasks.training.watch import last_figures, logged, steps_done, steps_in_all
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +68,10 @@ def train_and_publish(
     servers.release()
     with attempt_folder(servers.work_dir / "training", f"{plan.step}-{plan.key}") as folder:
         model, log_path = model_path(folder), folder / "train.log"
+        name, tracking = f"{plan.step}-{plan.key}", servers.work_dir / "tracking"
         if not is_finished(folder):
-            train(plan, store, module, make_config(output=model), ranks, log_path)
+            config = make_config(output=model).model_copy(update={"name": name, "tracking": tracking})
+            train(plan, store, module, config, ranks, log_path)
             finish_attempt(folder)
         report = training_report(folder)
         report["answer"] = judged(report["answer"], format)
@@ -76,7 +80,7 @@ def train_and_publish(
         (model / CARD).write_text(model_card(store, plan, report), encoding="utf-8")
         shutil.rmtree(checkpoints_folder(model), ignore_errors=True)
         made = find(store, plan.step, plan.key) or publish_model(
-            store, plan.step, plan.key, model, plan.provenance, counts=report
+            store, plan.step, plan.key, model, plan.provenance, report, events_folder(tracking, name)
         )
     drop(store, plan.step, plan.key)
     return made
@@ -85,7 +89,7 @@ def train_and_publish(
 def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: int, log_path: Path) -> None:
     """Run the trainer `module` from the last checkpoint, or from the beginning. Raises as `train_and_publish`."""
     config, _ = decided(config)  # the trainer would decide so too; a checkpoint has what was decided
-    checkpoints = checkpoints_folder(config.output)
+    checkpoints, metrics = checkpoints_folder(config.output), metrics_path(log_path)
     if resume := latest(store, plan.step, plan.key, checkpoints):
         places = f"{checkpoints} and {store.uri(place(plan.step, plan.key))}"
         check_settings(resume, resumable_settings(config, ranks), places)
@@ -94,7 +98,13 @@ def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: 
         config = config.model_copy(update={"resume": resume})
     with (
         stop_shown(plan.step, config),
-        progress(plan.step, lambda: epochs_done(metrics_path(log_path)), config.epochs, "epochs"),
+        progress(
+            plan.step,
+            lambda: steps_done(metrics),
+            lambda: steps_in_all(metrics),
+            "steps",
+            detail=lambda: last_figures(metrics),
+        ),
         kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
     ):
         launch(module, config, ranks=ranks, log_path=log_path)
@@ -106,14 +116,9 @@ def check_table(table: Ref, what: str) -> None:
         raise BadInput(f"{what}: the table {table.step}/{table.key} has no rows to train on: make it from more data")
 
 
-def epochs_done(metrics: Path) -> float:
-    """Passes over the data so far, from the last complete line of a trainer's metrics; 0 if there is none yet."""
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-    return float(json.loads(lines[-1]).get("epoch", 0.0)) if lines else 0.0
-
-
 def training_report(folder: Path) -> dict[str, Any]:
     """The trainer's report (written last, after the reload checks) and its logged curve, from a training folder."""
     found: dict[str, Any] = json.loads(trained_path(folder / "model").read_text())
-    curve = [json.loads(line) for line in metrics_path(folder / "train.log").read_text().splitlines()]
-    return {**found, "curve": curve}
+    for tracker, why in found.get("untracked", {}).items():
+        log.warning("the training was not wholly reported to %s: %s", tracker, why)
+    return {**found, "curve": [line for line in logged(metrics_path(folder / "train.log")) if "steps" not in line]}
