@@ -21,7 +21,7 @@ from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
-from flows.stages.summary import publish_report, publish_summary
+from flows.stages.summary import publish_report, publish_summary, show_training
 from tasks.training.sft import SftStage
 
 
@@ -105,6 +105,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         longcot = bootstrap_stage(run, stage_1, examples, queries, writer, reward_model)  # stage 1
 
         reference = policy = sft_stage(run, config.sft, longcot, instruct)  # stage 2
+        show_training(run, policy)
         grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy, format=learned)
 
         watch = Watch(run, stage_3.guards, stage_3.dpo.guards, config.sft.guards)
@@ -112,6 +113,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         for iteration in range(1, stage_3.iterations + 1):  # stage 3
             asked = later_queries[iteration]
             policy = online_iteration(run, stage_3, iteration, asked, policy, reference, reward_model, watch)
+            show_training(run, policy)
             name = f"online-{iteration}"
             grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format=learned)
             watch.grades[iteration] = grades[name]["sampled"]

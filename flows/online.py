@@ -14,6 +14,7 @@ from flows.stages.guards import Watch
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
 from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
+from flows.stages.summary import show_training
 from infra.store.manifest import Ref
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
@@ -143,6 +144,7 @@ def online(config: OnlineConfig) -> Ref:
             policy = online_iteration(
                 run, config.online, iteration, queries[iteration], policy, reference, reward_model, watch
             )
+            show_training(run, policy)
         watch.measure(config.online.iterations, policy)
         watch.stop_if_tripped()
         return policy

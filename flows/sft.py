@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.summary import show_training
 from infra.store.manifest import Ref
 from tasks.training.sft import SftStage, train_sft
 
@@ -28,6 +29,8 @@ def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
 def sft(config: SftFlowConfig) -> Ref:
     """Fine-tune an instruct model on the LongCoT data of another run."""
     with begin(config) as run:
-        return sft_stage(
-            run, config.sft, run.table(config.longcot), run.model(config.model, trains={"config.sft": config.sft})
-        )
+        longcot = run.table(config.longcot)
+        instruct = run.model(config.model, trains={"config.sft": config.sft})
+        trained = sft_stage(run, config.sft, longcot, instruct)
+        show_training(run, trained)
+        return trained

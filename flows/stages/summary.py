@@ -17,12 +17,12 @@ from prefect.context import FlowRunContext
 
 from flows.stages.run import Run
 from infra.settings import PROJECT_ROOT
-from infra.store.manifest import Ref
+from infra.store.manifest import Ref, expect
 from infra.store.store import Store
 from infra.text.markdown import as_text, markdown_table
 from tasks.evaluation.problems import Verifiable
-from tasks.report.plot import stages_plot
-from tasks.report.report import PLOTS, TABLES, data_uri, points, stage_rows, write_page
+from tasks.report.plot import stages_plot, training_plot
+from tasks.report.report import TABLES, curve, data_uri, points, stage_rows, titles, training_title, write_page
 
 
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
@@ -76,6 +76,17 @@ def publish_summary(
     return {**summary, "path": run.store.uri(path)}
 
 
+def show_training(run: Run, model: Ref) -> None:
+    """The curves of a training that the run did or found, as a Prefect artifact `bolt-training-STEP`."""
+    if run.dry:
+        return
+    svg = training_plot(model.step, curve(expect(run.store, model)))
+    title = training_title(model.step)
+    create_markdown_artifact(
+        f"## {title}\n\n![{model.step}]({data_uri(svg)})", key=f"bolt-training-{model.step}", description=title
+    )
+
+
 def publish_report(store: Store, summary: dict[str, Any]) -> None:
     """Write `runs/NAME/report.html` to the store: one page that needs no server.
 
@@ -90,7 +101,8 @@ def publish_report(store: Store, summary: dict[str, Any]) -> None:
     for name, rows in tables.items():
         cells = [{column: as_text(cell) for column, cell in row.items()} for row in rows]
         create_table_artifact(cells, key=f"bolt-{name}", description=TABLES[name])
-    pictures = "\n\n".join(f"## {PLOTS[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
+    shown = titles(plots)
+    pictures = "\n\n".join(f"## {shown[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
     create_markdown_artifact(pictures, key="bolt-plots", description="The plots of the report")
     address = store.local_path(path).as_uri() if store.is_local else store.uri(path)
     described = f"The whole report on one page: `{store.uri(path)}`"  # a browser may refuse to follow a link to a file

@@ -68,8 +68,10 @@ def environment(config: TrainingConfig) -> dict[str, str]:
         "WANDB_FINISH_TIMEOUT": "60",
         "MLFLOW_EXPERIMENT_NAME": PROJECT,
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_ALLOW_FILE_STORE": "true",  # for a MLFLOW_TRACKING_URI that is a folder: MLflow prefers databases
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         "TRACKIO_DIR": str(folder / "trackio"),
     }
     return {**defaults, **{name: os.environ[name] for name in defaults if name in os.environ}, **ours}

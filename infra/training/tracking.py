@@ -133,7 +133,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 replay(state.log_history)
             if self.tracker == "wandb":
                 stay_offline_without_a_key()
-            [self.integration] = get_reporting_integration_callbacks([self.tracker])
+            [integration] = get_reporting_integration_callbacks([self.tracker])
+            self.integration = integration()
             self.integration.on_train_begin(args, state, control, **more)
 
         self._try(state, begin)
@@ -172,6 +173,7 @@ def stay_offline_without_a_key() -> None:
     if "WANDB_MODE" in os.environ or wandb.login(prompt=False):
         return
     os.environ["WANDB_MODE"] = "offline"
+    wandb.teardown()  # it has read its settings
     log.warning(
         "W&B: nobody is logged in (WANDB_API_KEY, or `wandb login`), so the run is written to %s only: send it later "
         "with `wandb sync`",

@@ -15,6 +15,15 @@ CURVES = {
     "rewards/margins": "margin of implicit rewards",
 }
 """What TRL's DPO trainer logs at each step, and its title here."""
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm before clipping",
+    "rewards/margins": CURVES["rewards/margins"],
+    "rewards/accuracies": CURVES["rewards/accuracies"],
+    "tokens_per_second": "tokens per second",
+}
+"""What is shown of a training, if its trainer logs it: the rewards are DPO's."""
 
 
 def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
@@ -140,6 +149,23 @@ def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[M
         words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="DPO iterations")
 
     return _svg((10, 5.4), draw)
+
+
+def training_plot(name: str, curve: Sequence[Mapping[str, float]]) -> bytes:
+    """What the trainer of the step `name` logged at each of its steps: a panel for each figure in `LOGGED`."""
+    logged = [figure for figure in LOGGED if any(figure in at for at in curve)]
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(-(-len(logged) // 3), 3, squeeze=False).flat
+        for axes, shown in zip(panels, logged, strict=False):
+            points = [(at["step"], at[shown]) for at in curve if shown in at]
+            axes.plot(*zip(*points, strict=True), linewidth=1.2, marker="" if len(points) > 1 else "o")
+            axes.set(title=LOGGED[shown], xlabel="training step")
+        for axes in list(figure.axes)[len(logged) :]:
+            axes.set_axis_off()
+        figure.suptitle(name)
+
+    return _svg((10, 0.4 + 2.5 * -(-len(logged) // 3)), draw)
 
 
 def steps_plot(seconds: Mapping[str, float]) -> bytes:

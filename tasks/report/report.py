@@ -77,6 +77,11 @@ def manifests(store: Store, made: Made) -> dict[str, list[Manifest]]:
     return {step: [expect(store, ref) for ref in refs] for step, refs in made.items()}
 
 
+def trainings(made: Iterable[str]) -> list[str]:
+    """The names of the steps that trained a model, in order."""
+    return [*(name for name in made if name == "sft"), *numbered(made, "dpo-")]
+
+
 def numbered(names: Iterable[str], prefix: str) -> list[str]:
     """The names that consist of `prefix` and an iteration's number, in the order of the iterations."""
     found = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()]
@@ -222,7 +227,7 @@ def plots(
     found: Mapping[str, Sequence[Manifest]],
     seconds: Mapping[str, float],
 ) -> dict[str, bytes]:
-    """The page's plots by name, as SVG."""
+    """The page's plots by name, as SVG. That of a training has its step's name."""
     filtered, scored, selected = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
     remaining = {
         "sampled": filtered["read"],
@@ -240,12 +245,14 @@ def plots(
     scored_steps = ["scores", *numbered(made, "scores-online-")]
     scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
     dpo = {step: curve(found[step][0]) for step in numbered(found, "dpo-")}
+    trained = {step: plot.training_plot(step, curve(found[step][0])) for step in trainings(found)}
     in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
     return {
         "stages": plot.stages_plot(summary["stages"]),
         "funnel": plot.funnel_plot(remaining, outcomes),
         "scores": plot.scores_plot(scores, selected["threshold"]),
         "curves": plot.curves_plot(curve(found["sft"][0]), dpo),
+        **trained,
         "steps": plot.steps_plot(in_order),
     }
 
@@ -312,7 +319,8 @@ def write_page(
         tables=tables,
         captions=TABLES,
         plots={name: data_uri(svg) for name, svg in pictures.items()},
-        alternatives=PLOTS,
+        alternatives=titles(pictures),
+        trainings=trainings(made),
         script=Markup(script),  # noqa: S704  # the project's own
         style=Markup(style),  # noqa: S704
         script_hash=content_hash(script),
@@ -324,6 +332,16 @@ def write_page(
     for piece in page:
         write(piece.encode())
     return tables, pictures
+
+
+def titles(pictures: Iterable[str]) -> dict[str, str]:
+    """What each plot shows, by name."""
+    return {name: PLOTS.get(name) or training_title(name) for name in pictures}
+
+
+def training_title(step: str) -> str:
+    """What the plot of a training shows."""
+    return f"What the trainer of {step} logged: loss, learning rate, gradient norm and speed at each step"
 
 
 def content_hash(text: str) -> str:

@@ -63,9 +63,9 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     drawn: dict[str, float] = {}
 
     @contextmanager
-    def drawing(step: str, done: Callable[[], float], total: float, *_: Any, **__: Any) -> Iterator[None]:
+    def drawing(step: str, done: Callable[[], float], total: Any, *_: Any, **__: Any) -> Iterator[None]:
         yield
-        drawn[step] = done() / total
+        drawn[step] = done() / (total() if callable(total) else total)
 
     for module in (
         "infra.steps.progress",

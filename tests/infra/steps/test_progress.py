@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
 
-from infra.steps.progress import artifact_key, progress
+from infra.steps import progress as module
+from infra.steps.progress import Gauge, artifact_key, progress
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,16 @@ def test_outside_of_a_task_run_nothing_is_drawn():
     before = threading.active_count()
     with progress("responses", done, 10, "requests", bar_s=0):
         assert threading.active_count() == before
+
+
+def test_the_rate_counts_from_when_the_total_is_known(monkeypatch):
+    """A trainer first loads its model, and may go on from a checkpoint; then it says how many steps there will be."""
+    clock, done, total = [0.0], [0], [math.inf]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    gauge = Gauge("sft", lambda: done[0], lambda: total[0], "steps", lambda: "loss 0.5" if done[0] > 40 else "")
+    assert (gauge.text(), gauge.percent()) == ("sft: starting", 0.0)
+    clock[0], done[0], total[0] = 600.0, 40, 100
+    assert gauge.text() == "sft: 40 of 100 steps"
+    clock[0], done[0] = 720.0, 60
+    assert gauge.text() == "sft: 60 of 100 steps, 0.17 per second, about 4 min left, loss 0.5"
+    assert gauge.percent() == 60.0

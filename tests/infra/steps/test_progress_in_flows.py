@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from pathlib import Path
 
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 
 from infra.steps.progress import progress
-from tasks.training.train import epochs_done
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -89,12 +86,3 @@ def test_a_failing_api_does_not_disturb_the_step(caplog, monkeypatch):
         assert works("step-f", [0.5]) == "done"
     assert "progress of step-f is no longer shown: ConnectionError: the API is gone" in caplog.text
     assert drawn("progress-step-f") == []
-
-
-def test_epochs_are_read_from_the_last_whole_line(tmp_path: Path):
-    metrics = tmp_path / "train.metrics.jsonl"
-    assert epochs_done(metrics) == 0
-    metrics.write_text('{"step"')
-    assert epochs_done(metrics) == 0
-    metrics.write_text(json.dumps({"epoch": 0.5}) + "\n" + json.dumps({"epoch": 1.5}) + '\n{"epoch": 2')
-    assert epochs_done(metrics) == 1.5

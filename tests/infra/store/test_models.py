@@ -160,3 +160,28 @@ def test_publishing_again_drops_what_is_no_longer_part_of_it(store, folder):
     ref = publish_model(store, "sft", "k", folder, NONE)
     assert store.list("sft/k") == ["sft/k/config.json", "sft/k/manifest.json", "sft/k/model.safetensors"]
     assert find(store, "sft", "k") == ref
+
+
+def test_tensorboards_files_are_beside_a_model_and_not_in_its_digest(store, folder, tmp_path, caplog):
+    """They hold times: two trainings that end with the same weights must give later steps the same keys."""
+    for key in ("one", "two"):
+        runs = tmp_path / key
+        runs.mkdir()
+        (runs / f"events.out.tfevents.{key}").write_text(f"at {key}")
+        (runs / "unfinished.tmp").touch()
+        publish_model(store, "sft", key, folder, NONE, runs=runs)
+    one, two = (find(store, "sft", key) for key in ("one", "two"))
+    assert one.digest == two.digest
+    assert one.rows == 3
+    assert store.read_bytes("sft/one/runs/events.out.tfevents.one") == b"at one"
+    assert "ignoring" not in caplog.text
+    store.delete("sft/one/runs/events.out.tfevents.one")
+    assert find(store, "sft", "one") == one  # a lost curve costs no training
+    assert publish_model(store, "sft", "three", folder, NONE, runs=tmp_path / "none").digest == one.digest
+
+
+def test_tensorboards_files_in_a_model_folder_are_not_imported(local_store, folder):
+    before = import_model(local_store, folder, "m")
+    (folder / "runs" / "Nov28").mkdir(parents=True)
+    (folder / "runs" / "Nov28" / "events.out.tfevents.1").touch()
+    assert import_model(local_store, folder, "m") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT, PAIRS
 from infra.store.store import StoreError
 from infra.training.config import trained_path
+from infra.training.trackers import events_folder
 from tasks.training.dpo import DpoStage, train_dpo
 from tasks.training.sft import SftStage, train_sft
 
@@ -66,7 +68,10 @@ def trainer(config: Any, *, log_path: Path, **_: Any) -> None:
     (config.output / "config.json").write_text(json.dumps({"folder": config.output.parent.name}))
     trained_path(config.output).write_text(json.dumps({"steps": 1, "answer": ANSWER}))
     log_path.write_text("all is well")
-    metrics_path(log_path).write_text('{"step": 1, "loss": 0.5}\n')
+    metrics_path(log_path).write_text('{"step": 0, "steps": 1}\n{"step": 1, "loss": 0.5}\n')
+    runs = events_folder(config.tracking, config.name)
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / f"events.out.tfevents.{time.time_ns()}").write_text(config.output.parent.name)
 
 
 def files(world) -> list[str]:
@@ -96,7 +101,9 @@ def test_both_stages_train_on_their_inputs_and_leave_no_folder(world, servers, l
     assert [path.name for path in config.data] == ["part-00000.parquet"]
     assert servers.released == 2
     assert files(world) == []
-    assert bars == {"sft": 0.0, "dpo-1": 0.0}  # the trainer of this test logs no epoch
+    assert bars == {"sft": 1, "dpo-1": 1}  # steps
+    assert [path.split("/")[-2] for path in world.store.list("sft/k") if "tfevents" in path] == ["runs"]
+    assert config.name == "dpo-1-k"
 
 
 def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot, model, monkeypatch):
