@@ -192,7 +192,14 @@ class DpoConfig(Paths, DpoRecipe, frozen=True):
 
 
 TrainingConfig = SftConfig | DpoConfig
-WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_copy_minutes", "guards", "report_to", "max_bad_share", "require_format")
+WITHOUT_EFFECT = (
+    "checkpoint_minutes",
+    "checkpoint_copy_minutes",
+    "guards",
+    "report_to",
+    "max_bad_share",
+    "require_format",
+)
 """Fields of a recipe that do not change the trained model: they may differ where a training is resumed."""
 
 

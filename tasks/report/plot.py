@@ -154,9 +154,10 @@ def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[M
 def training_plot(name: str, curve: Sequence[Mapping[str, float]]) -> bytes:
     """What the trainer of the step `name` logged at each of its steps: a panel for each figure in `LOGGED`."""
     logged = [figure for figure in LOGGED if any(figure in at for at in curve)]
+    rows = max(1, -(-len(logged) // 3))
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(-(-len(logged) // 3), 3, squeeze=False).flat
+        panels = figure.subplots(rows, 3, squeeze=False).flat
         for axes, shown in zip(panels, logged, strict=False):
             points = [(at["step"], at[shown]) for at in curve if shown in at]
             axes.plot(*zip(*points, strict=True), linewidth=1.2, marker="" if len(points) > 1 else "o")
@@ -165,7 +166,7 @@ def training_plot(name: str, curve: Sequence[Mapping[str, float]]) -> bytes:
             axes.set_axis_off()
         figure.suptitle(name)
 
-    return _svg((10, 0.4 + 2.5 * -(-len(logged) // 3)), draw)
+    return _svg((10, 0.4 + 2.5 * rows), draw)
 
 
 def steps_plot(seconds: Mapping[str, float]) -> bytes:

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from small import bootstrap_parameters, small_world
 
 import infra.serving.servers
+import infra.training.trackers
 import tasks.responses.generate
 import tasks.rewards.score
 import tasks.training.train
@@ -143,6 +144,20 @@ def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sa
     with pytest.raises(BadInput, match=r"model .*/silent: no chat template in its files"):
         made(world | {"reward_model": str(silent)})
     assert not answered
+
+
+def test_a_tracker_that_is_not_installed_stops_a_run_at_its_start(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(infra.training.trackers, "is_installed", lambda tracker: tracker != "wandb")
+    write_table(store(), "longcot", "k", LONGCOT, [], Provenance())
+    config = SftFlowConfig(
+        model=world["model"],
+        serving=world["serving"],
+        longcot="longcot/k",
+        sft={"report_to": ["tensorboard", "wandb"]},
+    )
+    with pytest.raises(BadInput, match=r"config.sft.report_to: wandb is not installed here: run .* wandb`"):
+        sft(config)
+    assert steps_in(tmp_path / "store").keys() == {"longcot/k"}
 
 
 def test_a_query_file_that_is_missing_is_named(world):

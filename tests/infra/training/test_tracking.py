@@ -44,12 +44,11 @@ def test_a_peak_is_that_of_the_whole_gpu_of_this_name(device: str, flops: float 
     assert peak(device) == flops
 
 
-def test_flops_are_palms_and_a_reference_adds_a_third() -> None:
+def test_flops_are_palms() -> None:
     from infra.training.tracking import flops_per_token
 
     sizes = {"parameters": 8_000_000_000, "layers": 32, "hidden": 4096, "length": 4096}
     assert flops_per_token(**sizes) == 6 * 8e9 + 12 * 32 * 4096 * 4096
-    assert flops_per_token(**sizes, reference=True) == flops_per_token(**sizes) * 4 / 3
 
 
 def test_parameters_that_only_look_up_do_not_count() -> None:
@@ -60,9 +59,9 @@ def test_parameters_that_only_look_up_do_not_count() -> None:
     sizes = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     tied, untied = (LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)) for tied in (True, False))
-    assert training_flops(tied, 50, reference=False) == training_flops(untied, 50, reference=False)
+    assert training_flops(tied, 50) == training_flops(untied, 50)
     tied.config = MixtralConfig(**sizes, **heads)
-    assert training_flops(tied, 50, reference=False) is None
+    assert training_flops(tied, 50) is None
 
 
 def test_the_speed_is_that_of_the_steps_since_the_last_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +72,7 @@ def test_the_speed_is_that_of_the_steps_since_the_last_log(monkeypatch: pytest.M
 
     clock = iter([100.0, 102.0, 106.0])
     monkeypatch.setattr(tracking.time, "monotonic", lambda: next(clock))
-    speed = tracking.Speed(50, reference=False, bf16=True)
+    speed = tracking.Speed(50, bf16=True)
     state, control, seen = TrainerState(), TrainerControl(), []
     args = TrainingArguments("unused", report_to="none", use_cpu=True)
     speed.on_train_begin(args, state, control)
@@ -135,6 +134,17 @@ def test_tensorboard_writes_one_folder_for_each_training(tmp_path: Path) -> None
     found = scalars(tmp_path / "logs" / "sft-abc")
     assert {f"train/{name}" for name in CURVE} <= found.keys()
     assert found["train/loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def test_a_resumed_training_has_its_first_steps_in_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those after the checkpoint are made again, and another host has no file of the first attempt."""
+    from infra.training.tracking import replay
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    replay([])
+    assert [*tmp_path.iterdir()] == []
+    replay([{"step": step, "loss": 1.0 / step, "epoch": 0.5} for step in (1, 2)])
+    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 0.5)], "train/epoch": [(1, 0.5), (2, 0.5)]}
 
 
 @pytest.mark.slow
