@@ -19,7 +19,7 @@ from flows.stages.guards import Watch
 from flows.stages.memory import Trained
 from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
-from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Trains, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary, show_training
 from tasks.training.sft import SftStage
@@ -38,7 +38,7 @@ class BoltBootstrap(BootstrapStage):
 Stage = TypeVar("Stage", BoltBootstrap, OnlineStage)
 
 
-class BoltConfig(Common):
+class BoltConfig(Trains):
     """Parameters of the flow `bolt`. The defaults are the paper's figures."""
 
     model: str = Field(description=f"Instruct model: {A_MODEL}.")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.stages.guards import Watch
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
-from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Run, Trains, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
@@ -59,7 +59,7 @@ class OnlineStage(BaseModel):
         return self.queries.draw.model_copy(update={"skip": skip, "limit": each, "min_queries": each})
 
 
-class OnlineConfig(Common):
+class OnlineConfig(Trains):
     """Parameters of the flow `online`."""
 
     model: str = Field(
@@ -127,6 +127,7 @@ def online_iteration(
         pairs=pairs,
         policy=policy,
         reference=reference,
+        hosts=run.hosts,
     )
 
 

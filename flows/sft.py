@@ -5,13 +5,13 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Run, Trains, begin
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
 from tasks.training.sft import SftStage, train_sft
 
 
-class SftFlowConfig(Common):
+class SftFlowConfig(Trains):
     """Parameters of the flow `sft`."""
 
     model: str = Field(description=f"Instruct model to fine-tune: {A_MODEL}.")
@@ -22,7 +22,9 @@ class SftFlowConfig(Common):
 def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
     """The instruct model fine-tuned on LongCoT data: pi_0."""
     expected = int(longcot.rows * run.estimates.tokens_per_response * config.epochs)
-    return run.do(train_sft, "sft", expected_tokens=expected, config=config, longcot=longcot, model=model)
+    return run.do(
+        train_sft, "sft", expected_tokens=expected, config=config, longcot=longcot, model=model, hosts=run.hosts
+    )
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)

@@ -18,7 +18,7 @@ def conflicts(config: BaseModel, serving: ServingConfig) -> Iterator[str]:
     A response must leave room for its prompt in the policy's `max_model_len`. If it is scored, a solution may be almost
     as long as the response, and must leave room for its query in the reward model's.
     """
-    for path, part, around in _parts(config, ""):
+    for path, part, around in parts(config):
         if isinstance(part, GenerateConfig):
             scored = any(isinstance(value, ScoreConfig) for _, value in around or ())
             served = {"policy": serving.policy.max_model_len} | (
@@ -38,12 +38,14 @@ def _has_reward_model(config: BaseModel) -> bool:
     return getattr(config, "reward_model", None) is not None
 
 
-def _parts(part: Any, path: str, around: BaseModel | None = None) -> Iterator[tuple[str, BaseModel, BaseModel | None]]:
+def parts(
+    part: Any, path: str = "", around: BaseModel | None = None
+) -> Iterator[tuple[str, BaseModel, BaseModel | None]]:
     """Every object below `part`: its path, itself, and the object that holds it."""
     if isinstance(part, BaseModel):
         yield path, part, around
         for name, value in part:
-            yield from _parts(value, f"{path}.{name}" if path else name, part)
+            yield from parts(value, f"{path}.{name}" if path else name, part)
     elif isinstance(part, tuple):
         for number, value in enumerate(part):
-            yield from _parts(value, f"{path}.{number}", around)
+            yield from parts(value, f"{path}.{number}", around)

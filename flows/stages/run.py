@@ -18,7 +18,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.stages.lengths import conflicts
+from flows.stages.lengths import conflicts, parts
 from flows.stages.logs import log_on_worker, show_own_logs
 from flows.stages.memory import Trained, cached_sizes, check_fits, device
 from infra.errors import BadInput
@@ -36,8 +36,10 @@ from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.markdown import short
+from infra.training.hosts import HERE, Hosts
 from infra.training.inputs import check_ranks
 from infra.training.memory import Sizes, sizes_of
+from infra.training.nodes import check_hosts
 from infra.training.switches import ranks_of, switches, this_machine, told
 from infra.training.trackers import check_trackers
 
@@ -125,6 +127,22 @@ class Common(BaseModel):
         cls.model_rebuild(force=True)
 
 
+class Trains(Common):
+    """Parameters that all flows share that train a model."""
+
+    training: Hosts = Field(HERE, description="The machines that train.")
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        for path, part, _ in parts(self):
+            if isinstance(part, SftStage | DpoStage):
+                try:
+                    part.accumulation(part.ranks * self.training.nodes)
+                except ValueError as error:
+                    raise ValueError(f"{path}, on {self.training.nodes} hosts: {error}") from error
+        return self
+
+
 class StepRecord(BaseModel, frozen=True):
     """One step of a run: wall-clock seconds, whether all of it was cached, and the rows of its artifacts."""
 
@@ -139,9 +157,16 @@ class Run:
     """Does steps as Prefect tasks. A dry run only looks their artifacts up."""
 
     def __init__(
-        self, store: Store, settings: Settings, servers: Servers, estimates: Estimates, scratch: Path | None
+        self,
+        store: Store,
+        settings: Settings,
+        servers: Servers,
+        estimates: Estimates,
+        scratch: Path | None,
+        hosts: Hosts = HERE,
     ) -> None:
         self.store, self.settings, self.servers, self.estimates = store, settings, servers, estimates
+        self.hosts = hosts
         self.dry, self.scratch = scratch is not None, Settings(store=str(scratch)) if scratch else settings
         self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has made in its scratch store
         self.steps: list[StepRecord] = []
@@ -233,7 +258,8 @@ class Run:
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
         trains = is_training(name)
-        devices = ranks_of(arguments["config"], arguments["config"].ranks) if trains else self.servers.devices()
+        config = arguments["config"]
+        devices = ranks_of(config, config.ranks) * self.hosts.nodes if trains else self.servers.devices()
         hours = tokens / self._speed(name) / 3600
         ends = datetime.now().astimezone() + timedelta(hours=hours if runs_on_cpu() else hours / devices)
         return f"{expected_cost(tokens, hours)} expected, until about {ends:%H:%M}, less what is cached"
@@ -376,7 +402,10 @@ def begin(common: Common) -> Iterator[Run]:
         TemporaryDirectory(prefix="bolt-dry-run-") as scratch,
         Servers(common.serving, store, settings.work_dir.resolve(), settings.policy_api_key) as servers,
     ):
-        run = Run(store, settings, servers, common.estimates, Path(scratch) if common.dry_run else None)
+        hosts = common.training if isinstance(common, Trains) else HERE
+        run = Run(store, settings, servers, common.estimates, Path(scratch) if common.dry_run else None, hosts)
+        if not run.dry:
+            check_hosts(hosts, servers.work_dir)
         try:
             yield run
         except (KeyboardInterrupt, TerminationSignal):

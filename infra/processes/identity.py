@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 
@@ -17,3 +19,20 @@ def began(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(fields[19])  # field 22 of proc(5), the third after the name being the first here
+
+
+def machine() -> str:
+    """Where this process's id has a meaning: host, boot and the namespace of process ids.
+
+    Processes of another container cannot be looked up.
+    """
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    return f"{socket.gethostname()} {boot()} {namespace}"
+
+
+def is_gone(on: str, pid: int, start: int | None) -> bool:
+    """Whether the process `pid`, begun at `start` on the machine `on`, is known to be gone.
+
+    This can be said of processes on this machine only: of others it is False.
+    """
+    return on == machine() and began(pid) != start

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from infra.processes.causes import last_words
-from infra.processes.watchdog import GuardedProcess
+from infra.processes.watchdog import GuardedProcess, tail
 from infra.settings import PROJECT_ROOT
 
 METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
@@ -28,6 +29,33 @@ def metrics_path(log_path: Path) -> Path:
     return log_path.with_suffix(".metrics.jsonl")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a torchrun stands among those of a training, one per machine.
+
+    Attributes:
+        node: number of this machine, from 0.
+        nodes: number of machines.
+        address: address of machine 0 as the others reach it, and a free `port` there, which all ranks meet at.
+    """
+
+    node: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    def options(self) -> list[str]:
+        """torchrun's options. On one machine it picks the port itself."""
+        if self.nodes == 1:
+            return ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "bolt"]
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        meeting = ["--rdzv-backend", "static", "--rdzv-endpoint", f"{host}:{self.port}", "--rdzv-id", "bolt"]
+        return ["--nnodes", str(self.nodes), "--node-rank", str(self.node), *meeting]
+
+
+ALONE = Place()
+
+
 def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeout_s: float | None = None) -> None:
     """Run `python -m MODULE CONFIG.json` on `ranks` ranks of this machine and wait for success.
 
@@ -37,33 +65,65 @@ def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, timeou
     Raises:
         TrainerError: a rank failed, or `timeout_s` seconds passed.
     """
+    metrics = metrics_path(log_path)
+    process = start(module, written(config, log_path), ranks=ranks, log_path=log_path, metrics=metrics)
+    try:
+        status = process.wait(timeout_s)
+    except TimeoutError as error:
+        raise TrainerError(
+            f"{module} on {ranks} ranks is {error}; {last_log_lines(log_path, process.log_start)}"
+        ) from error
+    finally:
+        process.stop()
+    if status != 0:
+        words = last_log_lines(log_path, process.log_start)
+        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}; {words}")
+
+
+def written(config: BaseModel, log_path: Path) -> Path:
+    """The file beside the log to which a trainer's configuration was written. An earlier attempt's metrics are gone."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     config_path = log_path.with_suffix(".config.json")
     config_path.write_text(config.model_dump_json(indent=2))
     metrics_path(log_path).unlink(missing_ok=True)
-    torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(ranks)]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "bolt"]
-    command = [sys.executable, *torchrun, *rendezvous, "-m", module, str(config_path)]
-    process = GuardedProcess(command, log_path=log_path, env=_environment(log_path, ranks))
-    try:
-        status = process.wait(timeout_s)
-    except TimeoutError as error:
-        raise TrainerError(f"{module} on {ranks} ranks is {error}; {_last_words(process)}") from error
-    finally:
-        process.stop()
-    if status != 0:
-        raise TrainerError(f"{module} on {ranks} ranks ended with status {status}; {_last_words(process)}")
+    return config_path
 
 
-def _last_words(process: GuardedProcess) -> str:
-    """The cause, and the log's last lines before torchrun's own report, which does not show it."""
-    lines = process.tail(200).splitlines()
+def start(
+    module: str,
+    config_path: Path,
+    *,
+    ranks: int,
+    log_path: Path,
+    metrics: Path,
+    place: Place = ALONE,
+    env: Mapping[str, str] | None = None,
+) -> GuardedProcess:
+    """Start `python -m MODULE CONFIG.json` on `ranks` ranks of this machine, which log to `log_path`.
+
+    Args:
+        metrics: where the trainer appends its metrics.
+        place: which of several machines this is.
+        env: further environment variables of the ranks.
+    """
+    torchrun = ["-m", "torch.distributed.run", *place.options(), "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *torchrun, "-m", module, str(config_path)]
+    environment = {**_environment(ranks), METRICS_VARIABLE: str(metrics), **(env or {})}
+    return GuardedProcess(command, log_path=log_path, env=environment)
+
+
+def last_log_lines(log_path: Path, start: int = 0) -> str:
+    """The cause, and the log's last lines before torchrun's own report, which does not show it.
+
+    Only what follows the first `start` bytes is read.
+    """
+    lines = tail(log_path, 200, start).splitlines()
     report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
     shown = lines[:report] or lines
-    return last_words(process.log_path, "\n".join(shown), "\n".join(shown[-_TAIL_LINES:]))
+    return last_words(log_path, "\n".join(shown), "\n".join(shown[-_TAIL_LINES:]))
 
 
-def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:
+def _environment(ranks: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0))
     paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
@@ -76,5 +136,4 @@ def _environment(log_path: Path, ranks: int) -> Mapping[str, str]:
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # no pickle runs code, in DeepSpeed's checkpoints either
-        METRICS_VARIABLE: str(metrics_path(log_path)),
     }

@@ -72,7 +72,7 @@ class GuardedProcess:
     def __init__(self, command: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        self.log_start = log_path.stat().st_size if log_path.exists() else 0
         self._mark = uuid4().hex
         read_end, self._write_end = os.pipe()  # not inheritable: no other child can keep the write end open
         try:
@@ -138,10 +138,17 @@ class GuardedProcess:
 
     def tail(self, lines: int = 40) -> str:
         """The last `lines` lines that this command logged."""
-        with self.log_path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - 400 * lines))
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+        return tail(self.log_path, lines, self.log_start)
+
+
+def tail(log_path: Path, lines: int, start: int = 0) -> str:
+    """The last `lines` lines of a log after its first `start` bytes; "" if there is no such file."""
+    if not log_path.exists():
+        return ""
+    with log_path.open("rb") as log:
+        size = log.seek(0, os.SEEK_END)
+        log.seek(max(start, size - 400 * lines))
+        return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
 
 def _stat(process: str) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from infra.processes.identity import began, boot
+from infra.processes.identity import began, is_gone, machine
 from infra.processes.watchdog import EndingError, ending
 from infra.store.store import Store, StoreError
 
@@ -99,13 +98,8 @@ def _renew(store: Store, path: str, me: str, beat_s: float, ended: threading.Eve
 
 def _content(me: str, beat: int) -> bytes:
     pid = os.getpid()
-    known = {"holder": me, "beat": beat, "machine": _machine(), "pid": pid, "began": began(pid)}
+    known = {"holder": me, "beat": beat, "machine": machine(), "pid": pid, "began": began(pid)}
     return json.dumps(known).encode()
-
-
-def _machine() -> str:
-    namespace = os.stat("/proc/self/ns/pid").st_ino  # processes of another container cannot be looked up
-    return f"{socket.gethostname()} {boot()} {namespace}"
 
 
 def _holder(store: Store, path: str) -> str | None:
@@ -124,6 +118,4 @@ def _parsed(content: bytes) -> dict[str, Any]:
 def _is_dead(content: bytes) -> bool:
     """Whether the claim's process is known to be gone, which can be said of processes on this machine only."""
     claim = _parsed(content)
-    if claim.get("machine") != _machine():
-        return False
-    return bool(began(int(claim["pid"])) != claim["began"])
+    return "pid" in claim and is_gone(str(claim.get("machine")), int(claim["pid"]), claim["began"])

@@ -18,6 +18,7 @@ from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.store.tables import scan
 from infra.training.config import DpoConfig, DpoRecipe
+from infra.training.hosts import HERE, Hosts
 from infra.training.inputs import check_reference
 from infra.training.switches import ranks_of
 from tasks.training.train import OUTSIDE_KEY, RANKS, check_table, train_and_publish
@@ -39,7 +40,15 @@ class DpoStage(DpoRecipe, frozen=True):
 
 @step(outside_key=OUTSIDE_KEY)
 def train_dpo(
-    plan: Plan, store: Store, *, config: DpoStage, pairs: Ref, policy: Ref, reference: Ref, servers: Servers
+    plan: Plan,
+    store: Store,
+    *,
+    config: DpoStage,
+    pairs: Ref,
+    policy: Ref,
+    reference: Ref,
+    servers: Servers,
+    hosts: Hosts = HERE,
 ) -> Ref:
     """Train `policy` on the table `pairs` with the fixed `reference` policy and publish the resulting model.
 
@@ -59,7 +68,15 @@ def train_dpo(
     )
     format = format_of_pairs(store, pairs)
     return train_and_publish(
-        plan, store, servers, "infra.training.dpo", make_config, config, ranks_of(config, config.ranks), format
+        plan,
+        store,
+        servers,
+        "infra.training.dpo",
+        make_config,
+        config,
+        ranks_of(config, config.ranks),
+        hosts,
+        format,
     )
 
 

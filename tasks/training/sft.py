@@ -13,6 +13,7 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
+from infra.training.hosts import HERE, Hosts
 from infra.training.switches import ranks_of
 from tasks.training.render import format_of, render_longcot
 from tasks.training.train import OUTSIDE_KEY, RANKS, check_table, train_and_publish
@@ -31,7 +32,16 @@ class SftStage(SftRecipe, frozen=True):
 
 
 @step(outside_key=OUTSIDE_KEY)
-def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model: Ref, servers: Servers) -> Ref:
+def train_sft(
+    plan: Plan,
+    store: Store,
+    *,
+    config: SftStage,
+    longcot: Ref,
+    model: Ref,
+    servers: Servers,
+    hosts: Hosts = HERE,
+) -> Ref:
     """Fine-tune `model` on the table `longcot`, in the chat template of `model`, and publish the last checkpoint.
 
     Raises:
@@ -47,5 +57,13 @@ def train_sft(plan: Plan, store: Store, *, config: SftStage, longcot: Ref, model
 
     format = format_of(store, longcot)
     return train_and_publish(
-        plan, store, servers, "infra.training.sft", make_config, config, ranks_of(config, config.ranks), format
+        plan,
+        store,
+        servers,
+        "infra.training.sft",
+        make_config,
+        config,
+        ranks_of(config, config.ranks),
+        hosts,
+        format,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
-from infra.processes.torchrun import launch, metrics_path
+from infra.processes.torchrun import metrics_path
 from infra.serving.servers import Servers
 from infra.steps.progress import progress
 from infra.steps.step import Plan
@@ -23,6 +23,8 @@ from infra.training.attempts import attempt_folder, finish_attempt, is_finished,
 from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
 from infra.training.config import WITHOUT_EFFECT, Recipe, TrainingConfig, resumable_settings, trained_path
+from infra.training.hosts import Hosts
+from infra.training.nodes import launch
 from infra.training.switches import decided
 from infra.training.trackers import events_folder
 from tasks.training.card import CARD, check_format, judged, model_card
@@ -31,11 +33,11 @@ from tasks.training.watch import last_figures, logged, steps_done, steps_in_all
 
 log = logging.getLogger(__name__)
 
-OUTSIDE_KEY = tuple(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks"))
-"""What is not in a training's cache key. Over other ranks only the last bits of sums differ."""
+OUTSIDE_KEY = ("hosts", *(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks")))
+"""What is not in a training's cache key. Over other ranks and hosts only the last bits of sums differ."""
 
 RANKS = (
-    "Number of training processes (BOLT: 8, one per GPU, for 7B and 8B). Null: one per GPU, as far as they divide the "
+    "Number of training processes on each host (BOLT: 8, one per GPU, for 7B and 8B). Null: one per GPU, as far as they divide the "
     "batch; on a CPU one, with all cores"
 )
 
@@ -48,6 +50,7 @@ def train_and_publish(
     make_config: Callable[..., TrainingConfig],
     recipe: Recipe,
     ranks: int,
+    hosts: Hosts,
     format: LongFormat | None,
 ) -> Ref:
     """Free the devices, run the trainer `module` on `make_config(output=...)`, and publish the model that it wrote.
@@ -71,7 +74,7 @@ def train_and_publish(
         name, tracking = f"{plan.step}-{plan.key}", servers.work_dir / "tracking"
         if not is_finished(folder):
             config = make_config(output=model).model_copy(update={"name": name, "tracking": tracking})
-            train(plan, store, module, config, ranks, log_path)
+            train(plan, store, servers, module, config, ranks, hosts, log_path)
             finish_attempt(folder)
         report = training_report(folder)
         report["answer"] = judged(report["answer"], format)
@@ -86,13 +89,22 @@ def train_and_publish(
     return made
 
 
-def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: int, log_path: Path) -> None:
+def train(
+    plan: Plan,
+    store: Store,
+    servers: Servers,
+    module: str,
+    config: TrainingConfig,
+    ranks: int,
+    hosts: Hosts,
+    log_path: Path,
+) -> None:
     """Run the trainer `module` from the last checkpoint, or from the beginning. Raises as `train_and_publish`."""
     config, _ = decided(config)  # the trainer would decide so too; a checkpoint has what was decided
     checkpoints, metrics = checkpoints_folder(config.output), metrics_path(log_path)
     if resume := latest(store, plan.step, plan.key, checkpoints):
         places = f"{checkpoints} and {store.uri(place(plan.step, plan.key))}"
-        check_settings(resume, resumable_settings(config, ranks), places)
+        check_settings(resume, resumable_settings(config, ranks * hosts.nodes), places)
         checkpoint = read(resume)
         log.info("%s: resumed at step %d of %d", plan.step, checkpoint.step, checkpoint.steps)
         config = config.model_copy(update={"resume": resume})
@@ -107,7 +119,7 @@ def train(plan: Plan, store: Store, module: str, config: TrainingConfig, ranks: 
         ),
         kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
     ):
-        launch(module, config, ranks=ranks, log_path=log_path)
+        launch(module, config, ranks=ranks, log_path=log_path, hosts=hosts, folder=servers.work_dir)
 
 
 def check_table(table: Ref, what: str) -> None:

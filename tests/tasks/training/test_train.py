@@ -85,7 +85,7 @@ def published(world, ref: Ref) -> dict[str, Any]:
 def test_both_stages_train_on_their_inputs_and_leave_no_folder(world, servers, longcot, model, monkeypatch, bars):
     seen: dict[str, Any] = {}
 
-    def launch(module: str, config: Any, *, ranks: int, log_path: Path) -> None:
+    def launch(module: str, config: Any, *, ranks: int, log_path: Path, **_: Any) -> None:
         seen[module] = (config, ranks)
         trainer(config, log_path=log_path)
 
