@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from docker.types import HostConfig
 from prefect.utilities.templating import apply_values, find_placeholders
 from prefect.workers.base import BaseJobConfiguration
+
+from infra.training import node
+from infra.training.hosts import Hosts
 
 FOLDER = Path(__file__).resolve().parents[3] / "infra" / "containers"
 TEMPLATES = ["docker", "kubernetes"]
@@ -94,3 +100,113 @@ def test_the_image_uses_the_projects_setup_script():
             assert json.loads(line.partition(" ")[2])
     assert not re.search(r"(?i)(token|secret|password|access_key)\s*=\S", text)
     assert ".venv" in (FOLDER / "Dockerfile.dockerignore").read_text().split()
+
+
+# ---- several machines
+
+
+def test_the_agents_pods_are_the_nodes_of_a_training_with_the_flows_pod():
+    flow, agents, stateful = yaml.safe_load_all((FOLDER / "nodes.yaml").read_text())
+    job = rendered("kubernetes", gpus=8)["job_manifest"]
+    assert flow["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    pod = stateful["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    assert agents["spec"]["selector"] == stateful["spec"]["selector"]["matchLabels"] == labels
+    assert not flow["spec"]["selector"].items() <= labels.items()
+    assert flow["spec"]["clusterIP"] == agents["spec"]["clusterIP"] == "None"  # names of pods, not of a balancer
+    assert stateful["spec"]["serviceName"] == agents["metadata"]["name"]
+    first, count = stateful["spec"]["ordinals"]["start"], stateful["spec"]["replicas"]
+    names = [f"{stateful['metadata']['name']}-{number}.{agents['metadata']['name']}" for number in range(1, 8)]
+    assert (first, count) == (1, len(names))
+    assert Hosts(hosts=(flow["metadata"]["name"], *names)).nodes == 8
+    (container,), (runs,) = pod["spec"]["containers"], job["spec"]["template"]["spec"]["containers"]
+    assert container["volumeMounts"] == runs["volumeMounts"]
+    assert pod["spec"]["volumes"] == job["spec"]["template"]["spec"]["volumes"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == runs["resources"]["limits"]["nvidia.com/gpu"]
+    work = {"name": "BOLT_WORK_DIR", "value": rendered("kubernetes")["env"]["BOLT_WORK_DIR"]}
+    assert work in container["env"]
+
+
+def stubs(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which commands are stand-ins: the texts of shell scripts."""
+    for name, script in scripts.items():
+        path = folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SAID": str(folder / "said")}
+
+
+def test_the_agents_command_is_one_that_the_agent_knows(tmp_path, monkeypatch):
+    """In a pod, the node's number is the end of the pod's name."""
+    _, _, stateful = yaml.safe_load_all((FOLDER / "nodes.yaml").read_text())
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    environment = stubs(tmp_path, python='echo "$@" > "$SAID"') | {"HOSTNAME": "bolt-node-7"}
+    subprocess.run(container["args"], env=environment, check=True)
+    module, *given = (tmp_path / "said").read_text().split()[1:]
+    served: list[Any] = []
+    monkeypatch.setattr(node, "serve", lambda *arguments: served.append(arguments))
+    monkeypatch.setattr(node.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("BOLT_WORK_DIR", str(tmp_path))
+    node.main(given)
+    assert (module, served) == ("infra.training.node", [(7, tmp_path)])
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Any:
+    """Submit the Slurm script to a stand-in for Slurm. Returns the status and what was started, sorted."""
+    srun = """
+    nodes=1 first=0
+    while [[ "$1" == --* ]]; do
+        case "$1" in --nodes=*) nodes="${1#*=}";; --relative=*) first="${1#*=}";; esac; shift
+    done
+    echo "step from $first on $nodes" >> "$SAID"
+    for ((task = 0; task < nodes; task++)); do SLURM_PROCID=$task "$@" & done
+    trap 'kill $(jobs -p)' TERM
+    wait -n || exit 1
+    wait"""
+    python = """
+    echo "$@" >> "$SAID"
+    [[ "$*" == *infra.training.node* ]] && exec sleep 60
+    until [ "$(grep -c node-rank "$SAID")" = "$AGENTS" ]; do sleep 0.02; done
+    exit "$STATUS" """
+    environment = stubs(tmp_path, srun=srun, scontrol="printf '%s\\n' $3")
+    (tmp_path / ".venv").mkdir()
+    stubs(tmp_path / ".venv", python=python)
+
+    def submit(nodes: str, *arguments: str, status: int = 0, **more: str) -> tuple[int, list[str]]:
+        (tmp_path / "said").unlink(missing_ok=True)
+        folders = {"BOLT_STORE": "s3://bucket/bolt", "BOLT_WORK_DIR": str(tmp_path), "SLURM_JOB_NODELIST": nodes}
+        own = {"STATUS": str(status), "AGENTS": str(nodes.count(" "))}
+        command = ["bash", str(FOLDER / "nodes.sbatch"), *arguments]
+        done = subprocess.run(command, env=environment | folders | own | more, cwd=tmp_path, timeout=50)
+        said = (tmp_path / "said").read_text().splitlines() if (tmp_path / "said").exists() else []
+        return done.returncode, sorted(said)
+
+    return submit
+
+
+def test_slurm_runs_the_flow_on_the_first_machine_and_an_agent_on_each_other(slurm):
+    status, said = slurm("gpu-0 gpu-1 gpu-2", "bolt/nano", "--set", "config.sft.epochs=1")
+    assert status == 0
+    assert said == [
+        '-m flows bolt/nano --set config.sft.epochs=1 --set config.training.hosts=["gpu-0","gpu-1","gpu-2"]',
+        "-m infra.training.node --node-rank 1",
+        "-m infra.training.node --node-rank 2",
+        "step from 0 on 1",
+        "step from 1 on 2",
+    ]
+
+
+def test_slurm_ends_with_the_flows_status_and_takes_one_machine_too(slurm):
+    assert slurm("gpu-0 gpu-1", "bolt/nano", status=1)[0] == 1
+    status, said = slurm("gpu-0", "bolt/nano")
+    assert (status, said) == (
+        0,
+        ['-m flows bolt/nano --set config.training.hosts=["gpu-0"]', "step from 0 on 1"],
+    )
+
+
+def test_slurm_wants_a_flow_and_shared_folders(slurm):
+    assert slurm("gpu-0 gpu-1") == (2, [])
+    assert slurm("gpu-0 gpu-1", "bolt/nano", BOLT_WORK_DIR="") == (1, [])
