@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from infra.settings import PROJECT_ROOT
 METRICS_VARIABLE = "BOLT_TRAINER_METRICS"
 """Environment variable with the path that a trainer appends its metrics to (JSON lines)."""
 _TAIL_LINES = 40
-_TORCHRUN = "torch/distributed/elastic/multiprocessing/api.py"
+_TORCHRUN = re.compile(r"torch/distributed/elastic/(agent/server|multiprocessing)/api\.py")
 
 
 class TrainerError(RuntimeError):
@@ -118,7 +119,7 @@ def last_log_lines(log_path: Path, start: int = 0) -> str:
     Only what follows the first `start` bytes is read.
     """
     lines = tail(log_path, 200, start).splitlines()
-    report = next((row for row, line in enumerate(lines) if _TORCHRUN in line), len(lines))
+    report = next((row for row, line in enumerate(lines) if _TORCHRUN.search(line)), len(lines))
     shown = lines[:report] or lines
     return last_words(log_path, "\n".join(shown), "\n".join(shown[-_TAIL_LINES:]))
 

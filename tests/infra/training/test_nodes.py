@@ -434,8 +434,9 @@ def test_ranks_end_with_a_killed_flow_and_a_rerun_succeeds(pair: TwoHosts, livin
     ranks = _descendants(living["agent"].pid)
     assert len(ranks) >= 3  # watchdog, torchrun, rank
     flow.kill()
+    flow.wait()
     awaited(gone(ranks), "the end of the agent's ranks", 30 + 10)
-    assert ended(pair.launch("ranks_for_test", {"todo": "end"}, log), log) == ""
+    assert pair.launch("ranks_for_test", {"todo": "end"}, log).wait(120) == 0
 
 
 @pytest.mark.slow
@@ -452,4 +453,4 @@ def test_a_killed_agent_ends_the_training_with_its_last_lines_and_a_rerun_succee
     assert said.strip().endswith("rank 1 of 2 is here, local rank 0")
     assert gone(ranks)()
     living["agent"] = pair.agent()
-    assert ended(pair.launch("ranks_for_test", {"todo": "end"}, log), log) == ""
+    assert pair.launch("ranks_for_test", {"todo": "end"}, log).wait(120) == 0
