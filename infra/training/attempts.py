@@ -30,7 +30,10 @@ def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with _locked(parent), ExitStack() as ended:  # so that no other process sees a new folder before it is locked
+        with (
+            _locked(parent / "all"),
+            ExitStack() as ended,
+        ):  # so that no other process sees a new folder before it is locked
             dead: dict[Path, ExitStack] = {}
             for other in sorted(parent.glob(f"{name}-*")):
                 with suppress(BlockingIOError, FileNotFoundError):
@@ -59,6 +62,7 @@ def _progress(folder: Path) -> tuple[bool, str]:
 def _remove(folder: Path) -> None:
     (folder / _FINISHED).unlink(missing_ok=True)  # first: half of a folder is not a finished training
     shutil.rmtree(folder, ignore_errors=True)
+    _lock_path(folder).unlink(missing_ok=True)
 
 
 def finish_attempt(folder: Path) -> None:
@@ -73,10 +77,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / _FINISHED).exists()
 
 
+def _lock_path(folder: Path) -> Path:
+    """The file whose lock stands for that of a folder.
+
+    NFS locks only files that are open for writing, which a folder cannot be; and an open file would keep the folder
+    from being deleted there.
+    """
+    return folder.parent.with_name(f".{folder.parent.name}.locks") / folder.name
+
+
 @contextmanager
 def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
-    """Hold a kernel lock on a folder, among threads and processes, until the block or the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Hold a kernel lock for a folder, among threads and processes, until the block or the process ends."""
+    path = _lock_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
         yield

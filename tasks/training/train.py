@@ -74,7 +74,7 @@ def train_and_publish(
         name, tracking = f"{plan.step}-{plan.key}", servers.work_dir / "tracking"
         if not is_finished(folder):
             config = make_config(output=model).model_copy(update={"name": name, "tracking": tracking})
-            train(plan, store, servers, module, config, ranks, hosts, log_path)
+            train(plan, store, module, config, ranks, log_path, hosts, servers.work_dir)
             finish_attempt(folder)
         report = training_report(folder)
         report["answer"] = judged(report["answer"], format)
@@ -92,14 +92,17 @@ def train_and_publish(
 def train(
     plan: Plan,
     store: Store,
-    servers: Servers,
     module: str,
     config: TrainingConfig,
     ranks: int,
-    hosts: Hosts,
     log_path: Path,
+    hosts: Hosts,
+    shared: Path,
 ) -> None:
-    """Run the trainer `module` from the last checkpoint, or from the beginning. Raises as `train_and_publish`."""
+    """Run the trainer `module` from the last checkpoint, or from the beginning. Raises as `train_and_publish`.
+
+    `shared` is the folder that all `hosts` see.
+    """
     config, _ = decided(config)  # the trainer would decide so too; a checkpoint has what was decided
     checkpoints, metrics = checkpoints_folder(config.output), metrics_path(log_path)
     if resume := latest(store, plan.step, plan.key, checkpoints):
@@ -119,7 +122,7 @@ def train(
         ),
         kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
     ):
-        launch(module, config, ranks=ranks, log_path=log_path, hosts=hosts, folder=servers.work_dir)
+        launch(module, config, ranks=ranks, log_path=log_path, hosts=hosts, folder=shared)
 
 
 def check_table(table: Ref, what: str) -> None:

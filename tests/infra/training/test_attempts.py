@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -121,3 +124,19 @@ def test_of_two_killed_attempts_the_one_that_got_further_is_taken_up(tmp_path: P
     with attempt_folder(tmp_path, "sft-k") as again:
         assert again == second
         assert not first.exists()
+
+
+def test_locks_work_where_only_files_open_for_writing_can_be_locked(tmp_path: Path, monkeypatch) -> None:
+    """As on NFS, where all machines of a training see the folder."""
+    lock = fcntl.flock
+
+    def on_nfs(descriptor: int, flags: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(descriptor, flags)
+
+    monkeypatch.setattr(fcntl, "flock", on_nfs)
+    with attempt_folder(tmp_path / "training", "sft-k") as one, attempt_folder(tmp_path / "training", "sft-k") as two:
+        assert one != two
+    assert not list((tmp_path / "training").iterdir())
+    assert [path.name for path in tmp_path.glob(".training.locks/*")] == ["all"]
