@@ -28,7 +28,8 @@ from prefect.context import FlowRunContext
 from prefect.testing.utilities import prefect_test_harness
 
 import infra.steps.step
-from flows.stages.run import TASK_RUNNER, Common, Run, begin
+from flows.stages.common import Common
+from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import sample
 from infra.store.manifest import Provenance, Ref
 from infra.store.schemas import EXAMPLES, QUERIES, RESPONSES

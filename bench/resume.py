@@ -38,6 +38,7 @@ from infra.text.chat import load_tokenizer, prompt_text
 from infra.training.attempts import model_path
 from infra.training.checkpoints import checkpoints_folder, newest, read
 from infra.training.config import SftConfig, trained_path
+from infra.training.hosts import HERE
 from tasks.training.train import train
 
 MODULE = "infra.training.sft"
@@ -75,7 +76,7 @@ def timed(folder: Path, given: argparse.Namespace, minutes: float) -> float:
     plan, store = Plan(step="sft", key="k", provenance=Provenance()), Store.open(Settings(store=str(folder / "store")))
     began = time.perf_counter()
     try:
-        train(plan, store, MODULE, config, 2, folder / "train.log")
+        train(plan, store, MODULE, config, 2, folder / "train.log", HERE, folder)
     except TrainerError:
         if newest(checkpoints_folder(config.output)) is None:
             raise

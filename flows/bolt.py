@@ -15,11 +15,12 @@ from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, s
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
 from flows.sft import sft_stage
+from flows.stages.common import A_MODEL, A_REWARD_MODEL, ALERTS, Trains
 from flows.stages.guards import Watch
 from flows.stages.memory import Trained
 from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
-from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Trains, begin
+from flows.stages.run import TASK_RUNNER, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary, show_training
 from tasks.training.sft import SftStage

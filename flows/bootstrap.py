@@ -11,8 +11,9 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.publish import show_longcot
+from flows.stages.common import A_MODEL, A_REWARD_MODEL, ALERTS, Common
 from flows.stages.mining import MineStage, mine_stage, publish_mining
-from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from infra.store.manifest import Ref
 from tasks.curation.choose import Room, choose_examples, foreseen

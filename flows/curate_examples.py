@@ -12,7 +12,8 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows.bootstrap import curated
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, begin
+from flows.stages.common import A_MODEL, ALERTS, Common
+from flows.stages.run import TASK_RUNNER, begin
 from flows.stages.sampling import reward_model_of
 from infra.store.manifest import Ref
 from infra.store.tables import read_manifest

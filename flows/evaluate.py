@@ -14,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cot_formats.responses import Format
 from flows.bootstrap import curated
+from flows.stages.common import A_MODEL, ALERTS, Common
 from flows.stages.comparison import JudgedAnswers, publish_evaluation
 from flows.stages.judged_benchmarks import Answers, JudgedStage, answers_stage, baselines_stage, verdicts_stage
 from flows.stages.mining import ProblemsConfig
 from flows.stages.problems import problems_for, refuse_draw
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from infra.store.tables import read_table

@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
+from flows.stages.common import ALERTS, Common
 from flows.stages.mining import MineStage, mine_stage, publish_mining
-from flows.stages.run import ALERTS, TASK_RUNNER, Common, begin
+from flows.stages.run import TASK_RUNNER, begin
 from infra.store.manifest import Ref
 
 

@@ -12,7 +12,8 @@ from prefect import flow
 from pydantic import Field
 
 from flows.bootstrap import curated
-from flows.stages.run import ALERTS, TASK_RUNNER, Common, Run, begin
+from flows.stages.common import ALERTS, Common
+from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model

@@ -10,9 +10,10 @@ from typing import Self
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.stages.common import A_MODEL, A_REWARD_MODEL, ALERTS, Trains
 from flows.stages.guards import Watch
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
-from flows.stages.run import A_MODEL, A_REWARD_MODEL, ALERTS, TASK_RUNNER, Run, Trains, begin
+from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref

@@ -14,7 +14,8 @@ from prefect import flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.stages.run import ALERTS, TASK_RUNNER
+from flows.stages.common import ALERTS
+from flows.stages.run import TASK_RUNNER
 from flows.stages.summary import run_folder
 from infra.errors import BadInput
 from infra.settings import Settings

@@ -35,7 +35,8 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.states import AwaitingRetry, Completed, Crashed
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.stages.run import ALERTS, TASK_RUNNER
+from flows.stages.common import ALERTS
+from flows.stages.run import TASK_RUNNER
 from infra.operations.automations import VANISHED_S
 from infra.processes.torchrun import TrainerError
 from infra.serving.completions import CompletionError, DeniedError, RefusedError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import Field
 
-from flows.stages.run import A_MODEL, ALERTS, TASK_RUNNER, Run, Trains, begin
+from flows.stages.common import A_MODEL, ALERTS, Trains
+from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
 from tasks.training.sft import SftStage, train_sft

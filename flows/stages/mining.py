@@ -9,8 +9,9 @@ from typing import Any, Self
 from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.stages.common import A_MODEL
 from flows.stages.labelling import check_judging, rated, tagged
-from flows.stages.run import A_MODEL, Run
+from flows.stages.run import Run
 from infra.store.manifest import Manifest, Ref, expect
 from infra.store.store import Store
 from tasks.queries.clean import AS_THEY_ARE, CleanConfig, clean_queries

@@ -9,23 +9,21 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal
 
 from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
-from prefect.flows import FlowStateHook
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
-from flows.stages.lengths import conflicts, parts
+from flows.stages.common import Common, Estimates, Trains
 from flows.stages.logs import log_on_worker, show_own_logs
 from flows.stages.memory import Trained, cached_sizes, check_fits, device
 from infra.errors import BadInput
-from infra.operations.alerts import alert
 from infra.processes.watchdog import end_all
 from infra.serving.model_checks import check_policy, check_reward_model, check_trained
-from infra.serving.servers import Servers, ServingConfig
+from infra.serving.servers import Servers
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
@@ -46,101 +44,10 @@ from infra.training.trackers import check_trackers
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
 PENDING = "pending"
-A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
-A_REWARD_MODEL = (
-    f"Outcome reward model (a one-label sequence classifier, or ArmoRM): {A_MODEL}. Null: none; then each query needs "
-    "a `reference`, and `score.verified_weight` must be above 0."
-)
-
 # Shards that run at once. 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
 # step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.
 SHARDS_AT_ONCE = 4
 TASK_RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)  # type: ignore[assignment]
-
-
-class Hooks(TypedDict):
-    """The functions that Prefect calls when a flow run ends."""
-
-    on_completion: list[FlowStateHook[..., Any]]
-    on_failure: list[FlowStateHook[..., Any]]
-    on_crashed: list[FlowStateHook[..., Any]]
-
-
-ALERTS: Hooks = {"on_completion": [alert], "on_failure": [alert], "on_crashed": [alert]}
-
-
-class Estimates(BaseModel):
-    """Figures that a dry run assumes; the defaults are for an 8B model on H100s (docs/flows.md has their source)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tokens_per_response: int = Field(1_500, ge=1, description="Mean length of a LongCoT response, in tokens.")
-    generated_per_gpu_second: float = Field(
-        6_400, gt=0, description="Tokens generated per second and GPU; without a GPU, by the machine."
-    )
-    trained_per_gpu_second: float = Field(
-        5_800, gt=0, description="Tokens trained on per second and GPU; without a GPU, by the machine."
-    )
-    gpu_memory_gib: float | None = Field(
-        None,
-        gt=0,
-        description="Memory of each GPU that the trainings must fit in. A dry run goes by it, and a run by the GPUs of "
-        "its machine if it has any. Null: this machine's GPUs, or without a GPU its own memory.",
-    )
-    memory_share: float = Field(
-        1.0,
-        gt=0,
-        description="A training is refused if its estimate is above this share of the memory that there is.",
-    )
-
-
-def _numbered(schema: dict[str, Any]) -> None:
-    """Number the properties: the run form is sorted by `position`, and PostgreSQL does not keep the order of keys."""
-    for position, field in enumerate(schema["properties"].values()):
-        field["position"] = position
-
-
-class Common(BaseModel):
-    """Parameters that all flows share. They come last in the run form: people change the others first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_numbered)
-
-    serving: ServingConfig = Field(description="How models are served.")
-    estimates: Estimates = Field(Estimates(), description="Figures that a dry run assumes.")
-    dry_run: bool = Field(
-        False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
-    )
-
-    @model_validator(mode="after")
-    def _lengths_go_together(self) -> Self:
-        if found := list(conflicts(self, self.serving)):
-            raise ValueError("; ".join(found))
-        return self
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **more: Any) -> None:
-        """Order the fields: the flow's own, those of its stage, and these. Pydantic puts inherited fields first."""
-        super().__pydantic_init_subclass__(**more)
-        fields, own = cls.__pydantic_fields__, cls.__annotations__
-        ordered = sorted(fields, key=lambda name: (name in Common.model_fields, name not in own))
-        cls.__pydantic_fields__ = {name: fields[name] for name in ordered}
-        cls.model_rebuild(force=True)
-
-
-class Trains(Common):
-    """Parameters that all flows share that train a model."""
-
-    training: Hosts = Field(HERE, description="The machines that train.")
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        for path, part, _ in parts(self):
-            if isinstance(part, SftStage | DpoStage):
-                try:
-                    part.accumulation(part.ranks * self.training.nodes)
-                except ValueError as error:
-                    raise ValueError(f"{path}, on {self.training.nodes} hosts: {error}") from error
-        return self
 
 
 class StepRecord(BaseModel, frozen=True):

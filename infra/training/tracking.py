@@ -202,7 +202,7 @@ def callbacks(config: TrainingConfig, length: float) -> list[TrainerCallback]:
     Args:
         length: mean over tokens of the length of their sequences.
     """
-    speed = Speed(length, bf16=config.bf16)
+    speed = Speed(length, bf16=bool(config.bf16))
     if torch.distributed.get_rank() != 0:
         return [speed]
     os.environ.update(environment(config))

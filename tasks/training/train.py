@@ -37,8 +37,8 @@ OUTSIDE_KEY = ("hosts", *(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks"
 """What is not in a training's cache key. Over other ranks and hosts only the last bits of sums differ."""
 
 RANKS = (
-    "Number of training processes on each host (BOLT: 8, one per GPU, for 7B and 8B). Null: one per GPU, as far as they divide the "
-    "batch; on a CPU one, with all cores"
+    "Number of training processes on each host (BOLT: 8, one per GPU, for 7B and 8B). Null: one per GPU, as far as "
+    "they divide the batch; on a CPU one, with all cores"
 )
 
 

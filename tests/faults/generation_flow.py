@@ -10,8 +10,9 @@ from pathlib import Path
 from prefect import flow
 
 from flows.bootstrap import curated
+from flows.stages.common import Common
 from flows.stages.mining import MineStage, mine_stage
-from flows.stages.run import TASK_RUNNER, Common, begin
+from flows.stages.run import TASK_RUNNER, begin
 from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from tasks.examples.read import ExamplesConfig

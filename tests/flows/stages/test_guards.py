@@ -11,8 +11,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from shown import artifacts_of
 
+from flows.stages.common import Common
 from flows.stages.guards import Watch
-from flows.stages.run import Common, begin
+from flows.stages.run import begin
 from infra.errors import GuardError
 from infra.settings import Settings
 from infra.store.manifest import Provenance, Ref, finish

@@ -18,9 +18,9 @@ from flows.bootstrap import BootstrapStage, bootstrap_stage, curated
 from flows.evaluate import EvaluateStage, evaluate_stage
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.sft import sft_stage
+from flows.stages.common import Estimates
 from flows.stages.guards import Watch
 from flows.stages.mining import mine_stage, problems_stage
-from flows.stages.run import Estimates
 from infra.serving.servers import Servers, ServingConfig
 from infra.settings import PROJECT_ROOT, Settings
 from infra.steps.keys import PACKAGES, cache_key

@@ -22,8 +22,9 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_engine import run_flow_sync
 from prefect.states import AwaitingRetry
 
+from flows.stages.common import Estimates
 from flows.stages.labelling import check_judging, edited_topics, rated, tagged
-from flows.stages.run import TASK_RUNNER, Estimates, Run
+from flows.stages.run import TASK_RUNNER, Run
 from infra.errors import BadInput
 from infra.settings import PROJECT_ROOT, Settings
 from infra.store.manifest import Provenance, Ref

@@ -13,7 +13,8 @@ from infra.settings import PROJECT_ROOT
 
 ENDS = """
 from types import SimpleNamespace
-from flows.stages.run import Estimates, Run
+from flows.stages.common import Estimates
+from flows.stages.run import Run
 run = SimpleNamespace(estimates=Estimates(generated_per_gpu_second=10), servers=SimpleNamespace(devices=lambda: 2))
 run._speed = lambda name: Run._speed(run, name)
 print(Run._expected(run, "responses", 72_000, {}))

@@ -29,6 +29,7 @@ from infra.training.attempts import model_path
 from infra.training.checkpoint_copies import copy_last
 from infra.training.checkpoints import checkpoints_folder, newest, read
 from infra.training.config import DpoConfig, SftConfig, trained_path
+from infra.training.hosts import HERE
 from tasks.training.train import train
 
 
@@ -39,7 +40,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(method: str, folder: Path, config: SftConfig | DpoConfig, store: Store, ranks: int = 2) -> None:
     plan = Plan(step=method, key="k", provenance=Provenance())
-    train(plan, store, f"infra.training.{method}", config, ranks, folder / "train.log")
+    train(plan, store, f"infra.training.{method}", config, ranks, folder / "train.log", HERE, folder)
 
 
 def processes(words: str) -> list[int]:
