@@ -10,10 +10,12 @@ LONGEST = 400  # characters of a cause that are shown
 _ERROR = re.compile(
     r"(?:\b[\w.]*(?:Error|Exception|Interrupt|BadInput)|\berror): \S.*|\bValue error, \S.*", re.IGNORECASE
 )
-# Lines that only say that something failed elsewhere: vLLM's parent process, torchrun's report, chained traces.
+# Lines that only say that something failed elsewhere: vLLM's parent process, torchrun's report, another rank's end,
+# chained traces.
 _POINTER = re.compile(
     r"root cause|engine core initiali[sz]ation failed|EngineDeadError|EngineCore encountered|ChildFailedError|"
-    r"errors? (?:above|below)|error_file|Traceback|During handling of|direct cause of",
+    r"errors? (?:above|below)|error_file|closed by peer|remote worker|remote process exited"
+    r"|Traceback|During handling of|direct cause of",
     re.IGNORECASE,
 )
 LAST_LINES = "; its last lines:"

@@ -23,6 +23,11 @@ TORCHRUN = """
 E1128 19:00:00 torch/distributed/elastic/multiprocessing/api.py:900] failed (exitcode: 1)
 torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 """
+OTHER_RANK = """
+[rank0]: infra.errors.BadInput: model m: 2 of 8,192 numbers of lm_head.weight are not finite
+[rank1]: Traceback (most recent call last):
+[rank1]: RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8359. Check the logs.
+"""
 PYDANTIC = """
 pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
   Value error, User-specified max_model_len (9999) is greater than the derived max_model_len
@@ -41,6 +46,7 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
             TORCHRUN,
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.2 GiB free.",
         ),
+        (OTHER_RANK, "infra.errors.BadInput: model m: 2 of 8,192 numbers of lm_head.weight are not finite"),
         (
             "  [--x X]\n  [model_tag]\napi_server.py: error: unrecognized arguments: --nonsense\n",
             "error: unrecognized arguments: --nonsense",
