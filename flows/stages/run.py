@@ -164,9 +164,10 @@ class Run:
 
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
-        trains = is_training(name)
-        config = arguments["config"]
-        devices = ranks_of(config, config.ranks) * self.hosts.nodes if trains else self.servers.devices()
+        if is_training(name):
+            devices = ranks_of(arguments["config"], arguments["config"].ranks) * self.hosts.nodes
+        else:
+            devices = self.servers.devices()
         hours = tokens / self._speed(name) / 3600
         ends = datetime.now().astimezone() + timedelta(hours=hours if runs_on_cpu() else hours / devices)
         return f"{expected_cost(tokens, hours)} expected, until about {ends:%H:%M}, less what is cached"

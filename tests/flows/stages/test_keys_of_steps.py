@@ -29,6 +29,7 @@ from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import write_table
 from infra.text.templates import text_of
+from infra.training.hosts import HERE
 from tasks.training.sft import SftStage
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False)])
@@ -48,6 +49,7 @@ class Recorder:
 
     dry = False
     estimates = Estimates()
+    hosts = HERE
 
     def __init__(self, store: Store, serving: dict[str, Any]) -> None:
         self.store = store
