@@ -22,10 +22,12 @@ from infra.training.config import DpoRecipe, Recipe, SftRecipe, TrainingConfig
 from infra.training.liger import liger
 
 PACKABLE = frozenset(
-    {"cohere", "gemma", "gemma3_text", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi", "phi3"}
+    {"cohere", "gemma", "gemma3_text", "granite", "llama", "mistral", "olmo2", "olmo3", "phi", "phi3"}
     | {"qwen2", "qwen3", "smollm3", "starcoder2"}
 )
 """Model families (`model_type`) whose packed rows have the logits of single rows, as a test shows of each."""
+_LENGTHY = frozenset({"dynamic", "longrope"})
+"""Scalings of positions (`rope_type`) that depend on the length of the sequence."""
 BF16_CAPABILITY = 8.0
 """CUDA compute capability from which a GPU computes in bfloat16, and torch's FlashAttention runs."""
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -150,11 +152,22 @@ def told(found: Mapping[str, Switch]) -> str:
     return ", ".join(f"{name} {'on' if each.on else 'off'} ({each.why})" for name, each in found.items())
 
 
+def _texts(told: Any) -> set[str]:
+    """All texts among the values of a nested mapping."""
+    if isinstance(told, Mapping):
+        return set().union(*map(_texts, told.values()))
+    return {told} if isinstance(told, str) else set()
+
+
 def _packing(recipe: SftRecipe, model: Mapping[str, Any], machine: Machine) -> Switch:
     kind = str(model.get("model_type"))
     cannot = None
     if kind not in PACKABLE:
         cannot = f"not known to be exact for {kind}"
+    elif recipe.trust_remote_code and model.get("auto_map"):
+        cannot = "not known to be exact for the model's own code"
+    elif lengthy := _LENGTHY & _texts(model.get("rope_parameters") or model.get("rope_scaling")):
+        cannot = f"{min(lengthy)} positions would depend on the other rows"
     elif model.get("attention_dropout"):
         cannot = "the model's attention_dropout is not 0"
     elif machine.gpus and machine.capability < BF16_CAPABILITY:

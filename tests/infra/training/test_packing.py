@@ -135,7 +135,6 @@ def tiny(family: str) -> Any:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         **({"use_sliding_window": True, "max_window_layers": 2} if family.startswith("qwen") else {}),
-        **({"num_local_experts": 4} if family == "mixtral" else {}),
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation=packed_attention.NAME)
