@@ -29,7 +29,7 @@ from cot_formats import bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.sft import SftFlowConfig, sft
 from infra.errors import BadInput
-from infra.processes.torchrun import TrainerError, launch, metrics_path
+from infra.processes.torchrun import TrainerError, metrics_path
 from infra.serving.completions import Completion
 from infra.serving.pool import Pool
 from infra.serving.vllm_server import ServerError, VllmServer
@@ -39,6 +39,7 @@ from infra.store.schemas import LONGCOT
 from infra.store.store import Store, StoreError
 from infra.store.tables import find, read_rows, write_table
 from infra.training.config import SftConfig, trained_path
+from infra.training.nodes import launch
 
 MINING = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
 pytestmark = pytest.mark.usefixtures("prefect_server")
