@@ -101,7 +101,7 @@ class Trains(Common):
         for path, part, _ in parts(self):
             if isinstance(part, SftStage | DpoStage):
                 try:
-                    part.accumulation(ranks_of(part, part.ranks) * self.training.nodes)
+                    part.accumulation(ranks_of(part, part.ranks, nodes=self.training.nodes) * self.training.nodes)
                 except ValueError as error:
                     raise ValueError(f"{path}, on {self.training.nodes} hosts: {error}") from error
         return self

@@ -58,13 +58,16 @@ def cached_sizes(name: str, revision: str) -> Sizes | None:
     return llama_sizes(language_part(json.loads(Path(path).read_text()))) if isinstance(path, str) else None
 
 
-def check_fits(title: str, sizes: Sizes, trains: Mapping[str, Trained], device: Device, share: float) -> list[str]:
+def check_fits(
+    title: str, sizes: Sizes, trains: Mapping[str, Trained], device: Device, share: float, nodes: int = 1
+) -> list[str]:
     """Refuse trainings that cannot fit.
 
     Args:
         title: the model, for messages.
         trains: the trainings of the model, by the parameter that describes each.
         share: a training is refused if its estimate is above this share of a rank's room.
+        nodes: the machines that train, each with a stage's `ranks`.
 
     Returns:
         For each, what a rank needs and what there is.
@@ -72,19 +75,19 @@ def check_fits(title: str, sizes: Sizes, trains: Mapping[str, Trained], device: 
     Raises:
         BadInput: a training does not fit; with the nearest settings that do.
     """
-    return [_checked(title, sizes, setting, stage, device, share) for setting, stage in trains.items()]
+    return [_checked(title, sizes, setting, stage, device, share, nodes) for setting, stage in trains.items()]
 
 
-def _checked(title: str, sizes: Sizes, setting: str, stage: Trained, device: Device, share: float) -> str:
+def _checked(title: str, sizes: Sizes, setting: str, stage: Trained, device: Device, share: float, nodes: int) -> str:
     def needed(recipe: Recipe, ranks: int) -> Memory:
-        return estimate(sizes, recipe, ranks, on_gpu=device.on_gpu)
+        return estimate(sizes, recipe, ranks * nodes, on_gpu=device.on_gpu)
 
     def fits(recipe: Recipe, ranks: int) -> bool:
         return needed(recipe, ranks).total <= share * device.room(ranks)
 
     machine = this_machine()
     elsewhere = device.on_gpu and not machine.gpus
-    ranks = ranks_of(stage, stage.ranks, replace(machine, gpus=GPUS_OF_A_NODE) if elsewhere else machine)
+    ranks = ranks_of(stage, stage.ranks, replace(machine, gpus=GPUS_OF_A_NODE) if elsewhere else machine, nodes=nodes)
     need = needed(stage, ranks)
     unknown = (
         ""

@@ -165,7 +165,8 @@ class Run:
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
         if is_training(name):
-            devices = ranks_of(arguments["config"], arguments["config"].ranks) * self.hosts.nodes
+            config, nodes = arguments["config"], self.hosts.nodes
+            devices = nodes * ranks_of(config, config.ranks, nodes=nodes)
         else:
             devices = self.servers.devices()
         hours = tokens / self._speed(name) / 3600
@@ -234,7 +235,7 @@ class Run:
         check(files, self.servers.options(role))
         for setting, recipe in (trains or {}).items():
             if not self.dry or self.estimates.gpu_memory_gib is None:  # else it is a plan for other GPUs
-                check_ranks(setting, ranks_of(recipe, recipe.ranks))
+                check_ranks(setting, ranks_of(recipe, recipe.ranks, nodes=self.hosts.nodes))
             if dropped := check_trained(files, recipe, setting):
                 shown = ", ".join(dropped)
                 self.log.warning(
@@ -249,7 +250,7 @@ class Run:
         """Say what memory the trainings need. Raises `BadInput` if one does not fit."""
         estimates = self.estimates
         on = device(estimates.gpu_memory_gib, dry=self.dry)
-        for line in check_fits(title, sizes, trains, on, estimates.memory_share):
+        for line in check_fits(title, sizes, trains, on, estimates.memory_share, self.hosts.nodes):
             print(line) if self.dry else self.log.info(line)
 
     def _from_hub(self, name: str, revision: str) -> Path:

@@ -88,8 +88,9 @@ def _cpu_flags() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
-def ranks_of(recipe: Recipe, ranks: int | None, machine: Machine | None = None) -> int:
-    """The training processes to start: `ranks` if that is given, else what is fastest on the machine (this one).
+def ranks_of(recipe: Recipe, ranks: int | None, machine: Machine | None = None, *, nodes: int = 1) -> int:
+    """The training processes to start on each of `nodes` machines: `ranks` if that is given, else what is fastest on
+    such a machine (this one).
 
     On GPUs that is one for each, as far as `batch` is a multiple of `micro_batch` times as many. On a CPU it is one
     with all cores: every rank more is a copy of the model, and gradients to exchange.
@@ -97,7 +98,7 @@ def ranks_of(recipe: Recipe, ranks: int | None, machine: Machine | None = None) 
     if ranks is not None:
         return ranks
     most = (machine or this_machine()).gpus or 1
-    return max((n for n in range(1, most + 1) if recipe.batch % (recipe.micro_batch * n) == 0), default=1)
+    return max((n for n in range(1, most + 1) if recipe.batch % (recipe.micro_batch * n * nodes) == 0), default=1)
 
 
 def switches(recipe: Recipe, model: Mapping[str, Any], machine: Machine) -> dict[str, Switch]:

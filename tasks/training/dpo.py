@@ -74,7 +74,7 @@ def train_dpo(
         "infra.training.dpo",
         make_config,
         config,
-        ranks_of(config, config.ranks),
+        ranks_of(config, config.ranks, nodes=hosts.nodes),
         hosts,
         format,
     )

@@ -63,7 +63,7 @@ def train_sft(
         "infra.training.sft",
         make_config,
         config,
-        ranks_of(config, config.ranks),
+        ranks_of(config, config.ranks, nodes=hosts.nodes),
         hosts,
         format,
     )

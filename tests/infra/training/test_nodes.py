@@ -339,11 +339,16 @@ def test_the_machine_that_failed_is_named_and_not_those_that_it_cut_off(flow: Fa
 
 MODULE = """
 import json, os, sys, time
+from pathlib import Path
 from infra.processes.watchdog import end_with_parent
 end_with_parent()
 todo, rank = json.load(open(sys.argv[1]))["todo"], os.environ["RANK"]
+here = [Path(sys.argv[1]).with_name(f"here{n}") for n in range(int(os.environ["WORLD_SIZE"]))]
 print(f"rank {rank} of {os.environ['WORLD_SIZE']} is here, local rank {os.environ['LOCAL_RANK']}", flush=True)
+here[int(rank)].touch()
 if todo == f"crash {rank}":
+    while not all(path.exists() for path in here):
+        time.sleep(0.05)
     raise RuntimeError(f"rank {rank} is out of luck")
 if todo != "end":
     time.sleep(300)
