@@ -456,6 +456,6 @@ def test_a_killed_agent_ends_the_training_with_its_last_lines_and_a_rerun_succee
     assert f"node 1 ({pair.addresses[1]}) was lost: its agent (process {living['agent'].pid} on " in said
     assert f"was killed; log: {node_log(log, 1)}" in said
     assert said.strip().endswith("rank 1 of 2 is here, local rank 0")
-    assert gone(ranks)()
+    awaited(gone(ranks), "the end of its ranks")
     living["agent"] = pair.agent()
     assert pair.launch("ranks_for_test", {"todo": "end"}, log).wait(120) == 0
