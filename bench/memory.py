@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, surroundings
 from infra.processes.torchrun import launch
-from infra.store.model_files import ModelFiles
+from infra.store.model_files import CONFIG, ModelFiles
 from infra.training.config import DpoConfig, SftConfig, TrainingConfig
 from infra.training.memory import GIB, estimate, sizes_of
+from infra.training.switches import settled, this_machine
 
 SHAPES = {
     "nothing": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
@@ -143,8 +144,9 @@ def main() -> None:
                 config = make_config(model_of("nothing", root), folder, small)
                 bare[kind] = measured(config, case["ranks"], folder)["peak"]
             config = make_config(model, root / name, case)
-            sizes = sizes_of(ModelFiles.in_folder(model))
-            expected = estimate(sizes, config, case["ranks"], on_gpu=False, process=False)
+            files = ModelFiles.in_folder(model)
+            recipe = settled(config, files.read(CONFIG), this_machine())
+            expected = estimate(sizes_of(files), recipe, case["ranks"], on_gpu=False, process=False)
             found = measured(config, case["ranks"], root / name)
             figures = {"estimate": expected.total, "measured": found["peak"] - bare[kind]}
             figures |= {"process": bare[kind], "imported": found["imported"]}

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from flows.stages.common import Common, Estimates, Trains
 from flows.stages.logs import log_on_worker, show_own_logs
-from flows.stages.memory import Trained, cached_sizes, check_fits, device
+from flows.stages.memory import Trained, cached_config, check_trainings, device
 from infra.errors import BadInput
 from infra.processes.watchdog import end_all
 from infra.serving.model_checks import check_policy, check_reward_model, check_trained
@@ -28,17 +28,16 @@ from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
 from infra.store.manifest import Ref
-from infra.store.model_files import CONFIG, ModelFiles
+from infra.store.model_files import CONFIG, ModelFiles, language_part
 from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.markdown import short
 from infra.training.hosts import HERE, Hosts
-from infra.training.inputs import check_ranks
-from infra.training.memory import Sizes, sizes_of
+from infra.training.memory import Sizes, llama_sizes, sizes_of
 from infra.training.nodes import check_hosts
-from infra.training.switches import ranks_of, switches, this_machine, told
+from infra.training.switches import ranks_of
 from infra.training.trackers import check_trackers
 
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
@@ -216,8 +215,9 @@ class Run:
             plain = name.replace("/", "--")
             if self.dry:
                 print(f"model {named}: its files are checked when it is downloaded")
-                if trains and (sizes := cached_sizes(name, revision)):
-                    self._fit(f"model {named}", sizes, trains)
+                config = cached_config(name, revision) if trains else None
+                if trains and config and (sizes := llama_sizes(language_part(config))):
+                    self._fit(f"model {named}", config, trains, sizes)
                 return self._stand_in("model", "imported", plain)
             folder = self._from_hub(name, revision)
             self._check(ModelFiles.in_folder(folder), role, trains)
@@ -234,24 +234,19 @@ class Run:
         check = check_policy if role == "policy" else check_reward_model
         check(files, self.servers.options(role))
         for setting, recipe in (trains or {}).items():
-            if not self.dry or self.estimates.gpu_memory_gib is None:  # else it is a plan for other GPUs
-                check_ranks(setting, ranks_of(recipe, recipe.ranks, nodes=self.hosts.nodes))
             if dropped := check_trained(files, recipe, setting):
                 shown = ", ".join(dropped)
                 self.log.warning(
                     "%s: settings without effect, which its trained copy will not have: %s", files.title, shown
                 )
-            used = f"{setting}: {told(switches(recipe, files.read(CONFIG), this_machine()))}"
-            (print if self.dry else self.log.info)(used)
         if trains:
-            self._fit(files.title, sizes_of(files), trains)
+            self._fit(files.title, files.read(CONFIG), trains, sizes_of(files))
 
-    def _fit(self, title: str, sizes: Sizes, trains: Mapping[str, Trained]) -> None:
-        """Say what memory the trainings need. Raises `BadInput` if one does not fit."""
-        estimates = self.estimates
-        on = device(estimates.gpu_memory_gib, dry=self.dry)
-        for line in check_fits(title, sizes, trains, on, estimates.memory_share, self.hosts.nodes):
-            print(line) if self.dry else self.log.info(line)
+    def _fit(self, title: str, config: Mapping[str, Any], trains: Mapping[str, Trained], sizes: Sizes) -> None:
+        """Say what the trainings use and need. Raises `BadInput` if one cannot run so."""
+        on = device(self.estimates.gpu_memory_gib, dry=self.dry)
+        for line in check_trainings(title, config, sizes, trains, on, self.hosts.nodes, self.estimates.memory_share):
+            (print if self.dry else self.log.info)(line)
 
     def _from_hub(self, name: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download

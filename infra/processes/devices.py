@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -10,11 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _TIMEOUT_S = 30  # nvidia-smi takes seconds where no process keeps the driver loaded
-
-
-def trains_on_gpus() -> bool:
-    """Whether the installed torch is a build for GPUs."""
-    return not importlib.metadata.version("torch").endswith("+cpu")
 
 
 def gpu_memory(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from infra.store.model_files import CONFIG, ModelFiles, language_part
-from infra.training.config import DpoRecipe, Recipe
+from infra.training.config import DpoRecipe, Recipe, SftRecipe
 
 GIB = 2**30
 FAMILIES = {"llama": False, "mistral": False, "qwen2": False, "qwen3": False, "granite": False, "smollm3": True}
@@ -28,6 +28,7 @@ _FP32 = 4  # bytes
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in elements
 _LIVE = 1_000_000_000  # its stage3_max_live_parameters and stage3_max_reuse_distance, and its sub_group_size
 _TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of the logits that TRL's chunked head holds at once
+_CPU_BLOCK = 1 << 26  # logits in a block of `infra.training.cpu_head`
 _TILE_ON_CPU = 29  # bytes per logit: seven float32 tensors and a mask, in the head's backward pass without Triton
 _PROCESS_ON_GPU = 1.5 * GIB  # CUDA's context, cuBLAS's and NCCL's buffers: not measured here, 1 to 2 GiB are usual
 _PROCESS_ON_CPU = 0.7 * GIB  # what the trainer of a model of next to nothing takes: bench/memory.py prints it
@@ -147,33 +148,25 @@ def estimate(
     ranks: int,
     *,
     on_gpu: bool,
-    packed: bool = False,
-    liger: bool = False,
     process: bool = True,
 ) -> Memory:
     """What a rank needs while the model is trained, every row being as long as `max_length`.
 
     Args:
-        sizes: of the model. The reference policy of DPO has left memory before training.
-        recipe: an SFT or a DPO recipe. A DPO row is two sequences, chosen and rejected.
+        recipe: an SFT or a DPO recipe, its switches settled (`infra.training.switches.settled`). A DPO row is two
+            sequences, chosen and rejected; its reference model has left memory before the training begins.
         ranks: all ranks, over which ZeRO shards.
-        on_gpu: buffers that a GPU allocates in full take only what is touched of them in a computer's memory, and
-            without Triton TRL's head needs more.
-        packed: whether rows lie end to end, without padding.
-        liger: whether liger-kernel's norms and MLPs are used, which keep less.
+        on_gpu: buffers that a GPU allocates in full take only what is touched of them in a computer's memory.
         process: whether to count what a process takes before it trains.
     """
-    width = 2 if _in_bf16(recipe) else _FP32
-    dpo = isinstance(recipe, DpoRecipe)
-    weights = width * sizes.parameters / (ranks if recipe.zero_stage == 3 else 1)
+    width = 2 if recipe.bf16 else _FP32
     states = {
-        "weights": weights,
+        "weights": width * sizes.parameters / (ranks if recipe.zero_stage == 3 else 1),
         "optimiser": _optimiser_bytes(sizes, recipe, ranks),
         "process": (_PROCESS_ON_GPU if on_gpu else _PROCESS_ON_CPU) if process else 0.0,
     }
-    rows, length = recipe.micro_batch * (2 if dpo else 1), recipe.max_length
-    if packed:
-        rows, length = 1, rows * length
+    rows, length = recipe.micro_batch * (2 if isinstance(recipe, DpoRecipe) else 1), recipe.max_length
+    packed, liger = isinstance(recipe, SftRecipe) and bool(recipe.packing), bool(recipe.liger)
     masked = not packed and (rows > 1 or (sizes.window or length) < length)
     tokens, layer = rows * length, layer_bytes(sizes, width, rows, length, masked=masked, liger=liger)
     inputs = float(width * sizes.hidden * tokens)  # of a layer
@@ -181,7 +174,7 @@ def estimate(
     last_norm = (_FP32 + 2 * width) * sizes.hidden * tokens
     kept = sizes.layers * per_layer + last_norm + masked * rows * length**2  # one mask of booleans for all layers
     flowing = 2 * width * (sizes.hidden + sizes.inner) * tokens  # gradients of a layer's activations
-    head = head_bytes(sizes, width, tokens, on_gpu) if sizes.known else 0.0
+    head = head_bytes(sizes, width, tokens, on_gpu, recipe.zero_stage) if sizes.known else 0.0
     moments = [
         *_backward_moments(sizes, recipe, ranks, on_gpu, states, kept, recomputed + flowing, head),
         _step_moment(sizes, recipe, ranks, on_gpu, states),
@@ -189,14 +182,9 @@ def estimate(
     return max(moments, key=lambda each: each.total)
 
 
-def _in_bf16(recipe: Recipe) -> bool:
-    """Whether the model computes in bfloat16; where the recipe leaves it open, the machine is taken to."""
-    return recipe.bf16 is not False
-
-
 def _has_masters(recipe: Recipe) -> bool:
     """Whether DeepSpeed keeps float32 weights beside the model's: not of a float32 model without ZeRO."""
-    return _in_bf16(recipe) or recipe.zero_stage > 0
+    return bool(recipe.bf16) or recipe.zero_stage > 0
 
 
 def _optimiser_bytes(sizes: Sizes, recipe: Recipe, ranks: int) -> float:
@@ -223,7 +211,7 @@ def _backward_moments(
         working: bytes that the backward pass of one layer needs beside them.
         head: bytes that the loss needs, before any layer's backward pass.
     """
-    stage, width, count = recipe.zero_stage, 2 if _in_bf16(recipe) else _FP32, sizes.parameters
+    stage, width, count = recipe.zero_stage, 2 if recipe.bf16 else _FP32, sizes.parameters
     partition = width * count / (ranks if stage else 1)
     accumulates = recipe.batch > recipe.micro_batch * ranks
     before = partition if stage == 3 or accumulates else 0.0  # gradients of earlier micro-batches
@@ -247,14 +235,14 @@ def _bucket_bytes(recipe: Recipe, count: int, on_gpu: bool) -> float:
     """Two buffers for the exchange of gradients: ZeRO-2 fills them in turn, ZeRO-3 copies from one to scatter it."""
     if not recipe.zero_stage:
         return 0.0
-    width = 2 if _in_bf16(recipe) else _FP32
+    width = 2 if recipe.bf16 else _FP32
     touched = min(count, 2 * _BUCKET) if recipe.zero_stage == 2 else 2 * min(count, _BUCKET)
     return float(width * (2 * _BUCKET if on_gpu else touched))
 
 
 def _step_moment(sizes: Sizes, recipe: Recipe, ranks: int, on_gpu: bool, states: Mapping[str, float]) -> Memory:
     """The optimiser's step: gradients in float32, and what AdamW computes from its moments."""
-    stage, width, count = recipe.zero_stage, 2 if _in_bf16(recipe) else _FP32, sizes.parameters
+    stage, width, count = recipe.zero_stage, 2 if recipe.bf16 else _FP32, sizes.parameters
     share = count / (ranks if stage else 1)
     updated = min(share, _LIVE) if stage == 3 else share  # at once: ZeRO-3 goes by groups
     largest = max(sizes.vocabulary * sizes.hidden, sizes.hidden * sizes.inner)
@@ -298,14 +286,21 @@ def layer_bytes(
     return float(rows * length * (norms + attention + linear) + mask)
 
 
-def head_bytes(sizes: Sizes, width: int, tokens: int, on_gpu: bool) -> float:
-    """What TRL's chunked head needs in its backward pass: one tile of logits, and gradients in float32 of the head's
-    weights and inputs. It never holds the logits of all tokens."""
+def head_bytes(sizes: Sizes, width: int, tokens: int, on_gpu: bool, zero_stage: int) -> float:
+    """What the language head and the loss need in the backward pass. The logits of all tokens are never held.
+
+    TRL's head has one tile of logits, and gradients in float32 of its weights and inputs. On a CPU, but under ZeRO-3,
+    `infra.training.cpu_head` has a block of logits: log-probabilities and three temporary copies in float32.
+    """
     weights, inputs = sizes.vocabulary * sizes.hidden, tokens * sizes.hidden
-    rows = min(tokens, _TILE_ROWS)
-    tile = rows * (_TILE_COLUMNS if on_gpu else min(sizes.vocabulary, _TILE_COLUMNS))
-    working = 0 if on_gpu else _TILE_ON_CPU * tile
-    return float(width * tile + _FP32 * (weights + inputs) + max(working, width * (weights + inputs)))
+    if on_gpu or zero_stage == 3:
+        rows = min(tokens, _TILE_ROWS)
+        tile = rows * (_TILE_COLUMNS if on_gpu else min(sizes.vocabulary, _TILE_COLUMNS))
+        working = 0 if on_gpu else _TILE_ON_CPU * tile
+        return float(width * tile + _FP32 * (weights + inputs) + max(working, width * (weights + inputs)))
+    block = min(tokens * sizes.vocabulary, _CPU_BLOCK)
+    summed = 2 if tokens * sizes.vocabulary > block else 1  # gradients of the weights: so far, and of this block
+    return float(4 * _FP32 * block + width * (summed * weights + inputs))
 
 
 class Setting(NamedTuple):

@@ -72,7 +72,7 @@ def test_the_whole_plan_says_what_it_costs(world, monkeypatch, capsys, on_cpu):
     world["estimates"]["generated_per_gpu_second"] = 0.1
     bolt(BoltConfig(**world, dry_run=True))
     out = capsys.readouterr().out
-    assert ("GPU" in out) is not on_cpu
+    assert ("GPU hours" in out) is not on_cpu
     assert ("hours at the speeds in `estimates`" in out) is on_cpu
     assert "0.00" not in out
 

@@ -11,11 +11,11 @@ from small import small_world
 
 from flows.__main__ import deployments, flow_of
 from flows.bolt import BoltConfig, bolt
-from flows.stages.memory import Device, cached_sizes, check_fits, device
+from flows.stages.memory import Device, Trained, cached_config, check_fits, device
 from infra.errors import BadInput
-from infra.processes import devices
 from infra.serving.servers import Servers
 from infra.training.memory import GIB, Sizes, estimate, gib, llama_sizes
+from infra.training.switches import Machine, settled
 from tasks.training.dpo import DpoStage
 from tasks.training.sft import SftStage
 
@@ -24,7 +24,9 @@ LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 
 LLAMA_70B = LLAMA_8B | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
 LLAMA_70B |= {"num_attention_heads": 64}
 MISTRAL_7B = LLAMA_8B | {"model_type": "mistral", "vocab_size": 32768}
-NODE = Device(on_gpu=True, memory=79 * GIB)
+HERE = Machine(gpus=0, capability=0.0, cores=2, cpu_bf16=True, liger=False)
+NODE = Device(Machine(gpus=8, capability=9.0, cores=2, cpu_bf16=True, liger=False), 79 * GIB)
+SPARING = {"gradient_checkpointing": True, "ranks": 8}
 
 
 def sizes(config: dict[str, Any]) -> Sizes:
@@ -33,71 +35,97 @@ def sizes(config: dict[str, Any]) -> Sizes:
     return found
 
 
+def checked(
+    stage: Trained, on: Device = NODE, config: dict[str, Any] = LLAMA_8B, nodes: int = 1, share: float = 1.0
+) -> str:
+    return check_fits("model m", config, sizes(config), "config.sft", stage, on, nodes, share)
+
+
+def needed(stage: Trained, config: dict[str, Any] = LLAMA_8B) -> float:
+    recipe = settled(stage, config, NODE.machine)
+    return estimate(sizes(config), recipe, stage.ranks or 8, on_gpu=True).total
+
+
 def with_gpus(monkeypatch: pytest.MonkeyPatch, *gibs: float) -> None:
-    monkeypatch.setattr("flows.stages.memory.trains_on_gpus", lambda: True)
+    machine = HERE if not gibs else Machine(len(gibs), 9.0, 2, True, False)
+    monkeypatch.setattr("flows.stages.memory.this_machine", lambda: machine)
     monkeypatch.setattr("flows.stages.memory.gpu_memory", lambda: tuple(int(each * GIB) for each in gibs))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(gibs))
 
 
 @pytest.mark.parametrize(
     ("here", "planned", "dry", "expected"),
     [
-        ((), None, True, Device(False, 24 * GIB)),
-        ((), 79, True, Device(True, 79 * GIB)),  # a plan made on a laptop
-        ((), 79, False, Device(True, 79 * GIB)),
-        ((24, 40), None, False, Device(True, 24 * GIB)),
-        ((24, 40), 79, True, Device(True, 79 * GIB)),
-        ((24, 40), 79, False, Device(True, 24 * GIB)),  # a run itself: what is here
+        ((), None, True, (False, 24)),
+        ((), 79, True, (True, 79)),  # a plan made on a laptop
+        ((), 79, False, (True, 79)),
+        ((24, 40), None, False, (True, 24)),
+        ((24, 40), 79, True, (True, 79)),
+        ((24, 40), 79, False, (True, 24)),  # a run itself: what is here
     ],
 )
 def test_a_plan_is_for_the_gpus_it_names_and_a_run_for_those_here(monkeypatch, here, planned, dry, expected):
     with_gpus(monkeypatch, *here)
     monkeypatch.setattr("flows.stages.memory.computer_memory", lambda: 24 * GIB)
-    assert device(planned, dry=dry) == expected
+    found = device(planned, dry=dry)
+    assert (found.on_gpu, found.memory / GIB) == expected
 
 
-def test_gpus_that_torch_cannot_use_do_not_count(monkeypatch):
+def test_nothing_is_refused_where_the_memory_is_not_known(monkeypatch):
     with_gpus(monkeypatch, 80)
-    monkeypatch.setattr("flows.stages.memory.trains_on_gpus", lambda: False)
-    assert not device(None, dry=False).on_gpu
+    monkeypatch.setattr("flows.stages.memory.gpu_memory", lambda: ())  # a part of a GPU
+    line = checked(SftStage(ranks=1), device(None, dry=False))
+    assert "how much a GPU here has is not known" in line
 
 
 def test_ranks_share_a_computers_memory_but_not_a_gpu():
-    assert Device(True, 10).room(4) == 10
-    assert Device(False, 10).room(4) == 2.5
+    assert Device(NODE.machine, 10).room(4) == 10
+    assert Device(HERE, 10).room(4) == 2.5
 
 
 def test_the_line_of_a_plan_has_parts_total_and_what_there_is():
-    stage = SftStage(zero_stage=3, gradient_checkpointing=True)
-    (line,) = check_fits("model m", sizes(LLAMA_8B), {"config.sft": stage}, NODE, 1.0)
-    needed = estimate(sizes(LLAMA_8B), stage, 8, on_gpu=True)
-    assert line.startswith(f"memory of config.sft         {gib(needed.total)} GiB per rank at ")
+    stage = SftStage(zero_stage=3, **SPARING)
+    line = checked(stage)
+    assert line.startswith(f"memory of config.sft         {gib(needed(stage))} GiB per rank at ")
     for part in ("weights 1.9", "optimiser 11.2", "activations ", "a GPU has 79.0 GiB"):
         assert part in line
 
 
+def test_without_a_number_of_ranks_a_plan_takes_all_gpus():
+    assert checked(SftStage(zero_stage=3, gradient_checkpointing=True)) == checked(SftStage(zero_stage=3, **SPARING))
+
+
 def test_a_training_that_cannot_fit_is_refused_with_the_nearest_settings_that_do():
     with pytest.raises(BadInput) as error:
-        check_fits("model m", sizes(LLAMA_8B), {"config.sft": SftStage()}, NODE, 1.0)
+        checked(SftStage())
     said = str(error.value)
     assert said.startswith("config.sft: training model m does not fit: it needs ")
     assert "a GPU has 79.0 GiB" in said
-    sparing = estimate(sizes(LLAMA_8B), SftStage(gradient_checkpointing=True), 8, on_gpu=True)
-    assert f"settings that fit: config.sft.gradient_checkpointing=true ({gib(sparing.total)} GiB per rank)" in said
+    sparing = gib(needed(SftStage(**SPARING)))
+    assert f"settings that fit: config.sft.gradient_checkpointing=true ({sparing} GiB per rank)" in said
     with pytest.raises(BadInput, match=r"No setting of .* is enough: take more memory, or a smaller model"):
-        check_fits("model m", sizes(LLAMA_70B), {"config.sft": SftStage()}, Device(True, 2 * GIB), 1.0)
+        checked(SftStage(), Device(NODE.machine, 2 * GIB), LLAMA_70B)
+
+
+def test_ranks_of_all_nodes_share_and_those_of_one_are_named():
+    one, four = (SftStage(zero_stage=3, **SPARING), SftStage(zero_stage=3, ranks=2, gradient_checkpointing=True))
+    assert checked(four, nodes=4) == checked(one)
+    small = Device(NODE.machine, 24 * GIB)
+    with pytest.raises(BadInput, match=r"fit: config\.sft\.ranks=4 \("):
+        checked(four.model_copy(update={"max_length": 8192}), small, nodes=4)
 
 
 def test_who_knows_better_raises_the_share():
-    needed = estimate(sizes(LLAMA_8B), SftStage(), 8, on_gpu=True).total
-    assert check_fits("m", sizes(LLAMA_8B), {"config.sft": SftStage()}, NODE, 1.01 * needed / NODE.memory)
+    assert checked(SftStage(), share=1.01 * needed(SftStage()) / NODE.memory)
 
 
 def test_a_model_that_is_not_known_is_refused_only_for_what_is_certain():
     unknown = Sizes(family="mixtral", known=False, parameters=46_700_000_000)
-    (line,) = check_fits("model m", unknown, {"config.sft": SftStage(zero_stage=3, ranks=64)}, NODE, 1.0)
+    model = {"model_type": "mixtral"}
+    line = check_fits("model m", model, unknown, "config.sft", SftStage(zero_stage=3, ranks=8), NODE, 8, 1.0)
     assert "of a family (mixtral) or of sizes that are not known here: activations not counted" in line
     with pytest.raises(BadInput, match=r"zero_stage=3"):
-        check_fits("model m", unknown, {"config.sft": SftStage(ranks=32)}, NODE, 1.0)
+        check_fits("model m", model, unknown, "config.sft", SftStage(ranks=32), NODE, 1, 1.0)
 
 
 PRESETS = {
@@ -117,24 +145,25 @@ def test_the_presets_of_real_models_fit_gpus_of_80_gb_at_the_papers_batch(name):
     each = deployments()[name]
     config = flow_of(each).validate_parameters(each["parameters"])["config"]
     assert config.estimates.gpu_memory_gib <= 79.6  # what nvidia-smi shows of an H100 of 80 GB
-    on = Device(True, config.estimates.gpu_memory_gib * GIB)
+    on = Device(NODE.machine, config.estimates.gpu_memory_gib * GIB)
     for path in paths:
         stage = config.sft if path == "sft" else config.online.dpo
         assert stage.batch == 128
-        assert stage.accumulation(stage.ranks) >= 1
-        assert stage.ranks == (64 if "70b" in name else 8)
+        nodes = config.training.nodes
+        assert (stage.ranks, nodes) == (8, 8 if "70b" in name else 1)
+        assert stage.accumulation(stage.ranks * nodes) >= 1
         longest = 10240 if isinstance(stage, DpoStage) and "70b" in name else 16384
         assert stage.max_length == longest
-        assert check_fits("m", sizes(shape), {path: stage}, on, 1.0)
+        assert checked(stage, on, shape, nodes)
 
 
 def test_a_hub_model_whose_configuration_was_downloaded_before_is_estimated(tmp_path: Path, monkeypatch):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA_8B))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(path))
-    assert cached_sizes("org/name", "main") == sizes(LLAMA_8B)
+    assert cached_config("org/name", "main") == LLAMA_8B
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
-    assert cached_sizes("org/name", "main") is None
+    assert cached_config("org/name", "main") is None
 
 
 @pytest.fixture
@@ -160,10 +189,8 @@ def test_a_flow_refuses_it_before_anything_starts(world, monkeypatch, dry_run):
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_plan_on_a_laptop_is_for_the_gpus_that_it_names(world, monkeypatch, capsys):
-    with_gpus(monkeypatch, 16)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # fewer than ranks
-    monkeypatch.setattr(devices, "computer_memory", lambda: pytest.fail("this machine's memory was looked at"))
-    world["sft"] = world["online"]["dpo"] = {"zero_stage": 3, "gradient_checkpointing": True}
+    with_gpus(monkeypatch, 16)  # fewer than ranks, and smaller
+    world["sft"] = world["online"]["dpo"] = {"zero_stage": 3, "gradient_checkpointing": True, "ranks": 8}
     world["estimates"] |= {"gpu_memory_gib": 79}
     bolt(BoltConfig(**world, dry_run=True))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory of ")]

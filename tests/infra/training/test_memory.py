@@ -131,17 +131,17 @@ def test_a_window_needs_a_mask_where_rows_are_longer():
 def test_packed_rows_have_no_mask_and_fused_layers_keep_less():
     model = sizes(LLAMA_8B)
 
-    def kept(**how: bool) -> float:
-        recipe = SftRecipe(micro_batch=2, max_length=8192, gradient_checkpointing=False)
-        made = estimate(model, recipe, 8, on_gpu=True, **how)
+    def kept(packing: bool, liger: bool = False) -> float:
+        recipe = SftRecipe(micro_batch=2, max_length=8192, bf16=True, packing=packing, liger=liger)
+        made = estimate(model, recipe, 8, on_gpu=True)
         assert made.moment == "the loss"
         return made.activations
 
     hidden, inner, tokens = 4096, 14336, 16384
     # neither masks, nor keys and values of 8 heads repeated for 32
     per_layer = 2 * 2 * 8192**2 + tokens * 2 * 2 * (32 - 8) * 128
-    assert kept() - kept(packed=True) == 32 * per_layer + 2 * 8192**2
-    assert kept(packed=True) - kept(packed=True, liger=True) == 32 * tokens * (2 * 4 * hidden + 2 * inner)
+    assert kept(False) - kept(True) == 32 * per_layer + 2 * 8192**2
+    assert kept(True) - kept(True, liger=True) == 32 * tokens * (2 * 4 * hidden + 2 * inner)
 
 
 def test_states_by_hand():
@@ -151,7 +151,7 @@ def test_states_by_hand():
     assert tiny.parameters == count == 86336
 
     def states(stage: int, ranks: int, **settings: Any) -> tuple[float, float]:
-        made = estimate(tiny, SftRecipe(zero_stage=stage, batch=8, **settings), ranks, on_gpu=False)
+        made = estimate(tiny, SftRecipe(zero_stage=stage, batch=8, **{"bf16": True, **settings}), ranks, on_gpu=False)
         return made.weights, made.optimiser
 
     assert states(0, 2) == (2 * count, 12 * count)  # bfloat16 weights; float32 weights and two moments
@@ -164,7 +164,7 @@ def test_states_by_hand():
 def test_the_optimisers_step_by_hand():
     """Short rows: the step is the fullest moment. Without ZeRO it holds gradients twice, in bfloat16 and float32."""
     model = sizes(LLAMA_8B)
-    short = {"batch": 8, "max_length": 16}
+    short: dict[str, Any] = {"batch": 8, "max_length": 16, "bf16": True}
     plain = estimate(model, SftRecipe(zero_stage=0, **short), 8, on_gpu=True, process=False)
     assert plain.moment == "the optimiser's step"
     assert plain.total == (2 + 12 + 2 + 4 + 4) * model.parameters  # and the roots of the second moments
@@ -172,19 +172,24 @@ def test_the_optimisers_step_by_hand():
     assert shared.total == (2 + (12 + 4 + 4) / 8) * model.parameters
 
 
-def test_the_head_holds_one_tile_of_logits():
+def test_the_head_holds_one_tile_of_logits_or_one_block():
     model = sizes(LLAMA_8B)
     weights, inputs = 128256 * 4096, 16384 * 4096
-    assert head_bytes(model, 2, 16384, True) == 2 * 4096 * 32768 + 4 * (weights + inputs) + 2 * (weights + inputs)
-    more = head_bytes(model, 2, 2 * 16384, True) - head_bytes(model, 2, 16384, True)
+    assert head_bytes(model, 2, 16384, True, 3) == 2 * 4096 * 32768 + 6 * (weights + inputs)
+    more = head_bytes(model, 2, 2 * 16384, True, 3) - head_bytes(model, 2, 16384, True, 3)
     assert more == 6 * inputs  # not a byte for the vocabulary
+    on_cpu = [head_bytes(model, 2, tokens, False, 0) for tokens in (100, 16384, 2 * 16384)]
+    assert on_cpu[0] == 16 * 100 * 128256 + 2 * (weights + 100 * 4096)
+    assert on_cpu[1] == 16 * 2**26 + 2 * (2 * weights + inputs)
+    assert on_cpu[2] - on_cpu[1] == 2 * inputs
 
 
-def test_dpo_takes_two_sequences_a_pair():
+def test_dpo_takes_two_sequences_a_pair_and_no_reference():
+    """The reference's log-probabilities are computed before the training, and it leaves memory."""
     model = sizes(MISTRAL_7B)
-    one = estimate(model, SftRecipe(micro_batch=2, batch=32, max_length=4096), 8, on_gpu=True)
-    pair = estimate(model, DpoRecipe(micro_batch=1, batch=32, max_length=4096), 8, on_gpu=True)
-    assert pair == one
+    same: dict[str, Any] = {"batch": 64, "max_length": 4096, "bf16": True}
+    one = estimate(model, SftRecipe(micro_batch=2, packing=False, **same), 8, on_gpu=True)
+    assert estimate(model, DpoRecipe(micro_batch=1, **same), 8, on_gpu=True) == one
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
@@ -212,7 +217,7 @@ def test_a_family_that_is_not_known_is_counted_in_its_files(tmp_path: Path):
     found = sizes_of(ModelFiles.in_folder(folder))
     assert (found.family, found.known) == ("mixtral", False)
     assert found.parameters == 2 * 96 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
-    made = estimate(found, SftRecipe(batch=8), 2, on_gpu=True)
+    made = estimate(found, SftRecipe(batch=8, bf16=True), 2, on_gpu=True)
     assert made.activations == made.logits == 0
     assert made.weights == 2 * found.parameters
 
@@ -257,7 +262,7 @@ def test_the_nearest_setting_is_the_first_that_fits():
     def fits(recipe: Recipe, ranks: int) -> bool:
         return estimate(model, recipe, ranks, on_gpu=True).total <= 79 * GIB
 
-    paper = SftRecipe()
+    paper = SftRecipe(bf16=True)
     assert not fits(paper, 8)
     found = nearest(paper, 8, fits)
     assert found is not None
