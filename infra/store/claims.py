@@ -118,4 +118,4 @@ def _parsed(content: bytes) -> dict[str, Any]:
 def _is_dead(content: bytes) -> bool:
     """Whether the claim's process is known to be gone, which can be said of processes on this machine only."""
     claim = _parsed(content)
-    return "pid" in claim and is_gone(str(claim.get("machine")), int(claim["pid"]), claim["began"])
+    return claim.get("machine") == machine() and is_gone(machine(), int(claim["pid"]), claim["began"])

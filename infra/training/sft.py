@@ -67,3 +67,4 @@ def main(config_path: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    training.leave()

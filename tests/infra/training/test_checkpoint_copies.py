@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,14 @@ from infra.training.checkpoint_copies import copy_last, drop, kept_copied, lates
 from infra.training.checkpoints import checkpoint_name, read
 
 HERE = ("sft", "k")
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is warned of, however other tests have set up logging."""
+    said: list[str] = []
+    monkeypatch.setattr(checkpoint_copies.log, "warning", lambda text, *values: said.append(text % values))
+    return said
 
 
 @pytest.fixture
@@ -43,12 +50,12 @@ def test_a_later_local_checkpoint_is_used_and_nothing_is_copied(store: Store, tm
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [mine.name]
 
 
-def test_a_torn_copy_is_passed_over(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_copy_is_passed_over(store: Store, tmp_path: Path, warnings: list[str]) -> None:
     made(tmp_path / "one", 5)
     copy_last(store, *HERE, tmp_path / "one")
     store.write_bytes("checkpoints/sft-k/step-00000005/latest", b"cut")
     assert latest(store, *HERE, tmp_path / "other") is None
-    assert "is not whole and is not used" in caplog.text
+    assert "is not whole and is not used" in warnings[0]
     mine = made(tmp_path / "mine", 4)
     assert latest(store, *HERE, tmp_path / "mine") == mine
 
@@ -66,7 +73,7 @@ def test_a_copy_that_was_interrupted_is_made_again(store: Store, tmp_path: Path,
 
 
 def test_copies_are_made_now_and_then_and_a_failure_only_delays_them(
-    store: Store, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+    store: Store, tmp_path: Path, monkeypatch: Any, warnings: list[str]
 ) -> None:
     made(tmp_path / "one", 5)
     calls: list[int] = []
@@ -78,13 +85,12 @@ def test_copies_are_made_now_and_then_and_a_failure_only_delays_them(
         copy_last(*given)
 
     monkeypatch.setattr(checkpoint_copies, "copy_last", failing_first)
-    caplog.set_level(logging.WARNING)
     with kept_copied(store, *HERE, tmp_path / "one", minutes=0):
         deadline = time.monotonic() + 30
         while not store.exists("checkpoints/sft-k/step-00000005/manifest.json"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    assert "could not be copied to the store: the endpoint cannot be reached" in caplog.text
+    assert "could not be copied to the store: the endpoint cannot be reached" in warnings[0]
 
 
 def test_copies_are_deleted_once_they_are_not_needed(store: Store, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ import pytest
 from interrupted import STEPS, assert_same_model, config_of, steps_logged
 from tiny import make_model
 
+import tasks.training.train
 from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError
 from infra.processes.watchdog import _descendants
@@ -71,10 +71,11 @@ def kill_at(step: int, folder: Path, words: str) -> threading.Thread:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "stage"), [("sft", 2), ("dpo", 3)])
 def test_a_killed_training_goes_on_and_ends_with_the_same_model(
-    method: str, stage: int, policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: str, stage: int, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SFT goes on in its own folder, DPO on another host, with the copy in the store."""
-    caplog.set_level(logging.INFO)
+    said: list[str] = []
+    monkeypatch.setattr(tasks.training.train.log, "info", lambda text, *values: said.append(text % values))
     store = Store.open(Settings(store=str(tmp_path / "store")))
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
     trained(method, calm, config_of(method, calm, policy, zero_stage=stage, checkpoint_minutes=60), store)
@@ -97,7 +98,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_model(
         trained(method, disturbed, config, store, ranks=1)
     trained(method, disturbed, config, store)
 
-    assert f"{method}: resumed at step {step} of {STEPS}" in caplog.text
+    assert said == [f"{method}: resumed at step {step} of {STEPS}"]
     report = json.loads(trained_path(config.output).read_text())
     assert (report["steps"], report["resumed_at"]) == (STEPS, step)
     one, other = steps_logged(calm), steps_logged(disturbed)
