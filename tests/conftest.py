@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
@@ -12,6 +13,15 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that none of two workers is left with one at the end (with `--dist loadfile`)."""
+    weights: dict[Path, int] = {}
+    for item in items:
+        weight = 1000 if item.get_closest_marker("end_to_end") else 1 if item.get_closest_marker("slow") else 0
+        weights[item.path] = weights.get(item.path, 0) + weight
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(scope="session")

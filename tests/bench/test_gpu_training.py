@@ -140,7 +140,7 @@ def test_its_process_reads_what_it_is_told(configuration: Configuration, tmp_pat
     assert Job.model_validate_json(job.model_dump_json()) == job
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_smoke_measures_our_trainer_and_trls(tmp_path: Path) -> None:
     command = ["bench/gpu_training.sh", "--cpu-smoke", "--cap", "200", "--only", "smollm2", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)

@@ -152,7 +152,9 @@ def trained(model: Path, tmp_path: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.faults), pytest.param(2, marks=pytest.mark.faults), 3]
+)
 def test_a_trained_tied_model_holds_each_tensor_once(tmp_path: Path, stage: int) -> None:
     from transformers import AutoModelForCausalLM
 

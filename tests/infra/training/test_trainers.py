@@ -171,7 +171,7 @@ def test_sft_learns_saves_and_is_deterministic(policy: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.faults), 3])
 def test_dpo_prefers_the_chosen(policy: Path, tmp_path: Path, stage: int) -> None:
     rows = {"prompt": [PROMPT] * 8, "chosen": [THOUGHTS] * 8, "rejected": ["w1 w1 w2"] * 8}
     dpo = DpoConfig(**config(policy, tmp_path, rows, reference=policy, zero_stage=stage, epochs=4))
@@ -183,7 +183,7 @@ def test_dpo_prefers_the_chosen(policy: Path, tmp_path: Path, stage: int) -> Non
     assert json.loads(trained_path(dpo.output).read_text())["samples"] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_overlong_rows_stop_the_run_and_leave_no_result(policy: Path, tmp_path: Path) -> None:
     sft = SftConfig(**config(policy, tmp_path, {"prompt": [PROMPT], "completion": ["w1 " * 80]}))
     with pytest.raises(TrainerError, match="1 of 1 rows exceed max_length 64; the longest has 87"):
