@@ -17,10 +17,11 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests first, so that none of two workers is left with one at the end (with `--dist loadfile`)."""
-    weights: dict[Path, int] = {}
+    weights: dict[Path, float] = {}
     for item in items:
-        weight = 1000 if item.get_closest_marker("end_to_end") else 1 if item.get_closest_marker("slow") else 0
-        weights[item.path] = weights.get(item.path, 0) + weight
+        allowed = item.get_closest_marker("timeout")
+        seconds = allowed.args[0] if allowed else 60 if item.get_closest_marker("slow") else 0
+        weights[item.path] = weights.get(item.path, 0) + seconds
     items.sort(key=lambda item: -weights[item.path])
 
 
