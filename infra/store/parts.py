@@ -81,7 +81,11 @@ def open_part(store: Store, manifest: Manifest, part: Part) -> Iterator[BinaryIO
 
 def copy_part(store: Store, manifest: Manifest, part: Part, target: BinaryIO | Any) -> None:
     """Copy a part into an open file, hashing it on the way. Raises `BadArtifact` if it differs from the manifest."""
-    path = f"{manifest.folder}/{part.path}"
+    copy_file(store, f"{manifest.folder}/{part.path}", part, target)
+
+
+def copy_file(store: Store, path: str, part: Part, target: BinaryIO | Any) -> None:
+    """Copy a part, which is at `path` in the store, as `copy_part` does. Raises `BadArtifact` if it differs."""
     _sized(store, path, part)
     sha256, size = hashlib.sha256(), 0
     for chunk in _chunks(store, path):

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from infra.store.manifest import MANIFEST
-from infra.store.parts import CHUNK
+from infra.store.manifest import MANIFEST, BadArtifact
+from infra.store.parts import CHUNK, copy_file
 from infra.store.store import Store, StoreError
-from infra.training.checkpoints import Checkpoint, candidates, check, newest, read, remove
+from infra.training.checkpoints import Checkpoint, candidates, newest, read, remove
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +55,20 @@ def _copies(store: Store, step: str, key: str) -> list[str]:
 
 
 def _fetched(store: Store, source: str, target: Path) -> bool:
-    """Copy a checkpoint from the store. False, and a warning, if it is not whole."""
+    """Copy a checkpoint from the store. False, and a warning, if it is not whole. Raises `StoreError`."""
     remove(target)
     try:
-        files = Checkpoint.model_validate_json(store.read_bytes(f"{source}/{MANIFEST}")).files
-        for name in [*(file.path for file in files), MANIFEST]:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with store.open_read(f"{source}/{name}") as remote, (target / name).open("wb") as file:
-                while chunk := store.read_chunk(remote, f"{source}/{name}", CHUNK):
-                    file.write(chunk)
-        check(target)
-    except (ValidationError, ValueError, StoreError, OSError) as error:
-        if isinstance(error, StoreError) and error.transient:
-            raise
+        manifest = store.read_bytes(f"{source}/{MANIFEST}")
+        for file in Checkpoint.model_validate_json(manifest).files:
+            with store.explained("copy to local disk", f"{source}/{file.path}"):
+                (target / file.path).parent.mkdir(parents=True, exist_ok=True)
+                with (target / file.path).open("wb") as local:
+                    copy_file(store, f"{source}/{file.path}", file, local)
+    except (ValidationError, BadArtifact) as error:
         log.warning("%s is not whole and is not used: %s", store.uri(source), error)
         remove(target)
         return False
+    (target / MANIFEST).write_bytes(manifest)
     log.info("checkpoint of step %d copied from %s", read(target).step, store.uri(source))
     return True
 

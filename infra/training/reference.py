@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
+
+from infra.training.checkpoints import flush
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +102,7 @@ def write(path: Path, made_of: str, columns: list[LogProbs]) -> None:
     partial = path.with_name(path.name + ".partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    descriptor = os.open(partial, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    flush(partial)
     partial.replace(path)
 
 

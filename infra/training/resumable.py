@@ -66,7 +66,7 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]
                 self.problem = error
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class CheckpointTimer(TrainerCallback):  # type: ignore[misc]
     """Asks for a checkpoint every `minutes`, by the clock of rank 0, but not after the last step."""
 
     def __init__(self, minutes: float) -> None:
@@ -96,7 +96,7 @@ class Resumable(Trainer):  # type: ignore[misc]
         self.resumed_at: int | None = before.step if before else None
         self.seconds_before = before.seconds if before else 0.0
         self.began = time.monotonic()
-        self.add_callback(Clock(config.checkpoint_minutes))
+        self.add_callback(CheckpointTimer(config.checkpoint_minutes))
 
     def seconds(self) -> float:
         """Seconds of this training so far, with those before it was resumed."""

@@ -233,7 +233,7 @@ def arguments(config: TrainingConfig, batches: Batches) -> dict[str, Any]:
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule,
-        "warmup_steps": config.warmup_ratio,
+        "warmup_steps": config.warmup_steps(len(batches.lengths)),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "per_device_train_batch_size": made["train_micro_batch_size_per_gpu"],
@@ -300,7 +300,6 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -
     if config.resume:
         check_settings(config.resume, settings)
     trainer.prepare_resuming(config, settings)
-    trainer.args.warmup_steps = config.warmup_steps(len(trainer.train_dataset))
     trainer.train(resume_from_checkpoint=str(config.resume) if config.resume else None)
     seconds = trainer.seconds()
     clock.mark("train")

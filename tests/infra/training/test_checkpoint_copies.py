@@ -99,3 +99,19 @@ def test_copies_are_deleted_once_they_are_not_needed(store: Store, tmp_path: Pat
     store.write_bytes("checkpoints/sft-other/step-00000005/manifest.json", b"{}")
     drop(store, *HERE)
     assert store.list("checkpoints") == ["checkpoints/sft-other/step-00000005/manifest.json"]
+
+
+def test_a_store_or_disk_that_fails_does_not_start_the_training_anew(
+    store: Store, tmp_path: Path, monkeypatch: Any
+) -> None:
+    made(tmp_path / "one", 5)
+    copy_last(store, *HERE, tmp_path / "one")
+
+    def failing(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint_copies, "copy_file", failing)
+        with pytest.raises(StoreError, match="No space left"):
+            latest(store, *HERE, tmp_path / "other")
+    assert latest(store, *HERE, tmp_path / "other")
