@@ -123,7 +123,9 @@ def _draw(gauge: Gauge, bar_s: float, line_s: float, over: threading.Event, succ
             percent = 100.0 if succeeded.is_set() else gauge.percent()
             if bar is None:
                 # Called from a thread without an event loop, so they are synchronous.
-                made = create_progress_artifact(percent, key=artifact_key(gauge.step), description=gauge.text())
+                made = create_progress_artifact(
+                    percent, key=artifact_key("progress", gauge.step), description=gauge.text()
+                )
                 bar = cast(UUID, made)
             else:
                 update_progress_artifact(bar, percent, gauge.text())
@@ -147,6 +149,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "1 min"
 
 
-def artifact_key(step: str) -> str:
-    """The key of a step's progress artifact: lower-case letters, digits and dashes, as Prefect requires."""
-    return "progress-" + re.sub(r"[^a-z0-9]+", "-", step.lower()).strip("-")
+def artifact_key(kind: str, step: str) -> str:
+    """The key of a step's artifact of a kind: lower-case letters, digits and dashes, as Prefect requires."""
+    return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", step.lower()).strip("-")

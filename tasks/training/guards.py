@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from infra.processes.torchrun import TrainerError
+from infra.steps.progress import artifact_key
 from infra.training.config import TrainingConfig
 from infra.training.limits import TITLES, guards_path
 
@@ -39,5 +39,6 @@ def _publish(step: str, config: TrainingConfig, figures: dict[str, float]) -> No
         {"guard": TITLES[field], "value": value, "limit": limits[field], "setting": f"guards.{field}"}
         for field, value in figures.items()
     ]
-    key = "guards-" + re.sub(r"[^a-z0-9]+", "-", step.lower())
-    create_table_artifact(rows, key=key, description=f"{step} was stopped: a figure is over its limit")
+    create_table_artifact(
+        rows, key=artifact_key("guards", step), description=f"{step} was stopped: a figure is over its limit"
+    )

@@ -20,7 +20,7 @@ from infra.steps.progress import Gauge, artifact_key, progress
     ],
 )
 def test_keys_are_what_prefect_accepts(step, key):
-    assert artifact_key(step) == key
+    assert artifact_key("progress", step) == key
 
 
 def test_outside_of_a_task_run_nothing_is_drawn():
