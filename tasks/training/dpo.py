@@ -1,4 +1,7 @@
-"""Stage 3, one iteration of online DPO (BOLT section 3.3); the reference policy pi_0 is always the SFT model."""
+"""Stage 3, one iteration of online DPO (BOLT section 3.3); the reference policy pi_0 is always the SFT model.
+
+This is the step. The trainer, with the loss and its beta, is `infra/training/dpo.py`.
+"""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ def only_line(log: Path) -> str:
     return next(line for line in reversed(log.read_text().splitlines()) if "StoreError" in line)
 
 
+@pytest.mark.faults
 def test_a_bucket_deleted_during_a_run_is_an_error_and_once_it_exists_again_the_run_resumes(
     s3_url, s3_bucket, prefect, tmp_path
 ):

@@ -61,6 +61,7 @@ def test_two_runs_of_one_flow_at_once(place, prefect: PrefectServer, tmp_path):
     assert any("waiting for it" in log.read_text() for log in logs)
 
 
+@pytest.mark.faults
 def test_two_different_runs_that_share_steps(tmp_path, prefect: PrefectServer):
     store = Store.open(Settings(store=str(tmp_path / "store")))
     environment = {"BOLT_STORE": str(tmp_path / "store"), "BOLT_WORK_DIR": str(tmp_path / "work")}

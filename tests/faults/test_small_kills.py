@@ -65,6 +65,7 @@ def server(tmp_path: Path) -> Iterator[tuple[Killable, list[subprocess.Popen[byt
     kill(running[-1])
 
 
+@pytest.mark.faults
 def test_the_prefect_server_is_killed_during_a_run(server, tmp_path):
     """Whether that run succeeds is Prefect's own matter; the same command resumes from what was finished."""
     killable, running = server

@@ -15,7 +15,7 @@ from infra.errors import BadInput
 from infra.settings import PROJECT_ROOT
 from smollm2.weights import packaged_weights, write_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 SMALL = (
     "config.serving.policy_servers=1",
     "config.bootstrap.queries.draw.limit=12",
@@ -64,6 +64,8 @@ def test_the_model_folder_holds_each_tensor_once_in_bfloat16(instruct):
     assert "quantization_config" not in json.loads((instruct / "config.json").read_text())
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_every_stage_runs_with_a_real_pretrained_model(instruct, tmp_path):
     command = [sys.executable, "-m", "flows", "bolt/smollm2", "--set", f"config.model={instruct}"]
     for assignment in SMALL:

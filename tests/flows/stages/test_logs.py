@@ -79,6 +79,7 @@ def test_the_file_has_the_trace_and_the_screen_is_put_back(tmp_path, monkeypatch
     assert not [each for each in logging.getLogger().handlers if isinstance(each.formatter, ForScreen)]
 
 
+FAULTS = pytest.mark.faults  # as `make test` runs it on a worker, below
 BAD = "config.bootstrap.queries.sources.0.path=nowhere.jsonl"
 NO_SERVER = 'config.serving.policy.extra_args=["--nonsense"]'
 """Each a mistake of the user's; the second is found by vLLM."""
@@ -107,7 +108,7 @@ def run(command: list[str], place: Path, **more: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
-        (BAD, WRONG_INPUT, "wrong input: input file nowhere.jsonl does not exist"),
+        pytest.param(BAD, WRONG_INPUT, "wrong input: input file nowhere.jsonl does not exist", marks=FAULTS),
         (NO_SERVER, FAILED, "; cause: error: unrecognized arguments: --nonsense"),
     ],
 )

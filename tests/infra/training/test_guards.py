@@ -166,6 +166,7 @@ def test_a_model_that_is_broken_from_the_start_is_told_from_one_that_diverged(tm
 COLLAPSE = {"learning_rate": 0.3, "warmup_ratio": 0.0, "epochs": 16}
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_dpo_stops_when_the_chosen_completions_become_unlikely(policy: Path, tmp_path: Path) -> None:
     config = DpoConfig(**settings(policy, tmp_path, reference=policy, guards={"window": 2}, **COLLAPSE))

@@ -118,6 +118,7 @@ def test_each_rank_has_its_place_and_a_crash_names_its_node(pair: TwoHosts, livi
     assert "rank 3 of 4 is here, local rank 1" in node_log(log, 1).read_text()
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_ranks_end_with_a_killed_flow_and_a_rerun_succeeds(pair: TwoHosts, living) -> None:
     log = pair.folder / "flow" / "train.log"

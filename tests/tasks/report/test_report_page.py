@@ -52,6 +52,7 @@ def page(browser: Browser, report: Path) -> Iterator[Page]:
 
 def reader(page: Page) -> Page:
     page.click("nav >> text=Reader")
+    expect(page.locator("#reader")).to_be_visible()  # before that it takes no keys
     expect(page.locator("#found")).to_contain_text(f"{PROBLEMS} of {PROBLEMS}")
     return page
 
