@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
+        sys.path[0] = str(Path.cwd())  # in place of this folder, whose cot_formats.py hides the package
         print(json.dumps(step(given.rows, given.ranks, given.worker)))
         return
     sys.path.insert(0, str(HERE))

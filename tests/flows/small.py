@@ -36,6 +36,8 @@ SMALL = (
     "config.evaluate.problems.draw.limit=24",
     "config.evaluate.generate.samples=2",
     "config.evaluate.generate.max_truncated_share=1",
+    "config.sft.ranks=2",
+    "config.online.dpo.ranks=2",
     "config.sft.micro_batch=4",
     "config.sft.batch=8",  # more steps for so few responses, or the model seldom keeps to the format
 )

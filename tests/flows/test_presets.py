@@ -20,6 +20,7 @@ from infra.store.models import import_model
 from infra.store.schemas import LONGCOT
 from infra.store.store import Store
 from infra.store.tables import write_table
+from infra.training.switches import Machine, ranks_of
 
 STAGES = ("bootstrap/llama-70b", "sft/llama-8b", "sft/llama-70b", "sft/mistral-7b")
 STAGES += ("online/llama-8b", "online/llama-70b", "online/mistral-7b")
@@ -33,6 +34,23 @@ MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "ma
 def test_every_preset_is_valid_for_its_flow(name):
     each = deployments()[name]
     flow_of(each).validate_parameters(each["parameters"])
+
+
+@pytest.mark.parametrize("name", ["bolt/nano", "bolt/nano-paper", "bolt/smollm2"])
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_the_small_worlds_run_on_any_number_of_gpus(name, gpus):
+    """No more ranks than GPUs; and where all servers share one, a training still fits beside them."""
+    machine = Machine(gpus=gpus, capability=9.0, cores=8, cpu_bf16=True, liger=False)
+    config = BoltConfig.model_validate(deployments()[name]["parameters"]["config"])
+    for stage in (config.sft, config.online.dpo):
+        ranks = ranks_of(stage, stage.ranks, machine)
+        assert ranks <= gpus
+        stage.accumulation(ranks)
+    serving = config.serving
+    taken = serving.policy_servers * serving.policy.gpu_memory_utilization
+    if config.reward_model is not None:
+        taken += serving.reward.gpu_memory_utilization
+    assert taken <= (0.9 if serving.share_devices else 0.6)
 
 
 def test_the_presets_of_one_node_agree():
