@@ -296,5 +296,5 @@ def test_one_row_is_trained_on_and_changes_the_model(model: Path, tmp_path: Path
 def test_a_bad_model_ends_the_trainer_before_it_trains(tmp_path: Path) -> None:
     sft = config(broken(make_model(tmp_path / "m"), float("nan")), tmp_path, SFT)
     with pytest.raises(TrainerError, match=r"cause: .*BadInput: model .* are not finite"):
-        launch("infra.training.sft", sft, ranks=1, log_path=tmp_path / "train.log", timeout_s=300)
+        launch("infra.training.sft", sft, ranks=2, log_path=tmp_path / "train.log", timeout_s=300)
     assert not trained_path(sft.output).exists()

@@ -158,7 +158,7 @@ def test_a_model_that_is_broken_from_the_start_is_told_from_one_that_diverged(tm
         broken.model.norm.weight.fill_(1e30)
         broken.lm_head.weight.mul_(1e30)
     broken.save_pretrained(tmp_path / "m")
-    text = stopped("infra.training.sft", SftConfig(**settings(tmp_path / "m", tmp_path)), tmp_path, ranks=1)
+    text = stopped("infra.training.sft", SftConfig(**settings(tmp_path / "m", tmp_path)), tmp_path)
     assert "step 1 of 16: the loss is nan" in text
     assert "the model's weights are at fault" in text
 

@@ -138,8 +138,8 @@ def test_a_tied_tensor_is_saved_once_and_loads_equal(tmp_path: Path) -> None:
         assert all(torch.equal(again[name], tensor) for name, tensor in copied.items())
 
 
-def trained(model: Path, tmp_path: Path, ranks: int = 2, **changes: Any) -> Path:
-    """Two steps of training."""
+def trained(model: Path, tmp_path: Path, **changes: Any) -> Path:
+    """Two steps of training on two ranks."""
     rows = {"prompt": [PROMPT] * 4, "completion": ["w1 w2"] * 4, "chosen": ["w1 w2"] * 4, "rejected": ["w3"] * 4}
     tmp_path.mkdir(exist_ok=True)
     pq.write_table(pa.table(rows), tmp_path / "part-00000.parquet")
@@ -147,7 +147,7 @@ def trained(model: Path, tmp_path: Path, ranks: int = 2, **changes: Any) -> Path
     settings |= {"micro_batch": 2, "max_length": 64, "epochs": 2, "learning_rate": 1e-3} | changes
     kind = DpoConfig if "reference" in changes else SftConfig
     module = "infra.training.dpo" if "reference" in changes else "infra.training.sft"
-    launch(module, kind(**settings), ranks=ranks, log_path=tmp_path / "train.log", timeout_s=300)
+    launch(module, kind(**settings), ranks=2, log_path=tmp_path / "train.log", timeout_s=300)
     return tmp_path / "out"
 
 
@@ -179,4 +179,4 @@ def test_a_model_that_does_not_stop_at_its_end_token_is_not_trained(tmp_path: Pa
     template.write_text(template.read_text().replace("eos_token", "'<eos>'"))
     changed(model, "generation_config.json", {"eos_token_id": 3})
     with pytest.raises(TrainerError, match=r"with '<eos>' .* but nothing stops there"):
-        trained(model, tmp_path, ranks=1)
+        trained(model, tmp_path)

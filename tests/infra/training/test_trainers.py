@@ -146,19 +146,28 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_sft_learns_and_saves(policy: Path, tmp_path: Path) -> None:
-    """That it is deterministic is seen in tests/tasks/training/test_resume.py."""
+def test_sft_learns_saves_and_is_deterministic(policy: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     rows = {"prompt": [PROMPT] * 8, "completion": [THOUGHTS] * 7 + ["w1 " * 80]}
-    sft = SftConfig(**config(policy, tmp_path, rows, overlong="drop", epochs=8))
-    log = tmp_path / "train.log"
-    launch("infra.training.sft", sft, ranks=2, log_path=log, timeout_s=300)
-    report = json.loads(trained_path(sft.output).read_text())
-    assert (report["samples"], report["dropped"], report["ranks"], report["steps"]) == (7, 1, 2, 16)
-    losses = [entry["loss"] for line in metrics_path(log).open() if "loss" in (entry := json.loads(line))]
-    assert len(losses) == 16
-    assert losses[-1] < 0.8 * losses[0]
-    assert not list(tmp_path.glob("*.arrow"))
-    assert (sft.output / "model.safetensors").exists()
+    seen = []
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        sft = SftConfig(**config(policy, tmp_path / run, rows, overlong="drop", epochs=8))
+        log = tmp_path / run / "train.log"
+        launch("infra.training.sft", sft, ranks=2, log_path=log, timeout_s=300)
+        report = json.loads(trained_path(sft.output).read_text())
+        assert (report["samples"], report["dropped"], report["ranks"], report["steps"]) == (7, 1, 2, 16)
+        losses = [entry["loss"] for line in metrics_path(log).open() if "loss" in (entry := json.loads(line))]
+        assert len(losses) == 16
+        assert losses[-1] < 0.8 * losses[0]
+        seen.append(losses)
+        assert not list(tmp_path.glob("*/*.arrow"))
+    assert seen[0] == seen[1]
+    a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / run / "out").state_dict() for run in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (tmp_path / "a" / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_without_room_for_checkpoints_the_training_goes_on_and_says_so(policy: P
         with small_disk(tmp_path / kind, limit) if limit else file_limit(450_000):
             folder = tmp_path / kind / "attempt"
             config = config_of("sft", folder, policy, epochs=1)
-            trained("sft", folder, config, store, ranks=1)
+            trained("sft", folder, config, store)
             log = (folder / "train.log").read_text()
             assert "no checkpoint at step 1, and there is none before it; the training goes on: " in log
             assert said in log
@@ -155,5 +155,5 @@ def test_without_room_for_the_model_a_training_is_not_begun(policy: Path, tmp_pa
     with small_disk(tmp_path / "disk", 200):
         folder = tmp_path / "disk" / "attempt"
         with pytest.raises(TrainerError, match=r"the trained model needs .* GB, and .* GB are free: make room"):
-            trained("sft", folder, config_of("sft", folder, policy), store, ranks=1)
+            trained("sft", folder, config_of("sft", folder, policy), store)
         assert steps_logged(folder) == []
