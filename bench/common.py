@@ -1,7 +1,9 @@
-"""The circumstances that every measurement records: machine, load, command and commit."""
+"""What every measurement needs: its options, the circumstances that it records, and where its result goes."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import shutil
@@ -11,6 +13,29 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def bench_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a bench's docstring as its help, with the option `--out`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file as well")
+    return parser
+
+
+def model_folder(text: str) -> Path:
+    """The value of an option that names a model's folder, which must exist."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no model folder {text}")
+    return Path(text)
+
+
+def report(result: dict[str, Any], out: Path | None) -> None:
+    """Print a result as one JSON line, and append it to the file `out`."""
+    line = json.dumps(result)
+    print(line, flush=True)
+    if out:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def surroundings() -> dict[str, Any]:

@@ -10,7 +10,6 @@ so reads little.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -21,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
-from cot_formats import FORMATS, bolt, marco, qwq, r1, rlmt, still2
+from bench.common import ROOT, bench_parser, report, surroundings
+from cot_formats import FORMATS, TAGGED, qwq
 from cot_formats.actions import find_actions
 
 REAL = {
@@ -39,7 +38,7 @@ def baseline(name: str) -> Callable[[str], object]:
     if name == "qwq":
         pattern = r"^(.*)\n\n\*\*Final Answer\*\*\s*(.*)$"
     else:
-        tags = {module.NAME: module.FORMAT.tags for module in (bolt, r1, still2, rlmt, marco)}[name]
+        tags = TAGGED[name].tags
         pattern = r"{}(.*?){}\s*".format(*map(re.escape, tags))
         pattern += r"{}(.*?){}".format(*map(re.escape, tags[2:])) if len(tags) == 4 else r"(.*)"
     return re.compile(pattern, re.DOTALL).search
@@ -84,7 +83,7 @@ def speed(parse: Callable[[str], object], texts: list[str], rounds: int) -> floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=8)
     given = parser.parse_args()
@@ -103,7 +102,7 @@ def main() -> None:
         "table": [row for row in table if row["texts"]],
         **surroundings(),
     }
-    print(json.dumps(result))
+    report(result, given.out)
 
 
 if __name__ == "__main__":

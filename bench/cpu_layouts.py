@@ -9,37 +9,24 @@ line `chosen` is what a training without `ranks` and `bf16` uses on this machine
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import ROOT, bench_parser, report, surroundings
+from bench.training import write_random_rows
 from infra.processes.torchrun import launch, metrics_path
-from infra.text.chat import load_tokenizer, prompt_text
 from infra.training.config import SftConfig
 from infra.training.switches import ranks_of, settled, this_machine
 
 BATCH = 8
 SENTENCE = "the sum of two numbers is found by adding one after another until nothing is left to count"
-
-
-def rows(model: Path, number: int) -> pa.Table:
-    """Random rows of plain words."""
-    chance = random.Random(0)
-    prompt = prompt_text(load_tokenizer(model), [{"role": "user", "content": "How many are left?"}])
-    completions = [" ".join(chance.choices(SENTENCE.split(), k=chance.randint(60, 130))) for _ in range(number)]
-    return pa.table({"prompt": [prompt] * number, "completion": completions})
 
 
 def speed(model: Path, data: Path, ranks: int, folder: Path, **settings: Any) -> float:
@@ -63,10 +50,9 @@ def speed(model: Path, data: Path, ranks: int, folder: Path, **settings: Any) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / ".bolt" / "smollm2" / "instruct")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     cores, found = len(os.sched_getaffinity(0)), {}
     layouts: dict[str, tuple[int, dict[str, Any]]] = {
@@ -77,7 +63,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="bolt-bench-") as place:
         data = Path(place, "rows.parquet")
-        pq.write_table(rows(given.model, BATCH * given.steps), data)
+        write_random_rows(data, given.model, SENTENCE.split(), BATCH * given.steps, 130)
         for name, (ranks, settings) in layouts.items():
             folder = Path(place, name.replace(" ", "-"))
             found[name] = round(speed(given.model, data, ranks, folder, **settings))
@@ -87,10 +73,7 @@ def main() -> None:
     bf16 = settled(plain, told, this_machine()).bf16
     chosen = f"{ranks_of(plain, None)} rank(s), {'bf16' if bf16 else 'float32'}"
     result = {"bench": "cpu_layouts", "tokens_per_second": found, "chosen": chosen, **surroundings()}
-    print(json.dumps(result))
-    if given.out:
-        with given.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    report(result, given.out)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ pairs per device, the reference policy in memory and computed in every step, bf1
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import surroundings
+from bench.common import bench_parser, report, surroundings
 from bench.training import MIXES, compared, ours, theirs, write_rows
 from infra.training.config import DpoConfig
 
@@ -25,13 +23,12 @@ AIM = 1.3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--mix", choices=[*MIXES], default="nano")
     parser.add_argument("--pairs", type=int, default=256, help="a multiple of 16")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
@@ -58,15 +55,9 @@ def main() -> None:
         "trl_seconds_per_step": round(their["seconds"] / steps, 3),
         "reference_seconds": our["report"]["reference_seconds"],
         **compared(our, their, AIM),
-        "loss": our["loss"],
-        "trl_loss": their["loss"],
-        "ranks": our["report"]["ranks"],
         **surroundings(),
     }
-    print(json.dumps(result, indent=1))
-    if given.out:
-        with given.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    report(result, given.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,13 +25,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import report, surroundings
+from bench.serving import imported, prompts_parser
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref
-from infra.store.models import import_model
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.chat import load_tokenizer
@@ -51,8 +50,10 @@ Prompts = list[tuple[list[int], int | None]]  # token ids and seed
 class Ours:
     """The project's generation step in an artifact store of its own."""
 
-    def __init__(self, given: argparse.Namespace, folder: Path, servers: Servers, store: Store, model: Ref) -> None:
-        self.settings = Settings(store=str(folder / "store"), work_dir=folder)
+    def __init__(
+        self, given: argparse.Namespace, settings: Settings, servers: Servers, store: Store, model: Ref
+    ) -> None:
+        self.settings = settings
         self.config = GenerateConfig(
             samples=given.samples,
             max_tokens=given.max_tokens,
@@ -177,9 +178,7 @@ def _serve(pipe: Connection, command: list[str], requests: Prompts, config: Gene
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both contenders on the same requests; medians, spread and start-up times."""
-    settings = Settings(store=str(folder / "store"), work_dir=folder)
-    store = Store.open(settings)
-    model = import_model(store, given.model.resolve(), given.model.resolve().name)
+    settings, store, model = imported(given.model, folder)
     options = ServerOptions(
         max_model_len=given.max_model_len,
         max_num_seqs=given.max_num_seqs,
@@ -188,7 +187,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         extra_args=tuple(given.engine.split()),
     )
     with Servers(ServingConfig(policy=options, reward=options), store, folder) as servers:
-        ours = Ours(given, folder, servers, store, model)
+        ours = Ours(given, settings, servers, store, model)
         began = time.perf_counter()
         server = servers.generation(model)
         assert isinstance(server, VllmServer)
@@ -236,37 +235,23 @@ def _rounds(contenders: dict[str, Any], rounds: int) -> dict[str, list[tuple[flo
 
 
 def main() -> None:
-    nano = ROOT / "nano"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=nano / "models" / "instruct")
-    parser.add_argument("--queries", type=Path, default=nano / "data" / "queries.jsonl")
-    parser.add_argument("--examples", type=Path, default=nano / "examples")
-    parser.add_argument("--template", type=Path, default=nano / "prompts" / "in_context.md")
-    parser.add_argument("--example-template", type=Path, default=nano / "prompts" / "example.md")
-    parser.add_argument("--requests", type=int, default=2000)
+    parser = prompts_parser(__doc__)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=320)
     parser.add_argument("--in-flight", type=int, default=160, help="requests; times --samples above --max-num-seqs")
-    parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--kv-cache-gib", type=float, default=1.0, help="for each of the two engines")
     parser.add_argument("--engine", default="", help="further vLLM options for both, as on its command line")
-    parser.add_argument("--out", type=Path, help="append the JSON line here as well")
     given = parser.parse_args()
-    if not given.model.is_dir():
-        parser.error(f"no model folder {given.model}")
     before = surroundings()
     with tempfile.TemporaryDirectory(prefix="bench-generate-") as folder:
         result = measure(given, Path(folder)) | before
-    print(json.dumps(result))
+    report(result, given.out)
     print(f"\n{'':6}{'tok/s':>9}{'spread':>9}{'start-up, s':>13}   of bare")
     for name, value in result["tokens_per_s"].items():
         share = value / result["tokens_per_s"]["bare"]
         print(f"{name:6}{value:9,}{result['spread'][name]:9.3f}{result['startup_s'][name]:13.1f}   {share:.2f}")
-    if given.out:
-        with given.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Configuration:
 
     name: str
     trainer: Literal["sft", "dpo"]
-    length: int
+    length: int = 4096
     """Tokens of the longest row, and of a packed sequence."""
     shape: str = "llama-1b"
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -84,34 +84,26 @@ class Configuration:
         return 32 if self.length <= 4096 and self.trainer == "sft" else 16
 
 
-def _sft(name: str, length: int = 4096, **more: Any) -> Configuration:
-    return Configuration(name, "sft", length, **more)
-
-
-def _dpo(name: str, **more: Any) -> Configuration:
-    return Configuration(name, "dpo", 4096, **more)
-
-
 CONFIGURATIONS: tuple[Configuration, ...] = (
-    _sft("as chosen"),
-    _sft("as chosen, all rows 4k", full=True),
-    _sft("TRL's defaults", trl=True),
-    _sft("no packing", changes={"packing": False}),
-    _sft("no liger", changes={"liger": False}),
-    _sft("gradient checkpointing", changes={"gradient_checkpointing": True}),
-    _sft("attention: sdpa", attention="sdpa"),
-    _dpo("as chosen"),
-    _dpo("TRL's defaults, reference in memory", trl=True),
-    _sft("as chosen", 16_384),
-    _sft("no packing", 16_384, changes={"packing": False}),
-    _sft("as chosen", shape="smollm2"),
-    _sft("TRL's defaults", shape="smollm2", trl=True),
-    _dpo("no liger", changes={"liger": False}),
-    _dpo("gradient checkpointing", changes={"gradient_checkpointing": True}),
-    _sft("gradient checkpointing", 16_384, changes={"gradient_checkpointing": True}),
-    _sft("attention: flex", attention="flex_attention"),
-    _sft("attention: flash-attn", attention="flash_attention_2"),
-    _sft("float32, no packing", changes={"bf16": False, "packing": False}),
+    Configuration("as chosen", "sft"),
+    Configuration("as chosen, all rows 4k", "sft", full=True),
+    Configuration("TRL's defaults", "sft", trl=True),
+    Configuration("no packing", "sft", changes={"packing": False}),
+    Configuration("no liger", "sft", changes={"liger": False}),
+    Configuration("gradient checkpointing", "sft", changes={"gradient_checkpointing": True}),
+    Configuration("attention: sdpa", "sft", attention="sdpa"),
+    Configuration("as chosen", "dpo"),
+    Configuration("TRL's defaults, reference in memory", "dpo", trl=True),
+    Configuration("as chosen", "sft", 16_384),
+    Configuration("no packing", "sft", 16_384, changes={"packing": False}),
+    Configuration("as chosen", "sft", shape="smollm2"),
+    Configuration("TRL's defaults", "sft", shape="smollm2", trl=True),
+    Configuration("no liger", "dpo", changes={"liger": False}),
+    Configuration("gradient checkpointing", "dpo", changes={"gradient_checkpointing": True}),
+    Configuration("gradient checkpointing", "sft", 16_384, changes={"gradient_checkpointing": True}),
+    Configuration("attention: flex", "sft", attention="flex_attention"),
+    Configuration("attention: flash-attn", "sft", attention="flash_attention_2"),
+    Configuration("float32, no packing", "sft", changes={"bf16": False, "packing": False}),
 )
 """In the order of their weight: what does not fit into the time is left out at the end."""
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.common import ROOT, surroundings
+from bench.common import ROOT, report, surroundings
 from bench.gpu_configurations import (
     CONFIGURATIONS,
     PEAKS,
@@ -186,14 +186,8 @@ def main() -> int:
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-
-    def tell(result: dict[str, Any]) -> None:
-        print(json.dumps(result), flush=True)
-        if given.out:
-            with (given.out / "results.jsonl").open("a") as out:
-                out.write(json.dumps(result) + "\n")
-
-    tell(surroundings())
+    out = given.out / "results.jsonl" if given.out else None
+    report(surroundings(), out)
     with tempfile.TemporaryDirectory(prefix="bolt-gpu-") as folder:
         work = Path(folder)
         for name in dict.fromkeys(each.shape for each in chosen):
@@ -207,7 +201,7 @@ def main() -> int:
                 results.append({**named, "failed": "not run: the time is over"})
             else:
                 results.append(measured(each, work, given, min(given.cap, left)))
-            tell(results[-1])
+            report(results[-1], out)
     made = table(results)
     print(made, flush=True)
     if given.out:

@@ -7,8 +7,6 @@ its inputs are given as `wait_for`), and with Prefect's own search for dependenc
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -21,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 
-from common import surroundings
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.testing.utilities import prefect_test_harness
 
 import infra.steps.step
+from bench.common import bench_parser, report, surroundings
 from flows.stages.common import Common
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import sample
@@ -38,7 +36,7 @@ from tasks.responses.filter import FilterConfig, filter_responses
 from tasks.responses.generate import GenerateConfig, generate
 
 SERVING: Any = {"policy": {"max_model_len": 64}, "reward": {"max_model_len": 64}}
-CONFIG = GenerateConfig()
+CONFIG = GenerateConfig(request_seeds=False)  # vLLM for CPU cannot have them
 MODEL = Ref(kind="model", step="imported", key="m", uri="", digest="m", rows=1)
 
 
@@ -71,10 +69,7 @@ def sampling(shards: int) -> tuple[float, str]:
         seconds = time.perf_counter() - began
         given = {"responses": responses, "queries": queries, "examples": examples}
         run.do(filter_responses, "filtered", config=FilterConfig(), target="bolt", **given)
-        context = FlowRunContext.get()
-        assert context is not None
-        assert context.flow_run is not None
-        return seconds, str(context.flow_run.id)
+        return seconds, flow_run.id
 
 
 def identity(value: Any) -> Any:
@@ -82,11 +77,11 @@ def identity(value: Any) -> Any:
     return value
 
 
-def links(flow_run: str, tasks: int) -> int:
+def links(run_id: str, tasks: int) -> int:
     """The links of a run's graph as Prefect serves it, read once all task runs have been recorded."""
     with get_client(sync_client=True) as client:
         for _ in range(120):
-            nodes = client.request("GET", f"/flow_runs/{flow_run}/graph-v2").json()["nodes"]
+            nodes = client.request("GET", f"/flow_runs/{run_id}/graph-v2").json()["nodes"]
             if len(nodes) == tasks and all(node["state_type"] == "COMPLETED" for _, node in nodes):
                 return sum(len(node["parents"]) for _, node in nodes)
             time.sleep(1)
@@ -94,7 +89,7 @@ def links(flow_run: str, tasks: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--shards", type=int, default=400)
     parser.add_argument("--times", type=int, default=3)
     given = parser.parse_args()
@@ -105,11 +100,11 @@ def main() -> None:
             for name, wrapper in wrappers.items():
                 os.environ["BOLT_STORE"], os.environ["BOLT_WORK_DIR"] = f"{folder}/{name}-{number}", f"{folder}/work"
                 infra.steps.step.quote = wrapper  # type: ignore[misc,assignment]
-                seconds, flow_run = sampling(given.shards)
+                seconds, run_id = sampling(given.shards)
                 found[name]["seconds"].append(round(seconds, 2))
-                found[name]["links"] = links(flow_run, given.shards + 1)
+                found[name]["links"] = links(run_id, given.shards + 1)
     ratio = statistics.median(found["ours"]["seconds"]) / statistics.median(found["searched"]["seconds"])
-    print(json.dumps({**found, "ratio": round(ratio, 2), **surroundings()}))
+    report({**found, "ratio": round(ratio, 2), **surroundings()}, given.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ has all figures.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import ROOT, bench_parser, report, surroundings
 from infra.processes.torchrun import launch
 from infra.store.model_files import CONFIG, ModelFiles
 from infra.training.config import DpoConfig, SftConfig, TrainingConfig
@@ -57,8 +56,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(name: str, folder: Path) -> Path:
-    """A random Llama of a named shape, with the nano world's tokenizer."""
+def model_of(name: str, root: Path) -> Path:
+    """A random Llama of a named shape with the nano world's tokenizer, made once."""
+    folder = root / name
+    if folder.is_dir():
+        return folder
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from nano.vocabulary import END, encoder, save_tokenizer
@@ -92,11 +94,6 @@ def measured(config: TrainingConfig, ranks: int, folder: Path) -> dict[str, floa
     return {name: max(each[name] for each in found) for name in found[0]}
 
 
-def model_of(shape: str, root: Path) -> Path:
-    """The model of a named shape, made once."""
-    return root / shape if (root / shape).is_dir() else make_model(shape, root / shape)
-
-
 def resident(name: str) -> int:
     """Resident memory of this process in bytes: now (`VmRSS`), or at most so far (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -125,7 +122,7 @@ def as_rank(config_path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--keep", type=Path, help="folder for models and logs, which stay there")
     options = parser.parse_args()
@@ -158,7 +155,7 @@ def main() -> None:
                 f"{row['process']:.2f}, {row['imported']:.2f}; {expected.moment}: {expected.said()}",
                 flush=True,
             )
-    print(json.dumps({"bench": "memory", "cases": results, **surroundings()}))
+    report({"bench": "memory", "cases": results, **surroundings()}, options.out)
 
 
 if __name__ == "__main__":

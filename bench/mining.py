@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import surroundings
+from bench.common import bench_parser, report, surroundings
 from infra.settings import Settings
 from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref, read_manifest
@@ -157,12 +157,11 @@ def measure(rows: int, given: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--languages", nargs="*", default=["en"], help="no value turns the language filter off")
     parser.add_argument("--baseline", help="path of a Python that has datatrove")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -172,10 +171,7 @@ def main() -> None:
         sizes = [measure(rows, given, Path(folder) / str(rows)) for rows in (given.rows // 10, given.rows)]
     ratio = round(sizes[1]["peak_mib"] / sizes[0]["peak_mib"], 3)
     result = {"bench": "mining", "sizes": sizes, "peak_ratio": ratio, **surroundings()}
-    print(json.dumps(result, indent=1))
-    if given.out:
-        with given.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    report(result, given.out)
 
 
 if __name__ == "__main__":

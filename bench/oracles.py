@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from evals import arenahard, math_level5, mtbench, wildbench, zebralogic
@@ -109,9 +111,7 @@ def arena_lines(data: Path) -> Iterator[Line]:
 
 
 def published_board(path: Path) -> dict[str, float]:
-    head, *lines = path.read_text(encoding="utf-8").splitlines()
-    model, score = head.split(",").index("model"), head.split(",").index("score")
-    return {cells[model]: float(cells[score]) for cells in (line.split(",") for line in lines)}
+    return pd.read_csv(path, index_col="model")["score"].to_dict()
 
 
 def wildbench_lines(data: Path) -> Iterator[Line]:

@@ -17,22 +17,20 @@ import json
 import random
 import sys
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import report, surroundings
+from bench.serving import imported, prompts_parser
 from infra.serving.completions import Request, Sampling
 from infra.serving.pool import Pool, complete_on
 from infra.serving.rate import prompt_tokens
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions
-from infra.settings import Settings
-from infra.store.models import import_model
-from infra.store.store import Store
 from infra.text.chat import load_tokenizer
 from tasks.examples.read import ExamplesConfig, example_files, read_example
 from tasks.queries.sources import Source, queries_of
@@ -70,9 +68,7 @@ def distinct_tokens(requests: Prompts) -> int:
 def computed(given: argparse.Namespace, requests: Prompts, grouped: bool) -> dict[str, int]:
     """The number of prompt tokens of all requests, and of those that a new server computes."""
     with tempfile.TemporaryDirectory(prefix="bench-prefix-") as folder:
-        settings = Settings(store=f"{folder}/store", work_dir=Path(folder))
-        store = Store.open(settings)
-        model = import_model(store, given.model.resolve(), given.model.resolve().name)
+        _, store, model = imported(given.model, Path(folder))
         options = ServerOptions(
             max_model_len=given.max_model_len,
             max_num_seqs=given.max_num_seqs,
@@ -82,14 +78,9 @@ def computed(given: argparse.Namespace, requests: Prompts, grouped: bool) -> dic
         with Servers(ServingConfig(policy=options, reward=options), store, Path(folder)) as servers:
             pool = servers.policies(model)
             names = list(requests)
-            threads = [
-                threading.Thread(target=ask, args=(given, pool, requests, names[n :: given.shards], grouped))
-                for n in range(given.shards)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            shards = [names[n :: given.shards] for n in range(given.shards)]
+            with ThreadPoolExecutor(given.shards) as threads:
+                list(threads.map(lambda shard: ask(given, pool, requests, shard, grouped), shards))
             looked_up, hits = prompt_tokens(pool.living()[0])
     return {"prompt_tokens": int(looked_up), "computed": int(looked_up - hits)}
 
@@ -124,25 +115,14 @@ def kv_bytes_per_token(model: Path) -> int:
 
 
 def main() -> None:
-    nano = ROOT / "nano"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=nano / "models" / "instruct")
-    parser.add_argument("--queries", type=Path, default=nano / "data" / "queries.jsonl")
-    parser.add_argument("--examples", type=Path, default=nano / "examples")
-    parser.add_argument("--template", type=Path, default=nano / "prompts" / "in_context.md")
-    parser.add_argument("--example-template", type=Path, default=nano / "prompts" / "example.md")
-    parser.add_argument("--requests", type=int, default=2000)
+    parser = prompts_parser(__doc__)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--in-flight", type=int, default=4, help="requests per shard")
     parser.add_argument("--max-tokens", type=int, default=4)
-    parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--block-size", type=int, default=32, help="tokens per block of the KV cache")
     parser.add_argument("--kv-tokens", type=int, default=4096, help="size of the KV cache in tokens")
-    parser.add_argument("--out", type=Path, help="append the JSON line here as well")
     given = parser.parse_args()
-    if not given.model.is_dir():
-        parser.error(f"no model folder {given.model}")
     given.kv_bytes_per_token = kv_bytes_per_token(given.model)
     before = surroundings()
     requests = prompts(given)
@@ -160,10 +140,7 @@ def main() -> None:
         "computed": {name: each["computed"] for name, each in found.items()},
         "grouped_of_random": round(found["grouped"]["computed"] / found["random order"]["computed"], 3),
     } | before
-    print(json.dumps(result))
-    if given.out:
-        with given.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+    report(result, given.out)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,30 @@
     python bench/rerun.py STORE [--rounds 3] [--out FILE.jsonl]
 
 STORE is a local artifact store in which `bolt/nano` has finished (`artifacts`, after `make demo`). It is copied to
-S3, a moto server in a process of its own, reached over HTTP. The time is between the first and the last log line of the
+S3, a moto server in this process, reached over HTTP. The time is between the first and the last log line of the
 flow run, so that the start of Python, imports and Prefect are left out. The two take turns; figures are medians.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import logging
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import boto3
-import httpx
+from moto.server import ThreadedMotoServer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import ROOT, bench_parser, report, surroundings
 from infra.settings import Settings
 from infra.store.store import Store
 
@@ -38,28 +35,18 @@ LINE = re.compile(r"^(\d\d:\d\d:\d\d\.\d+) \| .*Flow run '", re.M)
 
 
 @contextmanager
-def s3_server(log: Path) -> Iterator[str]:
+def s3_server() -> Iterator[str]:
     """A moto server with an empty bucket; yields its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
     try:
-        for _ in range(300):
-            try:
-                httpx.get(f"{url}/moto-api/data.json", timeout=5)
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
         keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=BUCKET)
         yield url
     finally:
-        server.terminate()
-        server.wait(10)
+        server.stop()
 
 
 def seconds(environment: dict[str, str], home: Path) -> tuple[float, int, int]:
@@ -84,7 +71,7 @@ def seconds(environment: dict[str, str], home: Path) -> tuple[float, int, int]:
 
 def measure(folder: Path, rounds: int, work: Path) -> dict[str, object]:
     """Medians in seconds of reruns on local disk and on S3."""
-    with s3_server(work / "moto.log") as url:
+    with s3_server() as url:
         s3 = {"store": f"s3://{BUCKET}/bolt", "endpoint_url": url, "region": "us-east-1"}
         s3 |= {"access_key_id": KEY, "secret_access_key": SECRET}
         source, target = Store.open(Settings(store=str(folder))), Store.open(Settings(**s3))
@@ -108,17 +95,13 @@ def measure(folder: Path, rounds: int, work: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         row = {**surroundings(), **measure(given.store, given.rounds, Path(folder))}
-    print(json.dumps(row, indent=1))
-    if given.out:
-        with given.out.open("a") as file:
-            print(json.dumps(row), file=file)
+    report(row, given.out)
 
 
 if __name__ == "__main__":

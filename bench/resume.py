@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import signal
 import sys
 import tempfile
@@ -22,19 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import ROOT, bench_parser, report, surroundings
+from bench.training import write_random_rows
 from infra.processes.torchrun import TrainerError, metrics_path
 from infra.processes.watchdog import _descendants
 from infra.settings import Settings
 from infra.steps.step import Plan
 from infra.store.manifest import Provenance
 from infra.store.store import Store
-from infra.text.chat import load_tokenizer, prompt_text
+from infra.text.chat import load_tokenizer
 from infra.training.attempts import model_path
 from infra.training.checkpoints import checkpoints_folder, newest, read
 from infra.training.config import SftConfig, trained_path
@@ -42,15 +39,6 @@ from infra.training.hosts import HERE
 from tasks.training.train import train
 
 MODULE = "infra.training.sft"
-
-
-def rows(model: Path, number: int) -> pa.Table:
-    """Random rows of the model's own words."""
-    chance, tokenizer = random.Random(0), load_tokenizer(model)
-    words = [word for word in tokenizer.get_vocab() if word.isalnum()]
-    prompts = [prompt_text(tokenizer, [{"role": "user", "content": chance.choice(words)}]) for _ in range(number)]
-    completions = [" ".join(chance.choices(words, k=chance.randint(60, 160))) for _ in range(number)]
-    return pa.table({"prompt": prompts, "completion": completions})
 
 
 def steps_done(folder: Path) -> int:
@@ -62,7 +50,8 @@ def steps_done(folder: Path) -> int:
 def timed(folder: Path, given: argparse.Namespace, minutes: float) -> float:
     """Train in `folder`, from its last checkpoint if there is one. Returns seconds, up to a kill if there is one."""
     folder.mkdir(exist_ok=True)
-    pq.write_table(rows(given.model, given.rows), folder / "rows.parquet")
+    words = [word for word in load_tokenizer(given.model).get_vocab() if word.isalnum()]
+    write_random_rows(folder / "rows.parquet", given.model, words, given.rows, 160)
     config = SftConfig(
         model=given.model,
         data=(folder / "rows.parquet",),
@@ -124,9 +113,10 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "nano" / "models" / "instruct")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--checkpoint-seconds", type=float, default=10)
-    print(json.dumps({**measured(parser.parse_args()), **surroundings()}))
+    given = parser.parse_args()
+    report({**measured(given), **surroundings()}, given.out)

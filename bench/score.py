@@ -12,7 +12,6 @@ over the rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -25,13 +24,12 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import ROOT, surroundings
+from bench.common import ROOT, bench_parser, model_folder, report, surroundings
+from bench.serving import imported
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions
-from infra.settings import Settings
 from infra.steps.step import Job, Plan
 from infra.store.manifest import Provenance, Ref
-from infra.store.models import import_model
 from infra.store.schemas import QUERIES, RESPONSES
 from infra.store.store import Store
 from infra.store.tables import read_rows, write_table
@@ -81,9 +79,7 @@ def one_at_a_time(url: str, served_name: str, ids: list[list[int]]) -> list[floa
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both contenders on the same responses: rewards per second (median and spread), and how far rewards differ."""
-    settings = Settings(store=str(folder / "store"), work_dir=folder)
-    store = Store.open(settings)
-    model = import_model(store, given.model.resolve(), given.model.resolve().name)
+    settings, store, model = imported(given.model, folder)
     tokenizer = load_tokenizer(given.model)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
     queries, responses = made_up(store, words, given.responses)
@@ -134,27 +130,21 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "nano" / "models" / "reward")
+    parser = bench_parser(__doc__)
+    parser.add_argument("--model", type=model_folder, default=str(ROOT / "nano" / "models" / "reward"))
     parser.add_argument("--responses", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--in-flight", type=int, default=ScoreConfig().in_flight)
     parser.add_argument("--max-model-len", type=int, default=256)
     parser.add_argument("--kv-cache-gib", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, help="append the JSON line here as well")
     given = parser.parse_args()
-    if not given.model.is_dir():
-        parser.error(f"no model folder {given.model}")
     before = surroundings()
     with tempfile.TemporaryDirectory(prefix="bench-score-") as folder:
         result = measure(given, Path(folder)) | before
-    print(json.dumps(result))
+    report(result, given.out)
     for name, value in result["rewards_per_s"].items():
         print(f"{name:14}{value:10,} rewards/s, spread {result['spread'][name]}")
     print(f"{'step':14}{result['step_of_one_at_a_time']:10} x one at a time")
-    if given.out:
-        with given.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ per device, random batches with padding, bf16 autocast and gradient checkpointin
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import surroundings
+from bench.common import bench_parser, report, surroundings
 from bench.training import MIXES, compared, ours, theirs, write_rows
 from infra.training.config import SftConfig
 
@@ -48,29 +46,22 @@ def measure(mix: str, rows: int, ranks: int, folder: Path) -> dict[str, Any]:
         "tokens_per_second": round(tokens / our["seconds"]),
         "trl_tokens_per_second": round(tokens / their["seconds"]),
         **compared(our, their, AIM),
-        "loss": our["loss"],
-        "trl_loss": their["loss"],
-        "ranks": our["report"]["ranks"],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--mixes", nargs="*", choices=[*MIXES], default=[*MIXES])
     parser.add_argument("--rows", nargs="*", type=int, default=[512, 64], help="for each mix, a multiple of 16")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found = []
     for mix, rows in zip(given.mixes, given.rows, strict=True):
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             found.append(measure(mix, rows, given.ranks, Path(folder)))
     result = {"bench": "sft", "mixes": found, **surroundings()}
-    print(json.dumps(result, indent=1))
-    if given.out:
-        with given.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    report(result, given.out)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ in memory. Both write the same batches and take turns. Figures are medians over 
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -26,7 +23,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import surroundings
+from bench.common import bench_parser, report, surroundings
 from infra.settings import Settings
 from infra.store import parts, store
 from infra.store.schemas import RESPONSES
@@ -133,27 +130,20 @@ def measure(rows: int, rounds: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--rows", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
-    parser.add_argument("--out", type=Path, help="append the JSON line here as well")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-store-", dir=given.folder))
-    try:
-        result = measure(given.rows, given.rounds, folder) | {"pyarrow": pa.__version__} | surroundings()
-    finally:
-        shutil.rmtree(folder)
-    print(json.dumps(result))
+    with tempfile.TemporaryDirectory(prefix="bench-store-", dir=given.folder) as folder:
+        result = measure(given.rows, given.rounds, Path(folder)) | {"pyarrow": pa.__version__} | surroundings()
+    report(result, given.out)
     print(f"\n{'':14}{'MB/s':>10}{'spread':>10}   of bare")
     for name, value in result["mb_per_s"].items():
         verb = name.split(",")[0]
         print(
             f"{name:14}{value:10.1f}{result['spread'][name]:10.2f}   {value / result['mb_per_s'][f'{verb}, bare']:.2f}"
         )
-    if given.out:
-        with given.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

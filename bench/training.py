@@ -61,6 +61,14 @@ def write_rows(mix: str, rows: int, folder: Path, seed: int = 0) -> tuple[Path, 
     return path, model
 
 
+def write_random_rows(path: Path, model: Path, words: list[str], number: int, longest: int) -> None:
+    """Write rows whose completions are 60 to `longest` random words."""
+    chance, tokenizer = random.Random(0), load_tokenizer(model)
+    prompts = [prompt_text(tokenizer, [{"role": "user", "content": chance.choice(words)}]) for _ in range(number)]
+    completions = [" ".join(chance.choices(words, k=chance.randint(60, longest))) for _ in range(number)]
+    pq.write_table(pa.table({"prompt": prompts, "completion": completions}), path)
+
+
 def ours(kind: str, config: SftConfig | DpoConfig, ranks: int, folder: Path) -> dict[str, Any]:
     """Our trainer's figures: seconds in training steps, mean loss, and its report."""
     log_path = folder / "ours.log"
@@ -83,10 +91,11 @@ def theirs(kind: str, config: SftConfig | DpoConfig, folder: Path) -> dict[str, 
 
 
 def compared(our: dict[str, Any], their: dict[str, Any], aim: float) -> dict[str, Any]:
-    """Both, how many times faster ours is, and the share by which the mean losses differ."""
+    """How many times faster ours is, both mean losses, and the share by which they differ."""
     ratio = their["seconds"] / our["seconds"]
     apart = abs(our["loss"] / their["loss"] - 1)
-    return {"ratio": round(ratio, 2), "aim": aim, "reached": ratio >= aim, "losses_differ_by": round(apart, 4)}
+    reached = {"ratio": round(ratio, 2), "aim": aim, "reached": ratio >= aim, "losses_differ_by": round(apart, 4)}
+    return {**reached, "loss": our["loss"], "trl_loss": their["loss"], "ranks": our["report"]["ranks"]}
 
 
 def main(kind: str, path: Path) -> None:
@@ -116,23 +125,14 @@ def main(kind: str, path: Path) -> None:
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
     }
-    if kind == "sft":
-        trainer = SFTTrainer(
-            model=str(config.model), args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer
-        )
-    else:
 
-        class Pretokenised(DPOTrainer):  # type: ignore[misc]
-            def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-                return dataset
+    class Pretokenised(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+            return dataset
 
-        trainer = Pretokenised(
-            model=str(config.model),
-            args=DPOConfig(**arguments, beta=config.beta),
-            train_dataset=rows,
-            processing_class=tokenizer,
-        )
-    result = trainer.train()
+    args = SFTConfig(**arguments) if kind == "sft" else DPOConfig(**arguments, beta=config.beta)
+    trainer = SFTTrainer if kind == "sft" else Pretokenised
+    result = trainer(model=str(config.model), args=args, train_dataset=rows, processing_class=tokenizer).train()
     print(json.dumps({"seconds": result.metrics["train_runtime"], "loss": result.training_loss}))
 
 

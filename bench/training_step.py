@@ -103,22 +103,21 @@ def measured(tree: Path, given: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sys.path[0] = str(HERE)  # in place of this folder, whose cot_formats.py hides the package
+    from bench.common import bench_parser, report, surroundings
+
+    parser = bench_parser(__doc__)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--baseline", type=Path, help="a checkout of another commit")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        sys.path[0] = str(Path.cwd())  # in place of this folder, whose cot_formats.py hides the package
+        sys.path[0] = str(Path.cwd())
         print(json.dumps(step(given.rows, given.ranks, given.worker)))
         return
-    sys.path.insert(0, str(HERE))
-    from bench.common import surroundings
-
     trees = {"ours": HERE, **({"baseline": given.baseline.resolve()} if given.baseline else {})}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
     for _ in range(given.rounds):
@@ -131,11 +130,7 @@ def main() -> None:
     result = {"bench": "training_step", "rows": given.rows, "ranks": given.ranks, "seconds": middle}
     if given.baseline:
         result["around_of_baseline"] = round(middle["ours"]["around"] / middle["baseline"]["around"], 2)
-    result |= surroundings()
-    print(json.dumps(result, indent=1))
-    if given.out:
-        with given.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    report(result | surroundings(), given.out)
 
 
 if __name__ == "__main__":

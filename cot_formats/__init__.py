@@ -9,20 +9,21 @@ from __future__ import annotations
 import re
 
 from cot_formats import bolt, marco, qwq, r1, rlmt, still2
+from cot_formats.tagged import Tagged
 from cot_formats.types import VIOLATIONS, Format, Parsed, Violation
 
-__all__ = ["FORMATS", "VIOLATIONS", "Format", "Parsed", "Violation", "convert", "detect"]
+__all__ = ["FORMATS", "TAGGED", "VIOLATIONS", "Format", "Parsed", "Violation", "convert", "detect"]
 
-FORMATS: dict[str, Format] = {
-    "bolt": bolt,
-    "r1": r1,
-    "still2": still2,
-    "rlmt": rlmt,
-    "marco": marco,
-    "qwq": qwq,
+TAGGED: dict[str, Tagged] = {
+    "bolt": bolt.FORMAT,
+    "r1": r1.FORMAT,
+    "still2": still2.FORMAT,
+    "rlmt": rlmt.FORMAT,
+    "marco": marco.FORMAT,
 }
+FORMATS: dict[str, Format] = {**TAGGED, "qwq": qwq}
 
-_OWNERS: dict[str, str] = {tag: module.NAME for module in (rlmt, r1, marco, still2, bolt) for tag in module.FORMAT.tags}
+_OWNERS = {tag: name for name, tagged in TAGGED.items() for tag in tagged.tags}
 _ANY_TAG = re.compile("|".join(map(re.escape, _OWNERS)))
 
 

@@ -35,7 +35,7 @@ def left_open(text: str) -> str | None:
         return fence
     if _box_is_open(prose):
         return BOXED
-    last = prose[prose.rfind(BREAK) + 1 :]
+    last = prose[prose.rfind(BREAK) + 1 :].replace(r"\\", "")  # line breaks, which may have a height: \\[4pt]
     for opening, closing in _MATHS:
         if last.rfind(opening) > last.rfind(closing):
             return opening

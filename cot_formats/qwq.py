@@ -10,9 +10,8 @@ whoever knows how the text ended says so (`ended`).
 """
 
 from cot_formats.cut import BOXED, BREAK, cut_off, ends_mid_sentence
-from cot_formats.types import Parsed, Violation, check_part, trimmed
+from cot_formats.types import Parsed, Violation, check_part
 
-NAME = "qwq"
 HEADINGS = tuple(
     BREAK + mark
     for mark in ("**Final Answer**", "**Final Answer:**", "# Final Answer", "## Final Answer", "### Final Answer")
@@ -29,8 +28,7 @@ def parse(text: str, ended: bool | None = None) -> Parsed:
     marked = BOXED in text or end != start
     if not marked and (begun := _cut_before_the_answer(text, ended)) is not None:
         end, start = begun, len(text)
-    thoughts, thoughts_span = trimmed(text, 0, end)
-    solution, solution_span = trimmed(text, start, len(text))
+    thoughts, solution = text[:end].strip() or None, text[start:].strip() or None
     faults = []
     if thoughts is None:
         faults.append(Violation("missing_thoughts", 0, "no paragraph before the solution"))
@@ -41,7 +39,7 @@ def parse(text: str, ended: bool | None = None) -> Parsed:
         )
     elif sign := "a heading is only begun" if _ends_in_a_heading(text, end, solution) else cut_off(solution, ended):
         faults.append(Violation("unclosed_solution", start, sign))
-    return Parsed(thoughts, solution, tuple(faults), thoughts_span, solution_span)
+    return Parsed(thoughts, solution, tuple(faults))
 
 
 def render(thoughts: str, solution: str) -> str:

@@ -5,25 +5,6 @@ words leaves no sign: whoever knows how the text ended says so (`ended`).
 """
 
 from cot_formats.tagged import tagged
-from cot_formats.types import Parsed
 
-NAME = "r1"
 FORMAT = tagged("<think>\n{thoughts}\n</think>\n\n{solution}")
-
-
-def parse(text: str, opened: bool = False, ended: bool | None = None) -> Parsed:
-    """Split a response. Raises nothing.
-
-    `opened`: the prompt ended with `<think>`. `ended`: whether the text's author ended it, as opposed to a limit of
-    tokens; None if that is not known.
-    """
-    return FORMAT.parse(text, opened, ended)
-
-
-def render(thoughts: str, solution: str) -> str:
-    """Render a response.
-
-    Raises `ValueError` if a part is blank, unstripped or contains a delimiter, or if the solution leaves something
-    open.
-    """
-    return FORMAT.render(thoughts, solution)
+parse, render = FORMAT.parse, FORMAT.render

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cot_formats import FORMATS, qwq
+from cot_formats import TAGGED, qwq
 from cot_formats.tagged import Tagged
 
 LongFormat = Literal["bolt", "r1", "still2", "rlmt", "marco", "qwq"]
@@ -31,7 +31,7 @@ def parse_response(text: str, format: Format, opened: bool = False, ended: bool 
 
 def tagged_form(format: Format) -> Tagged | None:
     """The `Tagged` form of a format with delimiters; None for free text and `plain`."""
-    return getattr(FORMATS.get(format), "FORMAT", None)
+    return TAGGED.get(format)
 
 
 def delimiters(format: Format) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from cot_formats.cut import cut_off
-from cot_formats.types import Parsed, Violation, check_part, trimmed
+from cot_formats.types import Parsed, Violation, check_part
 
 DELIMITERS = ("open_thoughts", "close_thoughts", "open_solution", "close_solution")
 EXCERPT = 40  # characters of stray text in a violation's detail
@@ -44,19 +44,17 @@ class Tagged:
         faults = [*ambiguous, *self._missing(text, at, opened)]
         sections = [] if ambiguous else self._sections(text, at, opened)
         faults += _strays(text, sections)
-        parts: dict[str, tuple[str, tuple[int, int]]] = {}
-        for section in sections:
-            body, span = trimmed(text, *section.inner)
-            if body is None or span is None:
-                faults.append(Violation(f"empty_{section.name}", section.inner[0], "nothing but whitespace"))
-            else:
-                parts[section.name] = body, span
-        thoughts, thoughts_span = parts.get("thoughts", (None, None))
-        solution, solution_span = parts.get("solution", (None, None))
+        parts = {section.name: text[slice(*section.inner)].strip() or None for section in sections}
+        faults += [
+            Violation(f"empty_{section.name}", section.inner[0], "nothing but whitespace")
+            for section in sections
+            if parts[section.name] is None
+        ]
+        thoughts, solution = parts.get("thoughts"), parts.get("solution")
         if len(self.tags) == 2 and solution and (sign := cut_off(solution, ended)):
             faults.append(Violation("unclosed_solution", at[1], sign))
         faults.sort(key=lambda fault: fault.offset)
-        return Parsed(thoughts, solution, tuple(faults), thoughts_span, solution_span)
+        return Parsed(thoughts, solution, tuple(faults))
 
     def render(self, thoughts: str, solution: str) -> str:
         """Render a response.
@@ -150,6 +148,6 @@ def _strays(text: str, sections: list[Section]) -> Iterator[Violation]:
     if len(sections) == 2:
         outside.append(("text_between", sections[0].outer[1], sections[1].outer[0]))
     for name, start, end in outside:
-        body, span = trimmed(text, start, end)
-        if body is not None and span is not None:
-            yield Violation(name, span[0], body[:EXCERPT])
+        stray = text[start:end].lstrip()
+        if stray:
+            yield Violation(name, end - len(stray), stray.rstrip()[:EXCERPT])

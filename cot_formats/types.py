@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-Span = tuple[int, int]
-
 # All violations. "Thoughts" and "solution" are the two sections of a response.
 # In free text (qwq), only missing_*, empty_* and unclosed_solution can occur.
 VIOLATIONS = {
@@ -45,7 +43,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A response split in two, each part stripped; the spans are character offsets of the stripped parts in the text.
+    """A response split in two, each part stripped.
 
     Despite violations, a part is present if only one place is possible for it (such as a truncated solution). If a
     delimiter is repeated or out of order, both parts are None. Violations are in order of offset, at most one per name.
@@ -54,8 +52,6 @@ class Parsed:
     thoughts: str | None
     solution: str | None
     violations: tuple[Violation, ...]
-    thoughts_span: Span | None
-    solution_span: Span | None
 
     @property
     def ok(self) -> bool:
@@ -66,24 +62,11 @@ class Parsed:
 class Format(Protocol):
     """The interface of each format's module."""
 
-    NAME: str
-
     def parse(self, text: str) -> Parsed:
         """Split a response. Raises nothing: faults are returned as violations."""
 
     def render(self, thoughts: str, solution: str) -> str:
         """Render a response that parses back to exactly these parts. Raises `ValueError` if that is impossible."""
-
-
-def trimmed(text: str, start: int, end: int) -> tuple[str | None, Span | None]:
-    """`text[start:end]` stripped, and its span in the text; (None, None) if it is blank."""
-    part = text[start:end]
-    body = part.lstrip()
-    if not body:
-        return None, None
-    start += len(part) - len(body)
-    body = body.rstrip()
-    return body, (start, start + len(body))
 
 
 def check_part(what: str, part: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evals.problem import Message, Problem
+from evals.problem import Message, Problem, bad_field, text_field
 from evals.style_control import Style, Version
 from evals.templates import system_and_user
 from evals.verdict_text import unquoted
@@ -68,13 +68,13 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
     """
     category = record.get("category")
     if not isinstance(category, str) or category not in BASELINES:
-        raise _bad(row, "category", f"one of {', '.join(BASELINES)}", category)
+        raise bad_field(row, "category", f"one of {', '.join(BASELINES)}", category)
     if "prompt" in record:
         query, field = record["prompt"], "prompt"
     else:
         query, field = _first(record, "turns", row).get("content"), "turns[0].content"
     if not isinstance(query, str) or not query.strip():
-        raise _bad(row, field, "a non-empty string", query)
+        raise bad_field(row, field, "a non-empty string", query)
     return Problem(problem_id=_id(record, row), query=query, category=category)
 
 
@@ -92,17 +92,17 @@ def read_answer(record: Mapping[str, Any], row: int) -> Answer:
         messages = record["messages"]
         last = messages[-1] if isinstance(messages, list) and messages else None
         if not isinstance(last, dict) or last.get("role") != "assistant":
-            raise _bad(row, "messages[-1]", "a message of the assistant", last)
+            raise bad_field(row, "messages[-1]", "a message of the assistant", last)
         content = last.get("content")
         text = content.get("answer") if isinstance(content, dict) else None
     else:
         model_field, field, style_field = "model_id", "choices[0].turns[0].content", "conv_metadata"
         text = _first(_first(record, "choices", row), "turns", row).get("content")
     if not isinstance(text, str):
-        raise _bad(row, field, "a string", text)
+        raise bad_field(row, field, "a string", text)
     model = record.get(model_field)
     if not isinstance(model, str) or not model:
-        raise _bad(row, model_field, "a non-empty string", model)
+        raise bad_field(row, model_field, "a non-empty string", model)
     counted = record.get(style_field)
     return Answer(_id(record, row), model, text, None if counted is None else _style(counted, style_field, row))
 
@@ -177,13 +177,13 @@ def tally(verdicts: Sequence[str | None], version: Version) -> tuple[int, int, i
 def _style(counted: Any, field: str, row: int) -> Style:
     """The style in a file's metadata: token_len, and counts (or objects of counts) of headers, lists and bold."""
     if not isinstance(counted, dict):
-        raise _bad(row, field, "an object", counted)
+        raise bad_field(row, field, "an object", counted)
     sums = []
     for name in ("token_len", "header_count", "list_count", "bold_count"):
         value = counted.get(name)
         numbers: list[Any] = list(value.values()) if isinstance(value, dict) else [value]
         if not all(isinstance(each, int) and each >= 0 for each in numbers):
-            raise _bad(row, f"{field}.{name}", "a count, or an object of counts", value)
+            raise bad_field(row, f"{field}.{name}", "a count, or an object of counts", value)
         sums.append(sum(numbers))
     return Style(*sums)
 
@@ -192,17 +192,9 @@ def _first(record: Mapping[str, Any], field: str, row: int) -> dict[str, Any]:
     """The single object in a list of the older layouts."""
     value = record.get(field)
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
-        raise _bad(row, field, "a list of one object", value)
+        raise bad_field(row, field, "a list of one object", value)
     return value[0]
 
 
 def _id(record: Mapping[str, Any], row: int) -> str:
-    field = "uid" if "uid" in record else "question_id"
-    value = record.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise _bad(row, field, "a non-empty string", value)
-    return value
-
-
-def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
-    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
+    return text_field(record, "uid" if "uid" in record else "question_id", row)

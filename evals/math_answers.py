@@ -27,7 +27,7 @@ LONGEST = 1_000
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _SPACING = re.compile(r"\\(?:q?quad\b|[,;:! ()\[\]])|[\s$~]")
 _JOINED = re.compile(r"(?:[A-Za-z]{0,20}?(?:[,;]|,?(?:and|or))(?:[A-Za-z](?:_\{?\w\}?)?=)?)?")
-_ANSWER = re.compile(r"\banswer", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswer|^\s*####\s", re.IGNORECASE | re.MULTILINE)
 _STATED = re.compile(r"final answer is:?\s*(?=[$*\d+-]|\\[(\[])", re.IGNORECASE)
 _COMMAND = re.compile(r"\\(?:begin|end|operatorname|text\w*|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?!(?:and|or)\b)[A-Za-z]{2,}")
@@ -180,7 +180,8 @@ def _boxed(text: str) -> tuple[str | None, int]:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a text is prose: it has the word "answer", two words, or one word beside a formula in delimiters."""
+    """Whether a text is prose: it has the word "answer" or GSM8K's "####", two words, or one word beside a formula in
+    delimiters."""
     if _ANSWER.search(text):
         return True
     words = _WORD.findall(_COMMAND.sub(" ", text))

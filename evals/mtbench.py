@@ -14,9 +14,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
-from evals.problem import Message, Problem
+from evals.problem import Message, Problem, are_texts, bad_field, text_field
 from evals.templates import system_and_user
 from evals.verdict_text import unquoted
 
@@ -72,19 +72,17 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
         ValueError: a field is missing or malformed; the message names row and field.
     """
     turns_name = "prompt" if "prompt" in record else "turns"
-    turns, category, reference = record.get(turns_name), record.get("category"), record.get("reference")
-    if not _texts(turns) or not 1 <= len(turns) <= 2 or not all(turn.strip() for turn in turns):
-        raise _bad(row, turns_name, "a list of one or two non-empty strings", turns)
-    if not isinstance(category, str) or not category.strip():
-        raise _bad(row, "category", "a non-empty string", category)
-    if reference is not None and (not _texts(reference) or len(reference) > len(turns)):
-        raise _bad(row, "reference", "a list of strings, at most one per turn", reference)
+    turns, reference = record.get(turns_name), record.get("reference")
+    if not are_texts(turns) or not 1 <= len(turns) <= 2 or not all(turn.strip() for turn in turns):
+        raise bad_field(row, turns_name, "a list of one or two non-empty strings", turns)
+    if reference is not None and (not are_texts(reference) or len(reference) > len(turns)):
+        raise bad_field(row, "reference", "a list of strings, at most one per turn", reference)
     return Problem(
         problem_id=_id(record, "prompt_id" if "prompt_id" in record else "question_id", row),
         query=turns[0],
         follow_ups=tuple(turns[1:]),
         reference=json.dumps(reference, ensure_ascii=False) if any(each.strip() for each in reference or ()) else None,
-        category=category,
+        category=text_field(record, "category", row),
     )
 
 
@@ -102,8 +100,8 @@ def with_references(problems: Iterable[Problem], records: Iterable[Mapping[str, 
         choices = record.get("choices")
         first = choices[0] if isinstance(choices, list) and choices else None
         turns = first.get("turns") if isinstance(first, dict) else None
-        if not _texts(turns) or not turns:
-            raise _bad(row, "choices[0].turns", "a non-empty list of strings", turns)
+        if not are_texts(turns) or not turns:
+            raise bad_field(row, "choices[0].turns", "a non-empty list of strings", turns)
         if question_id in answers:
             raise ValueError(f"row {row}: the reference answer to question {question_id} is a duplicate")
         answers[question_id] = turns
@@ -206,17 +204,9 @@ def _mean(ratings: Sequence[float]) -> float | None:
     return sum(ratings) / len(ratings) if ratings else None
 
 
-def _texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
 def _id(record: Mapping[str, Any], name: str, row: int) -> str:
     """An id, which is a number or a string in FastChat's files."""
     value = record.get(name)
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise _bad(row, name, "an integer or a non-empty string", value)
+        raise bad_field(row, name, "an integer or a non-empty string", value)
     return str(value)
-
-
-def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
-    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")

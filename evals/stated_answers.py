@@ -111,6 +111,7 @@ _VERB = _pattern(
 _NEGATED = _pattern(r"\bnot\s+\S+")
 _AFTER = _pattern(r",?\s" + _one_of("because, since, as, where, when, if, so that, for which, provided") + r"\s")
 _OPERATOR_END = re.compile(r"[=+*/^<>×÷·−-]\Z")
+_OPEN_BEFORE = _pattern(r"\A(?:the|each|every|per|these|those|all)\Z")  # "so for each of the 12", cut off
 _OPEN_END = _pattern(
     _one_of(
         "to, the, and, or, but, of, is, are, be, an?, we, so, for, by, with, that, which, has, have, in, at, on, from,"
@@ -205,6 +206,8 @@ def _is_whole(sentence: str, tokens: list[str]) -> bool:
 def _is_cut_off(tokens: list[str]) -> bool:
     """Whether a sentence without a full stop ends in the middle, or goes on for long after its last number."""
     last = max((place for place in range(len(tokens)) if is_math(tokens, place)), default=-1)
+    if 0 < last == len(tokens) - 1 and _OPEN_BEFORE.match(tokens[last - 1]):
+        return True
     return len(tokens) - 1 - last > 6 or bool(_OPEN_END.match(tokens[-1]) or _OPERATOR_END.search(tokens[-1]))
 
 

@@ -105,9 +105,9 @@ def style_of(answer: str, tokens: int) -> Style:
     text = _without_code(answer)
     return Style(
         tokens=tokens,
-        headers=_count(_HEADER, text),
-        lists=_count(_ORDERED, text) + _count(_UNORDERED, text),
-        bold=_count(_BOLD, text) + _count(_BOLD_TOO, text),
+        headers=len(_HEADER.findall(text)),
+        lists=len(_ORDERED.findall(text)) + len(_UNORDERED.findall(text)),
+        bold=len(_BOLD.findall(text)) + len(_BOLD_TOO.findall(text)),
     )
 
 
@@ -184,10 +184,6 @@ def interval(resampled: Array, version: Version) -> Array:
     """The low and the high end of the interval of every column; nan values are ignored."""
     ends: Array = np.nanquantile(resampled, QUANTILES[version], axis=0)
     return ends
-
-
-def _count(pattern: re.Pattern[str], text: str) -> int:
-    return sum(1 for _ in pattern.finditer(text))
 
 
 def _without_code(answer: str) -> str:

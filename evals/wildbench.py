@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
-from evals.problem import Message, Problem
+from evals.problem import Message, Problem, are_texts, bad_field, text_field
 from evals.templates import template
 from evals.verdict_text import unquoted_json
 
@@ -156,23 +156,21 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
     Raises:
         ValueError: a field is missing or malformed; the message names row and field.
     """
-    session_id = record.get("session_id")
-    if not isinstance(session_id, str) or not session_id.strip():
-        raise _bad(row, "session_id", "a non-empty string", session_id)
+    session_id = text_field(record, "session_id", row)
     turns = record.get("conversation_input")
     if not isinstance(turns, list) or not turns:
-        raise _bad(row, "conversation_input", "a list of messages", turns)
+        raise bad_field(row, "conversation_input", "a list of messages", turns)
     messages = [_message(turn, f"conversation_input[{number}]", row) for number, turn in enumerate(turns)]
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise _bad(row, "conversation_input", "a non-empty message of the user at the end", turns[-1])
+        raise bad_field(row, "conversation_input", "a non-empty message of the user at the end", turns[-1])
     checklist = record.get("checklist")
-    if not _texts(checklist) or not checklist:
-        raise _bad(row, "checklist", "a non-empty list of strings", checklist)
+    if not are_texts(checklist) or not checklist:
+        raise bad_field(row, "checklist", "a non-empty list of strings", checklist)
     primary, secondary = record.get("primary_tag"), record.get("secondary_tags")
     if not isinstance(primary, str) or primary not in TASKS:
-        raise _bad(row, "primary_tag", f"one of {', '.join(TASKS)}", primary)
-    if not _texts(secondary) or not set(secondary) <= TASKS.keys():
-        raise _bad(row, "secondary_tags", f"a list of {', '.join(TASKS)}", secondary)
+        raise bad_field(row, "primary_tag", f"one of {', '.join(TASKS)}", primary)
+    if not are_texts(secondary) or not set(secondary) <= TASKS.keys():
+        raise bad_field(row, "secondary_tags", f"a list of {', '.join(TASKS)}", secondary)
     tasks = list(dict.fromkeys(TASKS[tag] for tag in [primary, *secondary]))
     return Problem(
         problem_id=session_id,
@@ -192,11 +190,8 @@ def read_answer(record: Mapping[str, Any], row: int) -> Answer:
     output = record.get("output")
     text = output[0] if isinstance(output, list) and len(output) == 1 else output
     if not isinstance(text, str):
-        raise _bad(row, "output", "a string or a list of one", output)
-    for field in ("session_id", "generator"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise _bad(row, field, "a non-empty string", record.get(field))
-    return Answer(record["session_id"], record["generator"], text)
+        raise bad_field(row, "output", "a string or a list of one", output)
+    return Answer(text_field(record, "session_id", row), text_field(record, "generator", row), text)
 
 
 def checklist_and_tasks(problem: Problem) -> tuple[list[str], list[str]]:
@@ -386,13 +381,5 @@ def _last_entry(key: str, form: str) -> re.Pattern[str]:
 def _message(turn: Any, field: str, row: int) -> Message:
     role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
     if role not in ("user", "assistant") or not isinstance(content, str):
-        raise _bad(row, field, "a message of the user or the assistant", turn)
+        raise bad_field(row, field, "a message of the user or the assistant", turn)
     return {"role": role, "content": content}
-
-
-def _texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
-    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from evals.problem import Problem
+from evals.problem import Problem, are_texts, bad_field, text_field
 from evals.templates import template
 
 GROUPS: dict[str, frozenset[str]] = {
@@ -73,26 +73,26 @@ def read(record: Mapping[str, Any], row: int) -> Problem:
     Raises:
         ValueError: a field is missing or malformed; the message names row and field.
     """
-    for name in ("id", "puzzle", "size"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            raise _bad(row, name, "a non-empty string", record.get(name))
+    problem_id, puzzle, size = (text_field(record, name, row) for name in ("id", "puzzle", "size"))
     solution = record.get("solution")
     header = solution.get("header") if isinstance(solution, dict) else None
     if not _texts(header) or header[:1] != ["House"] or not 2 <= len(header) == len(set(header)):
-        raise _bad(row, "solution.header", "House and the names of the columns, without duplicates", header)
+        raise bad_field(row, "solution.header", "House and the names of the columns, without duplicates", header)
     rows = solution["rows"] if isinstance(solution, dict) and isinstance(solution.get("rows"), list) else []
     if not rows or not all(_texts(cells) and len(cells) == len(header) for cells in rows):
-        raise _bad(row, "solution.rows", f"a list of houses with {len(header)} non-empty strings each", rows)
+        raise bad_field(row, "solution.rows", f"a list of houses with {len(header)} non-empty strings each", rows)
     if any(HIDDEN in cells for cells in rows):
-        raise _bad(row, "solution.rows", "the cells, which the public data set hides: use a copy with solutions", rows)
-    if record["size"] != f"{len(rows)}*{len(header) - 1}":
-        raise _bad(row, "size", f"{len(rows)}*{len(header) - 1}, as in the solution", record["size"])
+        raise bad_field(
+            row, "solution.rows", "the cells, which the public data set hides: use a copy with solutions", rows
+        )
+    if size != f"{len(rows)}*{len(header) - 1}":
+        raise bad_field(row, "size", f"{len(rows)}*{len(header) - 1}, as in the solution", size)
     reference = {"header": header, "rows": rows}
     return Problem(
-        problem_id=record["id"],
-        query=_prompt(record["puzzle"], _grid(reference)),
+        problem_id=problem_id,
+        query=_prompt(puzzle, _grid(reference)),
         reference=json.dumps(reference, ensure_ascii=False),
-        category=record["size"],
+        category=size,
     )
 
 
@@ -139,11 +139,7 @@ def _percent(part: int, whole: int) -> float:
 
 def _texts(value: Any) -> TypeGuard[list[str]]:
     """Whether it is a list of strings, none of them blank."""
-    return isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value)
-
-
-def _bad(row: int, field: str, expected: str, found: Any) -> ValueError:
-    return ValueError(f"row {row}: field {field}: expected {expected}, found {found!r:.100}")
+    return are_texts(value) and all(each.strip() for each in value)
 
 
 def _grid(solution: Mapping[str, Any]) -> Grid:

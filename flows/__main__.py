@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
 import json
+import pkgutil
 import signal
 import sys
 import textwrap
@@ -63,8 +63,7 @@ def flow_name(each: Deployment) -> str:
 
 def flow_of(each: Deployment) -> Any:
     """The flow of a deployment, imported."""
-    module, _, function = each["entrypoint"].rpartition(":")
-    return getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
+    return pkgutil.resolve_name(each["entrypoint"].replace(".py:", ":").replace("/", "."))
 
 
 def listing() -> str:

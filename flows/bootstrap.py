@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Self
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from flows.publish import show_longcot
 from flows.stages.common import A_MODEL, A_REWARD_MODEL, ALERTS, Common
@@ -25,10 +25,8 @@ from tasks.rewards.score import ScoreConfig
 from tasks.rewards.select import SelectConfig, select
 
 
-class BootstrapStage(BaseModel):
+class BootstrapStage(BaseModel, frozen=True, extra="forbid"):
     """Settings of stage 1; the defaults are the paper's figures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     queries: MineStage = Field(description="Queries that LongCoT data are made for.")
     examples: ExamplesConfig = Field(ExamplesConfig(), description="In-context examples.")

@@ -15,8 +15,7 @@ from flows.bootstrap import curated
 from flows.stages.common import A_MODEL, ALERTS, Common
 from flows.stages.run import TASK_RUNNER, begin
 from flows.stages.sampling import reward_model_of
-from infra.store.manifest import Ref
-from infra.store.tables import read_manifest
+from infra.store.manifest import Ref, read_manifest
 from infra.text.markdown import plain
 from tasks.curation.choose import Room
 from tasks.examples.read import ExamplesConfig

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 import pandas as pd
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from cot_formats.responses import Format
 from flows.bootstrap import curated
@@ -42,10 +42,8 @@ class GradedSampling(GenerateConfig):
     )
 
 
-class EvaluateStage(BaseModel):
+class EvaluateStage(BaseModel, frozen=True, extra="forbid"):
     """A benchmark whose answers are graded by a program."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     benchmark: Verifiable = Field(
         SHORT_ANSWER,
@@ -69,10 +67,8 @@ class EvaluateStage(BaseModel):
         return self
 
 
-class Evaluated(BaseModel):
+class Evaluated(BaseModel, frozen=True, extra="forbid"):
     """One model to evaluate."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[\w.-]+$", description="Name of the model in tables and step names.")
     model: str = Field(description=f"The model: {A_MODEL}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Self
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from flows.stages.common import A_MODEL, A_REWARD_MODEL, ALERTS, Trains
 from flows.stages.guards import Watch
@@ -25,10 +25,8 @@ from tasks.rewards.score import ScoreConfig
 from tasks.training.dpo import DpoStage, train_dpo
 
 
-class OnlineStage(BaseModel):
+class OnlineStage(BaseModel, frozen=True, extra="forbid"):
     """Settings of stage 3; the defaults are the paper's figures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: int = Field(3, ge=1, le=20, description="Number of iterations of sampling and training (BOLT: 3).")
     queries: MineStage = Field(

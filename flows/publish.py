@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from flows.stages.common import ALERTS
 from flows.stages.run import TASK_RUNNER
@@ -28,10 +28,8 @@ from tasks.report.plot import histogram_plot
 from tasks.report.report import data_uri
 
 
-class PublishConfig(BaseModel):
+class PublishConfig(BaseModel, frozen=True, extra="forbid"):
     """Parameters of the flow `publish`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     longcot: str = Field(pattern=r"^longcot/\w+$", description="LongCoT data to push: the artifact longcot/KEY.")
     repo: str = Field(

@@ -33,7 +33,7 @@ from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.states import AwaitingRetry, Completed, Crashed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from flows.stages.common import ALERTS
 from flows.stages.run import TASK_RUNNER
@@ -45,7 +45,7 @@ from infra.steps.keys import CodeChangedError
 from infra.steps.step import OUTAGES
 from infra.store.errors import TRANSIENT, StoreError
 from infra.store.manifest import BadArtifact
-from infra.text.markdown import plain, short
+from infra.text.markdown import markdown_table, plain, short
 
 LABEL = "bolt.reruns"
 POLL_S = 5.0
@@ -65,10 +65,8 @@ MISTAKE = re.compile(  # in the last log lines of a server or a trainer: it woul
 FAILED_WITH = re.compile(r"exception: (\w+)")  # Prefect's message: "Flow run encountered an exception: TYPE: TEXT"
 
 
-class RerunConfig(BaseModel):
+class RerunConfig(BaseModel, frozen=True, extra="forbid"):
     """Parameters of the flow `rerun`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hours: float = Field(24, gt=0, description="How far to look back, in hours. Runs that ended earlier are not rerun.")
     work_pool: str = Field("bolt", description="Work pool whose runs are rerun.")
@@ -247,8 +245,8 @@ def report(outcomes: list[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     if not outcomes:
         return "No run failed or crashed."
-    lines = ["| run | ended | reruns before | what was done |", "|---|---|---|---|"]
-    return "\n".join(lines + ["| " + " | ".join(plain(cell) for cell in outcome) + " |" for outcome in outcomes])
+    titles = ("run", "ended", "reruns before", "what was done")
+    return markdown_table([dict(zip(titles, map(plain, outcome), strict=True)) for outcome in outcomes])
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)

@@ -17,7 +17,7 @@ from infra.store.lineage import history, lineage, lineage_picture
 from infra.store.store import Store, StoreError
 
 
-def show(store: Store, step: str | None) -> int:
+def show(store: Store, step: str | None) -> None:
     """Print one line per artifact: name, rows or files, bytes, time, digest."""
     for found in artifacts(store):
         if step and not found.folder.startswith(f"{step}/"):
@@ -31,7 +31,6 @@ def show(store: Store, step: str | None) -> int:
                 f"{each.folder:60} {each.rows:>10,} {unit:5} {each.bytes:>14,} bytes  "
                 f"{each.ended:%Y-%m-%d %H:%M}  {each.digest[:12]}"
             )
-    return 0
 
 
 def verify(store: Store, folder: str | None) -> int:
@@ -51,7 +50,7 @@ def verify(store: Store, folder: str | None) -> int:
     return 1 if wrong else 0
 
 
-def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> int:
+def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> None:
     """Print what an artifact, or one row of a table, was made from."""
     step, _, key = folder.partition("/")
     print(lineage(store, (step, key)))
@@ -62,10 +61,9 @@ def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> i
     if picture:
         picture.write_bytes(lineage_picture(store, (step, key)))
         print(f"\n{picture}")
-    return 0
 
 
-def prune(store: Store, kept: list[str], days: float | None, really: bool) -> int:
+def prune(store: Store, kept: list[str], days: float | None, really: bool) -> None:
     """Delete what no kept artifact needs; without `really`, only print what would be deleted."""
     if not kept and days is None:
         raise ValueError("nothing to keep: give --keep STEP/KEY (any number of times), --days N, or both")
@@ -75,7 +73,6 @@ def prune(store: Store, kept: list[str], days: float | None, really: bool) -> in
         files = remove(store, found) if really else len(files_of(store, found))
         print(f"{'deleted' if really else 'would delete'} {found.folder}  {files} files")
     print(f"{len(going)} artifacts" + ("" if really else "; nothing was deleted: add --yes to delete"))
-    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -97,16 +94,18 @@ def main(argv: list[str]) -> int:
     try:
         spare_loopback()
         store = Store.open(Settings.load())
-        if given.command == "list":
-            return show(store, given.step)
         if given.command == "verify":
             return verify(store, given.artifact)
-        if given.command == "trace":
-            return trace(store, given.artifact, given.row, given.picture)
-        return prune(store, given.keep, given.days, given.yes)
+        if given.command == "list":
+            show(store, given.step)
+        elif given.command == "trace":
+            trace(store, given.artifact, given.row, given.picture)
+        else:
+            prune(store, given.keep, given.days, given.yes)
     except (StoreError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class PretrainRecipe(BaseModel):
+class PretrainRecipe(BaseModel, frozen=True, extra="forbid"):
     """Settings of one nano training run, for either model; only the data differ."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = Field(13_000_000, ge=1, description="Number of training tokens.")
     row_tokens: int = Field(768, ge=1, description="Tokens per row.")

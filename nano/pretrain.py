@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from nano.config import PretrainConfig
 from nano.corpus import documents
@@ -68,40 +68,54 @@ def step(opts: list[torch.optim.Optimizer], lrs: list[float], share: float) -> N
         opt.zero_grad(set_to_none=True)
 
 
+def train(
+    config: PretrainConfig,
+    model: PreTrainedModel,
+    trained: torch.nn.Module,
+    measure: Callable[[], tuple[torch.Tensor, dict[str, float]]],
+) -> None:
+    """Train as the configuration says; write model, tokenizer and metrics.
+
+    Args:
+        trained: the model, or a module that also holds heads which are thrown away.
+        measure: the loss of the next batch, and the figures to log, as means over 20 steps.
+    """
+    opts = optimizers(trained, config)
+    lrs = [config.muon_lr, config.adam_lr]
+    budget = config.row_tokens * config.rows_per_step
+    steps = config.tokens // budget
+    began, kept = time.perf_counter(), []
+    log = (config.output.parent / f"{config.output.name}.metrics.jsonl").open("w")
+    for n in range(steps):
+        loss, figures = measure()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        step(opts, lrs, min(1.0, (n + 1) / 50) * (1 - n / steps))
+        kept.append(figures)
+        if n % 20 == 19 or n == steps - 1:
+            row = {name: sum(each[name] for each in kept) / len(kept) for name in figures}
+            row |= {"step": n + 1, "steps": steps, "tokens": (n + 1) * budget, "seconds": time.perf_counter() - began}
+            print(json.dumps(row), file=log, flush=True)
+            kept.clear()
+    model.to(torch.bfloat16).save_pretrained(config.output)
+    save_tokenizer(config.output)
+
+
 def main(config_path: str) -> None:
     """Train as the configuration says; write model, tokenizer and metrics."""
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
     model = LlamaForCausalLM(architecture())
-    opts = optimizers(model, config)
-    lrs = [config.muon_lr, config.adam_lr]
     stream = rows(config.seed, config.row_tokens)
-    steps = config.tokens // (config.row_tokens * config.rows_per_step)
-    began, losses = time.perf_counter(), []
-    log = (config.output.parent / f"{config.output.name}.metrics.jsonl").open("w")
-    for n in range(steps):
+
+    def measure() -> tuple[torch.Tensor, dict[str, float]]:
         batch = torch.tensor([next(stream) for _ in range(config.rows_per_step)])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step(opts, lrs, min(1.0, (n + 1) / 50) * (1 - n / steps))
-        losses.append(loss.item())
-        if n % 20 == 19 or n == steps - 1:
-            seconds = time.perf_counter() - began
-            tokens = (n + 1) * config.row_tokens * config.rows_per_step
-            row = {
-                "step": n + 1,
-                "steps": steps,
-                "loss": sum(losses) / len(losses),
-                "tokens": tokens,
-                "seconds": seconds,
-            }
-            print(json.dumps(row), file=log, flush=True)
-            losses.clear()
-    model.to(torch.bfloat16).save_pretrained(config.output)
-    save_tokenizer(config.output)
+        return loss, {"loss": loss.item()}
+
+    train(config, model, model, measure)
 
 
 if __name__ == "__main__":

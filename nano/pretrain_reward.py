@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nano.config import PretrainConfig
 from nano.corpus import chat, with_mistakes
-from nano.pretrain import architecture, optimizers, step
-from nano.vocabulary import ASSISTANT, PAD, encoder, save_tokenizer
+from nano.pretrain import architecture, train
+from nano.vocabulary import ASSISTANT, PAD, encoder
 
 LAYERS = 6
 Example = tuple[list[str], list[float], list[bool]]
@@ -107,14 +106,9 @@ def main(config_path: str) -> None:
         raise ValueError(f"{config_path}: start must name the instruct model that the reward model grows from")
     model = grown(config.start)
     local = torch.nn.Linear(model.config.hidden_size, 1)
-    opts = optimizers(torch.nn.ModuleDict({"model": model, "score_local": local}), config)
-    lrs = [config.muon_lr, config.adam_lr]
-    budget = config.row_tokens * config.rows_per_step
-    steps = config.tokens // budget
-    stream = batches(random.Random(config.seed), read_samples(config.samples), budget)
-    began, kept = time.perf_counter(), []
-    log = (config.output.parent / f"{config.output.name}.metrics.jsonl").open("w")
-    for n in range(steps):
+    stream = batches(random.Random(config.seed), read_samples(config.samples), config.row_tokens * config.rows_per_step)
+
+    def measure() -> tuple[torch.Tensor, dict[str, float]]:
         batch = next(stream)
         width = max(len(tokens) for tokens, _, _ in batch)
         tokens_BT = torch.full((len(batch), width), ids[PAD])
@@ -139,19 +133,11 @@ def main(config_path: str) -> None:
         where = functional.binary_cross_entropy_with_logits(local_BT[labelled_BT], marks_BT[labelled_BT], weight)
         outcome = functional.binary_cross_entropy_with_logits(score_B, right_B)
         nexts = functional.cross_entropy(logits_BTV[learn_BT[:, 1:]].float(), tokens_BT[:, 1:][learn_BT[:, 1:]])
-        (where + outcome + 0.5 * nexts).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step(opts, lrs, min(1.0, (n + 1) / 50) * (1 - n / steps))
         accuracy = ((score_B > 0).float() == right_B).float().mean()
-        kept.append((where.item(), outcome.item(), nexts.item(), accuracy.item()))
-        if n % 20 == 19 or n == steps - 1:
-            means = [sum(column) / len(kept) for column in zip(*kept, strict=True)]
-            row = dict(zip(("where", "outcome", "next", "accuracy"), means, strict=True))
-            row |= {"step": n + 1, "steps": steps, "tokens": (n + 1) * budget, "seconds": time.perf_counter() - began}
-            print(json.dumps(row), file=log, flush=True)
-            kept.clear()
-    model.to(torch.bfloat16).save_pretrained(config.output)
-    save_tokenizer(config.output)
+        figures = {"where": where, "outcome": outcome, "next": nexts, "accuracy": accuracy}
+        return where + outcome + 0.5 * nexts, {name: figure.item() for name, figure in figures.items()}
+
+    train(config, model, torch.nn.ModuleDict({"model": model, "score_local": local}), measure)
 
 
 if __name__ == "__main__":

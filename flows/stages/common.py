@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self, TypedDict
 
 from prefect.flows import FlowStateHook
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from flows.stages.lengths import conflicts, parts
 from infra.operations.alerts import alert
@@ -33,10 +33,8 @@ class Hooks(TypedDict):
 ALERTS: Hooks = {"on_completion": [alert], "on_failure": [alert], "on_crashed": [alert]}
 
 
-class Estimates(BaseModel):
+class Estimates(BaseModel, frozen=True, extra="forbid"):
     """Figures that a dry run assumes; the defaults are for an 8B model on H100s (docs/flows.md has their source)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens_per_response: int = Field(1_500, ge=1, description="Mean length of a LongCoT response, in tokens.")
     generated_per_gpu_second: float = Field(
@@ -64,10 +62,8 @@ def _numbered(schema: dict[str, Any]) -> None:
         field["position"] = position
 
 
-class Common(BaseModel):
+class Common(BaseModel, frozen=True, extra="forbid", json_schema_extra=_numbered):
     """Parameters that all flows share. They come last in the run form: people change the others first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_numbered)
 
     serving: ServingConfig = Field(description="How models are served.")
     estimates: Estimates = Field(Estimates(), description="Figures that a dry run assumes.")

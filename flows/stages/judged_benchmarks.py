@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from cot_formats.responses import Format
 from flows.stages.mining import ProblemsConfig
@@ -46,10 +46,8 @@ class JudgedSampling(GenerateConfig):
     temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 takes the most likely token.")
 
 
-class JudgedStage(BaseModel):
+class JudgedStage(BaseModel, frozen=True, extra="forbid"):
     """A benchmark that is scored by a judge."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     benchmark: Judged = Field(description="Which benchmark.")
     problems: ProblemsConfig = Field(

@@ -22,7 +22,7 @@ def conflicts(config: BaseModel, serving: ServingConfig) -> Iterator[str]:
         if isinstance(part, GenerateConfig):
             scored = any(isinstance(value, ScoreConfig) for _, value in around or ())
             served = {"policy": serving.policy.max_model_len} | (
-                {"reward": serving.reward.max_model_len} if scored and _has_reward_model(config) else {}
+                {"reward": serving.reward.max_model_len} if scored and getattr(config, "reward_model", None) else {}
             )
             for role, length in served.items():
                 if part.max_tokens >= length:
@@ -31,11 +31,6 @@ def conflicts(config: BaseModel, serving: ServingConfig) -> Iterator[str]:
                         f"{path}.max_tokens is {part.max_tokens:,}, but serving.{role}.max_model_len is {length:,}, "
                         f"which leaves no room for {room}: lower the first, or raise the second"
                     )
-
-
-def _has_reward_model(config: BaseModel) -> bool:
-    """Whether a reward model scores; a flow may take verified rewards alone."""
-    return getattr(config, "reward_model", None) is not None
 
 
 def parts(

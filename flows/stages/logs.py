@@ -28,8 +28,7 @@ def paragraph(error: BaseException) -> str:
     """An error in one paragraph: without the end of a process's log, whose path it names."""
     if isinstance(error, BadInput):
         return str(error)
-    text = f"{type(error).__name__}: {error}".partition(LAST_LINES)[0]
-    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    return _shortened(f"{type(error).__name__}: {error}")
 
 
 class ForScreen(logging.Formatter):

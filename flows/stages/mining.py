@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from prefect.artifacts import create_table_artifact
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from flows.stages.common import A_MODEL
 from flows.stages.labelling import check_judging, rated, tagged
@@ -31,10 +31,8 @@ class ProblemsDraw(DrawConfig):
     )
 
 
-class ProblemsConfig(BaseModel):
+class ProblemsConfig(BaseModel, frozen=True, extra="forbid"):
     """Problems to evaluate on. They are used as they are, except that exact duplicates are dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[Source, ...] = Field(
         min_length=1, description="Files and data sets of problems with reference answers."
@@ -42,10 +40,8 @@ class ProblemsConfig(BaseModel):
     draw: ProblemsDraw = Field(ProblemsDraw(), description="Which of the problems are used.")
 
 
-class MineStage(BaseModel):
+class MineStage(BaseModel, frozen=True, extra="forbid"):
     """How queries are mined."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Files and data sets of queries.")
     clean: CleanConfig = Field(CleanConfig(), description="Which queries are usable: length, language, duplicates.")
@@ -83,17 +79,13 @@ class MineStage(BaseModel):
         return self.model_copy(update={"decontaminate": rule})
 
 
-def collected(run: Run, sources: Sequence[Source]) -> list[Ref]:
-    """The queries of each source, a table each. A dry run reads local files only."""
-    return [
+def cleaned(run: Run, step: str, config: CleanConfig, sources: Sequence[Source]) -> Ref:
+    """The queries of all sources in one table, cleaned and without duplicates. A dry run reads local files only."""
+    collected = [
         run.do(collect_queries, f"collected-{_slug(source)}", rehearse=source.is_local, source=source)
         for source in sources
     ]
-
-
-def cleaned(run: Run, step: str, config: CleanConfig, sources: Sequence[Ref]) -> Ref:
-    """The queries of all sources in one table, cleaned and without duplicates."""
-    return run.do(clean_queries, step, rehearse=True, config=config, sources=sources)
+    return run.do(clean_queries, step, rehearse=True, config=config, sources=collected)
 
 
 def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref) -> Ref:
@@ -119,7 +111,7 @@ def drawn(run: Run, step: str, config: DrawConfig, queries: Ref) -> Ref:
 def mined(run: Run, config: MineStage) -> Ref:
     """All queries that may be drawn. The judge comes last, so that it is asked about as few as possible."""
     check_judging(config.rate, config.topics)
-    queries = cleaned(run, "cleaned", config.clean, collected(run, config.sources))
+    queries = cleaned(run, "cleaned", config.clean, config.sources)
     queries = decontaminated(run, config.decontaminate, queries)
     if config.judge is None:
         return queries
@@ -136,9 +128,7 @@ def mine_stage(run: Run, config: MineStage) -> Ref:
 
 def problems_stage(run: Run, config: ProblemsConfig) -> Ref:
     """The problems to evaluate on: the table `problems`."""
-    return drawn(
-        run, "problems", config.draw, cleaned(run, "problems-cleaned", AS_THEY_ARE, collected(run, config.sources))
-    )
+    return drawn(run, "problems", config.draw, cleaned(run, "problems-cleaned", AS_THEY_ARE, config.sources))
 
 
 def _slug(source: Source) -> str:

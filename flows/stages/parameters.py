@@ -85,19 +85,16 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def problems(error: ValidationError, model: type[BaseModel], place: str = "config") -> list[str]:
     """What is wrong with each parameter, by its path, with the nearest name for an unknown one; no value is shown."""
-    return [
-        _problem(each["type"], each["loc"], each["msg"], model, place) for each in error.errors(include_input=False)
-    ]
-
-
-def _problem(kind: str, where: tuple[int | str, ...], message: str, model: type[BaseModel], place: str) -> str:
-    path = ".".join([place, *map(str, where)])
-    if kind != "extra_forbidden":
-        return f"{path}: {message.removeprefix('Value error, ')}"
-    fields = _fields_at(model, where[:-1])
-    near = nearest(str(where[-1]), fields)
-    hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(fields)}"
-    return f"{path}: there is no such setting; {hint}"
+    found = []
+    for each in error.errors(include_input=False):
+        where, message = each["loc"], each["msg"].removeprefix("Value error, ")
+        if each["type"] == "extra_forbidden":
+            fields = _fields_at(model, where[:-1])
+            near = nearest(str(where[-1]), fields)
+            hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(fields)}"
+            message = f"there is no such setting; {hint}"
+        found.append(f"{'.'.join([place, *map(str, where)])}: {message}")
+    return found
 
 
 def _fields_at(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:

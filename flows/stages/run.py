@@ -212,13 +212,12 @@ class Run:
             return found
         name, _, revision = named.partition("@")
         if revision and name.count("/") == 1:
-            plain = name.replace("/", "--")
             if self.dry:
                 print(f"model {named}: its files are checked when it is downloaded")
                 config = cached_config(name, revision) if trains else None
                 if trains and config and (sizes := llama_sizes(language_part(config))):
                     self._fit(f"model {named}", config, trains, sizes)
-                return self._stand_in("model", "imported", plain)
+                return self._stand_in("model", "imported", name.replace("/", "--"))
             folder = self._from_hub(name, revision)
             self._check(ModelFiles.in_folder(folder), role, trains)
             return import_model(self.store, folder, name)

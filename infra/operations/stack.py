@@ -60,7 +60,7 @@ class Process(BaseModel, frozen=True):
         if boot() != self.boot or began(self.pid) not in (None, self.began):
             return []
         found = (each for each in psutil.process_iter() if _session(each.pid) == self.pid)
-        return [each for each in found if _since(each.pid, self.began) and _lives(each.pid)]
+        return [each for each in found if (began(each.pid) or 0) >= self.began and _lives(each.pid)]
 
     def end(self) -> None:
         """Send SIGTERM to its session, wait at most `END_S` seconds, then kill the processes that remain."""
@@ -92,11 +92,6 @@ def _lives(pid: int) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
-
-
-def _since(pid: int, earliest: int) -> bool:
-    found = began(pid)
-    return found is not None and found >= earliest
 
 
 def up(home: Path, port: int | None = None) -> Stack:
@@ -217,15 +212,14 @@ def _make_pools(url: str) -> None:
 
 
 def _deploy(home: Path, url: str) -> None:
-    log = _log(home, "deploy")
-    with log.open("wb") as out:
+    with _log(home, "deploy").open("wb") as log:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
         done = subprocess.run(
             command,
             cwd=PROJECT_ROOT,
             env=environment(home, url, server=False),
             stdin=subprocess.DEVNULL,
-            stdout=out,
+            stdout=log,
             stderr=subprocess.STDOUT,
             check=False,
         )

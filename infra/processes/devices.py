@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +15,12 @@ def gpu_memory(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
 
     A part of a GPU (MIG) has an id of its own there, which nvidia-smi does not list with its memory. It does not count.
     """
-    if not shutil.which("nvidia-smi"):
-        return ()
     query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError):  # there is none, it fails, or it takes too long
         return ()
-    return listed_memory(done.stdout, environment.get("CUDA_VISIBLE_DEVICES")) if done.returncode == 0 else ()
+    return listed_memory(done.stdout, environment.get("CUDA_VISIBLE_DEVICES"))
 
 
 def listed_memory(listed: str, visible: str | None) -> tuple[int, ...]:

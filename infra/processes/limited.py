@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from infra.processes.watchdog import end_with_parent
@@ -87,25 +86,16 @@ class Limited:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self) -> None:
         self._kill()
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+        arguments = [self.function, str(self.memory_bytes), str(os.getpid())]
         self._child = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "infra.processes.limited",
-                self.function,
-                str(self.memory_bytes),
-                str(os.getpid()),
-            ],
+            [sys.executable, "-P", "-m", "infra.processes.limited", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**inherited, "PYTHONPATH": paths, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},
@@ -154,11 +144,8 @@ class Limited:
     def _kill(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                if pipe is not None:
-                    pipe.close()
+            with child:  # at its end the pipes are closed, and the process is waited for
+                child.kill()
 
 
 def _answer(line: bytes) -> dict[str, Any] | NoResult:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -151,41 +151,36 @@ def tail(log_path: Path, lines: int, start: int = 0) -> str:
         return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
 
-def _stat(process: str) -> list[str]:
-    """The fields of proc(5)'s stat after the name, which may contain any bytes: state, parent, group, session, ..."""
-    return Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()
+def _living_processes() -> Iterator[tuple[Path, int, int]]:
+    """The folder in /proc of each process (except zombies), and the ids of its parent and its session."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):  # ended while we looked
+            continue
+        state, parent, _, session = stat.rpartition(")")[2].split()[:4]  # after the name, which may be any bytes
+        if state != "Z":
+            yield folder, int(parent), int(session)
 
 
 def _left_behind(session: int, mark: str) -> list[int]:
     """Ids of the processes (except zombies) that are in a session or started with the mark in their environment."""
     found, sought = [], f"{_MARK}={mark}".encode()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
+    for folder, _, its_session in _living_processes():
         try:
-            state, _, _, its_session = _stat(entry)[:4]
-            marked = sought in Path("/proc", entry, "environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):  # ended while we looked
+            marked = sought in (folder / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended while we looked, or another user's
             continue
-        except PermissionError:  # another user's
-            continue
-        if state != "Z" and (int(its_session) == session or marked):
-            found.append(int(entry))
+        if its_session == session or marked:
+            found.append(int(folder.name))
     return found
 
 
 def _descendants(root: int) -> list[int]:
     """Ids of all living descendants of `root` (except zombies), read from /proc."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            state, parent = _stat(entry)[:2]
-        except (FileNotFoundError, ProcessLookupError):  # ended while we looked
-            continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(entry))
+    for folder, parent, _ in _living_processes():
+        children.setdefault(parent, []).append(int(folder.name))
     found: list[int] = []
     level = children.get(root, [])
     while level:

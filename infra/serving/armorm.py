@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
+HEAD_TENSORS = ("regression_layer.weight", "reward_transform_matrix", "gating.logit_scale", "gating.layers.0.weight")
+"""Tensors without which there is no reward; the gate may have more layers."""
 GATE = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """The gate reads the hidden state at the first of these tokens, which ends the prompt, at their last occurrence
 (`find_token_for_gating` in the published model's code)."""

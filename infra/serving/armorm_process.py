@@ -12,7 +12,6 @@ The reward is computed from the hidden states of the last layer, h at the sequen
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
 from infra.processes.watchdog import end_with_parent
-from infra.serving.armorm import ARCHITECTURE, ArmoConfig, ids_path, part_count, rewards_path
+from infra.serving.armorm import ARCHITECTURE, HEAD_TENSORS, ArmoConfig, ids_path, part_count, rewards_path
+from infra.store.model_files import ModelFiles
 
 HEADS = ("regression_layer.", "gating.", "reward_transform_matrix")
 Sequence = tuple[list[int], int]  # token ids, and the position at which the gate reads
@@ -52,8 +52,7 @@ class ArmoRM:
         self.backbone.to(device).eval()
         heads = {name: tensor.float().to(device) for name, tensor in _heads(folder)}
         layers = sorted({int(name.split(".")[2]) for name in heads if name.startswith("gating.layers.")})
-        wanted = ["regression_layer.weight", "reward_transform_matrix", "gating.logit_scale", "gating.layers.0.weight"]
-        if absent := [name for name in wanted if name not in heads]:
+        if absent := [name for name in HEAD_TENSORS if name not in heads]:
             raise ValueError(f"{folder}: the weights lack {', '.join(absent)}, which {ARCHITECTURE} has")
         self.regression, self.transform = heads["regression_layer.weight"], heads["reward_transform_matrix"]
         self.scale = heads["gating.logit_scale"]
@@ -81,9 +80,7 @@ class ArmoRM:
 
 def _heads(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors except the backbone's, with their names."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else None
-    for file in files or ["model.safetensors"]:
+    for file in ModelFiles.in_folder(folder).weights():
         with safe_open(folder / file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # not a dict
                 if name.startswith(HEADS):

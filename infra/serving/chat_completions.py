@@ -182,14 +182,12 @@ class _Asking:
                     raise
                 made.append(change)
             else:
-                self._learn([each for each in made if each not in self._learnt])
+                for change in made:
+                    if change not in self._learnt:
+                        log.warning("the endpoint of the chats refuses a setting and is sent %s", change)
+                        self._learnt.append(change)
                 self.answered = True
                 return replace(reply, changes=tuple(made))
-
-    def _learn(self, changes: Sequence[str]) -> None:
-        for change in changes:
-            log.warning("the endpoint of the chats refuses a setting and is sent %s", change)
-            self._learnt.append(change)
 
 
 def _changed(payload: Payload, changes: Iterable[str]) -> Payload:

@@ -11,9 +11,9 @@ from typing import Any
 
 from infra.errors import BadInput
 from infra.serving.armorm import ARCHITECTURE as ARMORM
-from infra.serving.armorm import GATE
-from infra.serving.context import check_length, has_own_length
-from infra.serving.vllm_server import ServerOptions
+from infra.serving.armorm import GATE, HEAD_TENSORS
+from infra.serving.context import check_length
+from infra.serving.vllm_server import ServerOptions, check_served_length
 from infra.store.model_files import CONFIG, TOKENIZER, ModelFiles
 from infra.text.chat import check_end_token, check_opens_a_turn, conversation, load_tokenizer, prompt_text
 from infra.training.config import Recipe
@@ -27,7 +27,6 @@ SCORE = "score.weight"
 ENCODERS = ("Bert", "ModernBert", "Roberta", "XLMRoberta")
 """Families whose classifier vLLM reads from `classifier.weight`, not from `score.weight`."""
 ENCODERS_HEAD = ("classifier.weight", "classifier.out_proj.weight")
-ARMORM_HEAD = ("regression_layer.weight", "reward_transform_matrix", "gating.logit_scale", "gating.layers.0.weight")
 
 
 def check_policy(files: ModelFiles, options: ServerOptions, setting: str = "serving.policy") -> None:
@@ -86,12 +85,6 @@ def check_special_tokens(files: ModelFiles, tokenizer: Any, folder: Path) -> Non
     check_vocabulary(files.title, size, {f"padding token {tokenizer.pad_token!r}": tokenizer.pad_token_id})
     prompt = tokenizer.encode(prompt_text(tokenizer, [{"role": "user", "content": "x"}]), add_special_tokens=False)
     check_vocabulary(files.title, size, {"a token of the chat template": max(prompt)})
-
-
-def check_served_length(files: ModelFiles, options: ServerOptions, setting: str) -> None:
-    """Refuse to serve more tokens than the model can read."""
-    if not has_own_length(options.extra_args):
-        check_length(files.title, files.read(CONFIG), options.max_model_len, f"{setting}.max_model_len")
 
 
 def architecture(files: ModelFiles) -> str:
@@ -176,7 +169,7 @@ def check_scoring_head(files: ModelFiles) -> None:
         f"expected an architecture ...{CLASSIFIER} with one label and a tensor {SCORE} [1, hidden size], or {ARMORM}"
     )
     if named == ARMORM:
-        if missing := [name for name in ARMORM_HEAD if name not in tensors]:
+        if missing := [name for name in HEAD_TENSORS if name not in tensors]:
             raise BadInput(
                 f"reward {files.title} says that it is a {ARMORM}, but lacks {', '.join(missing)}; found {found}: "
                 "expected RLHFlow/ArmoRM-Llama3-8B-v0.1"

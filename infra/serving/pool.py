@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class Pool:
         self._restart = restart
         self._restarts_left = RESTARTS
         self._failed: ServerError | None = None
-        self._suspect_locks: dict[Server, threading.Lock] = {server: threading.Lock() for server in servers}
+        self._suspect_locks: defaultdict[Server, threading.Lock] = defaultdict(threading.Lock)
         self._in_flight: Counter[Server] = Counter()
 
     def living(self) -> list[Server]:
@@ -81,7 +81,6 @@ class Pool:
         """Add a server that has come up, or has come back up."""
         with self._lock:
             self._living.append(server)
-            self._suspect_locks[server] = threading.Lock()
 
     def lost(self, server: Server, error: Exception) -> None:
         """Remove a dead server. If it was the last one, restart it and block until it is up.
@@ -106,7 +105,6 @@ class Pool:
             new = self._restart(server)
             self._failed = None
             self._living = [new]
-            self._suspect_locks[new] = threading.Lock()
 
     def quarantined(self) -> None:
         """Allow for the restarts that a request cost before it was quarantined: they do not count for the others."""

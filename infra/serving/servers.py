@@ -8,10 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from infra.serving.pool import Pool, Server
 from infra.serving.remote_server import MisfitError, RemoteServer
@@ -22,11 +21,11 @@ from infra.store.store import Store
 
 log = logging.getLogger(__name__)
 
+Role = Literal["policy", "reward"]
 
-class ServingConfig(BaseModel):
+
+class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     """How models are served."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: ServerOptions = Field(description="vLLM options of the policy, for each of its servers.")
     reward: ServerOptions = Field(description="vLLM options of the reward model.")
@@ -117,12 +116,11 @@ class Servers:
                 self._stop(role)
         return self._serving.reward
 
-    def options(self, role: Literal["policy", "reward"]) -> ServerOptions:
+    def options(self, role: Role) -> ServerOptions:
         """How a model is served in a role."""
-        options: ServerOptions = getattr(self._serving, role)
-        return options
+        return self._serving.policy if role == "policy" else self._serving.reward
 
-    def engine(self, role: Literal["policy", "reward"]) -> str:
+    def engine(self, role: Role) -> str:
         """The serving options that can change a server's answers, as JSON: an ingredient of cache keys.
 
         The layout of the work (servers, URLs, `tensor_parallel_size`, `max_num_seqs`, memory) is not included: it
@@ -138,7 +136,7 @@ class Servers:
             for role in list(self._live) if self._serving.share_devices else ["policy"]:
                 self._stop(role)
 
-    def _pool(self, role: str, model: Ref) -> Pool:
+    def _pool(self, role: Role, model: Ref) -> Pool:
         if role in self._live:
             held, pool = self._live[role]
             if held.digest == model.digest:
@@ -158,13 +156,13 @@ class Servers:
         self._live[role] = (model, pool)
         return pool
 
-    def _start(self, role: str, model: Ref, folder: Path, number: int) -> VllmServer:
+    def _start(self, role: Role, model: Ref, folder: Path, number: int) -> VllmServer:
         """Start server `number` of the model in `folder`, counted from 0."""
         is_policy, name = role == "policy", f"{role}-{model.step}-{model.key}"
         devices = self._serving.policy_devices if is_policy else ()
         server = VllmServer(
             folder,
-            self._serving.policy if is_policy else self._serving.reward,
+            self.options(role),
             log_path=self.work_dir / "logs" / (f"{name}-{number}.log" if number else f"{name}.log"),
             runner="generate" if is_policy else "pooling",
             served_name=role,
@@ -208,9 +206,7 @@ class Servers:
     def __enter__(self) -> Servers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             for role in list(self._live):
                 self._stop(role)

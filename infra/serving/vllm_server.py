@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import httpx
@@ -63,6 +62,12 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+def check_served_length(files: ModelFiles, options: ServerOptions, setting: str) -> None:
+    """Refuse to serve more tokens than the model can read. `setting`: where the options are set, for the message."""
+    if not has_own_length(options.extra_args):
+        check_length(files.title, files.read(CONFIG), options.max_model_len, f"{setting}.max_model_len")
+
+
 @cache
 def runs_on_cpu() -> bool:
     """Whether the installed vLLM is the CPU build, where requests must not have a seed of their own."""
@@ -77,7 +82,7 @@ class VllmServer:
     """One OpenAI-compatible vLLM server on 127.0.0.1.
 
     It ends with the `with` block, and with this process, however that ends. `start` raises `ServerError` at once if the
-    model folder is missing or `port` is taken. If `port` is omitted, a free one is picked.
+    model folder is missing. A free port is picked.
     """
 
     def __init__(
@@ -87,14 +92,12 @@ class VllmServer:
         log_path: Path,
         runner: Literal["generate", "pooling"] = "generate",
         served_name: str = "policy",
-        port: int | None = None,
         devices: str | None = None,
     ) -> None:
         """`devices`: the GPUs of the server, as in CUDA_VISIBLE_DEVICES; if omitted, those that this process sees."""
         self.model_dir, self.options, self.log_path = Path(model_dir), options, Path(log_path)
         self.runner, self.served_name = runner, served_name
-        self._wanted_port, self._devices = port, devices
-        self._port = 0
+        self._devices, self._port = devices, 0
         self._process: GuardedProcess | None = None
 
     @property
@@ -127,10 +130,8 @@ class VllmServer:
             raise ServerError(f"server of {self.model_dir} is already started")
         if not (self.model_dir / CONFIG).is_file():
             raise ServerError(f"no model to serve: {self.model_dir}/{CONFIG} does not exist")
-        if not has_own_length(self.options.extra_args):
-            length, setting = self.options.max_model_len, f"serving.{self.served_name}.max_model_len"
-            check_length(f"model {self.model_dir}", ModelFiles.in_folder(self.model_dir).read(CONFIG), length, setting)
-        self._port = _usable_port(self._wanted_port)
+        check_served_length(ModelFiles.in_folder(self.model_dir), self.options, f"serving.{self.served_name}")
+        self._port = _free_port()
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
         self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
         try:
@@ -222,19 +223,13 @@ class VllmServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
-def _usable_port(wanted: int | None) -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, wanted or 0))
-        except OSError as error:
-            raise ServerError(f"port {wanted} on {_HOST} cannot be used: {error.strerror}") from error
+        probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
 
 

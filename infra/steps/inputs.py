@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from infra.errors import BadInput
 from infra.store.manifest import Ref, expect
 from infra.store.models import fetch_model
+from infra.store.parts import file_sha256
 from infra.store.store import Store
 from infra.text.templates import text_of
 
@@ -32,8 +33,7 @@ def digest_of_files(paths: Sequence[Path]) -> str:
     for path in paths:
         if not path.is_file():
             raise BadInput(f"input file {path} does not exist; relative paths start at {Path.cwd()}")
-        with path.open("rb") as file:
-            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name}:{file_sha256(path)}\n".encode())
     return total.hexdigest()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from infra.settings import PROJECT_ROOT
 from infra.store.manifest import Ref
@@ -40,13 +41,13 @@ def cache_key(
     Args:
         step: the step's name.
         module: dotted name of the step's module, such as "tasks.responses.filter"; see `code_fingerprint`.
-        config: plain JSON values; for a Pydantic model, use `model_dump(mode="json")`.
+        config: plain JSON values, as `infra.steps.step` makes of arguments.
         inputs: the artifacts that the step reads; only their digests count, not their places.
         ingredients: further texts, such as the serving options of a model.
         root: the folder of the project's packages.
 
     Raises:
-        TypeError: a value has no exact JSON form (it is never converted to text instead).
+        TypeError: a value is not JSON.
         ValueError: a number is not finite, or as `code_fingerprint`.
     """
     for name, value in ingredients.items():
@@ -55,7 +56,7 @@ def cache_key(
     content = {
         "step": step,
         "code": code_fingerprint(module, root),
-        "config": _plain(config, f"cache key of {step}: config"),
+        "config": dict(config),
         "inputs": {name: ref.digest for name, ref in inputs.items()},
         "ingredients": dict(ingredients),
     }
@@ -124,17 +125,13 @@ def _imports(source: str, module: str, *, is_package: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for node in nodes for name in _named_by(node, module, is_package)))
 
 
+@retry(retry=retry_if_exception_type(SystemError), stop=stop_after_attempt(21), reraise=True)
 def _tree(source: str, module: str) -> ast.Module:
     """The syntax tree of a module.
 
     CPython 3.11 counts the depth of this recursion per interpreter. A parse in another thread or in a finalizer
     disturbs this one, which then raises `SystemError` and succeeds when it is repeated.
     """
-    for _ in range(20):
-        try:
-            return ast.parse(source, module)
-        except SystemError:
-            continue
     return ast.parse(source, module)
 
 
@@ -154,24 +151,6 @@ def _named_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
         and (_MODULE.fullmatch(node.value) or _TEXT_FILE.fullmatch(node.value))
     ):
         yield node.value
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value as it would be after a round trip through JSON. Raises `TypeError` or `ValueError` with the place."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {value} has no JSON form")
-        return value
-    if isinstance(value, Mapping):
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"{where}: keys must be strings, found {wrong[0]!r}")
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    hint = " (use model_dump(mode='json'))" if hasattr(value, "model_dump") else ""
-    raise TypeError(f"{where}: {type(value).__name__} has no exact JSON form{hint}")
 
 
 _at_start()

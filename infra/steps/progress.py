@@ -32,9 +32,8 @@ def progress(
     *,
     detail: Callable[[], str] | None = None,
     bar_s: float = BAR_S,
-    line_s: float = LINE_S,
 ) -> Iterator[None]:
-    """Show the progress of the block: update a progress artifact every `bar_s` seconds, log a line every `line_s`.
+    """Show the progress of the block: update a progress artifact every `bar_s` seconds, log a line every minute.
 
     Both give the number done out of `total`, the rate, the time left, and what `detail()` adds. The artifact belongs to
     the current task run. Outside of a task run there is neither, and a block that ends within `bar_s` seconds gets no
@@ -55,7 +54,7 @@ def progress(
     gauge = Gauge(step, done, total if callable(total) else lambda: total, unit, detail)
     drawing = threading.Thread(
         target=context.run,
-        args=(_draw, gauge, bar_s, line_s, over, succeeded),
+        args=(_draw, gauge, bar_s, over, succeeded),
         daemon=True,
         name=f"progress {step}",
     )
@@ -112,7 +111,7 @@ class Gauge:
         return f"{self.step}: {', '.join(parts)}"
 
 
-def _draw(gauge: Gauge, bar_s: float, line_s: float, over: threading.Event, succeeded: threading.Event) -> None:
+def _draw(gauge: Gauge, bar_s: float, over: threading.Event, succeeded: threading.Event) -> None:
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
     bar: UUID | None = None
@@ -122,16 +121,14 @@ def _draw(gauge: Gauge, bar_s: float, line_s: float, over: threading.Event, succ
         while not (ended := over.wait(bar_s)) or bar is not None:
             percent = 100.0 if succeeded.is_set() else gauge.percent()
             if bar is None:
+                key = artifact_key("progress", gauge.step)
                 # Called from a thread without an event loop, so they are synchronous.
-                made = create_progress_artifact(
-                    percent, key=artifact_key("progress", gauge.step), description=gauge.text()
-                )
-                bar = cast(UUID, made)
+                bar = cast(UUID, create_progress_artifact(percent, key=key, description=gauge.text()))
             else:
                 update_progress_artifact(bar, percent, gauge.text())
             if ended:
                 return
-            if time.monotonic() - logged >= line_s:
+            if time.monotonic() - logged >= LINE_S:
                 log.info("%s", gauge.text())
                 logged = time.monotonic()
     except Exception as error:  # noqa: BLE001  # no error may disturb the step

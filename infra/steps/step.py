@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ class Step:
 
         Raises:
             TypeError: an argument is missing, unknown, or has no exact JSON form.
-            ValueError: as `infra.steps.keys.cache_key`.
+            ValueError: a number is not finite, or as `infra.steps.keys.cache_key`.
             BadInput: a file that a configuration names cannot be read.
         """
         bound = inspect.signature(self.make).bind(None, None, **arguments)
@@ -131,6 +132,8 @@ def _plain(value: Any, where: str, inputs: dict[str, Ref], outside: Collection[s
     if isinstance(value, Ref):
         inputs[where] = value
         return _INPUT
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {value} has no JSON form")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):

@@ -100,33 +100,29 @@ def lineage_picture(store: Store, artifact: tuple[str, str]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    graph = nx.DiGraph()
+    graph, labels = nx.DiGraph(), dict[str, str]()
     waiting = [artifact]
     while waiting:
         step, key = waiting.pop()
         folder = f"{step}/{key}"
-        if folder in graph and "label" in graph.nodes[folder]:
+        if folder in labels:
             continue
         try:
             manifest, missing = load(store, step, key), "gone"
         except BadArtifact:
             manifest, missing = None, "torn"
         size = f"{manifest.rows:,} {'rows' if manifest.kind == 'table' else 'files'}" if manifest else missing
-        graph.add_node(folder, label=f"{step}\n{key[:12]}\n{size}")
+        labels[folder] = f"{step}\n{key[:12]}\n{size}"
+        graph.add_node(folder)
         for ref in manifest.inputs.values() if manifest else []:
             graph.add_edge(f"{ref.step}/{ref.key}", folder)
             waiting.append((ref.step, ref.key))
-    for depth, layer in enumerate(nx.topological_generations(graph)):
-        for folder in layer:
-            graph.nodes[folder]["depth"] = depth
-    places = nx.multipartite_layout(graph, subset_key="depth")
-    widest = max(len(list(layer)) for layer in nx.topological_generations(graph))
+    layers = dict(enumerate(nx.topological_generations(graph)))
+    places = nx.multipartite_layout(graph, subset_key=layers)
+    widest = max(len(layer) for layer in layers.values())
     with rc_context({"svg.hashsalt": "bolt"}):
-        figure = Figure(
-            figsize=(2 + 1.6 * (1 + max(nx.get_node_attributes(graph, "depth").values())), 2 + 0.8 * widest)
-        )
+        figure = Figure(figsize=(2 + 1.6 * len(layers), 2 + 0.8 * widest))
         axes = figure.subplots()
-        labels = nx.get_node_attributes(graph, "label")
         nx.draw_networkx_edges(graph, places, ax=axes, edge_color="#999", node_size=2600)
         nx.draw_networkx_labels(graph, places, labels, ax=axes, font_size=7, bbox={"fc": "white", "ec": "#666"})
         axes.set_axis_off()

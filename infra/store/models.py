@@ -29,8 +29,6 @@ from infra.store.manifest import (
 from infra.store.parts import CHUNK, check_file, check_part, copy_part, file_sha256, find
 from infra.store.store import Store, StoreError
 
-__all__ = ["ModelError", "fetch_model", "import_model", "imported_ref", "model_files", "publish_model"]
-
 log = logging.getLogger(__name__)
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}

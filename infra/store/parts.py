@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 CHUNK = 4 * 2**20  # bytes read at a time
 MEMO_SIZE = 10_000
 
-_memo: dict[str, tuple[int, str, str]] = {}  # uri -> size, mark, sha256 of files already hashed in this process
+_memo: dict[tuple[str, int, str], str] = {}  # uri, size, mark -> sha256 of files already hashed in this process
 
 
 def find(store: Store, step: str, key: str) -> Ref | None:
@@ -51,13 +51,12 @@ def check_part(store: Store, manifest: Manifest, part: Part) -> None:
 def check_file(store: Store, path: str, part: Part) -> None:
     """Raise `BadArtifact` if a copy of a part, at `path` in a store, differs from the manifest's part."""
     uri, stat = store.uri(path), _sized(store, path, part)
-    known = _memo.get(uri)
-    unchanged = known is not None and known[:2] == (stat.size, stat.mark)
-    sha256 = known[2] if known is not None and unchanged else _hash(store, path)
+    content = (uri, stat.size, stat.mark)
+    sha256 = _memo.get(content) or _hash(store, path)
     if stat.settled:
         while len(_memo) >= MEMO_SIZE:
             _memo.pop(next(iter(_memo)))
-        _memo[uri] = (stat.size, stat.mark, sha256)
+        _memo[content] = sha256
     _same(uri, part, stat.size, sha256)
 
 

@@ -11,202 +11,176 @@ INT32, INT64 = pa.int32(), pa.int64()
 TEXTS = pa.list_(pa.string())
 
 
-def _required(name: str, kind: Any) -> Any:
-    return pa.field(name, kind, nullable=False)
+def _optional(kind: Any) -> Any:
+    return pa.field("", kind, nullable=True)
 
 
-def _optional(name: str, kind: Any) -> Any:
-    return pa.field(name, kind, nullable=True)
+def _table(**columns: Any) -> Any:
+    """The schema of a table with these columns, in this order: each a type, or an `_optional` one."""
+    return pa.schema(
+        kind.with_name(name) if isinstance(kind, pa.Field) else pa.field(name, kind, nullable=False)
+        for name, kind in columns.items()
+    )
 
 
-EXAMPLES = pa.schema(
-    [
-        _required("example_id", TEXT),
-        _required("query", TEXT),
-        _required("thoughts", TEXT),
-        _required("solution", TEXT),
-        _required("topic", TEXT),
-        _required("actions", TEXTS),
-    ]
+EXAMPLES = _table(
+    example_id=TEXT,
+    query=TEXT,
+    thoughts=TEXT,
+    solution=TEXT,
+    topic=TEXT,
+    actions=TEXTS,
 )
 
-QUERIES = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("query", TEXT),
-        _required("source", TEXT),
-        _required("source_row", INT64),
-        _optional("reference", TEXT),
-        _optional("criteria", TEXTS),
-        _optional("difficulty", INT32),
-        _optional("topic", TEXT),
-    ]
+QUERIES = _table(
+    query_id=TEXT,
+    query=TEXT,
+    source=TEXT,
+    source_row=INT64,
+    reference=_optional(TEXT),
+    criteria=_optional(TEXTS),
+    difficulty=_optional(INT32),
+    topic=_optional(TEXT),
 )
 
-PROBLEMS = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("query", TEXT),
-        _required("history", TEXT),
-        _required("follow_ups", TEXTS),
-        _optional("reference", TEXT),
-        _optional("category", TEXT),
-    ]
+PROBLEMS = _table(
+    query_id=TEXT,
+    query=TEXT,
+    history=TEXT,
+    follow_ups=TEXTS,
+    reference=_optional(TEXT),
+    category=_optional(TEXT),
 )
 """`history`: the turns before the query, as JSON."""
 
-BASELINES = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("model", TEXT),
-        _required("text", TEXT),
-    ]
+BASELINES = _table(
+    query_id=TEXT,
+    model=TEXT,
+    text=TEXT,
 )
 
-STYLES = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("tokens", INT32),
-        _required("headers", INT32),
-        _required("lists", INT32),
-        _required("bold", INT32),
-        _required("baseline_tokens", INT32),
-        _required("baseline_headers", INT32),
-        _required("baseline_lists", INT32),
-        _required("baseline_bold", INT32),
-    ]
+STYLES = _table(
+    query_id=TEXT,
+    tokens=INT32,
+    headers=INT32,
+    lists=INT32,
+    bold=INT32,
+    baseline_tokens=INT32,
+    baseline_headers=INT32,
+    baseline_lists=INT32,
+    baseline_bold=INT32,
 )
 """The style counts of the model's solution and of the baseline's answer, for style control."""
 
-JUDGEMENTS = pa.schema(
-    [
-        _required("request_id", TEXT),
-        _required("answer", TEXT),
-        _optional("labels", TEXTS),
-        _optional("refusal", TEXT),
-    ]
+JUDGEMENTS = _table(
+    request_id=TEXT,
+    answer=TEXT,
+    labels=_optional(TEXTS),
+    refusal=_optional(TEXT),
 )
 """Labels are null if the answer was unreadable, or if the server refused the request for the reason `refusal`."""
 
-TOPICS = pa.schema(
-    [
-        _required("name", TEXT),
-        _optional("proposals", INT32),
-    ]
+TOPICS = _table(
+    name=TEXT,
+    proposals=_optional(INT32),
 )
 
-CONTAMINATED = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("query", TEXT),
-        _required("problem", TEXT),
-        _required("problem_set", TEXT),
-        _required("problem_row", INT64),
-        _required("sign", TEXT),
-    ]
+CONTAMINATED = _table(
+    query_id=TEXT,
+    query=TEXT,
+    problem=TEXT,
+    problem_set=TEXT,
+    problem_row=INT64,
+    sign=TEXT,
 )
 
-RESPONSES = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("sample", INT32),
-        _required("example_ids", TEXTS),
-        _optional("seed", INT64),
-        _required("text", TEXT),
-        _optional("thoughts", TEXT),
-        _optional("solution", TEXT),
-        _required("violations", TEXTS),
-        _required("finish_reason", TEXT),
-        _required("prompt_tokens", INT32),
-        _required("completion_tokens", INT32),
-        _required("thought_tokens", INT32),
-        _required("solution_tokens", INT32),
-    ]
+RESPONSES = _table(
+    query_id=TEXT,
+    sample=INT32,
+    example_ids=TEXTS,
+    seed=_optional(INT64),
+    text=TEXT,
+    thoughts=_optional(TEXT),
+    solution=_optional(TEXT),
+    violations=TEXTS,
+    finish_reason=TEXT,
+    prompt_tokens=INT32,
+    completion_tokens=INT32,
+    thought_tokens=INT32,
+    solution_tokens=INT32,
 )
 
-SCORES = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("sample", INT32),
-        _optional("reward_model", TEXT),
-        _required("reward", REAL),
-        _required("format_reward", REAL),
-        _optional("verified", FLAG),
-        _required("total", REAL),
-    ]
+SCORES = _table(
+    query_id=TEXT,
+    sample=INT32,
+    reward_model=_optional(TEXT),
+    reward=REAL,
+    format_reward=REAL,
+    verified=_optional(FLAG),
+    total=REAL,
 )
 
-LONGCOT = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("sample", INT32),
-        _required("query", TEXT),
-        _required("thoughts", TEXT),
-        _required("solution", TEXT),
-        _required("format", TEXT),
-        _required("reward", REAL),
-    ]
+LONGCOT = _table(
+    query_id=TEXT,
+    sample=INT32,
+    query=TEXT,
+    thoughts=TEXT,
+    solution=TEXT,
+    format=TEXT,
+    reward=REAL,
 )
 """An SFT instance. It is rendered when a model is trained on it, with that model's chat template."""
 
-PAIRS = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("iteration", INT32),
-        _required("prompt", TEXT),
-        _required("chosen", TEXT),
-        _required("rejected", TEXT),
-        _required("chosen_sample", INT32),
-        _required("rejected_sample", INT32),
-        _required("chosen_score", REAL),
-        _required("rejected_score", REAL),
-        _required("chosen_tokens", INT32),
-        _required("rejected_tokens", INT32),
-    ]
+PAIRS = _table(
+    query_id=TEXT,
+    iteration=INT32,
+    prompt=TEXT,
+    chosen=TEXT,
+    rejected=TEXT,
+    chosen_sample=INT32,
+    rejected_sample=INT32,
+    chosen_score=REAL,
+    rejected_score=REAL,
+    chosen_tokens=INT32,
+    rejected_tokens=INT32,
 )
 
-GRADES = pa.schema(
-    [
-        _required("problem_id", TEXT),
-        _required("sample", INT32),
-        _optional("prediction", TEXT),
-        _required("correct", FLAG),
-        _optional("parts", INT32),
-        _optional("correct_parts", INT32),
-        _required("thought_tokens", INT32),
-        _required("solution_tokens", INT32),
-        _required("truncated", FLAG),
-        _required("malformed", FLAG),
-    ]
+GRADES = _table(
+    problem_id=TEXT,
+    sample=INT32,
+    prediction=_optional(TEXT),
+    correct=FLAG,
+    parts=_optional(INT32),
+    correct_parts=_optional(INT32),
+    thought_tokens=INT32,
+    solution_tokens=INT32,
+    truncated=FLAG,
+    malformed=FLAG,
 )
 
-GUARDS = pa.schema(
-    [
-        _required("guard", TEXT),
-        _optional("value", REAL),
-        _optional("baseline", REAL),
-        _optional("compared", REAL),
-        _optional("limit", REAL),
-        _required("tripped", FLAG),
-        _optional("setting", TEXT),
-    ]
+GUARDS = _table(
+    guard=TEXT,
+    value=_optional(REAL),
+    baseline=_optional(REAL),
+    compared=_optional(REAL),
+    limit=_optional(REAL),
+    tripped=FLAG,
+    setting=_optional(TEXT),
 )
 """`value` is the policy's figure, `baseline` pi_0's. `compared` is what `limit` bounds: a share itself, a ratio of
 lengths, by how much an accuracy fell at least. `setting`: the parameter that holds the limit."""
 
-VERDICTS = pa.schema(
-    [
-        _required("query_id", TEXT),
-        _required("sample", INT32),
-        _required("part", TEXT),
-        _required("answer", TEXT),
-        _optional("label", TEXT),
-        _optional("score", REAL),
-        _required("asks", INT32),
-        _required("prompt_tokens", INT32),
-        _required("completion_tokens", INT32),
-        _optional("refusal", TEXT),
-    ]
+VERDICTS = _table(
+    query_id=TEXT,
+    sample=INT32,
+    part=TEXT,
+    answer=TEXT,
+    label=_optional(TEXT),
+    score=_optional(REAL),
+    asks=INT32,
+    prompt_tokens=INT32,
+    completion_tokens=INT32,
+    refusal=_optional(TEXT),
 )
 """`part`: which judgement on an answer, such as `turn-2` or `game-1`. Label and score are null if it was unreadable, or
 refused for the reason `refusal`."""

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
@@ -218,14 +218,9 @@ class Store:
                 return self.read_if_there(path) == data  # our own, if the answer to a first attempt was lost
         return True
 
-    @contextmanager
-    def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """Open a file for reading; it is seekable, and streamed from S3."""
-        with self._opened(path) as file:
-            yield file
-
     @repeated
-    def _opened(self, path: str) -> BinaryIO:
+    def open_read(self, path: str) -> BinaryIO:
+        """Open a file for reading; it is seekable, and streamed from S3."""
         with self.explained("open", path):
             return cast(BinaryIO, self.local_path(path).open("rb") if self.is_local else self._fs.open(self.uri(path)))
 
@@ -239,15 +234,12 @@ class Store:
     def open_write(self, path: str) -> Iterator[Sink]:
         """A sink whose file appears if the block succeeds. If it raises, nothing appears."""
         target = _replacing(self.local_path(path)) if self.is_local else uploading(self._fs, self.uri(path))
-        with self.explained("create", path):
-            file = target.__enter__()
-        try:
+        with ExitStack() as stack:
+            with self.explained("create", path):
+                file = stack.enter_context(target)
             yield Sink(self, path, file)
-        except BaseException as error:
-            target.__exit__(type(error), error, error.__traceback__)
-            raise
-        with self.explained("finish writing", path):
-            target.__exit__(None, None, None)
+            with self.explained("finish writing", path):
+                stack.close()
 
     def list(self, prefix: str = "") -> Paths:
         """The files below a folder at any depth, sorted, relative to the root, without those still being written.
@@ -271,12 +263,9 @@ class Store:
         """Delete temporary files that dead writers left below a folder (untouched for an hour; local disk only)."""
         for path in self._files(prefix) if self.is_local else []:
             if _is_temporary(path):
-                with self.explained("sweep", path):
-                    try:
-                        if time.time() - self.local_path(path).stat().st_mtime > STALE_S:
-                            self.delete(path)
-                    except FileNotFoundError:  # its writer has just finished
-                        continue
+                with self.explained("sweep", path), suppress(FileNotFoundError):  # if its writer has just finished
+                    if time.time() - self.local_path(path).stat().st_mtime > STALE_S:
+                        self.delete(path)
 
     @repeated
     def _files(self, prefix: str) -> Paths:

@@ -12,34 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.processes.watchdog import refuse_when_ending
-from infra.store.manifest import (
-    BadArtifact,
-    Column,
-    Counts,
-    Part,
-    Provenance,
-    Ref,
-    begin,
-    expect,
-    finish,
-    read_manifest,
-)
-from infra.store.parts import find, open_part
+from infra.store.manifest import Column, Counts, Part, Provenance, Ref, begin, expect, finish
+from infra.store.parts import open_part
 from infra.store.store import Store
-
-__all__ = [
-    "BadArtifact",
-    "Provenance",
-    "Ref",
-    "RowError",
-    "batched",
-    "find",
-    "read_manifest",
-    "read_rows",
-    "read_table",
-    "scan",
-    "write_table",
-]
 
 GROUP_ROWS = 4096  # rows per row group; fixed, so that the same rows give the same bytes however they arrive
 

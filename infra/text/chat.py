@@ -7,7 +7,6 @@ earlier assistant turns. Completions are therefore never passed through a templa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
@@ -279,12 +278,6 @@ def check_opens_a_turn(tokenizer: PreTrainedTokenizerBase) -> None:
             "prompt: add_generation_prompt changes nothing, so that a model would be asked for, and trained on, "
             "answers without it. Add {% if add_generation_prompt %} with this text to the end of the template"
         )
-
-
-def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 (hex) of the chat template and the special tokens that it may print."""
-    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
-    return hashlib.sha256(json.dumps([tokenizer.chat_template, special], sort_keys=True).encode()).hexdigest()
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:

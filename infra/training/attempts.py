@@ -30,10 +30,8 @@ def attempt_folder(parent: Path, name: str) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with (
-            _locked(parent / "all"),
-            ExitStack() as ended,
-        ):  # so that no other process sees a new folder before it is locked
+        # under one lock for all, so that no other process sees a new folder before it is locked
+        with _locked(parent / "all"), ExitStack() as ended:
             dead: dict[Path, ExitStack] = {}
             for other in sorted(parent.glob(f"{name}-*")):
                 with suppress(BlockingIOError, FileNotFoundError):

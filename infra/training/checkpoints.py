@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,6 @@ def checkpoints_folder(output: Path) -> Path:
 def checkpoint_name(step: int) -> str:
     """The name of a checkpoint's folder."""
     return f"step-{step:08}"
-
-
-def files_below(folder: Path) -> Iterator[str]:
-    """The files of a checkpoint but for its manifest: paths relative to `folder`, sorted."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return (path for path in paths if path != MANIFEST)
 
 
 def described(folder: Path, path: str) -> Part:

@@ -143,14 +143,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     def _nearest(self, ranks: int) -> str:
         """Settings that would do, in words."""
-        fits = self.batch % ranks == 0
         least = self.micro_batch * ranks
-        batch = f"batch {max(1, round(self.batch / least)) * least}"
-        return (
-            f"micro_batch {math.gcd(self.micro_batch, self.batch // ranks)} or {batch} would do"
-            if fits
-            else (f"{batch} would do")
-        )
+        found = f"batch {max(1, round(self.batch / least)) * least} would do"
+        if self.batch % ranks:
+            return found
+        return f"micro_batch {math.gcd(self.micro_batch, self.batch // ranks)} or {found}"
 
 
 class SftRecipe(Recipe, frozen=True):

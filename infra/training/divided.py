@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from infra.training.batches import Batches, Layout, Sampler, pack_count
 from infra.training.config import SftConfig, TrainingConfig
+from infra.training.liger import Switch
 from infra.training.resumable import Resumable
-from infra.training.switches import Switch, told
+from infra.training.switches import told
 from infra.training.trainer import LENGTH, ranks
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,9 @@ from infra.training import trainer as training
 from infra.training.clock import clock
 from infra.training.config import DpoConfig
 from infra.training.divided import Divided, batches_of, figures
-from infra.training.guards import StopByGuards, completion_tokens
+from infra.training.guards import completion_tokens
 from infra.training.reference import add_reference, reference_path
 from infra.training.switches import decided
-from infra.training.tracking import callbacks
 
 
 class PretokenisedDpoTrainer(Divided, DPOTrainer):  # type: ignore[misc]
@@ -53,11 +52,9 @@ def main(config_path: Path) -> None:
     """Train with the `DpoConfig` in the JSON file `config_path`. Raises as `training.token_rows` and `training.run`."""
     config, found = decided(DpoConfig.model_validate_json(config_path.read_text()))
     training.join_ranks()
-    losses = (
-        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.sft_coefficient]}
-        if config.sft_coefficient
-        else {}
-    )
+    losses: dict[str, Any] = {}
+    if config.sft_coefficient:
+        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.sft_coefficient]}
     tokenizer = training.tokenizer_for(config)
     rows, counted = training.token_rows(config, converter(tokenizer), ["prompt", "chosen", "rejected"])
     counts = {**counted, **completion_tokens(rows)}
@@ -74,11 +71,7 @@ def main(config_path: Path) -> None:
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[
-            *callbacks(config, counts["mean_length"]),
-            training.MetricsFile(),
-            StopByGuards(config, counts),
-        ],
+        callbacks=training.all_callbacks(config, counts),
     )
     trainer.batches = batches
     load = partial(training.load_model, config.reference, config)

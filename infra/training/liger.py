@@ -23,14 +23,14 @@ Of each, logits and gradients were compared with those of transformers' own laye
 (liger-kernel 0.8.5, transformers 5.19, float32): they agree to 4e-6. Mixtures of experts do not run there."""
 
 
-class Choice(NamedTuple):
+class Switch(NamedTuple):
     """Whether something is used, and why (or why not)."""
 
     on: bool
     why: str
 
 
-def liger(model: Mapping[str, Any], *, on_gpu: bool, installed: bool) -> Choice:
+def liger(model: Mapping[str, Any], *, on_gpu: bool, installed: bool) -> Switch:
     """Whether to train with liger's layers.
 
     An activation that liger does not have is looked for, because liger does not: with `hidden_act` "gelu" it silently
@@ -43,13 +43,13 @@ def liger(model: Mapping[str, Any], *, on_gpu: bool, installed: bool) -> Choice:
     """
     kind = str(model.get("model_type"))
     if not on_gpu:
-        return Choice(False, "there is no GPU")
+        return Switch(False, "there is no GPU")
     if kind not in EXACT:
-        return Choice(False, f"not known to be exact for {kind}")
+        return Switch(False, f"not known to be exact for {kind}")
     setting, activations = EXACT[kind]
     activation = model.get(setting)
     if activation is not None and activation not in activations:
-        return Choice(False, f"it has no {activation} for {kind}")
+        return Switch(False, f"it has no {activation} for {kind}")
     if not installed:
-        return Choice(False, "liger-kernel is not installed (it is in the extra `gpu`)")
-    return Choice(True, f"exact for {kind}")
+        return Switch(False, "liger-kernel is not installed (it is in the extra `gpu`)")
+    return Switch(True, f"exact for {kind}")

@@ -11,6 +11,7 @@ No torch is needed here, so flows can import this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -95,17 +96,10 @@ def sizes_of(files: ModelFiles) -> Sizes:
     known = llama_sizes(part)
     if known and part is config:
         return known
-    counted = sum(_elements(shape) for shape in files.tensors().values())
+    counted = sum(math.prod(shape) for shape in files.tensors().values())
     if known:  # a model that reads images as well
         return known.model_copy(update={"parameters": counted})
     return Sizes(family=str(part.get("model_type", "unknown")), known=False, parameters=counted)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def llama_sizes(config: Mapping[str, Any]) -> Sizes | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import time
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from infra.errors import BadInput
-from infra.processes.torchrun import start
 from infra.processes.watchdog import GuardedProcess
 from infra.settings import Settings
-from infra.training.nodes import interface_towards, own_address, place
+from infra.training.nodes import begin, own_address
 from infra.training.signs import (
     BEAT_S,
     FOLDER,
@@ -31,6 +29,8 @@ from infra.training.signs import (
     Who,
     beat,
     check_folder,
+    difference,
+    facts_here,
     node_log,
     offer_path,
     read,
@@ -54,7 +54,7 @@ class Agent:
     def __init__(self, node: int, folder: Path) -> None:
         check_folder(folder)
         self.folder, self._path, self._count = folder, sign_path(folder, node), 0
-        self.sign = Sign(by=Who.me(), node=node, facts=Facts.found())
+        self.sign = Sign(by=Who.me(), node=node, facts=facts_here())
         self._check_number()
         self.offer: Offer | None = None  # the training that it has taken up
         self.process: GuardedProcess | None = None
@@ -99,7 +99,10 @@ class Agent:
             self.leave()
         elif self.process:
             if (status := self.process.poll()) is not None:
-                self._end(status)
+                log.info("the ranks ended with status %d", status)
+                self.process.stop()
+                self.process = None
+                self._say(status=status)
         elif mine and offer:
             if self.sign.status is None and not self.sign.refused:
                 self._begin_if_told(offer)
@@ -114,7 +117,7 @@ class Agent:
 
     def _join(self, offer: Offer) -> None:
         log.info("a run on %s offers %s on %s", offer.by.host, offer.module, ", ".join(offer.hosts))
-        self.offer, facts, address = offer, Facts.found(), ""
+        self.offer, facts, address = offer, facts_here(), ""
         refused = self._objection(offer, facts)
         if not refused:
             try:
@@ -130,8 +133,8 @@ class Agent:
         node, host = self.sign.node, self.sign.by.host
         if node >= len(offer.hosts):
             return f"training.hosts has {len(offer.hosts)} hosts, so there is no node {node} (the agent on {host})"
-        if difference := facts.difference(offer.facts):
-            return f"{host} must be set up as the flow's machine is, but it has {difference}"
+        if differs := difference(facts, offer.facts):
+            return f"{host} must be set up as the flow's machine is, but it has {differs}"
         if unseen := [path for path in offer.paths if not path.exists()]:
             shown = ", ".join(map(str, unseen))
             return f"{shown} cannot be seen on {host}: BOLT_WORK_DIR and a local BOLT_STORE must be shared by all hosts"
@@ -140,32 +143,16 @@ class Agent:
     def _begin_if_told(self, offer: Offer) -> None:
         if offer.port is None or offer.sessions.get(self.sign.node) != self.sign.by.session:
             return
-        missing = {name: value for name, value in offer.environment.items() if name not in os.environ}
         log_path = node_log(offer.log, self.sign.node)
         try:
             with log_path.open("a") as out:
                 out.write(f"{offer.module}: {offer.ranks} ranks of node {self.sign.node} on {self.sign.by.host}\n")
-            self.process = start(
-                offer.module,
-                offer.config,
-                ranks=offer.ranks,
-                log_path=log_path,
-                metrics=offer.metrics,
-                place=place(offer, self.sign.node),
-                env={**interface_towards(offer.hosts[0]), **missing},
-            )
+            self.process = begin(offer, self.sign.node, offer.hosts[0])
         except OSError as error:
             log.warning("cannot begin: %s", error)
             self._say(status=1, refused=f"cannot begin: {error}")
             return
         log.info("training with %d ranks, log: %s", offer.ranks, log_path)
-
-    def _end(self, status: int) -> None:
-        log.info("the ranks ended with status %d", status)
-        if self.process:
-            self.process.stop()
-            self.process = None
-        self._say(status=status)
 
     def leave(self) -> None:
         """End the ranks and forget the training."""

@@ -27,11 +27,12 @@ from infra.training.hosts import Hosts
 from infra.training.signs import (
     BEAT_S,
     FOLDER,
-    Facts,
     Offer,
     Pulse,
     Sign,
     check_folder,
+    difference,
+    facts_here,
     node_log,
     read,
     sign_path,
@@ -93,7 +94,7 @@ class Team:
             TrainerError: they did not come in time.
             EndingError: this process was told to end.
         """
-        ours, deadline = Facts.found(), time.monotonic() + self.hosts.join_timeout_s
+        ours, deadline = facts_here(), time.monotonic() + self.hosts.join_timeout_s
         logged = False
         while True:
             refuse_when_ending()
@@ -104,8 +105,8 @@ class Team:
                 why, found = self.lost(node), self.sign(node)
                 if why or found is None:
                     missing[node] = why
-                elif difference := found.facts.difference(ours):
-                    raise BadInput(f"{self.hosts.title(node)} and node 0 must be set up alike, but it has {difference}")
+                elif differs := difference(found.facts, ours):
+                    raise BadInput(f"{self.hosts.title(node)} and node 0 must be set up alike, but it has {differs}")
                 elif unsaid := unready(found):
                     missing[node] = unsaid
                 else:
@@ -172,11 +173,10 @@ def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, hosts:
         by=slot.me,
         hosts=hosts.hosts,
         lost_after_s=hosts.lost_after_s,
-        facts=Facts.found(),
+        facts=facts_here(),
         module=module,
         config=written(config, log_path),
         log=log_path,
-        metrics=metrics_path(log_path),
         ranks=ranks,
         paths=tuple(sorted(path for path in {*_paths(config.model_dump()), log_path.parent} if path.exists())),
         environment={name: value for name, value in os.environ.items() if name.startswith(NETWORK_VARIABLES)},
@@ -187,25 +187,29 @@ def launch(module: str, config: BaseModel, *, ranks: int, log_path: Path, hosts:
         offer = offer.model_copy(update={"port": free_port(hosts.hosts[0]), "sessions": sessions})
         logs = {node: _size(node_log(log_path, node)) for node in range(hosts.nodes)}
         slot.say(offer)
-        process = start(
-            module,
-            offer.config,
-            ranks=ranks,
-            log_path=log_path,
-            metrics=offer.metrics,
-            place=place(offer, 0),
-            env=interface_towards(signs[1].address),
-        )
+        process = begin(offer, 0, signs[1].address)
         try:
             _watch(process, slot, team, offer, logs)
         finally:
             process.stop()
 
 
-def place(offer: Offer, node: int) -> Place:
-    """Where a node's torchrun stands in a training that has begun."""
+def begin(offer: Offer, node: int, peer: str) -> GuardedProcess:
+    """Start the ranks of a node, which runs this, in a training that has a port by now.
+
+    `peer`: another node's address or name. Raises `OSError` if there is no way to it, or the ranks cannot be started.
+    """
     assert offer.port is not None
-    return Place(node, len(offer.hosts), offer.hosts[0], offer.port)
+    missing = {name: value for name, value in offer.environment.items() if name not in os.environ}
+    return start(
+        offer.module,
+        offer.config,
+        ranks=offer.ranks,
+        log_path=node_log(offer.log, node),
+        metrics=metrics_path(offer.log),
+        place=Place(node, len(offer.hosts), offer.hosts[0], offer.port),
+        env={**interface_towards(peer), **missing},
+    )
 
 
 def interface_towards(address: str) -> dict[str, str]:

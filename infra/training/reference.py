@@ -66,17 +66,15 @@ def add_reference(
     torch.distributed.broadcast(kept, 0)
     began = time.monotonic()
     if kept.item():
-        columns = read(path)
+        columns, seconds, how = read(path), 0.0, f"from {path}"
     else:
         columns = _computed(trainer, rows, lengths, load())
         if first:
             write(path, made_of, columns)
-    seconds = 0.0 if kept.item() else time.monotonic() - began
+        seconds = time.monotonic() - began
+        how = f"computed in {seconds:.1f} s"
     if first:
-        log.info(
-            "log-probabilities of the reference policy: %s",
-            f"computed in {seconds:.1f} s" if seconds else f"from {path}",
-        )
+        log.info("log-probabilities of the reference policy: %s", how)
     for name, column in zip(COLUMNS, columns, strict=True):
         rows = rows.add_column(name, column)
     trainer.train_dataset = rows

@@ -87,8 +87,6 @@ class CheckpointTimer(TrainerCallback):  # type: ignore[misc]
 class Resumable(Trainer):  # type: ignore[misc]
     """What a TRL trainer inherits first, so that it writes checkpoints and goes on from one."""
 
-    resumed_at: int | None
-
     def prepare_resuming(self, config: TrainingConfig, settings: dict[str, Any]) -> None:
         """Set what is to be checkpointed. `settings` are those of `infra.training.checkpoints.Checkpoint`."""
         self.folder, self.settings = checkpoints_folder(config.output), settings

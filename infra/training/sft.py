@@ -14,9 +14,7 @@ from infra.text.chat import end_token
 from infra.training import trainer as training
 from infra.training.config import SftConfig
 from infra.training.divided import Divided, batches_of, figures
-from infra.training.guards import StopByGuards
 from infra.training.switches import decided
-from infra.training.tracking import callbacks
 
 
 class DividedSftTrainer(Divided, SFTTrainer):  # type: ignore[misc]
@@ -55,11 +53,7 @@ def main(config_path: Path) -> None:
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[
-            *callbacks(config, counts["mean_length"]),
-            training.MetricsFile(),
-            StopByGuards(config, counts),
-        ],
+        callbacks=training.all_callbacks(config, counts),
     )
     trainer.batches = batches
     training.run(trainer, config, {**counts, **figures(batches)})

@@ -8,7 +8,6 @@ compared: a reader sees only that such a beat changes. Nothing secret is written
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import socket
@@ -31,38 +30,30 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "deepspeed", "acceler
 """What must be of one version on all machines: the ranks exchange tensors, and each prepares its part of the rows."""
 
 
-class Facts(BaseModel, frozen=True):
-    """What must be equal on all machines of a training: code, Python, libraries (null: not installed)."""
-
-    code: str
-    python: str
-    libraries: dict[str, str | None]
-
-    @classmethod
-    def found(cls, root: Path = PROJECT_ROOT) -> Self:
-        """Those of this machine, read from its disk now."""
-        digest = hashlib.sha256()
-        for path in sorted((root / "infra").rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-        return cls(
-            code=digest.hexdigest()[:12],
-            python=platform.python_version(),
-            libraries={name: _version(name) for name in LIBRARIES},
-        )
-
-    def difference(self, other: Facts) -> str:
-        """What differs, in words, this one's first; "" if nothing does."""
-        pairs = [("Python", self.python, other.python), ("the project's code (infra)", self.code, other.code)]
-        names = dict.fromkeys([*self.libraries, *other.libraries])
-        pairs += [(name, self.libraries.get(name) or "none", other.libraries.get(name) or "none") for name in names]
-        return ", ".join(f"{name}: {mine} and not {theirs}" for name, mine, theirs in pairs if mine != theirs)
+Facts = dict[str, str]
+"""What must be equal on all machines of a training: the version of each thing, by its name in messages."""
 
 
-def _version(name: str) -> str | None:
+def facts_here(root: Path = PROJECT_ROOT) -> Facts:
+    """Those of this machine, read from its disk now."""
+    digest = hashlib.sha256()
+    for path in sorted((root / "infra").rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    found = {"Python": platform.python_version(), "the project's code (infra)": digest.hexdigest()[:12]}
+    return found | {name: _version(name) for name in LIBRARIES}
+
+
+def difference(one: Facts, other: Facts) -> str:
+    """What differs, in words, that of `one` first; "" if nothing does."""
+    pairs = [(name, one.get(name, "none"), other.get(name, "none")) for name in one | other]
+    return ", ".join(f"{name}: {mine} and not {theirs}" for name, mine, theirs in pairs if mine != theirs)
+
+
+def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return None
+        return "none"
 
 
 class Who(BaseModel, frozen=True):
@@ -95,7 +86,6 @@ class Offer(BaseModel, frozen=True, extra="forbid"):
     module: str = Field(description="The trainer's module, for `python -m`.")
     config: Path = Field(description="The file of its configuration.")
     log: Path = Field(description="Node 0's log; the others' logs lie beside it (see `node_log`).")
-    metrics: Path
     ranks: int = Field(description="Number of training processes on each machine.")
     paths: tuple[Path, ...] = Field(description="Files and folders that every machine must see.")
     environment: dict[str, str] = Field(description="Variables of the network libraries, for machines without them.")
@@ -201,7 +191,7 @@ def check_folder(folder: Path) -> None:
     path = folder / FOLDER / f"probe-{uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"probe": path.name}))
+        path.write_text(path.name)
         path.unlink()
     except OSError as error:
         raise BadInput(f"shared folder {folder} on {socket.gethostname()}: {error.strerror}") from error

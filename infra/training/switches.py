@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from infra.errors import BadInput
 from infra.training.config import DpoRecipe, Recipe, SftRecipe, TrainingConfig
-from infra.training.liger import liger
+from infra.training.liger import Switch, liger
 
 PACKABLE = frozenset(
     {"cohere", "gemma", "gemma3_text", "granite", "llama", "mistral", "olmo2", "olmo3", "phi", "phi3"}
@@ -47,14 +47,6 @@ class Machine:
     """Whether the CPU multiplies matrices in bfloat16 (AMX, AVX-512 or Arm's)."""
     liger: bool
     """Whether liger-kernel is installed."""
-
-
-@dataclass(frozen=True)
-class Switch:
-    """Whether something is used, and why (or why not)."""
-
-    on: bool
-    why: str
 
 
 @cache
@@ -117,18 +109,14 @@ def switches(recipe: Recipe, model: Mapping[str, Any], machine: Machine) -> dict
         found["length groups"] = Switch(not found["packing"].on, why)
     elif isinstance(recipe, DpoRecipe):
         found["packing"] = Switch(False, "TRL's DPO has no padding-free batches")
-        alike = not recipe.sft_coefficient
-        why = (
-            "pairs of a step that are alike are padded together"
-            if alike
-            else "they would weigh sft_coefficient's loss otherwise"
-        )
-        found["length groups"] = Switch(alike, why)
+        if recipe.sft_coefficient:
+            found["length groups"] = Switch(False, "they would weigh sft_coefficient's loss otherwise")
+        else:
+            found["length groups"] = Switch(True, "pairs of a step that are alike are padded together")
         found["reference once"] = Switch(True, "its log-probabilities are computed before training and kept in a file")
     found["liger"] = _liger(recipe, model, machine)
     found["bf16"] = _bf16(recipe, machine)
-    checkpointing = recipe.gradient_checkpointing
-    found["gradient checkpointing"] = Switch(checkpointing, "as set")
+    found["gradient checkpointing"] = Switch(recipe.gradient_checkpointing, "as set")
     return found
 
 
@@ -185,10 +173,10 @@ def _packing(recipe: SftRecipe, model: Mapping[str, Any], machine: Machine) -> S
 
 
 def _liger(recipe: Recipe, model: Mapping[str, Any], machine: Machine) -> Switch:
-    able, why = liger(model, on_gpu=machine.gpus > 0, installed=machine.liger)
-    if recipe.liger and not able:
-        raise BadInput(f"liger cannot be used: {why}. Set liger to false or null")
-    return Switch(able, why) if recipe.liger is None else Switch(recipe.liger, "as set")
+    able = liger(model, on_gpu=machine.gpus > 0, installed=machine.liger)
+    if recipe.liger and not able.on:
+        raise BadInput(f"liger cannot be used: {able.why}. Set liger to false or null")
+    return able if recipe.liger is None else Switch(recipe.liger, "as set")
 
 
 def _bf16(recipe: Recipe, machine: Machine) -> Switch:

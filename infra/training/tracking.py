@@ -107,11 +107,9 @@ class Speed(TrainerCallback):  # type: ignore[misc]
 
     def _memory(self) -> int:
         """Bytes at the peak so far."""
-        return (
-            torch.cuda.max_memory_allocated()
-            if self.on_gpu
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        )
+        if self.on_gpu:
+            return int(torch.cuda.max_memory_allocated())
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]

@@ -34,12 +34,12 @@ from infra.training.clock import clock
 from infra.training.config import DpoConfig, SftConfig, TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
 from infra.training.gate import check_saved
-from infra.training.guards import guard_figures
+from infra.training.guards import StopByGuards, guard_figures
 from infra.training.inputs import Rows, check_reference, check_vocabulary, check_weights, config_of, vocabulary_size
 from infra.training.resumable import Resumable
 from infra.training.saving import make_savable, restore_settings, tied
 from infra.training.trackers import PROJECT
-from infra.training.tracking import stopped
+from infra.training.tracking import callbacks, stopped
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +258,11 @@ def arguments(config: TrainingConfig, batches: Batches) -> dict[str, Any]:
         "trust_remote_code": config.trust_remote_code,
         "deepspeed": made,
     }
+
+
+def all_callbacks(config: TrainingConfig, counts: Mapping[str, Any]) -> list[TrainerCallback]:
+    """What watches a training: its speed, the trackers, the metrics file and the guards. `counts` as of the report."""
+    return [*callbacks(config, counts["mean_length"]), MetricsFile(), StopByGuards(config, counts)]
 
 
 def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from nano.families.chain import Chain, Move, walk
+from nano.families.chain import Chain
 
 NUMBERS = tuple(str(n) for n in range(31))
-
-
-def phrase(move: Move) -> str:
-    return f"add {move[1]}" if move[0] == "+" else f"take away {move[1]}"
-
 
 ARITHMETIC = Chain(
     name="arithmetic",
@@ -18,6 +13,6 @@ ARITHMETIC = Chain(
     question="what number is left",
     states=NUMBERS,
     moves=tuple((sign, n) for sign in "+-" for n in range(1, 10)),
-    phrase=phrase,
-    after=walk(NUMBERS),
+    forward="add {n}",
+    back="take away {n}",
 )

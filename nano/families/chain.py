@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +22,19 @@ class Chain:
     question: str
     states: tuple[str, ...]
     moves: tuple[Move, ...]
-    phrase: Callable[[Move], str]
-    after: Callable[[str, Move], str]
+    forward: str  # the move "+ n" in words, with {n}
+    back: str  # the move "- n"
+
+    def after(self, state: str, move: Move) -> str:
+        """The state that a move leads to; the states form a ring."""
+        sign, steps = move
+        return self.states[(self.states.index(state) + (steps if sign == "+" else -steps)) % len(self.states)]
 
     def make(self, level: int, start: str, moves: tuple[Move, ...]) -> Problem:
         state = start
         for move in moves:
             state = self.after(state, move)
-        phrases = " . ".join(self.phrase(move) for move in moves)
+        phrases = " . ".join((self.forward if sign == "+" else self.back).format(n=n) for sign, n in moves)
         query = f"{self.opening.format(start=start)} . {phrases} . {self.question} ?"
         return Problem(self.name, level, (start, moves), query, state)
 
@@ -78,13 +82,3 @@ class Chain:
         else:
             changed[at] = rng.choice(self.moves)
         return self.make(problem.level, start, tuple(changed))
-
-
-def walk(states: tuple[str, ...]) -> Callable[[str, Move], str]:
-    """What moves "+ n" and "- n" do on a ring of states."""
-
-    def after(state: str, move: Move) -> str:
-        sign, steps = move
-        return states[(states.index(state) + (steps if sign == "+" else -steps)) % len(states)]
-
-    return after

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from nano.families.chain import Chain, Move, walk
+from nano.families.chain import Chain
 
 DIRECTIONS = ("north", "east", "south", "west")
-
-
-def phrase(move: Move) -> str:
-    return f"turn {'right' if move[0] == '+' else 'left'} {move[1]} times"
-
 
 COMPASS = Chain(
     name="compass",
@@ -18,6 +13,6 @@ COMPASS = Chain(
     question="where do you face",
     states=DIRECTIONS,
     moves=tuple((sign, n) for sign in "+-" for n in range(1, 6)),
-    phrase=phrase,
-    after=walk(DIRECTIONS),
+    forward="turn right {n} times",
+    back="turn left {n} times",
 )

@@ -24,7 +24,7 @@ from infra.store.tables import write_table
 from infra.text.chat import count_tokens, load_tokenizer
 from tasks.examples.read import ExamplesConfig, candidates, checked, reject, remaining, select, taken_examples
 from tasks.queries.overlap import Contained, Hashed, near_duplicates, words
-from tasks.queries.sources import Source, first_turns
+from tasks.queries.sources import Source, problems_of
 from tasks.responses.prompt import PromptConfig, in_context_text
 from tasks.rewards.score import reward_input_ids
 
@@ -49,9 +49,9 @@ def reject_held_out(examples: Sequence[dict[str, Any]], config: ExamplesConfig) 
     at least CONTAINED_WORDS words, whole.
     """
     held = {
-        f"{source.place}, row {row}": query
+        f"{source.place}, row {problem['source_row']}": problem["query"]
         for source in (Source(path=str(path)) for path in config.held_out)
-        for row, query, _ in first_turns(source)
+        for problem in problems_of(source)
     }
     places = list(held)
     for earlier, later, share in near_duplicates(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from evals import arenahard, wildbench
 from infra.errors import BadInput
@@ -16,20 +16,7 @@ from infra.store.tables import batched, read_rows, write_table
 from tasks.evaluation.problems import Judged
 from tasks.queries.sources import Source, encodable, records
 
-
-class Answer(Protocol):
-    """What the benchmarks' readers return."""
-
-    @property
-    def problem_id(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
-
-
+Answer: TypeAlias = arenahard.Answer | wildbench.Answer
 READ: Mapping[Judged, Callable[[Mapping[str, Any], int], Answer]] = {
     "arena-hard-v0.1": arenahard.read_answer,
     "arena-hard-v2.0": arenahard.read_answer,

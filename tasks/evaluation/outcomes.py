@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -105,43 +105,33 @@ def outcome_of_verdicts(
         truncated=responses["finish_reason"] != "stop", malformed=responses["violations"].map(len) > 0
     )
     row = {
-        **_score_columns(benchmark, model, scores.metric, scores.per_problem, len(responses), scores.within),
-        **scores.published,
+        **_score_columns(benchmark, model, scores.row["metric"], scores.per_problem, len(responses), scores.within),
+        **scores.row,
         "no answer": float(responses["solution"].isna().mean()),
         **_length_columns(flagged),
         "unread": float((verdicts["label"].isna() & verdicts["score"].isna()).mean()),
     }
-    return Outcome(row, scores.figures, scores.per_problem, scores.weights, scores.within, scores.battles)
+    return replace(scores, row=row)
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """What a judged benchmark's verdicts come to; the fields are those of `Outcome`."""
-
-    metric: str
-    per_problem: pd.Series
-    within: Range
-    figures: Row
-    published: Row = field(default_factory=dict)
-    """Score and interval, if the authors do not take them from the mean over problems."""
-    weights: pd.Series | None = None
-    battles: Mapping[str, Sequence[Battles]] = field(default_factory=dict)
+# In the outcomes of the next three, `row` has the metric only, and score and interval if the authors do not take them
+# from the mean over problems.
 
 
-def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> _Scores:
+def _mtbench(verdicts: pd.DataFrame, categories: Mapping[str, str | None]) -> Outcome:
     ratings = [
         (str(categories[each.query_id]), int(each.part.removeprefix("turn-")), _number_or_none(each.score))
         for each in verdicts.itertuples()
     ]
     of_problem = verdicts.groupby("query_id")["score"]
     found = asdict(mtbench.figures(ratings))
-    published = {"score": found["overall"]}
-    return _Scores("rating", of_problem.mean(), RATING, _flattened(found), published, of_problem.count())
+    row = {"metric": "rating", "score": found["overall"]}
+    return Outcome(row, _flattened(found), of_problem.mean(), of_problem.count(), RATING)
 
 
 def _arenahard(
     benchmark: Judged, model: str, verdicts: pd.DataFrame, categories: Mapping[str, str | None], styles: pd.DataFrame
-) -> _Scores:
+) -> Outcome:
     version: Version = "v0.1" if benchmark == "arena-hard-v0.1" else "v2.0"
     labels = verdicts.pivot(index="query_id", columns="part", values="label")
     style = styles.set_index("query_id")
@@ -158,10 +148,10 @@ def _arenahard(
     played = {name: each.lost + each.tied + each.won for name, each in battles.items()}
     share = {name: 100 * (each.won + each.tied / 2) / played[name] for name, each in battles.items() if played[name]}
     rates = style_control.win_rates([*battles.values()], version)
-    published: Row = {}
+    row: Row = {"metric": "win rate, %"}
     for overall in rates:
         low, high = _unless_all_equal(overall, [*battles.values()], version)
-        published = {"score": 100 * overall.score, "low": 100 * low, "high": 100 * high}
+        row |= {"score": 100 * overall.score, "low": 100 * low, "high": 100 * high}
     by_category: defaultdict[str, list[Battles]] = defaultdict(list)
     for name, each in battles.items():
         by_category[str(categories[name])].append(each)
@@ -170,7 +160,7 @@ def _arenahard(
         rate = style_control.win_rates(found, version)
         figures[f"win rate {category}"] = 100 * rate[0].score if rate else None
     per_problem, weights = pd.Series(share, dtype=float), pd.Series(played, dtype=float)
-    return _Scores("win rate, %", per_problem, PERCENT, figures, published, weights, by_category)
+    return Outcome(row, figures, per_problem, weights, PERCENT, by_category)
 
 
 def _wildbench(
@@ -179,7 +169,7 @@ def _wildbench(
     problems: Mapping[str, Problem],
     baselines: Mapping[str, str],
     margin: int | None,
-) -> _Scores:
+) -> Outcome:
     answers = dict(zip(responses["query_id"], responses["solution"].fillna(""), strict=True))
     tasks = {name: wildbench.checklist_and_tasks(problem)[1] for name, problem in problems.items()}
     scores = verdicts[verdicts["part"] == "score"].set_index("query_id")["score"]
@@ -201,7 +191,8 @@ def _wildbench(
     if pairs:
         compared = _flattened(asdict(wildbench.reward_figures(pairs, margin)))
         figures |= {f"WB-Reward {name}": value for name, value in compared.items()}
-    return _Scores("WB-Score", 20 * (scores.dropna().astype(float) - 5), WB_SCORE, figures)
+    per_problem = 20 * (scores.dropna().astype(float) - 5)
+    return Outcome({"metric": "WB-Score"}, figures, per_problem, within=WB_SCORE)
 
 
 def style_controlled_rows(outcomes: Sequence[Outcome]) -> list[Row]:

@@ -192,7 +192,10 @@ class _Asked:
     def messages(self, request_id: str, suffix: str, safe: Callable[[str], str]) -> Sequence[Message]:
         first = self.by_id[request_id].messages
         answer = self.ledger[request_id]["text"] if suffix else ""
-        return [*first, *_once_more(safe(answer))] if answer.strip() else first  # some APIs refuse an empty turn
+        if not answer.strip():  # some APIs refuse an empty turn
+            return first
+        # At temperature 0 the same prompt would get the same answer.
+        return [*first, {"role": "assistant", "content": safe(answer)}, {"role": "user", "content": ONCE_MORE}]
 
     def last(self, request_id: str) -> Mapping[str, Any] | None:
         """The record of the answer that counts; None if there is no answer."""
@@ -285,11 +288,6 @@ class _Asked:
             "dollars": round((prompt * judge.prompt_price + completion * judge.completion_price) / 1e6, 4),
             "changes": "; ".join(sorted({change for each in records for change in each["changes"]})),
         }
-
-
-def _once_more(text: str) -> list[Message]:
-    """The turns that ask for the verdict again: at temperature 0 the same prompt would get the same answer."""
-    return [{"role": "assistant", "content": text}, {"role": "user", "content": ONCE_MORE}]
 
 
 def _ask(judge: Judge, judge_model: Ref | None, servers: Servers, chats: Iterator[Chat], asked: _Asked) -> None:

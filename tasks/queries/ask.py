@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,8 @@ def delimited(query: str, tokenizer: Any, shown_tokens: int) -> str:
 
 def unjudged(store: Store, queries: Ref, field: str, shard: int, shards: int) -> Iterator[dict[str, Any]]:
     """The queries of one shard (every `shards`-th row) whose `field` is not set already."""
-    for row, query in enumerate(read_rows(store, queries)):
-        if row % shards == shard and query[field] is None:
-            yield query
+    of_shard = islice(read_rows(store, queries), shard, None, shards)
+    return (query for query in of_shard if query[field] is None)
 
 
 def query_turns(
@@ -165,9 +165,8 @@ def judge(
                     _ask(servers, model, question, requests, config.in_flight, ledger, refuse)
         last = {each: each + AGAIN if each + AGAIN in ledger else each for each in prompts if each not in refused}
         again = sum(each + AGAIN in ledger or each + AGAIN in refused for each in prompts)
-        counts = {"asked": len(prompts), "asked again": again}
-        counts["unread"] = _check_unread(plan.step, config, question, ledger, last, len(prompts))
-        counts["refused"] = len(refused)
+        unread = _check_unread(plan.step, config, question, ledger, last, len(prompts))
+        counts = {"asked": len(prompts), "asked again": again, "unread": unread, "refused": len(refused)}
         rows = (
             {
                 "request_id": each,

@@ -10,13 +10,14 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.steps.progress import counted
@@ -24,7 +25,7 @@ from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
 from infra.store.store import Store
-from infra.store.tables import scan, write_table
+from infra.store.tables import batched, read_rows, scan, write_table
 from tasks.queries.identity import query_id, words_and_symbols
 from tasks.queries.overlap import NearDuplicates, Places
 
@@ -133,10 +134,7 @@ def fate(text: str, config: CleanConfig) -> str:
 def later_copies(hashes: npt.NDArray[np.uint64], fates: Fates) -> Places:
     """The rows still kept whose hash equals that of an earlier kept row."""
     kept = np.flatnonzero(fates == 0)
-    order = np.argsort(hashes[kept], kind="stable")
-    ordered = hashes[kept[order]]
-    copies = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
-    return kept[order[copies]]
+    return cast(Places, kept[pd.Series(hashes[kept]).duplicated()])
 
 
 def texts(store: Store, tables: Sequence[Ref], step: str) -> Iterator[list[str]]:
@@ -171,18 +169,11 @@ def clean_queries(plan: Plan, store: Store, *, config: CleanConfig, sources: Seq
     with TemporaryDirectory(prefix="bolt-clean-") as folder:
         fates = fates_of(store, sources, config, Path(folder), plan.step)
     counts = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}
-    funnel = {"read": len(fates), **{name: count for name, count in counts.items() if count and name != "kept"}}
-
-    def rows() -> Iterator[list[dict[str, Any]]]:
-        first = 0
-        for source in sources:
-            for batch in scan(store, source, batch_rows=BATCH_ROWS):
-                kept = np.flatnonzero(fates[first : first + batch.num_rows] == 0)
-                first += batch.num_rows
-                yield [_clean_row(row) for row in batch.take(kept).to_pylist()]
-
-    funnel["kept"] = counts["kept"]
-    return write_table(store, plan.step, plan.key, QUERIES, rows(), plan.provenance, counts=funnel)
+    dropped = {name: count for name, count in counts.items() if count and name != "kept"}
+    funnel = {"read": len(fates), **dropped, "kept": counts["kept"]}
+    read = chain.from_iterable(read_rows(store, source) for source in sources)
+    rows = batched(map(_clean_row, compress(read, fates == 0)))
+    return write_table(store, plan.step, plan.key, QUERIES, rows, plan.provenance, counts=funnel)
 
 
 def _clean_row(row: dict[str, Any]) -> dict[str, Any]:

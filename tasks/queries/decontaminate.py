@@ -33,7 +33,7 @@ from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import CONTAMINATED, QUERIES
 from infra.store.store import Store
-from infra.store.tables import read_rows, scan, write_table
+from infra.store.tables import batched, read_rows, scan, write_table
 from tasks.queries.overlap import (
     Contained,
     Hashed,
@@ -110,11 +110,10 @@ class OneWordOff:
     """Finds problems that differ from a text in one word."""
 
     def __init__(self, hashed: Hashed) -> None:
-        rows = np.arange(len(hashed.ends) - 1)
-        filled = np.diff(hashed.ends) > 0
+        filled = np.flatnonzero(np.diff(hashed.ends))
         longer = np.diff(hashed.ends)[hashed.rows()] > MIN_WORDS
         self._masked = Lookup(hashed.masked(), hashed.rows())
-        self._whole = Lookup(hashed.totals()[filled], rows[filled])
+        self._whole = Lookup(hashed.totals()[filled], filled)
         self._shortened = Lookup(hashed.shortened()[longer], hashed.rows()[longer])
 
     def of(self, hashed: Hashed) -> Iterator[tuple[Places, Places]]:
@@ -122,7 +121,7 @@ class OneWordOff:
         rows = hashed.rows()
         yield rows, self._masked.of(hashed.masked())
         yield rows, self._whole.of(hashed.shortened())
-        filled = np.flatnonzero(np.diff(hashed.ends) > 0)
+        filled = np.flatnonzero(np.diff(hashed.ends))
         yield filled, self._shortened.of(hashed.totals()[filled])
 
 
@@ -238,22 +237,17 @@ def find_contaminated(plan: Plan, store: Store, *, config: DecontaminateConfig, 
     """Write the table `contaminated`: every query that is a problem, with the problem and the sign of it."""
     problems = Problems(config, [problem for source in config.held_out for problem in problems_of(source)])
 
-    def rows() -> Iterator[list[dict[str, Any]]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for batch in counted(plan.step, scan(store, queries, ["query_id", "query"], BATCH_ROWS), queries.rows):
             read = batch.to_pylist()
-            hits = problems.hits([row["query"] for row in read])
-            yield [
-                {**row, **_problem_columns(problems.rows[hit[0]]), "sign": hit[1]}
-                for row, hit in zip(read, hits, strict=True)
-                if hit
-            ]
+            for row, hit in zip(read, problems.hits([row["query"] for row in read]), strict=True):
+                if hit:
+                    problem = problems.rows[hit[0]]
+                    place = {"problem_set": problem["source"], "problem_row": problem["source_row"]}
+                    yield {**row, "problem": problem["query"], **place, "sign": hit[1]}
 
     counts = {"problems": len(problems.rows), "queries": queries.rows}
-    return write_table(store, plan.step, plan.key, CONTAMINATED, rows(), plan.provenance, counts=counts)
-
-
-def _problem_columns(problem: dict[str, Any]) -> dict[str, Any]:
-    return {"problem": problem["query"], "problem_set": problem["source"], "problem_row": problem["source_row"]}
+    return write_table(store, plan.step, plan.key, CONTAMINATED, batched(rows()), plan.provenance, counts=counts)
 
 
 @step
@@ -262,13 +256,13 @@ def decontaminate(plan: Plan, store: Store, *, queries: Ref, contaminated: Ref) 
     signs = {row["query_id"]: row["sign"] for row in read_rows(store, contaminated, ["query_id", "sign"])}
     funnel: Counter[str] = Counter()
 
-    def rows() -> Iterator[list[dict[str, Any]]]:
-        for batch in scan(store, queries, batch_rows=BATCH_ROWS):
-            read = batch.to_pylist()
-            for row in read:
-                sign = signs.get(row["query_id"])
-                funnel["read"] += 1
-                funnel[f"dropped: held out for evaluation, {sign}" if sign else "kept"] += 1
-            yield [row for row in read if row["query_id"] not in signs]
+    def kept() -> Iterator[dict[str, Any]]:
+        for row in read_rows(store, queries):
+            sign = signs.get(row["query_id"])
+            funnel["read"] += 1
+            funnel[f"dropped: held out for evaluation, {sign}" if sign else "kept"] += 1
+            if sign is None:
+                yield row
 
-    return write_table(store, plan.step, plan.key, QUERIES, rows(), plan.provenance, counts=lambda: dict(funnel))
+    rows = batched(kept())
+    return write_table(store, plan.step, plan.key, QUERIES, rows, plan.provenance, counts=lambda: dict(funnel))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from itertools import compress
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
 from infra.store.store import Store
-from infra.store.tables import scan, write_table
+from infra.store.tables import batched, read_rows, scan, write_table
 
 FATES = (
     "kept",
@@ -160,12 +161,5 @@ def subsample(plan: Plan, store: Store, *, config: DrawConfig, queries: Ref) -> 
             f"{config.min_queries}), found {found} ({funnel}): add queries, ask for fewer, or lower min_difficulty "
             "or skip"
         )
-
-    def rows() -> Iterator[list[dict[str, Any]]]:
-        first = 0
-        for batch in scan(store, queries):
-            kept = np.flatnonzero(fates[first : first + batch.num_rows] == 0)
-            first += batch.num_rows
-            yield batch.take(kept).to_pylist()
-
-    return write_table(store, plan.step, plan.key, QUERIES, rows(), plan.provenance, counts=funnel)
+    rows = batched(compress(read_rows(store, queries), fates == 0))
+    return write_table(store, plan.step, plan.key, QUERIES, rows, plan.provenance, counts=funnel)

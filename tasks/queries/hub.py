@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,9 +25,7 @@ def dataset_rows(dataset: str, subset: str | None, split: str) -> Iterator[dict[
     name, _, revision = dataset.partition("@")
     place = ":".join(part for part in (dataset, subset, split) if part)
     try:
-        rows = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
-        for row in rows:
-            yield cast(dict[str, Any], row)
+        yield from datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
     except Exception as error:  # whatever the library raises is about the data set or the hub
         raise explained(error, place) from error
 

@@ -114,24 +114,23 @@ class Hashed:
         moved = (end - sums[1:]) * np.uint64(pow(_BASE, -1, 2**64))  # the words after it, each one position earlier
         return mixed(sums[:-1] - start + moved + (count - 1).repeat(count).astype(np.uint64))
 
+    def starts(self, n: int) -> Places:
+        """The places of all words from which `n` words follow within one text."""
+        rows = self.rows()
+        places = np.arange(len(rows) - n + 1)
+        return cast(Places, places[rows[places] == rows[places + n - 1]])
+
     def runs(self, starts: Places, n: int) -> Hashes:
-        """Hashes, as in `ngrams`, of the `n` words from each start; these must be within one text."""
+        """Hashes of the `n` words from each start; these must be within one text."""
         found = np.zeros(len(starts), np.uint64)
-        for k in range(n - 1, -1, -1):
+        for k in range(n - 1, -1, -1) if len(starts) else ():
             found = found * np.uint64(_BASE) + self.hashes[starts + k]
         return mixed(found)
 
     def ngrams(self, n: int) -> tuple[Hashes, Places]:
         """Hashes of all runs of `n` words within one text, and the index of the text of each."""
-        starts = len(self.hashes) - n + 1
-        if starts < 1:
-            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        rows = self.rows()
-        inside = rows[:starts] == rows[n - 1 :]
-        found = np.zeros(starts, np.uint64)
-        for k in range(n - 1, -1, -1):
-            found = found * np.uint64(_BASE) + self.hashes[k : k + starts]
-        return mixed(found[inside]), rows[:starts][inside]
+        starts = self.starts(n)
+        return self.runs(starts, n), self.rows()[starts]
 
     def shingles(self, n: int = SHINGLE) -> Hashed:
         """The runs of `n` words of each text; a text shorter than that is one shingle."""
@@ -179,7 +178,7 @@ class Contained:
         """`chosen`: which of the texts are looked for, none of them empty."""
         starts, count = hashed.ends[chosen], np.diff(hashed.ends)[chosen]
         self._least = int(count.min(initial=2**31))
-        self._first = np.unique(hashed.runs(starts, self._least)) if len(chosen) else np.zeros(0, np.uint64)
+        self._first = np.unique(hashed.runs(starts, self._least))
         self._whole = {
             int(n): Lookup(hashed.runs(starts[count == n], int(n)), chosen[count == n]) for n in np.unique(count)
         }
@@ -189,10 +188,8 @@ class Contained:
 
         All words are looked at only where the first words of some text are found.
         """
-        rows = hashed.rows()
-        starts = np.arange(len(rows) - self._least + 1)
-        starts = starts[rows[starts] == rows[starts + self._least - 1]]
-        starts = starts[np.isin(hashed.ngrams(self._least)[0], self._first)]
+        rows, starts = hashed.rows(), hashed.starts(self._least)
+        starts = starts[np.isin(hashed.runs(starts, self._least), self._first)]
         texts, contained = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for n, lookup in self._whole.items() if len(starts) else ():
             within = starts[starts + n <= hashed.ends[rows[starts] + 1]]

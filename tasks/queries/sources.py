@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -130,12 +130,9 @@ def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[
 
 def _rows(source: Source, whole: bool = False) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
     """As `records`, but with the error about a malformed row in its place."""
+    found = dataset_rows(source.dataset, source.subset, source.split) if source.dataset else _file(source, whole)
     row = -1
-    for row, record in enumerate(
-        dataset_rows(source.dataset, source.subset, source.split)
-        if source.dataset is not None
-        else _file(source, whole)
-    ):
+    for row, record in enumerate(found):
         yield row, record
     if row < 0:
         raise BadInput(f"{source.place}: holds no rows: remove the source, or give one with rows")
@@ -329,46 +326,39 @@ class Skipped:
             raise BadInput(f"{self._first}{more}") from self._first
 
 
-def first_turns(source: Source, skipped: Skipped | None = None) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Row number, query and full record of each record that has a query.
-
-    `skipped` counts the others. Without it, a malformed row is an error, as for an evaluation set.
+def problems_of(source: Source) -> Iterator[dict[str, Any]]:
+    """The problems of an evaluation set: only query, source and row of each. Records without a query are passed over.
 
     Raises as `records`, and `BadInput` for a malformed row.
     """
-    for row, record in _rows(source):
-        try:
-            if isinstance(record, BadInput):
-                raise record
-            text = first_turn(record, source, f"{source.place}, row {row}")
-        except NoQuery as reason:
-            if skipped:
-                skipped.reasons[str(reason)] += 1
-        except BadInput as fault:
-            if skipped is None:
-                raise
-            skipped.malformed(fault, row)
-        else:
-            yield row, text, record
-
-
-def problems_of(source: Source) -> Iterator[dict[str, Any]]:
-    """The problems of an evaluation set: only query, source and row of each. Raises as `first_turns`."""
-    for row, query, _ in first_turns(source):
-        yield {"query": query, "source": source.name, "source_row": row}
+    for row, record in records(source):
+        with suppress(NoQuery):
+            query = first_turn(record, source, f"{source.place}, row {row}")
+            yield {"query": query, "source": source.name, "source_row": row}
 
 
 def queries_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[str, Any]]:
-    """The source's records as rows of `queries`. Raises as `first_turns`, and `BadInput` for a bad optional field."""
-    for row, query, record in first_turns(source, skipped):
+    """The source's records that have a query as rows of `queries`.
+
+    `skipped` counts the others. Without it, a malformed row is an error.
+
+    Raises as `records`, and `BadInput` for a malformed row, a bad optional field included.
+    """
+    for row, record in _rows(source):
         where = f"{source.place}, row {row}"
         try:
+            if isinstance(record, BadInput):
+                raise record
+            query = first_turn(record, source, where)
             optional = {
                 "reference": typed(record, "reference", str, where),
                 "criteria": None,
                 "difficulty": _difficulty(record, where),
                 "topic": typed(record, "topic", str, where),
             }
+        except NoQuery as reason:
+            if skipped:
+                skipped.reasons[str(reason)] += 1
         except BadInput as fault:
             if skipped is None:
                 raise

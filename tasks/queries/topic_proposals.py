@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.templates import filled
 from tasks.queries.ask import OUTSIDE_KEY, Question, delimited, judge, squeezed, unjudged
+from tasks.queries.draw import order_key
 from tasks.queries.topics import EDITING, OTHER, TAGGING, TopicsConfig, normal_name
 
 LONGEST_NAME = 40  # characters of a proposed name
@@ -50,15 +50,10 @@ def propose_topics(
 ) -> Ref:
     """Ask for topics of a seeded sample of the queries without a topic, several queries per request."""
     untagged = unjudged(store, queries, "topic", 0, 1)
-    drawn = heapq.nsmallest(config.sample, untagged, key=partial(_rank, config.seed))
+    drawn = heapq.nsmallest(config.sample, untagged, key=lambda query: order_key(config.seed, query["query_id"]))
     question = proposal_question(config.names_per_proposal)
     turns = partial(proposal_turns, config, drawn)
     return judge(plan, store, config=config, model=model, servers=servers, question=question, turns=turns)
-
-
-def _rank(seed: int, query: Mapping[str, Any]) -> bytes:
-    """The position of a query in the order of the draw."""
-    return hashlib.sha256(f"{seed}:{query['query_id']}".encode()).digest()
 
 
 def proposal_turns(

@@ -32,7 +32,8 @@ def first_user_turn(turns: Any, field: str, where: str) -> str:
     for turn in _turns(turns, field, where):
         role = next((turn[name] for name in ROLES if turn.get(name) is not None), None)
         if not isinstance(role, str):
-            raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(ROLES)}, found {_names(turn)}")
+            names = ", ".join(map(str, turn)) or "none"
+            raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(ROLES)}, found {names}")
         if role.strip().lower() in USER:
             return _text(turn, field, where)
         if role.strip().lower() not in BEFORE:
@@ -74,7 +75,3 @@ def _parts(parts: Sequence[Any]) -> Iterator[str]:
         if not isinstance(text, str):
             raise NoQuery("not text alone")
         yield text
-
-
-def _names(turn: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, turn)) or "none"

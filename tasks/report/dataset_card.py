@@ -7,7 +7,9 @@ from users and models, so they are escaped; paths are shown as the file's name o
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -40,20 +42,16 @@ def ancestors(store: Store, table: Ref) -> list[Manifest]:
     """
     found: dict[str, Manifest] = {}
 
-    def visit(ref: Ref, *, must: bool) -> None:
+    def visit(ref: Ref) -> None:
         if f"{ref.step}/{ref.key}" in found:
             return
-        try:
-            manifest = expect(store, ref)
-        except BadArtifact:
-            if must:
-                raise
-            return
+        manifest = expect(store, ref)
         for each in manifest.inputs.values():
-            visit(each, must=False)
+            with suppress(BadArtifact):
+                visit(each)
         found[manifest.folder] = manifest
 
-    visit(table, must=True)
+    visit(table)
     return list(found.values())
 
 
@@ -115,14 +113,11 @@ def sources(made: Iterable[Manifest]) -> list[dict[str, Any]]:
 
 def funnel(made: Sequence[Manifest]) -> list[dict[str, str]]:
     """What each step counted, summed over its shards."""
-    steps: dict[str, dict[str, int]] = {}
+    steps: dict[str, Counter[str]] = defaultdict(Counter)
     for each in made:
-        counts = steps.setdefault(each.step, {})
-        for name, count in each.counts.items():
-            if isinstance(count, int) and each.kind == "table":
-                counts[name] = counts.get(name, 0) + count
         if each.kind == "table":
-            counts["rows"] = counts.get("rows", 0) + each.rows
+            steps[each.step].update({name: count for name, count in each.counts.items() if isinstance(count, int)})
+            steps[each.step]["rows"] += each.rows
     return [
         {"step": as_text(step), "counted": as_text(name), "count": f"{count:,}"}
         for step, counts in steps.items()

@@ -16,17 +16,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infra.store.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
 from infra.store.store import Store
-from infra.store.tables import read_rows, scan
+from infra.store.tables import read_rows
 from tasks.evaluation.problems import Verifiable, step_of, topic_of
 from tasks.report import plot
 from tasks.report.guards import guard_rows
 from tasks.report.reader import held_out_items, sliced, training_items
+from tasks.rewards.select import rewards
 
 log = logging.getLogger(__name__)
 
@@ -208,11 +208,6 @@ def step_rows(
             }
         )
     return rows
-
-
-def rewards(store: Store, scores: Ref) -> plot.Floats:
-    """The reward of every scored sample; takes 8 bytes per row."""
-    return np.concatenate([batch.column("reward").to_numpy() for batch in scan(store, scores, ["reward"])])
 
 
 def curve(model: Manifest) -> list[dict[str, float]]:

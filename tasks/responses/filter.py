@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats import FORMATS
+from cot_formats.actions import ACTIONS
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import RESPONSES
 from infra.store.store import Store
-from infra.store.tables import read_rows, scan, write_table
+from infra.store.tables import batched, read_rows, write_table
 from tasks.responses import rules as filter_rules
 
 Passages = Collection[tuple[str, ...]]
@@ -112,7 +114,7 @@ def reason_to_drop(
         return "solution mentions the thoughts"
     if config.min_actions is not None:
         missing = filter_rules.missing_actions(thoughts)
-        if len(filter_rules.ACTIONS) - len(missing) < config.min_actions:
+        if len(ACTIONS) - len(missing) < config.min_actions:
             return "too few actions"
     try:
         FORMATS[target].render(thoughts, solution)
@@ -176,21 +178,18 @@ def filter_responses(
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
 
-    def kept() -> Iterator[list[dict[str, Any]]]:
-        for shard in responses:
-            for batch in scan(store, shard, batch_rows=1_000):
-                rows = []
-                for row in batch.to_pylist():
-                    passages = [shown[example_id] for example_id in row["example_ids"]]
-                    reason = reason_to_drop(row, texts[row["query_id"]], passages, config, target)
-                    funnel["read"] += 1
-                    funnel[f"dropped: {reason}" if reason else "kept"] += 1
-                    if reason is None:
-                        rows.append(row)
-                    elif len(dropped) < SHOWN:
-                        dropped.append((reason, row))
-                yield rows
+    def kept() -> Iterator[dict[str, Any]]:
+        for row in chain.from_iterable(read_rows(store, shard) for shard in responses):
+            passages = [shown[example_id] for example_id in row["example_ids"]]
+            reason = reason_to_drop(row, texts[row["query_id"]], passages, config, target)
+            funnel["read"] += 1
+            funnel[f"dropped: {reason}" if reason else "kept"] += 1
+            if reason is None:
+                yield row
+            elif len(dropped) < SHOWN:
+                dropped.append((reason, row))
         if not funnel["kept"]:
             raise BadInput(nothing_left(plan.step, funnel, dropped))
 
-    return write_table(store, plan.step, plan.key, RESPONSES, kept(), plan.provenance, counts=lambda: dict(funnel))
+    rows = batched(kept())
+    return write_table(store, plan.step, plan.key, RESPONSES, rows, plan.provenance, counts=lambda: dict(funnel))

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -94,9 +94,7 @@ def request_seed(seed: int, query_id: str) -> int:
 
 def shard_of(store: Store, queries: Ref, shard: int, shards: int) -> Iterator[dict[str, Any]]:
     """The queries of one shard: every `shards`-th row, from row `shard` on."""
-    for row, query in enumerate(read_rows(store, queries)):
-        if row % shards == shard:
-            yield query
+    return islice(read_rows(store, queries), shard, None, shards)
 
 
 @dataclass
@@ -299,11 +297,6 @@ def response_rows(
                 "finish_reason": sample["finish_reason"],
                 "prompt_tokens": record["prompt_tokens"],
                 "completion_tokens": sample["tokens"],
-                "thought_tokens": tokens_in(tokenizer, parsed["thoughts"]),
-                "solution_tokens": tokens_in(tokenizer, parsed["solution"]),
+                "thought_tokens": count_tokens(tokenizer, parsed["thoughts"] or ""),
+                "solution_tokens": count_tokens(tokenizer, parsed["solution"] or ""),
             }
-
-
-def tokens_in(tokenizer: Any, part: str | None) -> int:
-    """The length of a part of a response, in tokens; 0 if there is no such part."""
-    return count_tokens(tokenizer, part) if part else 0

@@ -109,16 +109,13 @@ def in_context_text(
     """
     *examples, last = in_context_turns(prompt, shown, query, format)
     text = prompt_text(tokenizer, [*examples, *earlier, last], delimiters(format))
-    for turn in examples:
-        if (
-            turn["role"] == "assistant"
-            and neutralise(turn["content"], tokenizer, delimiters(format)).strip() not in text
-        ):
-            raise BadInput(
-                "prompt.layout is `turns`, but the model's chat template changes earlier assistant turns (it may "
-                "delete their thoughts), so that the examples would not show how to think: set prompt.layout to "
-                "`one-turn`"
-            )
+    answers = (turn["content"] for turn in examples if turn["role"] == "assistant")
+    if any(neutralise(answer, tokenizer, delimiters(format)).strip() not in text for answer in answers):
+        raise BadInput(
+            "prompt.layout is `turns`, but the model's chat template changes earlier assistant turns (it may "
+            "delete their thoughts), so that the examples would not show how to think: set prompt.layout to "
+            "`one-turn`"
+        )
     return text
 
 

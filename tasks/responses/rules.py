@@ -12,18 +12,6 @@ from collections.abc import Collection, Iterable, Sequence
 
 from cot_formats.actions import ACTIONS, find_actions
 
-__all__ = [
-    "ACTIONS",
-    "copies",
-    "foreign_share",
-    "mention_of_thoughts",
-    "missing_actions",
-    "passages",
-    "repeated_share",
-    "special_token",
-    "words",
-]
-
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
 """A word; in scripts written without spaces, a character."""
 

@@ -253,13 +253,11 @@ def armorm_rewards(
     """Rewards of token id sequences, batch by batch, from ArmoRM, which reads them all from the folder `parts`."""
     options = servers.scorer()
     parts.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for ids in batches:
-        write_part(parts, count, [(each, gate_position(tokenizer, each)) for each in ids])
-        count += 1
+    for number, ids in enumerate(batches):
+        write_part(parts, number, [(each, gate_position(tokenizer, each)) for each in ids])
     config = ArmoConfig(model=model, parts=parts, dtype=options.dtype)  # type: ignore[arg-type]  # checked there
     score_parts(config, ranks=options.tensor_parallel_size)
-    for number in range(count):
+    for number in range(part_count(parts)):
         yield np.load(rewards_path(parts, number), allow_pickle=False).tolist()
 
 

@@ -106,7 +106,7 @@ def model_card(store: Store, plan: Plan, report: Mapping[str, Any]) -> str:
         "tags": ["bolt", "long-chain-of-thought", kind, "trl"],
     }
     sections = {
-        "Trained on": markdown_table(trained_on(store, inputs, data)),
+        "Trained on": markdown_table(trained_on(inputs, data)),
         "Figures": markdown_table(figures(report)),
         "Format": FORMAT.format(
             format=answer["format"] or "not recognised",
@@ -141,7 +141,7 @@ def base_name(store: Store, model: Ref) -> str | None:
     return str(named) if named else None
 
 
-def trained_on(store: Store, inputs: Mapping[str, Ref], data: str) -> list[dict[str, str]]:
+def trained_on(inputs: Mapping[str, Ref], data: str) -> list[dict[str, str]]:
     """The table of training data."""
     if data not in inputs:
         return []

@@ -69,18 +69,9 @@ def train_dpo(
         reference=fixed,
         data=artifact_parts(store, pairs, servers.work_dir),
     )
+    ranks = ranks_of(config, config.ranks, nodes=hosts.nodes)
     format = format_of_pairs(store, pairs)
-    return train_and_publish(
-        plan,
-        store,
-        servers,
-        "infra.training.dpo",
-        make_config,
-        config,
-        ranks_of(config, config.ranks, nodes=hosts.nodes),
-        hosts,
-        format,
-    )
+    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, ranks, hosts, format)
 
 
 def format_of_pairs(store: Store, pairs: Ref) -> LongFormat | None:

@@ -55,15 +55,6 @@ def train_sft(
         data = render_longcot(store, longcot, folder, output.with_name("rows.parquet"))
         return SftConfig(**config.model_dump(exclude={"ranks"}), model=folder, data=(data,), output=output)
 
+    ranks = ranks_of(config, config.ranks, nodes=hosts.nodes)
     format = format_of(store, longcot)
-    return train_and_publish(
-        plan,
-        store,
-        servers,
-        "infra.training.sft",
-        make_config,
-        config,
-        ranks_of(config, config.ranks, nodes=hosts.nodes),
-        hosts,
-        format,
-    )
+    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, ranks, hosts, format)

@@ -38,10 +38,6 @@ def test_any_whitespace_around_delimiters_is_allowed(space):
     parsed = bolt.parse(text)
     assert parsed.ok
     assert (parsed.thoughts, parsed.solution) == ("t u", "s")
-    assert parsed.thoughts_span is not None
-    assert parsed.solution_span is not None
-    assert text[slice(*parsed.thoughts_span)] == "t u"
-    assert text[slice(*parsed.solution_span)] == "s"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +153,8 @@ def test_a_solution_that_was_cut_off_is_not_taken_as_whole(before, solution):
         "\\boxed{\\left\\{ x \\right.}",
         "\\(a\\) and \\[b\\]",
         "\\begin{cases} 1 \\end{cases}",
+        "$$\\begin{aligned} a&=1 \\\\[4pt] b&=2 \\end{aligned}$$",
+        "\\boxed{\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}}",
         "```\n$$\n```",
         "write ```x``` so",
         'print("\\(name)")\n\nin Swift',
@@ -206,7 +204,7 @@ def test_qwq_faults():
     assert faults(qwq.parse("a\n\n**Final Answer**\n")) == [("empty_solution", 19)]
 
 
-@pytest.mark.parametrize("module", TAGGED, ids=lambda module: module.NAME)
+@pytest.mark.parametrize("module", TAGGED, ids=lambda module: module.__name__)
 def test_render_refuses_what_would_not_parse_back(module):
     for tag in module.FORMAT.tags:
         with pytest.raises(ValueError, match="the thoughts contains the delimiter"):
@@ -249,7 +247,7 @@ def test_detect():
         assert detect(module.render("why", "so")) == name
     for module in TAGGED:
         for tag in module.FORMAT.tags:
-            expected = "r1" if module is rlmt and "think" in tag else module.NAME
+            expected = "r1" if module is rlmt and "think" in tag else module.__name__.rpartition(".")[2]
             assert detect(f"broken {tag} text") == expected
     assert detect("<think>t</think> and </response>") == "rlmt"
     assert detect(bolt.render("I mention <think> here", "s")) == "bolt"

@@ -81,12 +81,10 @@ def check(text, parsed):
     offsets = [violation.offset for violation in parsed.violations]
     assert offsets == sorted(offsets)
     assert all(0 <= offset <= len(text) for offset in offsets)
-    for part, span in ((parsed.thoughts, parsed.thoughts_span), (parsed.solution, parsed.solution_span)):
-        assert (part is None) == (span is None)
-        if span is not None:
-            assert part == text[slice(*span)] == part.strip() != ""
-    if parsed.thoughts_span and parsed.solution_span:
-        assert parsed.thoughts_span[1] <= parsed.solution_span[0]
+    for part in (parsed.thoughts, parsed.solution):
+        assert part is None or (part in text and part == part.strip() != "")
+    if parsed.thoughts and parsed.solution:
+        assert text.index(parsed.thoughts) + len(parsed.thoughts) <= text.rindex(parsed.solution)
     assert parsed.ok == (not parsed.violations)
     assert parsed.violations or parsed.thoughts
 

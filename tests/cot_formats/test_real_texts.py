@@ -138,16 +138,18 @@ def test_detect():
 
 
 def test_every_well_formed_text_survives_every_format_and_back():
-    files = [(still2, name) for name in STILL2] + [(r1, name) for name in R1] + [(marco, "marco-o1_thought_output")]
-    texts = [(module, row["response"]) for module, name in files for row in rows(name)]
-    good = [(module, text) for module, text in texts if module.parse(text).ok]
+    files = (
+        [("still2", name) for name in STILL2] + [("r1", name) for name in R1] + [("marco", "marco-o1_thought_output")]
+    )
+    texts = [(source, row["response"]) for source, name in files for row in rows(name)]
+    good = [(source, text) for source, text in texts if FORMATS[source].parse(text).ok]
     assert len(good) == 708 + 169 + 214 + 151 + 67 + 98 + 62
     refused: Counter[str] = Counter()
-    for module, text in good:
-        normal = convert(text, module.NAME, module.NAME)
+    for source, text in good:
+        normal = convert(text, source, source)
         for target in FORMATS:
             try:
-                assert convert(convert(text, module.NAME, target), target, module.NAME) == normal
+                assert convert(convert(text, source, target), target, source) == normal
             except ValueError:
                 refused[target] += 1
     # The only delimiter of free text is the heading, and these solutions (mostly of R1-like models) contain one.

@@ -23,8 +23,9 @@ from infra.operations.inventory import artifacts, problems, unneeded
 from infra.settings import Settings
 from infra.store.claims import claimed
 from infra.store.manifest import Provenance
+from infra.store.parts import find
 from infra.store.store import Store
-from infra.store.tables import find, read_rows, write_table
+from infra.store.tables import read_rows, write_table
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 

@@ -26,8 +26,9 @@ from infra.store import store as store_module
 from infra.store.claims import claimed
 from infra.store.manifest import Provenance, Ref
 from infra.store.models import fetch_model, publish_model
+from infra.store.parts import find
 from infra.store.store import Store, StoreError
-from infra.store.tables import find, read_rows, write_table
+from infra.store.tables import read_rows, write_table
 
 # If the connection breaks, aiohttp silently sends the request again; only a second failure is logged.
 ANSWERED = ("500", "503", "stall")

@@ -35,9 +35,10 @@ from infra.serving.pool import Pool
 from infra.serving.vllm_server import ServerError, VllmServer
 from infra.settings import Settings
 from infra.store.manifest import Provenance, Ref
+from infra.store.parts import find
 from infra.store.schemas import LONGCOT
 from infra.store.store import Store, StoreError
-from infra.store.tables import find, read_rows, write_table
+from infra.store.tables import read_rows, write_table
 from infra.training.config import SftConfig, trained_path
 from infra.training.nodes import launch
 

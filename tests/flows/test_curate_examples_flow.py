@@ -18,8 +18,9 @@ from infra.errors import BadInput
 from infra.serving.pool import Pool
 from infra.serving.servers import Servers
 from infra.settings import PROJECT_ROOT, Settings
+from infra.store.manifest import read_manifest
 from infra.store.store import Store
-from infra.store.tables import read_manifest, read_rows
+from infra.store.tables import read_rows
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

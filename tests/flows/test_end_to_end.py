@@ -17,8 +17,9 @@ from small import SMALL, command_lines, environment
 
 from infra.processes.watchdog import _descendants
 from infra.settings import Settings
+from infra.store.parts import find
 from infra.store.store import Store
-from infra.store.tables import find, read_rows
+from infra.store.tables import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]

@@ -11,8 +11,9 @@ from infra.operations.inventory import artifacts, needed, problems, remove, unne
 from infra.store.claims import claimed
 from infra.store.lineage import history, lineage, lineage_picture
 from infra.store.manifest import begin, finish, load
+from infra.store.parts import find
 from infra.store.schemas import GRADES, PAIRS, QUERIES, SCORES
-from infra.store.tables import Provenance, find, write_table
+from infra.store.tables import Provenance, write_table
 
 KEY = "0123456789abcdef0123"  # has the form of a cache key
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False)])

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
@@ -191,6 +192,10 @@ def test_an_unreadable_file_is_named_with_its_argument(tmp_path, content, messag
     [
         ({"given": object()}, "given: object has no exact JSON form"),
         ({"name": {"a": 1}}, "name: dict has no exact JSON form"),
+        ({"name": {1, 2}}, "name: set has no exact JSON form"),
+        ({"name": b"x"}, "name: bytes has no exact JSON form"),
+        ({"name": np.int64(1)}, "name: int64 has no exact JSON form"),
+        ({"name": [1, object()]}, "name/1: object has no exact JSON form"),
         ({"config": Mutable()}, "config: Mutable is mutable"),
         ({"shard": 1}, "unexpected keyword argument 'shard'"),
     ],
@@ -205,6 +210,7 @@ def test_a_missing_argument_is_an_error():
         thing.plan("thing", {"config": Config()})
 
 
-def test_a_number_that_is_not_finite_is_an_error():
-    with pytest.raises(ValueError, match="nan has no JSON form"):
-        planned(config=Config(nested=Nested(rate=float("nan"))))
+@pytest.mark.parametrize("rate", ["nan", "inf"])
+def test_a_number_that_is_not_finite_is_an_error(rate):
+    with pytest.raises(ValueError, match=rf"^config\.nested\.rate: {rate} has no JSON form"):
+        planned(config=Config(nested=Nested(rate=float(rate))))

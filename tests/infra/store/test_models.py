@@ -7,11 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from infra.store import models, parts
-from infra.store.manifest import read_manifest
+from infra.store.manifest import BadArtifact, Provenance, read_manifest
 from infra.store.models import ModelError, fetch_model, import_model, publish_model
 from infra.store.parts import find
 from infra.store.store import StoreError
-from infra.store.tables import BadArtifact, Provenance
 
 NONE = Provenance()
 

@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 from infra.processes import watchdog
 from infra.settings import Settings
 from infra.store import parts, schemas, tables
+from infra.store.manifest import BadArtifact, Provenance, read_manifest
+from infra.store.parts import find
 from infra.store.store import Store
-from infra.store.tables import (
-    BadArtifact,
-    Provenance,
-    RowError,
-    find,
-    read_manifest,
-    read_rows,
-    read_table,
-    scan,
-    write_table,
-)
+from infra.store.tables import RowError, read_rows, read_table, scan, write_table
 
 SCHEMA = pa.schema(
     [

@@ -91,11 +91,6 @@ def test_the_generation_prefix_shows_opened_thoughts() -> None:
     assert chat.generation_prefix(opening) == " <|assistant|> <think>\n"
 
 
-def test_the_digest_follows_the_template() -> None:
-    assert chat.template_digest(TOKENIZER) == chat.template_digest(make_tokenizer())
-    assert chat.template_digest(TOKENIZER) != chat.template_digest(make_tokenizer(TEMPLATE + " "))
-
-
 def test_tokens_are_counted_without_additions() -> None:
     assert chat.count_tokens(TOKENIZER, "w1 w2") == 2
 

@@ -14,12 +14,25 @@ import pytest
 from pydantic import ValidationError
 
 from infra.errors import BadInput
-from infra.processes.torchrun import TrainerError, metrics_path
+from infra.processes.torchrun import TrainerError
 from infra.training import node, nodes
 from infra.training.hosts import Hosts
 from infra.training.node import Agent
 from infra.training.nodes import Team, check_hosts
-from infra.training.signs import Facts, Offer, Pulse, Sign, Who, beat, node_log, offer_path, read, sign_path, write
+from infra.training.signs import (
+    Offer,
+    Pulse,
+    Sign,
+    Who,
+    beat,
+    difference,
+    facts_here,
+    node_log,
+    offer_path,
+    read,
+    sign_path,
+    write,
+)
 from infra.training.slot import Slot
 
 LOOPBACK = ("127.0.0.1", "127.0.0.2")
@@ -81,14 +94,13 @@ def test_a_beat_tells_a_living_writer_from_one_that_left_its_file(tmp_path: Path
 def test_other_code_and_other_libraries_are_named(tmp_path: Path) -> None:
     (tmp_path / "infra").mkdir()
     (tmp_path / "infra" / "a.py").write_text("x = 1\n")
-    ours = Facts.found(tmp_path)
-    assert ours.difference(Facts.found(tmp_path)) == ""
+    ours = facts_here(tmp_path)
+    assert difference(facts_here(tmp_path), ours) == ""
     (tmp_path / "infra" / "a.py").write_text("x = 2\n")
-    assert "the project's code (infra)" in Facts.found(tmp_path).difference(ours)
-    theirs = ours.model_copy(update={"python": "3.9.1", "libraries": {**ours.libraries, "torch": "1.0", "trl": None}})
-    said = theirs.difference(ours)
+    assert "the project's code (infra)" in difference(facts_here(tmp_path), ours)
+    said = difference({**ours, "Python": "3.9.1", "torch": "1.0", "trl": "none"}, ours)
     assert "Python: 3.9.1 and not 3." in said
-    assert f"torch: 1.0 and not {ours.libraries['torch']}" in said
+    assert f"torch: 1.0 and not {ours['torch']}" in said
     assert "trl: none and not" in said
 
 
@@ -121,11 +133,10 @@ class FakeFlow:
             "by": Who.me(),
             "hosts": LOOPBACK,
             "lost_after_s": 3.0,
-            "facts": Facts.found(),
+            "facts": facts_here(),
             "module": "infra.training.sft",
             "config": self.folder / "train.config.json",
             "log": log,
-            "metrics": metrics_path(log),
             "ranks": 1,
             "paths": (self.folder,),
             "environment": {"NCCL_DEBUG": "WARN"},
@@ -152,7 +163,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ranks, dict[str, Any]
         found.append((Ranks(), more))
         return found[-1][0]
 
-    monkeypatch.setattr(node, "start", start)
+    monkeypatch.setattr(nodes, "start", start)
     monkeypatch.setattr(node, "TAKEN_S", 1.0)
     return found
 
@@ -222,7 +233,7 @@ def test_ranks_end_with_the_training_and_with_the_flow(end, flow, tmp_path, star
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"facts": Facts(code="abc", python="3.11.1", libraries={})}, "must be set up as the flow's machine is"),
+        ({"facts": {"Python": "3.11.1"}}, "must be set up as the flow's machine is"),
         ({"paths": (Path("/nowhere/model"),)}, "/nowhere/model cannot be seen on"),
         ({"hosts": ("127.0.0.1",)}, "has 1 hosts, so there is no node 1"),
         ({"hosts": ("gpu-0.invalid", "gpu-1")}, "'gpu-0.invalid', cannot be reached"),
@@ -258,7 +269,7 @@ def test_a_number_is_given_to_one_agent(tmp_path: Path, started, monkeypatch) ->
 
 def test_a_folder_that_is_not_shared_is_refused_with_its_name_and_the_host(tmp_path: Path) -> None:
     hosts = Hosts(hosts=(*LOOPBACK, "127.0.0.3"), join_timeout_s=1)
-    write(sign_path(tmp_path, 2), Sign(by=Who.me(), node=2, facts=Facts.found()))  # and never a beat
+    write(sign_path(tmp_path, 2), Sign(by=Who.me(), node=2, facts=facts_here()))  # and never a beat
     with pytest.raises(BadInput) as error:
         check_hosts(hosts, tmp_path)
     said = str(error.value)
@@ -276,7 +287,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_an_agent_with_other_libraries_stops_the_run_at_its_start(tmp_path: Path) -> None:
-    theirs = Facts.found().model_copy(update={"python": "3.12.9"})
+    theirs = {**facts_here(), "Python": "3.12.9"}
     write(sign_path(tmp_path, 1), Sign(by=Who.me(), node=1, facts=theirs))
     team = Team(Hosts(hosts=LOOPBACK, join_timeout_s=5), tmp_path)
     count = iter(range(1, 100))

@@ -17,8 +17,6 @@ from tasks.rewards.select import (
     SelectConfig,
     best_of_each,
     histogram,
-    order_statistics,
-    percentile_of,
     select,
     threshold,
 )
@@ -39,44 +37,6 @@ def test_the_threshold_is_the_exact_percentile(values, percentile):
         rows = [[scored("q", n, value)] for n, value in enumerate(values)]
         ref = write_table(store, "scores", "k", SCORES, rows, Provenance(), rows_per_part=25)
         assert threshold(store, ref, percentile) == float(np.percentile(values, percentile))
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    values=st.lists(st.floats(allow_nan=False, allow_infinity=False) | rewards, min_size=1, max_size=200),
-    percentile=st.floats(0, 100) | st.sampled_from([0.0, 30.0, 50.0, 100.0]),
-    cut=st.integers(1, 50),
-)
-def test_the_percentile_of_a_stream_equals_numpys(values, percentile, cut):
-    held = np.array(values)
-    pieces = [held[start : start + cut] for start in range(0, len(held), cut)]
-    with np.errstate(over="ignore", invalid="ignore"):  # values near the largest float
-        expected = np.percentile(held, percentile)
-        assert repr(percentile_of(lambda: pieces, len(held), percentile) + 0.0) == repr(float(expected) + 0.0)
-
-
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60), st.data())
-def test_order_statistics_are_the_sorted_values(values, data):
-    ranks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=4))
-    ordered = sorted(values)
-    assert order_statistics(lambda: [np.array(values)], ranks) == [ordered[rank] for rank in ranks]
-
-
-def test_the_percentile_of_many_rewards_needs_little_memory():
-    def stream():
-        rng = np.random.default_rng(1)
-        return (rng.normal(size=10_000) for _ in range(200))
-
-    whole = np.concatenate(list(stream()))
-    expected = float(np.percentile(whole, 30))
-    size = whole.nbytes
-    del whole
-    tracemalloc.start()
-    found = percentile_of(stream, 2_000_000, 30)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert found == expected
-    assert peak < size / 4
 
 
 @settings(max_examples=50, deadline=None)
