@@ -25,7 +25,7 @@ class Grade(TypedDict):
 
 
 def short_answer(solution: str | None, reference: str) -> Grade:
-    prediction = short_answer_grader.extract(solution)
+    prediction = short_answer_grader.extract(solution, reference)
     return _whole(prediction, short_answer_grader.is_correct(prediction, reference))
 
 

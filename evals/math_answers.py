@@ -17,7 +17,7 @@ from typing import Any
 from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
 from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[import-untyped]
 
-from evals.notation import DELIMITER, WRAPPED, numeral, plain, rewritten
+from evals.notation import DELIMITER, WRAPPED, numeral, plain, rewritten, ungrouped
 from evals.stated_answers import stated
 from evals.units import bare_letter, known, split
 
@@ -31,10 +31,14 @@ _ANSWER = re.compile(r"\banswer|^\s*####\s", re.IGNORECASE | re.MULTILINE)
 _STATED = re.compile(r"final answer is:?\s*(?=[$*\d+-]|\\[(\[])", re.IGNORECASE)
 _COMMAND = re.compile(r"\\(?:begin|end|operatorname|text\w*|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?!(?:and|or)\b)[A-Za-z]{2,}")
-_OPTION = re.compile(r"(?<![^\s,;])\(([a-z])\)(?!\s*[-+*/^=(])")
-_CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?\(?([a-z])\)?\.?")
+_VERBAL = re.compile(r"(?!.*[+*/^_=<>\\])(?!.*-(?![^\W\d_]{2})).*\b(?:[A-Za-z]{2}|[^\W\d_\u0370-\u03ff]{2})", re.DOTALL)
+_CASED = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{1,2}(?![A-Za-z])")
+_NAME = re.compile(r"\A\s*[A-Za-z]\s*=")
+_RATIO = re.compile(r"(\d+)\s*:\s*(?:([0-5]\d)(?:\s*[ap]\.?m\.?)?|(\d+))", re.IGNORECASE)  # 2:05 and 3:4
+_OPTION = re.compile(r"(?<![^\s,;])\(([a-z])\)(?!\s*[-+*/^=(])", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?\(?([a-z])\)?\.?", re.IGNORECASE)
 _ARTICLE = re.compile(r"\A(?:an?|the) (?=[a-z]{3,}(?: [a-z]+)*\Z)")
-_LABELLED = re.compile(r"([a-z])[).:]")
+_LABELLED = re.compile(r"([a-z])[).:]", re.IGNORECASE)
 _LABEL = re.compile(
     r"\s*(?:\\(?:text\w*|mathrm|mathbf|mbox|emph)\s*\{\s*)?\(?[A-Z]\)[.:]?\s*\}?(?:\\[ ,;:]|~|\s|\\q?quad)*(?=\S)"
 )
@@ -75,12 +79,14 @@ def equivalent(prediction: str, reference: str) -> bool:
 
     Also serves as a verifiable reward for queries with a reference. False if either is empty or longer than `LONGEST`.
     """
-    prediction, reference = (_boxed(text)[0] or text for text in (prediction, reference))
+    prediction, reference = ((_boxed(text)[0] or text).rstrip("\\ ") for text in (prediction, reference))
     if not prediction.strip() or not reference.strip() or max(len(prediction), len(reference)) > LONGEST:
         return False
-    given, sought = _bare(prediction), _bare(reference)
-    if given == sought:
+    if _bare(prediction) == _bare(reference):
         return True
+    given, sought = (plain(text).rstrip(". ") for text in (prediction, reference))
+    if max(len(text.strip("$. ")) for text in (prediction, reference)) > 1:  # (C) is an option, C may be a variable
+        given, sought = given.casefold(), sought.casefold()
     option = _CHOICE.fullmatch(sought)
     if option and (options := _OPTION.findall(given)):
         return set(options) == {option[1]}
@@ -93,14 +99,15 @@ def equivalent(prediction: str, reference: str) -> bool:
     if not option and (label := _LABEL.match(prediction)):  # (C) 12, where the reference is 12
         opened = label[0].count("{") > label[0].count("}")
         unlabelled = prediction[label.end() :].removesuffix("}" if opened else "")
-        if _bare(unlabelled) == sought or _same_quantity(unlabelled, reference):
+        if _bare(unlabelled) == _bare(reference) or _same_quantity(unlabelled, reference):
             return True
     return _same_quantity(prediction, reference)
 
 
 def _bare(text: str) -> str:
-    """An answer's words in lower case, without an article and a full stop."""
-    return _ARTICLE.sub("", plain(text).casefold().rstrip(". "))
+    """An answer without a full stop and separators of thousands; words in lower case, without an article."""
+    text = ungrouped(plain(text).rstrip(". "))
+    return _ARTICLE.sub("", text.casefold()) if _VERBAL.match(text) else text
 
 
 def _same_numeral(reference: tuple[str, int | None] | None, prediction: tuple[str, int | None] | None) -> bool:
@@ -142,6 +149,13 @@ def _times(factor: Fraction, value: str) -> str:
 
 
 def _same_value(prediction: str, reference: str) -> bool:
+    one, other = (_RATIO.fullmatch(plain(text)) for text in (prediction, reference))
+    if one and other and (one[2] or other[2]):  # times of day, which math-verify would divide
+        return [int(one[1]), int(one[2] or one[3])] == [int(other[1]), int(other[2] or other[3])]
+    # math-verify takes x and X for the same variable
+    ours, theirs = (set("".join(_CASED.findall(_NAME.sub("", text)))) for text in (prediction, reference))
+    if (ours ^ theirs) & {letter.swapcase() for letter in ours | theirs}:
+        return False
     return bool(
         verify(
             _parsed(rewritten(reference)),

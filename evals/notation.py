@@ -6,14 +6,17 @@ Pure functions over texts of at most 1,000 characters; they raise nothing.
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 WRAPPED = re.compile(r"\\(?:text\w*|math(?:rm|bf|it|sf|tt)|mbox|emph)\s*\{([^{}]*)\}")
 DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
-_GROUPED = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*")
+_GROUPED = re.compile(r"\s*[-+]?\d{1,3}([ '’])\d{3}(?:\1\d{3})*(?:\.\d+)?\s*")
+_INDIAN_OR_DOTTED = re.compile(r"[-+]?(?:\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?:\.\d{3}){2,})")
 _ORDINAL = r"(?:(?<=1)st|(?<=2)nd|(?<=3)rd|th)"
 _ENDING = r"(?:st|nd|rd|th)"
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
 _SYMBOLS = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {  # full-width ASCII
     ord(symbol): latex
@@ -21,7 +24,7 @@ _SYMBOLS = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {  # f
         **dict.fromkeys("−–", "-"),
         **dict.fromkeys("·⋅", r"\cdot "),
         **dict.fromkeys("\u00a0\u2009\u202f", "~"),
-        **dict(zip("²³°", ("^2", "^3", r"^\circ "), strict=True)),
+        **dict.fromkeys("°º˚", r"^\circ "),
         **dict(zip("×÷π∞±", (r"\times ", r"\div ", r"\pi ", r"\infty ", r"\pm "), strict=True)),
         **dict(zip("≤≥≠", (r"\le ", r"\ge ", r"\ne "), strict=True)),
         **dict(zip("∪∩∈∅", (r"\cup ", r"\cap ", r"\in ", r"\emptyset "), strict=True)),
@@ -32,7 +35,9 @@ _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(?<!\\)%", r"\\%"),
-        (r"[£€¥]|(?<=\d)\s*dollars?\b", ""),
+        (r"\A\s*(?:\\(?:approx|simeq)\b|[≈≃=])\s*", ""),
+        (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)", r"\1 \\cdot 10^{\2}"),
+        (r"[£€¥₹]|(?<=\d)\s*dollars?\b", ""),
         (r"\\\\\[[^\]]*\]", r"\\\\"),  # a matrix's \\[2pt]
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"√\s*(\w+)", r"\\sqrt{\1}"),
@@ -50,6 +55,13 @@ _REWRITES = [
         (r"(?:(?<!\\right)\.|[,;:]|\\[\\ ]|\s)+$", ""),
     )
 ]
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {
+    "one half": r"\frac{1}{2}", "one third": r"\frac{1}{3}", "one fourth": r"\frac{1}{4}", "one quarter": r"\frac{1}{4}"
+}  # fmt: skip
 
 _REPEATING = [
     re.compile(pattern)
@@ -94,11 +106,13 @@ _NUMERAL = re.compile(
 
 def rewritten(text: str) -> str:
     """An answer's LaTeX, rewritten into a form that math-verify reads."""
-    text = DELIMITER.sub(" ", text)
+    text = DELIMITER.sub(" ", _NUMBERS.get(plain(text).casefold().replace("-", " "), text))
     text = _COMBINING.sub(lambda found: rf"\overline{{{re.sub(r'[^0-9]', '', found[0])}}}", text)
+    text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = re.sub("[¼-¾⅐-⅞]", _vulgar, text)
     text = " ".join(text.translate(_SYMBOLS).split())
-    if _GROUPED.fullmatch(text):  # 10 080
-        text = text.replace(" ", "")
+    if _GROUPED.fullmatch(text):  # 10 080, 10’080
+        text = re.sub("[ '’]", "", text)
     for pattern in _REPEATING:
         text = pattern.sub(_fraction, text)
     text = _MIXED_PERCENT.sub(_improper, text)
@@ -110,6 +124,11 @@ def rewritten(text: str) -> str:
 def plain(text: str) -> str:
     r"""An answer without \text{} and dollar signs, with runs of white space collapsed."""
     return " ".join(WRAPPED.sub(r"\1", DELIMITER.sub(" ", text)).split())
+
+
+def ungrouped(text: str) -> str:
+    """A number as 12,34,567 or 1.234.567 without separators; any other text as it is."""
+    return re.sub("[,.]", "", text) if _INDIAN_OR_DOTTED.fullmatch(text) else text
 
 
 def numeral(text: str) -> tuple[str, int | None] | None:
@@ -128,6 +147,12 @@ def numeral(text: str) -> tuple[str, int | None] | None:
         return digits, None
     base = int(named) if named.isdecimal() and len(named) < 3 else _BASES.get(named, 0)
     return (digits, base) if 2 <= base <= 36 and all(int(digit, 36) < base for digit in digits) else None
+
+
+def _vulgar(sign: re.Match[str]) -> str:
+    """The LaTeX of a sign such as ½."""
+    value = Fraction(unicodedata.numeric(sign[0])).limit_denominator(10)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _improper(mixed: re.Match[str]) -> str:

@@ -19,7 +19,7 @@ FORMULA = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 
 _NOISE = re.compile(
     r"<\|(?:im_start|im_end|eot_id|endoftext|end_of_text|start_header_id)\|>.*"  # what follows a turn
-    r"|<\|\w{1,40}\|>|```.*?(?:```|\Z)|\\(?:boxed|fbox)\s*\{\s*\}|\*\*|__|^\s*#{1,6}(?= *[A-Za-z])",
+    r"|<\|\w{1,40}\|>|```.*?(?:```|\Z)|\\(?:boxed|fbox)\s*\{\s*\}|\*\*|__|</answer>|^\s*#{1,6}(?= *[A-Za-z])",
     re.DOTALL | re.MULTILINE,
 )
 _OPENED = re.compile(r"\\(?:boxed|fbox)\b.*", re.DOTALL)

@@ -39,6 +39,10 @@ _STATEMENT = _pattern(
     r"(?P<before>\b(?:is|are|as)\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answers?\b)",
     r"\bfinal\s+answers?\b\s*(?:\n|(?=[\ue000-\uf8ff\d]))",
     r"\banswers?\b\s*(?=[\ue000-\uf8ff])",
+    r"\b(?:correct|right)\s+(?:option|choice)\s+(?:is|would be)\b\s*:?",
+    r"<answer>\s*(?=[^\n]{1,60}$)",
+    # a heading over a line that is a number or formula and three words at most
+    r"^[ \t]*answers?[ \t]*\n\s*(?=[^\w\n]*(?:[a-z] *= *)?[\ue000-\uf8ff\d]\S*(?: \S+){0,3}[ \t]*$)",
     r"^\s*####\s",
 )
 _UNSAID = _pattern(

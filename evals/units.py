@@ -78,7 +78,7 @@ def _table() -> tuple[dict[str, tuple[Fraction, str, int]], dict[str, tuple[Frac
         ("euro eur €", one, "euro", 1),
         ("£ gbp", one, "pound sterling", 1),
         ("¥ yen", one, "yen", 1),
-        ("rupee", one, "rupee", 1),
+        ("rupee rs inr ₹", one, "rupee", 1),
         ("degree deg", one, "degree", 1),
         ("radian rad", one, "radian", 1),
         ("celsius", one, "celsius", 1),
@@ -108,17 +108,17 @@ _LONGEST = 100  # characters of a unit
 
 _TEXT = r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*+\{[^{}]*+\}"
 _GAP = r"(?:\\[,;:! ]|~|\s)"
-_DEGREE = r"(?:\^\s*+(?:\{\s*+\\circ\s*+\}|\\circ\b)|°|\\degree\b)"
+_DEGREE = r"(?:\^\s*+(?:\{\s*+\\circ\s*+\}|\\circ\b)|[°º˚]|\\degree\b)"
 _POWER = r"(?:\s*+\^\s*+(?:\{\s*+-?\d\s*+\}|-?\d)|[²³])"
 _WORD = r"(?<![A-Za-z\\])[A-Za-zµμ][A-Za-zµμ.'-]*+"
-_PART = rf"(?:{_TEXT}|{_DEGREE}|{_WORD}|[¢€£¥])"
+_PART = rf"(?:{_TEXT}|{_DEGREE}|{_WORD}|[¢€£¥₹])"
 _NEXT = rf"{_GAP}*+(?:[/·-]|\\cdot\b)?+{_GAP}*+{_PART}{_POWER}?+"
 _TAIL = re.compile(rf"(?P<gap>{_GAP}*+)(?P<unit>{_PART}{_POWER}?+(?:{_NEXT})*+)\s*+\Z")
-_CURRENCY = re.compile(r"^\s*+(?P<sign>[-+]?)\s*+(?P<unit>\\\$|[£€¥])\s*+(?=[\d.\\])")
+_CURRENCY = re.compile(r"^\s*+(?P<sign>[-+]?)\s*+(?P<unit>\\\$|[£€¥₹]|(?:Rs|INR|USD|EUR|GBP)\b\.?)\s*+(?=[\d.\\])")
 _FUNCTION = re.compile(r"(?:and|or|pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|mod|if|not|arc\w+)\Z")
 _INNER = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*+\{([^{}]*+)\}")
 _SCALE = re.compile(rf"(?:{_DEGREE}|\bdegrees?\b)\s*+([CFcf])(?:elsius|ahrenheit)?\b")
-_TOKEN = re.compile(r"[A-Za-zµμ¢€£¥]+|[/·*-]|\^\s*\{?\s*(-?\d)\s*\}?|[²³]|\S")
+_TOKEN = re.compile(r"[A-Za-zµμ¢€£¥₹]+|[/·*-]|\^\s*\{?\s*(-?\d)\s*\}?|[²³]|\S")
 
 
 def split(text: str) -> tuple[str, str]:
@@ -203,5 +203,5 @@ def _is_unit(unit: str, value: str, *, gap: bool) -> bool:
     if any(_FUNCTION.match(word) for word in words) or not re.search(r"(?:[\d)}\]]|\\pi)\s*\Z", value):
         return False
     if is_known:
-        return len(words[0]) > 1 or (gap and "/" in unit)
+        return len(words[0]) > 1 or (gap and "/" in unit) or bool(_SCALE.fullmatch(unit))  # 30°C
     return gap and all(len(word) > 2 and re.search("[aeiouyAEIOUY]", word) for word in words if word != "of")

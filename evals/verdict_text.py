@@ -1,4 +1,4 @@
-"""What a judge says itself: a verdict without the code and the quotations in it.
+"""What a judge says itself: a verdict without its thoughts, and without the code and the quotations in it.
 
 Judges quote answers, and an answer may hold what looks like a rating, `[[10]]`. Code is what fences, backticks or HTML
 tags enclose; quotations are block quotes and what stands in quotation marks, but for the judge's own last words: `My
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 
+_CLOSED = r"(?<![`\"'“])</think>(?![`\"'”])"
+# Many templates open the thoughts themselves, but what begins as JSON or code is a verdict, whatever it quotes.
+_THOUGHTS = re.compile(rf"\A(?:\s*+<think>.*?(?:{_CLOSED}|\Z)|(?!\s*[{{`]).*?{_CLOSED})", re.DOTALL)
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`\n]*)")
 _INLINE = re.compile(r"(?<!`)(`{1,3})(?!`)[^`\n]++\1(?!`)")
 _TAG = re.compile(r"<(code|pre|blockquote|q|samp)\b[^<>]{0,200}>", re.IGNORECASE)
@@ -26,7 +29,10 @@ _PLAIN_LANGUAGES = frozenset(("", "json", "jsonc", "json5", "text", "txt", "plai
 
 
 def unquoted(text: str) -> str:
-    """A verdict without code and quotations, each replaced by a blank. A fence that is never closed goes to the end."""
+    """A verdict without thoughts, code and quotations, each of the latter two replaced by a blank.
+
+    Thoughts and a fence that are never closed go to the end.
+    """
     text = _untagged(_INLINE.sub(" ", _lines_outside(text, json=False)))
     own = _OWN.search(text, max(0, len(text) - 200))
     if own:
@@ -35,7 +41,7 @@ def unquoted(text: str) -> str:
 
 
 def unquoted_json(text: str) -> str:
-    """A verdict in JSON without block quotes, code in other languages, and objects in backticks amid other text.
+    """A verdict in JSON without thoughts, block quotes, code in other languages, objects in backticks amid other text.
 
     The JSON itself may stand in a fence.
     """
@@ -44,10 +50,10 @@ def unquoted_json(text: str) -> str:
 
 
 def _lines_outside(text: str, *, json: bool) -> str:
-    """The lines that are in no block quote and no fence. `json`: fences around JSON or plain text do not count."""
+    """The lines after the thoughts, in no block quote and no fence. `json`: not those around JSON or plain text."""
     kept: list[str] = []
     fence, hides = "", False
-    for line in text.splitlines(keepends=True):
+    for line in _THOUGHTS.sub("", text, count=1).splitlines(keepends=True):
         found = _FENCE.match(line)
         if fence:
             hidden = hides

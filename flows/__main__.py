@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from flows.stages.logs import logged, paragraph
 from flows.stages.parameters import bounds_text, default_text, leaves, nearest, problems, type_text
@@ -37,9 +37,56 @@ OK, FAILED, WRONG_INPUT = 0, 1, 2
 Deployment = dict[str, Any]
 
 
+class Preset(BaseModel):
+    """What a deployment must have to be a preset."""
+
+    name: str
+    entrypoint: str = Field(pattern=r"^\w+(/\w+)*\.py:\w+$")
+    description: str = ""
+    parameters: dict[str, JsonValue] = {}
+
+
+class Presets(BaseModel):
+    """What prefect.yaml must have."""
+
+    deployments: list[Preset]
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice; of these, YAML's own loader silently takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:number]]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} stands here twice", problem_mark=key.start_mark
+                )
+        return node
+
+
 def deployments(path: Path = PROJECT_ROOT / "prefect.yaml") -> dict[str, Deployment]:
-    """All deployments of prefect.yaml, by FLOW/PRESET."""
-    return {f"{flow_name(each)}/{each['name']}": each for each in yaml.safe_load(path.read_text())["deployments"]}
+    """All deployments of prefect.yaml, by FLOW/PRESET.
+
+    Raises:
+        BadInput: it is no YAML, a deployment is not as `Preset`, or two have the same name.
+    """
+    try:
+        with path.open("rb") as file:
+            read = yaml.load(file, Loader)  # noqa: S506  # a safe one
+        Presets.model_validate(read)
+    except ValidationError as error:
+        raise BadInput(
+            f"{'; '.join(problems(error, Presets, path.name))}. Correct it there (the first deployment is number 0): "
+            "each has a `name`, an `entrypoint` such as flows/sft.py:sft, and `parameters` as in JSON"
+        ) from None
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+        raise BadInput(f"{path.name} cannot be read: {' '.join(str(error).split())}. Correct it there") from None
+    names = [f"{flow_name(each)}/{each['name']}" for each in read["deployments"]]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{path.name} has two presets {doubled[0]}: give one of them another name")
+    return dict(zip(names, read["deployments"], strict=True))
 
 
 def deployment(name: str, path: Path = PROJECT_ROOT / "prefect.yaml") -> Deployment:
@@ -62,7 +109,8 @@ def flow_name(each: Deployment) -> str:
 
 
 def flow_of(each: Deployment) -> Any:
-    """The flow of a deployment, imported."""
+    """The flow of a deployment, imported. Raises `BadInput` if there is none."""
+    _definition(each)
     return pkgutil.resolve_name(each["entrypoint"].replace(".py:", ":").replace("/", "."))
 
 
@@ -74,16 +122,27 @@ def listing() -> str:
         presets.setdefault(flow_name(each), []).append((name, each))
     for flow, found in presets.items():
         lines.append(f"{flow:26}{_first_line(found[0][1])}")
-        lines += [f"  {name:24}{each['description']}" for name, each in found]
+        lines += [f"  {name:24}{each.get('description', '')}" for name, each in found]
     return "\n".join(lines)
 
 
 def _first_line(each: Deployment) -> str:
     """The first line of a flow's docstring, read without importing the flow."""
+    return (ast.get_docstring(_definition(each)) or "").partition("\n")[0]
+
+
+def _definition(each: Deployment) -> ast.FunctionDef:
+    """The definition of a deployment's flow, which is not imported. Raises `BadInput` if there is none."""
     file, _, function = each["entrypoint"].rpartition(":")
-    tree = ast.parse((PROJECT_ROOT / file).read_text(encoding="utf-8"))
-    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
-    return (ast.get_docstring(found) or "").partition("\n")[0]
+    path = PROJECT_ROOT / file
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == function and node.decorator_list:
+            return node
+    raise BadInput(
+        f"preset {each['name']} in prefect.yaml: there is no flow at its entrypoint {each['entrypoint']}: expected "
+        "FILE.py:FUNCTION, a function with @flow, such as flows/sft.py:sft"
+    )
 
 
 def help_text(name: str) -> str:
@@ -124,7 +183,7 @@ def changed(parameters: Mapping[str, Any], assignments: list[str]) -> dict[str, 
             raise BadInput(f"--set {assignment}: expected a.b.c=VALUE")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # a number of 5,000 digits, or brackets as deep, are no JSON for Python
             value = text
         *parents, last = path.split(".")
         place: Any = result
@@ -182,10 +241,10 @@ def main(argv: list[str]) -> int:
     if given.version:
         print(version("bolt-longcot"))
         return OK
-    if given.deployment is None:
-        print(listing())
-        return OK
     try:
+        if given.deployment is None:
+            print(listing())
+            return OK
         spare_loopback()
         if given.help or given.h:
             print(help_text(given.deployment))
@@ -195,14 +254,18 @@ def main(argv: list[str]) -> int:
         parameters = changed(each.get("parameters", {}), [*given.assignments, *extra])
         run = flow_of(each)
         check(parameters, run)
+        return run_flow(run, parameters, debug=given.debug)
     except BadInput as error:
         print(f"wrong input: {error}", file=sys.stderr)
         return WRONG_INPUT
-    return run_flow(run, parameters, debug=given.debug)
 
 
 def run_flow(run: Any, parameters: Mapping[str, Any], *, debug: bool = False) -> int:
-    """Run a flow and print what it made; an error is one paragraph and the log's path. Returns the exit status."""
+    """Run a flow and print what it made; an error is one paragraph and the log's path. Returns the exit status.
+
+    Raises:
+        BadInput: as `logged`; nothing was run.
+    """
     with logged(debug=debug) as log:
         try:
             result = run(**parameters)
@@ -223,5 +286,7 @@ def _end(signum: int, _frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a locale may lack the characters
     signal.signal(signal.SIGTERM, _end)
     sys.exit(main(sys.argv[1:]))

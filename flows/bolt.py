@@ -77,10 +77,11 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
         trains: dict[str, Trained] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
-        instruct = run.model(config.model, trains=trains)
-        writer = run.model(config.bootstrap.model) if config.bootstrap.model else instruct
+        written, learned = config.bootstrap.generate.format, config.bootstrap.select.format
+        formats = (learned,) if config.bootstrap.model else (learned, written)
+        instruct = run.model(config.model, trains=trains, formats=formats)
+        writer = run.model(config.bootstrap.model, formats=(written,)) if config.bootstrap.model else instruct
         reward_model = reward_model_of(run, config.reward_model)
-        learned = config.bootstrap.select.format
         stage_1, stage_3 = prepared(config.bootstrap, config), prepared(config.online, config)
 
         # Whatever is wrong with the user's files is found here, before a GPU is used.
@@ -98,7 +99,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
             "in-context",
             problems,
             writer,
-            format=stage_1.generate.format,
+            format=written,
             prompt=stage_1.prompt,
             examples=examples,
         )

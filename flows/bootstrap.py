@@ -117,7 +117,8 @@ def bootstrap_stage(
 def bootstrap(config: BootstrapConfig) -> Ref:
     """Make a LongCoT data set with an instruct model and ten in-context examples."""
     with begin(config) as run:
-        model, reward_model = run.model(config.model), reward_model_of(run, config.reward_model)
+        model = run.model(config.model, formats=(config.generate.format,))
+        reward_model = reward_model_of(run, config.reward_model)
         examples = curated_for(run, config, model, config.serving.policy.max_model_len)
         queries = mine_stage(run, rewardable(config.queries, config.reward_model))
         publish_mining(run, [queries])

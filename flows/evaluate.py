@@ -165,7 +165,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         }
         judged = {each.benchmark: each for each in config.benchmarks if isinstance(each, JudgedStage)}
         baselines = {name: baselines_stage(run, each, problems[name]) for name, each in judged.items()}
-        models = {each.name: run.model(each.model) for each in config.models}
+        models = {each.name: run.model(each.model, formats=(each.format,)) for each in config.models}
         judges = {name: run.model(each.judge.model) if each.judge.model else None for name, each in judged.items()}
         examples = curated(run, config.examples) if config.examples else None
         grades: dict[tuple[Verifiable, str], Grades] = {}

@@ -37,7 +37,7 @@ class RewardRecipe(PretrainRecipe):
     tokens: int = Field(5_000_000, ge=1, description="Number of training tokens.")
     muon_lr: float = Field(0.01, gt=0, description="Peak learning rate of the weight matrices (Muon).")
     adam_lr: float = Field(1.5e-3, gt=0, description="Peak learning rate of embeddings, norms and heads (AdamW).")
-    seed: int = Field(3, description="Seed of the initial weights and of the documents.")
+    seed: int = Field(3, ge=0, lt=2**32, description="Seed of the initial weights and of the documents.")
 
 
 class NanoConfig(Common):

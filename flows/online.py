@@ -134,7 +134,8 @@ def online_iteration(
 def online(config: OnlineConfig) -> Ref:
     """Train an SFT model by iterative online DPO; the given model is the reference policy pi_0."""
     with begin(config) as run:
-        reference = policy = run.model(config.model, trains={"config.online.dpo": config.online.dpo})
+        trains, formats = {"config.online.dpo": config.online.dpo}, (config.online.generate.format,)
+        reference = policy = run.model(config.model, trains=trains, formats=formats)
         reward_model = reward_model_of(run, config.reward_model)
         stage = config.online.model_copy(update={"queries": rewardable(config.online.queries, config.reward_model)})
         queries = online_queries(run, stage)

@@ -65,19 +65,22 @@ MISTAKE = re.compile(  # in the last log lines of a server or a trainer: it woul
 FAILED_WITH = re.compile(r"exception: (\w+)")  # Prefect's message: "Flow run encountered an exception: TYPE: TEXT"
 
 
-class RerunConfig(BaseModel, frozen=True, extra="forbid"):
+class RerunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Parameters of the flow `rerun`."""
 
-    hours: float = Field(24, gt=0, description="How far to look back, in hours. Runs that ended earlier are not rerun.")
+    hours: float = Field(
+        24, gt=0, le=100_000, description="How far to look back, in hours. Runs that ended earlier are not rerun."
+    )
     work_pool: str = Field("bolt", description="Work pool whose runs are rerun.")
     pending_minutes: float = Field(
         15,
         gt=0,
+        le=100_000,
         description="A run that is Pending for longer than this many minutes lost its worker before it began, and is "
         "marked as crashed. Set more if starting takes longer, e.g. to pull an image.",
     )
     max_reruns: int = Field(2, ge=1, description="Maximum number of reruns of one flow run, over all runs of `rerun`.")
-    wait_hours: float = Field(24, gt=0, description="Maximum wait for the end of one rerun, in hours.")
+    wait_hours: float = Field(24, gt=0, le=100_000, description="Maximum wait for the end of one rerun, in hours.")
     dry_run: bool = Field(False, description="Print which runs would be rerun and which not, and stop.")
 
 

@@ -9,7 +9,9 @@ from flows.stages.common import A_MODEL, ALERTS, Trains
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
+from tasks.training.render import format_of
 from tasks.training.sft import SftStage, train_sft
+from tasks.training.train import check_table
 
 
 class SftFlowConfig(Trains):
@@ -33,7 +35,9 @@ def sft(config: SftFlowConfig) -> Ref:
     """Fine-tune an instruct model on the LongCoT data of another run."""
     with begin(config) as run:
         longcot = run.table(config.longcot)
-        instruct = run.model(config.model, trains={"config.sft": config.sft})
+        check_table(longcot, "sft")
+        formats = (format_of(run.store, longcot),)
+        instruct = run.model(config.model, trains={"config.sft": config.sft}, formats=formats)
         trained = sft_stage(run, config.sft, longcot, instruct)
         show_training(run, trained)
         return trained

@@ -6,6 +6,7 @@ The store is that of the settings (`BOLT_STORE`, ...), as for the flows.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +17,13 @@ from infra.settings import Settings
 from infra.store.lineage import history, lineage, lineage_picture
 from infra.store.store import Store, StoreError
 
+MOST_DAYS = 36_500
+
 
 def show(store: Store, step: str | None) -> None:
     """Print one line per artifact: name, rows or files, bytes, time, digest."""
     for found in artifacts(store):
-        if step and not found.folder.startswith(f"{step}/"):
+        if step and not found.folder.startswith(f"{step.rstrip('/')}/"):
             continue
         if found.manifest is None:
             print(f"{found.folder:60} {found.problem}")
@@ -52,6 +55,8 @@ def verify(store: Store, folder: str | None) -> int:
 
 def trace(store: Store, folder: str, row: int | None, picture: Path | None) -> None:
     """Print what an artifact, or one row of a table, was made from."""
+    if not re.fullmatch(r"[^/]+/[^/]+", folder):
+        raise ValueError(f"{folder}: expected an artifact STEP/KEY, as `python -m infra list` shows it")
     step, _, key = folder.partition("/")
     print(lineage(store, (step, key)))
     if row is not None:
@@ -75,6 +80,13 @@ def prune(store: Store, kept: list[str], days: float | None, really: bool) -> No
     print(f"{len(going)} artifacts" + ("" if really else "; nothing was deleted: add --yes to delete"))
 
 
+def age(text: str) -> float:
+    """A number of days for the command line: a negative one would count nothing as young, so that all is deleted."""
+    if not 0 <= (days := float(text)) <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of days from 0 to {MOST_DAYS}")
+    return days
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra", description="Inspect and clean up the artifact store.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -88,7 +100,7 @@ def main(argv: list[str]) -> int:
     tracing.add_argument("--picture", type=Path, metavar="FILE.svg", help="the lineage as a graph")
     pruning = commands.add_parser("prune", help="delete what no kept artifact needs (dry run unless --yes)")
     pruning.add_argument("--keep", action="append", default=[], metavar="STEP/KEY")
-    pruning.add_argument("--days", type=float, help="keep the artifacts of the last DAYS days")
+    pruning.add_argument("--days", type=age, help="keep the artifacts of the last DAYS days")
     pruning.add_argument("--yes", action="store_true", help="delete; without it, only list")
     given = parser.parse_args(argv)
     try:
@@ -102,11 +114,13 @@ def main(argv: list[str]) -> int:
             trace(store, given.artifact, given.row, given.picture)
         else:
             prune(store, given.keep, given.days, given.yes)
-    except (StoreError, ValueError) as error:
+    except (StoreError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a locale may lack the characters
     sys.exit(main(sys.argv[1:]))

@@ -58,13 +58,23 @@ class Settings(BaseSettings):
     @classmethod
     def _known_store(cls, store: str) -> str:
         scheme, separator, rest = store.partition("://")
-        if separator and scheme not in ("s3", "file"):
+        if re.match(r"\w+:", store) and scheme not in ("s3", "file"):
             raise ValueError("must be a local folder, file:///folder or s3://bucket/prefix")
         if separator and scheme == "s3" and (not rest.split("/", 1)[0] or "@" in rest.split("/", 1)[0]):
             raise ValueError("must name a bucket, s3://bucket/prefix, and hold no credentials")
         if not store.strip() or (separator and not rest.strip("/")):
             raise ValueError("must not be empty")
+        if store != store.strip():
+            raise ValueError("must not begin or end with a blank")
         return store
+
+    @field_validator("store", "work_dir")
+    @classmethod
+    def _at_home(cls, folder: str | Path) -> str | Path:
+        expanded = os.path.expanduser(folder)  # leaves an unknown user's ~ as it is
+        if expanded.startswith("~"):
+            raise ValueError("must not begin with ~ and a name that is no user here; a folder of that name is ./~name")
+        return type(folder)(expanded)
 
     @field_validator("endpoint_url")
     @classmethod

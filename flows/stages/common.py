@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self, TypedDict
 
 from prefect.flows import FlowStateHook
@@ -70,6 +71,14 @@ class Common(BaseModel, frozen=True, extra="forbid", json_schema_extra=_numbered
     dry_run: bool = Field(
         False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
     )
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for path, part, _ in parts(self):
+            for name, value in part:
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{f'{path}.{name}'.lstrip('.')} is {value}: expected a finite number")
+        return self
 
     @model_validator(mode="after")
     def _lengths_go_together(self) -> Self:

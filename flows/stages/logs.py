@@ -70,15 +70,19 @@ def show_own_logs() -> None:
 @contextmanager
 def logged(*, debug: bool = False, told: bool = True) -> Iterator[Path]:
     """Keep all log lines, with the traces of errors, in a file, whose path it gives. The screen gets no traces unless
-    `debug`. For `told` see `ForScreen`."""
+    `debug`. For `told` see `ForScreen`. Raises `BadInput` if there can be no such file."""
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "infra,tasks,flows")
     from prefect.logging.configuration import setup_logging
 
     setup_logging()
-    folder = Path(os.environ.get("BOLT_WORK_DIR") or ".bolt") / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"flows-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
+    given = os.environ.get("BOLT_WORK_DIR") or ".bolt"
+    try:
+        folder = Path(given).expanduser() / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"flows-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
+        file = logging.FileHandler(path, encoding="utf-8")
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"BOLT_WORK_DIR: no logs can be kept in {given} ({error}): name a folder to write to") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     formatters = {handler: handler.formatter for handler in root.handlers if handler.formatter and not debug}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,12 +17,13 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
+from cot_formats.responses import Format
 from flows.stages.common import Common, Estimates, Trains
 from flows.stages.logs import log_on_worker, show_own_logs
 from flows.stages.memory import Trained, cached_config, check_trainings, device
 from infra.errors import BadInput
 from infra.processes.watchdog import end_all
-from infra.serving.model_checks import check_policy, check_reward_model, check_trained
+from infra.serving.model_checks import check_policy, check_reward_model, check_trained, loaded_tokenizer
 from infra.serving.servers import Servers
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
@@ -33,12 +34,14 @@ from infra.store.models import import_model, imported_ref
 from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
+from infra.text.chat import generation_prefix
 from infra.text.markdown import short
 from infra.training.hosts import HERE, Hosts
 from infra.training.memory import Sizes, llama_sizes, sizes_of
 from infra.training.nodes import check_hosts
 from infra.training.switches import ranks_of
 from infra.training.trackers import check_trackers
+from tasks.training.render import check_prefix
 
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
@@ -184,7 +187,11 @@ class Run:
         return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
 
     def model(
-        self, named: str, role: Literal["policy", "reward"] = "policy", trains: Mapping[str, Trained] | None = None
+        self,
+        named: str,
+        role: Literal["policy", "reward"] = "policy",
+        trains: Mapping[str, Trained] | None = None,
+        formats: Collection[Format] = (),
     ) -> Ref:
         """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
 
@@ -193,14 +200,17 @@ class Run:
         Args:
             role: as what it is served.
             trains: how it is trained, by the name of the parameter; none if it is not.
+            formats: those that it, or what it is trained to, answers in; none if it only judges.
 
         Raises:
             BadInput: there is no such model, or it cannot be used so.
         """
         for setting, recipe in (trains or {}).items():
             check_trackers(recipe.report_to, f"{setting}.report_to")
-        if Path(named).is_dir():
-            self._check(ModelFiles.in_folder(Path(named)), role, trains)
+        if named and Path(named).is_dir():
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", Path(named).name, re.ASCII):
+                raise BadInput(f"model {named!r}: rename the folder: expected letters, digits, '.', '_' and '-' only")
+            self._check(ModelFiles.in_folder(Path(named)), role, trains, formats)
             take = imported_ref if self.dry else import_model
             taken = take(self.store, Path(named), Path(named).name)
             self.folders[taken.digest] = Path(named)
@@ -208,7 +218,7 @@ class Run:
         if found := self._artifact(named):
             if found.kind != "model":
                 raise BadInput(f"model {named!r}: that artifact is a {found.kind}, expected a model")
-            self._check(ModelFiles.of(self.store, found), role, trains)
+            self._check(ModelFiles.of(self.store, found), role, trains, formats)
             return found
         name, _, revision = named.partition("@")
         if revision and name.count("/") == 1:
@@ -219,7 +229,7 @@ class Run:
                     self._fit(f"model {named}", config, trains, sizes)
                 return self._stand_in("model", "imported", name.replace("/", "--"))
             folder = self._from_hub(name, revision)
-            self._check(ModelFiles.in_folder(folder), role, trains)
+            self._check(ModelFiles.in_folder(folder), role, trains, formats)
             return import_model(self.store, folder, name)
         raise BadInput(
             f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
@@ -227,11 +237,20 @@ class Run:
         )
 
     def _check(
-        self, files: ModelFiles, role: Literal["policy", "reward"], trains: Mapping[str, Trained] | None
+        self,
+        files: ModelFiles,
+        role: Literal["policy", "reward"],
+        trains: Mapping[str, Trained] | None,
+        formats: Collection[Format],
     ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
         check = check_policy if role == "policy" else check_reward_model
         check(files, self.servers.options(role))
+        if formats:
+            with files.without_weights() as folder:
+                prefix = generation_prefix(loaded_tokenizer(files, folder))
+            for each in formats:
+                check_prefix(prefix, each, files.title)
         for setting, recipe in (trains or {}).items():
             if dropped := check_trained(files, recipe, setting):
                 shown = ", ".join(dropped)

@@ -277,6 +277,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--home", type=Path, default=Path(".bolt"), help="folder for state, database and logs")
     parser.add_argument("--port", type=int, help="server port (default: the last one, at first 4200; 0: a free one)")
     given = parser.parse_args(argv)
+    if given.port is not None and not 0 <= given.port < 2**16:
+        parser.error(f"--port {given.port}: expected a number from 0 to 65535")
     shell = {name: value for name, value in sparing_loopback(os.environ).items() if os.environ.get(name) != value}
     if given.what == "down":
         ran = down(given.home)

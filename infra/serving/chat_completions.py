@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -69,8 +70,9 @@ async def chat(
 ) -> None:
     """Send every chat once and pass each reply to `on_reply` as it arrives.
 
-    Until one is answered, they are sent one at a time, so that a wrong key or setting costs one request. Transient
-    failures (429, 5xx, a broken connection) are retried with exponential back-off, or when the endpoint says.
+    Until one is answered, they are sent one at a time, so that a wrong key or setting costs one request. After that, a
+    404 is a refusal of one chat: a router may find no provider that takes it. Transient failures (429, 5xx, a broken
+    connection) are retried with exponential back-off, or when the endpoint says.
 
     Args:
         url: the endpoint's base address, see `endpoint`.
@@ -101,7 +103,7 @@ async def chat(
             try:
                 reply = await asking.reply(payload, what)
             except RefusedError as error:
-                on_refused(each, without_key(error.reason, headers or {}))
+                on_refused(each, _storable(without_key(error.reason, headers or {})))
             else:
                 on_reply(each, reply)
 
@@ -153,10 +155,15 @@ def _without_system(payload: Payload) -> Payload:
     return {**payload, "messages": without_system_turn(payload["messages"])}
 
 
+_SYSTEM_TURN = re.compile(  # a "safety system" and "role-play" are something else
+    r"""\b(system|developer)[ '"`_]*((is|are) )?(not )?(message|turn|instruction|prompt|support)"""
+    r"""|support\w*[ '"`]+(system|developer)|\broles?\b(?![ -]?play)""",
+    re.IGNORECASE,
+)
 _CHANGES: Mapping[str, tuple[re.Pattern[str], Callable[[Payload], Payload]]] = {
     "max_completion_tokens in place of max_tokens": (re.compile(r"max_(completion_)?tokens", re.I), _renamed_length),
     "no temperature (its own default)": (re.compile("temperature", re.I), _without_temperature),
-    "the system turn as a part of the user's": (re.compile(r"system|developer|\broles?\b", re.I), _without_system),
+    "the system turn as a part of the user's": (_SYSTEM_TURN, _without_system),
 }
 """By description: what a refusal mentions, and the change to the payload that may help."""
 
@@ -187,6 +194,7 @@ class _Asking:
                         log.warning("the endpoint of the chats refuses a setting and is sent %s", change)
                         self._learnt.append(change)
                 self.answered = True
+                self._client.denied.discard(404)  # from now on, it concerns one chat
                 return replace(reply, changes=tuple(made))
 
 
@@ -198,7 +206,7 @@ def _changed(payload: Payload, changes: Iterable[str]) -> Payload:
 
 def _may_help(change: str, error: RefusedError, payload: Payload) -> bool:
     mention, make = _CHANGES[change]
-    return mention.search(error.body) is not None and make(payload) != payload
+    return mention.search(error.complaint) is not None and make(payload) != payload
 
 
 # ---- what an endpoint answers
@@ -211,22 +219,30 @@ def _reply(answer: Any, what: str) -> Reply:
         message, finish_reason = choice["message"], str(choice.get("finish_reason") or "")
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-        text = "".join(part["text"] for part in parts if part.get("type") in ("text", "output_text"))
+        kinds = [part.get("type", "text" if "text" in part else None) for part in parts]
+        text = "".join(part["text"] for part, kind in zip(parts, kinds, strict=True) if kind in ("text", "output_text"))
         said = next((part["refusal"] for part in parts if part.get("type") == "refusal"), message.get("refusal"))
         refusal = str(said) if said and not text.strip() else None
         if _FILTERED.search(finish_reason):
             refusal = refusal or f"finish_reason {finish_reason}"
-        usage = answer.get("usage") or {}
-        prompt, total = (int(usage.get(name) or 0) for name in ("prompt_tokens", "total_tokens"))
+        prompt, completion, total = (_tokens(answer, f"{kind}_tokens") for kind in ("prompt", "completion", "total"))
         return Reply(
             text=_storable(text),
-            finish_reason=finish_reason,
+            finish_reason=_storable(finish_reason),
             prompt_tokens=prompt,
-            completion_tokens=int(usage.get("completion_tokens") or max(0, total - prompt)),
+            completion_tokens=completion or max(0, total - prompt),
             refusal=refusal and _storable(refusal),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RefusedError(f"{what}: expected an OpenAI chat completion, got {str(answer)[:500]}") from error
+
+
+def _tokens(answer: Mapping[str, Any], name: str) -> int:
+    """A count of the answer's `usage`; 0 if it gives none, or one that cannot be."""
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        if 0 <= (count := int(answer["usage"][name])) < 2**31:
+            return count
+    return 0
 
 
 def _storable(text: str) -> str:

@@ -24,6 +24,8 @@ from infra.serving.patience import Patience, retry_after_s
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_STATUS = {408, 425, 429}
+_PASSING = re.compile("overload|rate_limit|server_error|timeout|unavailable", re.IGNORECASE)
+_ECHOES = {"input", "content", "prompt"}  # fields in which a server repeats what it was sent
 _DENIED_STATUS = {401, 402, 404, 405}
 IDLE_S = 30.0
 """Seconds for which an idle connection is kept. More than the pauses of a busy machine, after which a connection that a
@@ -38,12 +40,13 @@ class CompletionError(RuntimeError):
 class RefusedError(CompletionError):
     """The server refuses this one request (HTTP 4xx), or its answer is none; another request may be accepted.
 
-    `reason` is what the server said, `body` its whole answer; neither holds the API key.
+    `reason` is what the server said. `complaint` is all that its answer says of a request that another form may
+    correct (HTTP 400 or 422), without the request itself. Neither holds the API key.
     """
 
-    def __init__(self, text: str, *, reason: str = "", body: str = "") -> None:
+    def __init__(self, text: str, *, reason: str = "", complaint: str = "") -> None:
         super().__init__(text)
-        self.reason, self.body = reason or text, body
+        self.reason, self.complaint = reason or text, complaint
 
 
 class DeniedError(CompletionError):
@@ -139,6 +142,8 @@ class Client:
             base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=may_use_proxy(url)
         )
         self._alive, self._attempts = alive, attempts
+        self.denied = set(_DENIED_STATUS)
+        """Statuses which say that every request would be refused."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,7 +160,7 @@ class Client:
 
         Raises:
             RefusedError: the request was refused (HTTP 4xx, at once).
-            DeniedError: every request would be refused (HTTP 401, 402, 404, 405).
+            DeniedError: every request would be refused (HTTP 401, 402, 404, 405, 3xx; see `denied`).
             UnreachableError: the last attempt did not reach the server.
             CompletionError: it failed in every attempt.
         """
@@ -173,40 +178,41 @@ class Client:
         self._alive()
         try:
             response = await self._http.post(path, json=payload, headers={"X-Request-Id": name} if name else None)
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             self._alive()
-            slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
-            raise (_TransientError if slow else UnreachableError)(f"{what}: {type(error).__name__}: {error}") from error
-        status, said = response.status_code, _error_text(response)
-        if status == httpx.codes.OK:
-            try:
-                answer: dict[str, Any] = response.json()
-            except ValueError as error:
-                raise _refused(f"{what}: expected JSON, got {said[:500]!r}", response) from error
+            lives = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout | httpx.DecodingError)
+            kind = _TransientError if lives else UnreachableError
+            raise kind(f"{what}: {type(error).__name__}: {error}") from error
+        sent, status, answer = response.request.headers, response.status_code, _answer(response)
+        said = _error_text(response, answer)
+        if response.is_success:
+            if not isinstance(answer, dict):
+                raise RefusedError(f"{what}: expected a JSON object, got {said[:500]!r}")
             if (failed := _status_of_failure(answer)) is None:
                 return answer
             status = failed
+        if 300 <= status < 400:
+            place = re.sub(r"(?<=//)[^/]*@|[?#].*", "", response.headers.get("Location", "another address"))
+            raise DeniedError(f"{what}: the server redirects to {without_key(place, sent)[:500]}: give that address")
         message = f"{what}: the server answered {status}: {said}"
         if status >= 500 or status in _TRANSIENT_STATUS:
             self._alive()
             raise _TransientError(message, put_off_s=retry_after_s(response))
-        if status in _DENIED_STATUS:
+        if status in self.denied:
             raise DeniedError(message)
-        raise _refused(message, response, f"{status}: {said}")
+        complaint = without_key(_complaint(answer), sent)[:20_000] if status in (400, 422) else ""
+        raise RefusedError(message, reason=f"{status}: {said}", complaint=complaint)
 
 
-def _status_of_failure(answer: Any) -> int | None:
+def _status_of_failure(answer: dict[str, Any]) -> int | None:
     """The status of a failure that a gateway reports with HTTP 200; None if the answer is none."""
-    if not isinstance(answer, dict) or not answer.get("error") or answer.get("choices") or answer.get("data"):
+    if not answer.get("error") or answer.get("choices") or answer.get("data"):
         return None
-    code = str(answer["error"].get("code")) if isinstance(answer["error"], dict) else ""
-    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else 400
-
-
-def _refused(message: str, response: httpx.Response, reason: str = "") -> RefusedError:
-    return RefusedError(
-        message, reason=reason or message, body=without_key(response.text, response.request.headers)[:20_000]
-    )
+    places = [answer["error"], answer] if isinstance(answer["error"], dict) else [answer]
+    said = [str(place.get(name)) for place in places for name in ("code", "status", "type")]
+    if codes := [int(each) for each in said if re.fullmatch("[45][0-9][0-9]", each)]:
+        return codes[0]
+    return 503 if any(map(_PASSING.search, said)) else 400
 
 
 async def complete(
@@ -344,13 +350,36 @@ async def run_all(items: Iterable[_Item], work: Callable[[_Item], Awaitable[None
         raise failures.exceptions[0] from None
 
 
-def _error_text(response: httpx.Response) -> str:
+def _answer(response: httpx.Response) -> Any:
+    """A response's JSON, or its text if it is none, or nested too deeply."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return _text(response)
+
+
+def _text(response: httpx.Response) -> str:
+    return response.content.decode(errors="replace")  # the charset that it names may be no text encoding
+
+
+def _error_text(response: httpx.Response, answer: Any) -> str:
     """The server's error message. If it repeats the API key that it was sent, the key is removed."""
     try:
-        text = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):  # not vLLM's error form: show the body as it is
-        text = response.text
+        text = str(answer["error"]["message"])
+    except (KeyError, TypeError):  # not vLLM's error form: show the body as it is
+        text = _text(response)
     return without_key(text, response.request.headers)[:2000]
+
+
+def _complaint(answer: Any) -> str:
+    """The words of a server's answer, one value per line, without the names of fields and without what it repeats."""
+    found = [answer]
+    for each in found:  # which grows
+        if isinstance(each, dict):
+            found += [value for name, value in each.items() if name not in _ECHOES]
+        elif isinstance(each, list):
+            found += each
+    return "\n".join(str(each) for each in found if not isinstance(each, dict | list))
 
 
 def without_key(text: str, headers: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from infra.errors import BadInput
 from infra.store.model_files import language_part
@@ -34,7 +34,7 @@ def context_length(config: Mapping[str, Any]) -> tuple[int, str] | None:
     has them already.
     """
     told = language_part(config)
-    lengths = {key: told[key] for key in _KEYS if isinstance(told.get(key), int | float)}
+    lengths = {key: told[key] for key in _KEYS if _is_number(told.get(key))}
     if not lengths:
         return None
     key = "model_max_length" if lengths.get("model_max_length") else min(lengths, key=lambda name: lengths[name])
@@ -42,9 +42,14 @@ def context_length(config: Mapping[str, Any]) -> tuple[int, str] | None:
     if "gemma3" not in str(told.get("model_type")):
         for rope in _ropes(told):
             kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
-            if kind not in _ALREADY_SCALED and isinstance(factor, int | float):
+            if kind not in _ALREADY_SCALED and _is_number(factor):
                 return math.floor(length * factor), f"{said}, stretched by {factor:g} ({kind})"
     return math.floor(length), said
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it can be counted with: JSON as Python reads it also holds NaN, Infinity and integers of any length."""
+    return isinstance(value, int | float) and 0 <= value < 1e18
 
 
 def _ropes(told: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from infra.serving.armorm import ARCHITECTURE as ARMORM
 from infra.serving.armorm import GATE, HEAD_TENSORS
 from infra.serving.context import check_length
 from infra.serving.vllm_server import ServerOptions, check_served_length
-from infra.store.model_files import CONFIG, TOKENIZER, ModelFiles
+from infra.store.model_files import CONFIG, TOKENIZER, ModelFiles, language_part
 from infra.text.chat import check_end_token, check_opens_a_turn, conversation, load_tokenizer, prompt_text
 from infra.training.config import Recipe
-from infra.training.inputs import check_number_formats, check_vocabulary, check_weights, vocabulary_size
+from infra.training.inputs import FLOATS, check_number_formats, check_vocabulary, check_weights, vocabulary_size
 
 CLASSIFIER = "ForSequenceClassification"
 NO_GENERATOR = (CLASSIFIER, "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model", ARMORM)
@@ -26,6 +28,10 @@ GENERATOR = ("LMHeadModel", "ChatModel", "ChatGLMModel")
 SCORE = "score.weight"
 ENCODERS = ("Bert", "ModernBert", "Roberta", "XLMRoberta")
 """Families whose classifier vLLM reads from `classifier.weight`, not from `score.weight`."""
+_BODY = r"(?:model\.|language_model\.|transformer\.)*"
+_LAYER, _EMBEDDING = re.compile(_BODY + r"layers\.(\d+)\."), re.compile(_BODY + r"(?:embed_tokens|wte)\.weight$")
+_OTHER_LAYERS = {"num_layers", "block_configs"}
+"""Fields of families that count layers otherwise (LongCat), or have layers without a tensor (DeciLM)."""
 ENCODERS_HEAD = ("classifier.weight", "classifier.out_proj.weight")
 
 
@@ -42,6 +48,7 @@ def check_policy(files: ModelFiles, options: ServerOptions, setting: str = "serv
     check_served_length(files, options, setting)
     check_speaks(files)
     check_writes_text(files)
+    check_sizes(files)
 
 
 def check_reward_model(files: ModelFiles, options: ServerOptions, setting: str = "serving.reward") -> None:
@@ -53,6 +60,7 @@ def check_reward_model(files: ModelFiles, options: ServerOptions, setting: str =
     check_served_length(files, options, setting)
     check_reads_a_conversation(files)
     check_scoring_head(files)
+    check_sizes(files)
 
 
 def check_trained(files: ModelFiles, recipe: Recipe, setting: str) -> list[str]:
@@ -71,7 +79,7 @@ def check_trained(files: ModelFiles, recipe: Recipe, setting: str) -> list[str]:
     check_length(files.title, files.read(CONFIG), recipe.max_length, f"{setting}.max_length")
     check_number_formats(files.title, files.number_formats())
     with files.without_weights() as folder:
-        dropped = rehearse(folder, files.title, trust_remote_code=recipe.trust_remote_code)
+        dropped = rehearse(folder, files.title, files.tensors(), trust_remote_code=recipe.trust_remote_code)
         check_special_tokens(files, loaded_tokenizer(files, folder), folder)
         if files.is_local:
             check_weights(folder, files.title)
@@ -114,6 +122,30 @@ def check_writes_text(files: ModelFiles) -> None:
         )
 
 
+def check_sizes(files: ModelFiles) -> None:
+    """Refuse weights with other layers, or an embedding of another shape, than config.json says.
+
+    Only names that most families share are looked at. What a trainer is given is compared in full (`check_fit`).
+    """
+    told, tensors, formats = language_part(files.read(CONFIG)), files.tensors(), files.number_formats()
+    layers, sizes = told.get("num_hidden_layers"), [told.get("vocab_size"), told.get("hidden_size")]
+    faults = []
+    found = {int(named[1]) for name in tensors if (named := _LAYER.match(name))}
+    if found and isinstance(layers, int) and not told.keys() & _OTHER_LAYERS:
+        predicting = told.get("num_nextn_predict_layers")
+        most = layers + predicting if isinstance(predicting, int) else layers
+        if not set(range(layers)) <= found <= set(range(most)):
+            faults.append(f"num_hidden_layers is {layers}, but there are tensors of {len(found)} layers")
+    for name in (each for each in tensors if _EMBEDDING.match(each) and formats[each] in FLOATS):
+        if any(isinstance(size, int) and size != held for size, held in zip(sizes, tensors[name], strict=False)):
+            faults.append(f"vocab_size and hidden_size are {sizes}, but {name} is {list(tensors[name])}")
+    if faults and "mllama" not in str(told.get("model_type")):  # it has rows for images beyond its vocabulary
+        raise BadInput(
+            f"{files.title}: its weights are not what {CONFIG} describes: {'; '.join(faults)}. Fetch the whole model "
+            f"again, or correct {CONFIG}"
+        )
+
+
 def check_speaks(files: ModelFiles) -> None:
     """Refuse a model without a working chat template, or one that does not stop where its template ends a turn."""
     check_chat_template(files)
@@ -151,13 +183,16 @@ def check_chat_template(files: ModelFiles) -> None:
 
 def loaded_tokenizer(files: ModelFiles, folder: Any) -> Any:
     """The tokenizer in `folder`. Raises `BadInput` with the cause if it cannot be loaded."""
+    from transformers import AutoConfig
+
     try:
         return load_tokenizer(folder)
     except Exception as error:  # transformers and tokenizers raise many kinds for broken and for missing files
-        raise BadInput(
-            f"{files.title}: its tokenizer cannot be loaded ({type(error).__name__}: {error}): expected tokenizer.json "
-            f"and {TOKENIZER}, as saved by transformers"
-        ) from error
+        what, how = f"its {CONFIG}", "correct the field that this names"  # it is read with the tokenizer
+        with suppress(Exception):
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            what, how = "its tokenizer", f"expected tokenizer.json and {TOKENIZER}, as saved by transformers"
+        raise BadInput(f"{files.title}: {what} cannot be loaded ({type(error).__name__}: {error}): {how}") from error
 
 
 def check_scoring_head(files: ModelFiles) -> None:
@@ -187,8 +222,13 @@ def check_scoring_head(files: ModelFiles) -> None:
             f"reward {files.title} ({named}) has no tensor {SCORE}, found {found}: its rewards would come from a head "
             f"made up at random; {expected}. If the head has another name, rename the tensor to {SCORE}"
         )
-    labels = {f"{head} is {list(tensors[head])}": tensors[head][0], **_labels(files.read(CONFIG))}
-    if wrong := [said for said, count in labels.items() if count != 1]:
+    labels = {f"{head} is {list(tensors[head])}": next(iter(tensors[head]), 0), **_labels(files.read(CONFIG))}
+    wrong = [said for said, count in labels.items() if count != 1]
+    told = language_part(files.read(CONFIG))
+    hidden = told.get("word_embed_proj_dim", told.get("hidden_size"))
+    if isinstance(hidden, int) and tensors[head][1:] != (hidden,):
+        wrong.append(f"{head} is {list(tensors[head])} where hidden_size is {hidden} ({CONFIG})")
+    if wrong:
         raise BadInput(f"reward {files.title} ({named}) must give one number, but {'; '.join(wrong)}; {expected}")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import httpx
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from infra.processes.causes import last_words
 from infra.processes.openmp import short_spin
@@ -29,6 +29,11 @@ _HOST = "127.0.0.1"
 _POLL_S = 0.1
 _CPU_KV_CACHE_GIB = 2.0
 _CPU_BLOCK = 32  # tokens; the prefix cache finds whole blocks only, and vLLM's 128 on CPU is longer than many queries
+_OURS = {
+    *("--model", "--served-model-name", "--runner", "--host", "--port", "--max-model-len", "--dtype", "--max-num-seqs"),
+    *("--seed", "--tensor-parallel-size", "--gpu-memory-utilization", "--generation-config", "--trust-remote-code"),
+}
+"""Options of vLLM that are set from `ServerOptions`, or that requests rely on."""
 
 
 class ServerError(RuntimeError):
@@ -40,12 +45,15 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
     """How to serve a model with vLLM."""
 
     max_model_len: int = Field(gt=0, description="Maximum length of prompt plus completion, in tokens")
-    dtype: str = Field(
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="Number format of weights and activations; float32 if scores must be exact"
     )
     max_num_seqs: int = Field(256, gt=0, description="Maximum number of sequences decoded at once")
     seed: int = Field(
-        0, description="Seed of the engine; the only seed on CPU, where per-request seeds kill the engine"
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the engine; the only seed on CPU, where per-request seeds kill the engine",
     )
     tensor_parallel_size: int = Field(1, gt=0, description="Number of GPUs that the model is split over")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each GPU's memory to use")
@@ -58,8 +66,17 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
     startup_timeout_s: float = Field(600, gt=0, description="Seconds within which the server must become healthy")
     extra_args: tuple[str, ...] = Field((), description="Further options for vLLM's command line; never secrets")
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the model; off unless you trust it"
+        False,
+        description="Run Python code that comes with the model, which must be a local folder: none is downloaded. Off "
+        "unless you trust it",
     )
+
+    @field_validator("extra_args")
+    @classmethod
+    def _not_ours(cls, extra_args: tuple[str, ...]) -> tuple[str, ...]:
+        if ours := [each for each in extra_args if each.partition("=")[0].replace("_", "-") in _OURS]:
+            raise ValueError(f"{ours[0]}: this option is set from the other settings; leave it out, and change those")
+        return extra_args
 
 
 def check_served_length(files: ModelFiles, options: ServerOptions, setting: str) -> None:

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from infra.store.manifest import Ref, expect
-from infra.store.models import ModelError, model_files
+from infra.store.models import ADAPTER, IS_ADAPTER, ModelError, model_files
 from infra.store.store import Store
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
-WEIGHTS, INDEX = ".safetensors", "model.safetensors.index.json"
+WEIGHTS, WHOLE, INDEX = ".safetensors", "model.safetensors", "model.safetensors.index.json"
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its table
 _LONGEST_TABLE = 100_000_000  # bytes; the format's own limit
 
@@ -69,22 +69,30 @@ class ModelFiles:
         """The names of the safetensors files that hold the model's tensors.
 
         Raises:
-            ModelError: there are none, or a file that the index names is missing.
+            ModelError: there are none that transformers would load, or a file that the index names is missing.
         """
-        files = [name for name in self.names if name.endswith(WEIGHTS) and "/" not in name]
-        if not files:
+        if INDEX not in self.names:
+            if WHOLE in self.names:
+                return [WHOLE]
+            if ADAPTER in self.names:
+                raise ModelError(f"{self.title} {IS_ADAPTER}")
+            files = [name for name in self.names if name.endswith(WEIGHTS)] or self.names
             raise ModelError(
-                f"{self.title}: it has no weights, found {', '.join(self.names[:8])}: expected model.safetensors, or "
-                f"{INDEX} and its files. Save the model with transformers' save_pretrained"
+                f"{self.title}: it has no weights that transformers loads, found {', '.join(files[:8])}: expected "
+                f"{WHOLE}, or {INDEX} and its files. Save the model with transformers' save_pretrained"
             )
-        index = self.read(INDEX).get("weight_map", {})
-        if missing := sorted(set(index.values()) - set(files)):
+        index = self.read(INDEX).get("weight_map")
+        if not (isinstance(index, dict) and index and all(isinstance(file, str) for file in index.values())):
+            raise ModelError(
+                f"{self.title}: {INDEX} lists no tensors: expected a weight_map from the name of each to its file. "
+                f"Fetch the file again; or delete it, if {WHOLE} is the whole model"
+            )
+        if missing := sorted(set(index.values()) - set(self.names)):
             raise ModelError(
                 f"{self.title}: {INDEX} names {missing[0]} ({len(missing)} such files in all), which is not there: "
                 "fetch the model again"
             )
-        whole = [name for name in ("model.safetensors",) if name in files]  # beside copies in other layouts, if any
-        return sorted(set(index.values())) or whole or files
+        return sorted(set(index.values()))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, by its name.

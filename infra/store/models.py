@@ -32,6 +32,11 @@ from infra.store.store import Store, StoreError
 log = logging.getLogger(__name__)
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+ADAPTER = "adapter_config.json"
+IS_ADAPTER = (
+    f"holds an adapter ({ADAPTER}), not a whole model: merge it into its base model (PEFT's merge_and_unload) and save "
+    "that"
+)
 IMPORTED = "imported"  # the step of imported models
 RUNS = "runs"
 """The folder in a model's that trainers keep TensorBoard's files in, by transformers' custom."""
@@ -129,9 +134,8 @@ def model_files(folder: Path) -> list[str]:
     files = _files(folder)
     if "config.json" not in files:
         raise ModelError(
-            f"model folder {folder} holds an adapter (adapter_config.json), not a whole model: merge it into its base "
-            "model (PEFT's merge_and_unload) and save that"
-            if "adapter_config.json" in files
+            f"model folder {folder} {IS_ADAPTER}"
+            if ADAPTER in files
             else f"model folder {folder} has no config.json: is it a transformers checkpoint?"
         )
     return files

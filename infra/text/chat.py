@@ -34,6 +34,7 @@ _HTML = re.compile(
 """A tag of HTML (or BBCode) that structures text. Names that models use for their own marks are left out, such as
 `img`, `audio`, `output` and `summary`."""
 _EMPTY_THOUGHTS = re.compile(r"<(\w+)>\s*</\1>")
+_HALF = re.compile("[\ud800-\udfff]")  # one half of a character of UTF-16, which no tokenizer takes
 _STRUCK = {"<s>", "</s>"}  # struck-out text in HTML, the first and last token of a text in SentencePiece's tokenizers
 
 
@@ -57,13 +58,17 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     These are all special tokens, and added tokens that look like a mark (`<think>`, `[INST]`, `<unused7>`), since
     many families do not declare theirs as special (`<think>` of Qwen, `<\uff5cUser\uff5c>` of DeepSeek). What is
     ordinary text is no mark: tags of HTML that the chat template does not use, of which Gemma lists some fifty (`<s>`
-    is HTML only beside `<b>`), bytes (`<0x0A>`), runs of blanks, emoji, words, and brackets without a letter in them.
+    is HTML only beside `<b>`), bytes (`<0x0A>`), runs of blanks, emoji, words, and brackets without a letter in them;
+    and a word that is special only since the tokenizer pads with it.
     """
     added = list(tokenizer.added_tokens_decoder.values())
     html = any(token.content == "<b>" for token in added)
     template = str(tokenizer.chat_template or "")
     marked = {token.content for token in added if token.special or _is_mark(token.content, html, template)}
     found = {text for text in marked | set(tokenizer.all_special_tokens) if text.strip()}
+    pad = str(tokenizer.pad_token)
+    if list(tokenizer.special_tokens_map.values()).count(pad) == 1 and not _is_mark(pad, html, template):
+        found.discard(pad)
     return sorted(found, key=lambda text: (-len(text), text))
 
 
@@ -81,38 +86,50 @@ def _is_mark(token: str, html: bool, template: str) -> bool:
 def neutralise(text: str, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> str:
     """Break every spelled-out control token with a blank after its first character; other text is unchanged.
 
-    The function is idempotent, and the tokens of the result have no control token (except unknown-word tokens).
+    What cannot be broken so becomes U+FFFD, and so does half a character (a lone surrogate): no text is refused. The
+    function is idempotent, and the tokens of the result have no control token (except unknown-word tokens).
 
     Args:
         keep: strings to leave alone, such as the thought delimiters of the project's own in-context examples.
-
-    Raises:
-        ValueError: a control token cannot be broken.
     """
     control = [string for string in special_strings(tokenizer) if string not in keep]
-    result = _break(text, control)
+    result = _break(_HALF.sub("\ufffd", text), control)
     if _control_ids(
         result, tokenizer, control
     ):  # the tokenizer folds look-alikes (full-width letters, ...) into the token
         result = _break(unicodedata.normalize("NFKC", result), control)
-        if left := _control_ids(result, tokenizer, control):
-            raise ValueError(
-                f"text still spells control tokens {tokenizer.convert_ids_to_tokens(left)} after neutralising"
-            )
+        for _ in result:
+            if not (left := _control_ids(result, tokenizer, control)):
+                break
+            result = _cut_out(result, tokenizer, left)
     return result
 
 
 def _break(text: str, control: Sequence[str]) -> str:
     for string in control:
-        broken = "\ufffd" if len(string) == 1 else f"{string[0]} {string[1:]}"
+        first = len(string) - len(string.lstrip()) + 1
+        broken = f"{string[:first]} {string[first:]}" if string[first:].strip() else "\ufffd"
         while string in text:
             text = text.replace(string, broken)
     return text
 
 
 def _control_ids(text: str, tokenizer: PreTrainedTokenizerBase, control: Sequence[str]) -> list[int]:
+    """The control tokens in a text. What U+FFFD becomes, perhaps an unknown-word token, is none."""
     forbidden = set(tokenizer.convert_tokens_to_ids(list(control))) - {tokenizer.unk_token_id}
-    return sorted(forbidden.intersection(tokenizer.encode(text, add_special_tokens=False)))
+    found = forbidden.intersection(tokenizer.encode(text, add_special_tokens=False))
+    return sorted(found.difference(tokenizer.encode("\ufffd", add_special_tokens=False)) if found else found)
+
+
+def _cut_out(text: str, tokenizer: PreTrainedTokenizerBase, control: Collection[int]) -> str:
+    """The text with U+FFFD in place of each of these tokens; of all but letters, if it does not say where they are."""
+    if not tokenizer.is_fast:
+        return re.sub(r"[^\w\s]", "\ufffd", text)
+    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    for (begin, end), number in reversed(list(zip(made["offset_mapping"], made["input_ids"], strict=True))):
+        if number in control:
+            text = f"{text[:begin]}\ufffd{text[end:]}"
+    return text
 
 
 def prompt_text(
@@ -134,12 +151,10 @@ def prompt_text(
 
 def _takes_system_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template shows a system turn. Gemma's refuses one, and some others drop it."""
-    from jinja2 import TemplateError
-
     turns = [{"role": "system", "content": "0123"}, {"role": "user", "content": "x"}]
     try:
-        return "0123" in str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    except TemplateError:
+        return "0123" in _rendered(tokenizer, turns, add_generation_prompt=True)
+    except BadInput:
         return False
 
 
@@ -211,16 +226,15 @@ def check_end_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
     config.json).
 
     Raises:
-        BadInput: it does not stop there; or as `end_token`.
+        BadInput: it does not stop there; the file cannot be read, or lists what is no token id; or as `end_token`.
     """
     end, number = end_token(tokenizer)
     file = next((name for name in ("generation_config.json", "config.json") if (folder / name).is_file()), None)
-    told = json.loads((folder / file).read_text(encoding="utf-8")) if file else {}
-    listed = told.get("eos_token_id") or (told.get("text_config") or {}).get("eos_token_id") or []
-    listed = listed if isinstance(listed, list) else [listed]
+    listed = _listed_ends(folder / file) if file else []
     if number in {tokenizer.eos_token_id, *listed}:
         return number
-    names = [str(name) for name in tokenizer.convert_ids_to_tokens(listed)] if listed else ["none"]
+    known = [tokenizer.convert_ids_to_tokens(each) if 0 <= each < len(tokenizer) else each for each in listed]
+    names = [str(each) for each in known] or ["none"]
     raise BadInput(
         f"chat template of {folder} ends an assistant's turn with {end!r} (id {number}), but nothing stops there: "
         f"eos_token of the tokenizer is {tokenizer.eos_token!r}, eos_token_id of {file} lists {', '.join(names)}. "
@@ -229,17 +243,32 @@ def check_end_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
     )
 
 
+def _listed_ends(path: Path) -> list[int]:
+    """The end tokens that a generation_config.json or config.json lists. Raises `BadInput`."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: expected a JSON object in UTF-8 ({error}): fetch the file again") from error
+    if not isinstance(told, dict):
+        raise BadInput(f"{path}: expected a JSON object, found {str(told)[:100]}: fetch the file again")
+    inner, listed = told.get("text_config"), told.get("eos_token_id")
+    if listed is None and isinstance(inner, dict):
+        listed = inner.get("eos_token_id")
+    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if any(type(each) is not int for each in listed):
+        raise BadInput(f"{path}: eos_token_id is {listed}: expected the id of a token, or a list of ids")
+    return listed
+
+
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:
     """A conversation in the chat template. Raises `BadInput` if there is none, or it fails."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise BadInput(f"tokenizer {tokenizer.name_or_path} has no chat template: a prompt cannot be rendered")
     try:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program of strangers, and raises whatever it likes
         roles = ", ".join(message["role"] for message in messages)
         raise BadInput(
             f"chat template of {tokenizer.name_or_path} cannot render a conversation of {roles} "
@@ -251,8 +280,7 @@ def generation_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the template appends to open the assistant's turn. It ends with `<think>` for models whose template opens
     the thoughts."""
     messages = [{"role": "user", "content": "x"}]
-    opened = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    closed = str(tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+    opened, closed = (_rendered(tokenizer, messages, add_generation_prompt=each) for each in (True, False))
     return opened.removeprefix(closed)
 
 

@@ -213,7 +213,7 @@ def opened(part: Path, columns: Sequence[str]) -> pq.ParquetFile:
     """A Parquet file that has these text columns.
 
     Raises:
-        BadInput: it is missing, no whole Parquet file, or lacks a column, or one does not hold text.
+        BadInput: it is missing, no whole Parquet file, or lacks a column or has it twice, or one does not hold text.
     """
     try:
         table = pq.ParquetFile(part)
@@ -223,6 +223,8 @@ def opened(part: Path, columns: Sequence[str]) -> pq.ParquetFile:
     if missing := set(columns) - set(schema.names):
         raise BadInput(f"{part} lacks columns {sorted(missing)}; it has {schema.names}: rename them or add them")
     for name in columns:
+        if (count := schema.names.count(name)) > 1:
+            raise BadInput(f"{part} has {count} columns {name}: expected one. Rename or drop the others")
         kind = schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type

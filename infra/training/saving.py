@@ -5,6 +5,7 @@ transformers refuses to save a configuration that contradicts itself, although i
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from infra.errors import BadInput
 from infra.text.chat import load_tokenizer
@@ -98,16 +100,19 @@ def _without_idle_settings(generation: GenerationConfig, title: str) -> list[str
     return dropped
 
 
-def rehearse(folder: Path, title: str, *, trust_remote_code: bool) -> list[str]:
+def rehearse(folder: Path, title: str, tensors: Mapping[str, tuple[int, ...]], *, trust_remote_code: bool) -> list[str]:
     """Try, without weights, whether the model in `folder` could be trained and saved.
 
     The model is built on torch's meta device, which takes no memory: parts of a configuration are only looked at then.
+
+    Args:
+        tensors: the shape of each tensor in its files, by name.
 
     Returns:
         What would be dropped, as `make_savable`.
 
     Raises:
-        BadInput: as `make_savable`; or it cannot be loaded, or is quantised.
+        BadInput: as `make_savable` and `check_fit`; or it cannot be loaded, or is quantised.
     """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
@@ -127,7 +132,41 @@ def rehearse(folder: Path, title: str, *, trust_remote_code: bool) -> list[str]:
         raise BadInput(
             f"{title}: config.json describes no causal language model that transformers can build ({said(error)})"
         ) from error
+    check_fit(model, tensors, title)
     return make_savable(model.config, _generation_of(folder, title), tokenizer, title)
+
+
+def check_fit(model: PreTrainedModel, tensors: Mapping[str, tuple[int, ...]], title: str) -> None:
+    """Refuse tensors, by name and shape, that do not make up a model as its config.json describes it.
+
+    transformers compares them itself, as it renames, joins and ties tensors of many families. A model with code of its
+    own may load its weights in its own way, and is not judged.
+
+    Raises:
+        BadInput: a tensor is missing or of another shape, or there are more layers.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return
+    disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its table of what does not fit
+    state = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
+    how = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        _, told = type(model).from_pretrained(None, config=model.config, state_dict=state, **how)
+    except Exception as error:  # the trainer would load them in the same way
+        raise BadInput(f"{title}: its tensors cannot be loaded ({said(error)}): fetch the whole model") from error
+    missing, others = sorted(told["missing_keys"]), sorted(told["mismatched_keys"])
+    predicts = getattr(model.config.get_text_config(), "num_nextn_predict_layers", 0)  # more layers, for decoding only
+    own = set() if predicts else set(model.state_dict())
+    more = [name for name in sorted(told["unexpected_keys"]) if re.sub(r"\.\d+\.", ".0.", name, count=1) in own]
+    faults = [f"{len(missing)} tensors are missing, such as {missing[0]}"] if missing else []
+    faults += [f"{name} is {list(found)}, expected {list(shape)}" for name, found, shape in others[:1]]
+    faults += [f"{len(more)} tensors are of further layers, such as {more[0]}"] if more else []
+    if faults:
+        raise BadInput(
+            f"{title}: its weights are not what config.json describes: {'; '.join(faults)}. Fetch the whole model "
+            "again, or correct config.json (num_hidden_layers, hidden_size, vocab_size, ...) or the tensors' names"
+        )
 
 
 def given_generation(folder: Path, title: str) -> tuple[GenerationConfig, list[str]]:

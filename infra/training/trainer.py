@@ -200,22 +200,28 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
         raise BadInput(
             f"no rows to train on in {', '.join(part.name for part in config.data)}: of {rows.seen}, {dropped} exceed "
             f"max_length {config.max_length} (the longest has {longest} tokens), {rows.skipped.total()} cannot be "
-            "trained on. Give more rows, or raise max_length"
+            f"trained on. {'Give more rows, or raise max_length' if dropped else 'Correct the rows'}"
         )
     writer.close()
     for what, count in rows.skipped.items():
         log.warning("%d of %d rows skipped: %s; the first bad row: %s", count, rows.seen, what, rows.first)
+    if dropped:
+        log.warning("%d of %d rows dropped: longer than max_length %d", dropped, rows.seen, config.max_length)
     if kept < config.batch:
         log.warning("%d rows are fewer than one batch of %d: each step has all of them", kept, config.batch)
     return {"dropped": dropped, "skipped": dict(rows.skipped)}
 
 
 def token_fault(row: dict[str, Any], end: int) -> str | None:
-    """Why a tokenised row cannot be trained on: `end`, which ends a turn, stands in the middle of a completion."""
-    completions = [row[name] for name in ("labels", "chosen_ids", "rejected_ids") if name in row]
-    return (
-        "the end token stands in the middle of a completion" if any(ids.count(end) > 1 for ids in completions) else None
-    )
+    """Why a tokenised row cannot be trained on; None if it can. `end` is the token that ends a turn."""
+    names = {"labels": "completion", "chosen_ids": "chosen", "rejected_ids": "rejected"}
+    for name, ids in ((name, row[column]) for column, name in names.items() if column in row):
+        if ids.count(end) > 1:
+            return "the end token stands in the middle of a completion"
+        if all(number in (IGNORED, end) for number in ids):
+            return f"{name} is empty but for the end token"
+    same = "chosen_ids" in row and row["chosen_ids"] == row["rejected_ids"]
+    return "chosen and rejected are the same tokens" if same else None
 
 
 def largest_id(row: dict[str, Any]) -> int:

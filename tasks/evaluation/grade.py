@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from evals import graders
+from evals.everyday import is_gradable
 from evals.graders import Grade
 from infra.errors import BadInput
 from infra.processes.limited import Limited, NoResult
@@ -53,7 +54,7 @@ def grade(
     So is a response that the grader cannot finish within the limits of `Limited`, and these are counted.
 
     Raises:
-        BadInput: a problem has no reference answer.
+        BadInput: a problem has no reference answer, or one that the grader `everyday` cannot compare.
     """
     references = {row["query_id"]: row["reference"] for row in read_rows(store, problems, ["query_id", "reference"])}
     missing = [query_id for query_id, reference in references.items() if reference is None]
@@ -61,6 +62,12 @@ def grade(
         raise BadInput(
             f"{problems.uri}: field reference is null in {len(missing)} rows (first: {missing[0]}), but grading needs "
             "it: add the reference answers, or leave these problems out"
+        )
+    if benchmark == "everyday" and (odd := [each for each in references.items() if not is_gradable(each[1])]):
+        raise BadInput(
+            f"{problems.uri}: field reference of {len(odd)} rows is neither a number nor a day of the week (first: "
+            f"{odd[0][0]}, {odd[0][1]!r}), so that `everyday` would count every answer as wrong: correct these rows, "
+            "leave them out, or grade with `math500` or `short-answer`"
         )
     tally: Counter[str] = Counter()
 

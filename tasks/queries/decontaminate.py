@@ -47,7 +47,7 @@ from tasks.queries.overlap import (
     text_hash,
     words,
 )
-from tasks.queries.sources import Source, problems_of
+from tasks.queries.sources import Skipped, Source, problems_of
 
 BATCH_ROWS = 5_000
 MIN_WORDS = 3  # of texts in which one word may differ: "hello there" is no copy of "hello world"
@@ -235,7 +235,9 @@ def _shingles_of(shingles: Hashed, number: Any) -> Hashes:
 @step
 def find_contaminated(plan: Plan, store: Store, *, config: DecontaminateConfig, queries: Ref) -> Ref:
     """Write the table `contaminated`: every query that is a problem, with the problem and the sign of it."""
-    problems = Problems(config, [problem for source in config.held_out for problem in problems_of(source)])
+    sets = [(source, Skipped(source.place)) for source in config.held_out]
+    problems = Problems(config, [problem for source, skipped in sets for problem in problems_of(source, skipped)])
+    unusable = sum((skipped.reasons for _, skipped in sets), Counter[str]())
 
     def rows() -> Iterator[dict[str, Any]]:
         for batch in counted(plan.step, scan(store, queries, ["query_id", "query"], BATCH_ROWS), queries.rows):
@@ -246,7 +248,8 @@ def find_contaminated(plan: Plan, store: Store, *, config: DecontaminateConfig, 
                     place = {"problem_set": problem["source"], "problem_row": problem["source_row"]}
                     yield {**row, "problem": problem["query"], **place, "sign": hit[1]}
 
-    counts = {"problems": len(problems.rows), "queries": queries.rows}
+    passed_over = {f"held-out rows passed over: {reason}": count for reason, count in unusable.items()}
+    counts = {"problems": len(problems.rows), **passed_over, "queries": queries.rows}
     return write_table(store, plan.step, plan.key, CONTAMINATED, batched(rows()), plan.provenance, counts=counts)
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from infra.errors import BadInput
 from infra.text.markdown import short
+from tasks.queries.arrow_rows import plain_rows
 
+BATCH_ROWS = 1_000
 PARQUET = "refs/convert/parquet"  # the branch in which the hub keeps a data set as plain Parquet
 
 
-def dataset_rows(dataset: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a data set ORG/NAME@REVISION.
+def dataset_rows(
+    dataset: str, subset: str | None, split: str, columns: Callable[[list[str]], list[str]]
+) -> Iterator[dict[str, Any] | BadInput]:
+    """Stream the rows of a data set ORG/NAME@REVISION; in place of one that cannot be read, the error that says so.
+
+    `columns`: which columns to read, of those that there are.
 
     Raises:
         BadInput: there is no such data set, revision, configuration or split, it may not be read, or it cannot be read.
@@ -25,7 +31,17 @@ def dataset_rows(dataset: str, subset: str | None, split: str) -> Iterator[dict[
     name, _, revision = dataset.partition("@")
     place = ":".join(part for part in (dataset, subset, split) if part)
     try:
-        yield from datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
+        rows = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
+        if rows.features is None:  # such as of JSON: known only from the rows
+            yield from rows
+            return
+        rows, first = rows.select_columns(columns(list(rows.features))), 0
+        for table in rows.with_format("arrow").iter(BATCH_ROWS):
+            for row in plain_rows(table, place, first):
+                yield row if isinstance(row, BadInput) else rows.features.decode_example(row)
+            first += table.num_rows
+    except BadInput:
+        raise
     except Exception as error:  # whatever the library raises is about the data set or the hub
         raise explained(error, place) from error
 

@@ -33,18 +33,37 @@ SEED = 42
 _BASE = 0x9E3779B97F4A7C15  # of the polynomials; odd, so that it has an inverse modulo 2^64 and no power of it is 0
 
 UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # scripts without spaces
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
-_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_INVISIBLE = re.compile(
+    "[\xad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
+_RAISED = re.compile("[²³¹¼-¾⁰⁴-⁹⅐-⅞]+")  # which NFKC would join to the number before or after it
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+
+
+def _signs(first: int, last: int) -> str:
+    """The signs (mostly vowels) in a range of Unicode that are no letters by themselves, but make another word."""
+    return "".join(chr(code) for code in range(first, last) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+
+
+_INDIC, _SOUTH_EAST = _signs(0x900, 0xE00), _signs(0xF00, 0x1800)  # the latter write no spaces between words
+_WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]|\d+|(?:[^\W_{UNSPACED}]|[{_INDIC}])+")
+_PUNCTUATION = re.compile(rf"[^\w\s{_INDIC}{_SOUTH_EAST}]|_")
 _UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
 
 
 def folded(text: str) -> str:
-    """The text in Unicode NFKC, case folded: to find what may be a copy, not to tell that two texts are the same."""
-    return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    """The text in Unicode NFKC, case folded: to find what may be a copy, not to tell that two texts are the same.
+
+    Invisible characters are dropped, digits of all scripts become 0 to 9, and 2⁵ becomes 2^5^, not 25.
+    """
+    if text.isascii():
+        return text.casefold()
+    plain = unicodedata.normalize("NFKC", _RAISED.sub(r"^\g<0>^", _INVISIBLE.sub("", text)))
+    return _OTHER_DIGIT.sub(lambda found: str(unicodedata.digit(found[0])), plain).casefold()
 
 
 def words(text: str) -> list[str]:
-    """The text's words, folded, without punctuation. In scripts without spaces, each letter is a word.
+    """The text's words, folded, without punctuation; `5x` is two. In scripts without spaces, each letter is a word.
 
     A text of punctuation alone is one word, so that only an empty text has no words.
     """

@@ -12,8 +12,10 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -26,9 +28,10 @@ from infra.settings import Settings
 from infra.steps.inputs import digest_of_files
 from infra.store.store import Store
 from infra.text.json_lines import json_lines
+from tasks.queries.arrow_rows import plain_rows
 from tasks.queries.hub import dataset_rows
 from tasks.queries.identity import query_id
-from tasks.queries.turns import NoQuery, first_user_turn, is_conversation
+from tasks.queries.turns import NoQuery, first_user_turn, is_conversation, names_of
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +119,7 @@ def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[
     """Stream the source's records, each with its row number (from 0).
 
     Args:
-        whole: read every column of a Parquet file, not just those that rows of `queries` are made from.
+        whole: read every column of a table, not just those that rows of `queries` are made from.
 
     Raises:
         BadInput: the source does not exist, has no rows, or is not of the type that its name says.
@@ -130,7 +133,11 @@ def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[
 
 def _rows(source: Source, whole: bool = False) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
     """As `records`, but with the error about a malformed row in its place."""
-    found = dataset_rows(source.dataset, source.subset, source.split) if source.dataset else _file(source, whole)
+    found: Iterator[dict[str, Any] | BadInput] = (
+        dataset_rows(source.dataset, source.subset, source.split, partial(_columns, source, whole))
+        if source.dataset
+        else _file(source, whole)
+    )
     row = -1
     for row, record in enumerate(found):
         yield row, record
@@ -143,7 +150,7 @@ def _file(source: Source, whole: bool) -> Iterator[dict[str, Any] | BadInput]:
         if source.place.endswith(".parquet"):
             yield from _parquet(file, source, whole)
         elif source.place.endswith(".csv"):
-            yield from _csv(file, source)
+            yield from _csv(file, source, whole)
         else:
             yield from json_lines(file, source.place)
 
@@ -170,36 +177,46 @@ def _on_s3(source: Source) -> tuple[Store, str]:
     return Store.for_reading(Settings.load().model_copy(update={"store": folder})), name
 
 
-def _parquet(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any]]:
+def _parquet(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any] | BadInput]:
     try:
         with pq.ParquetFile(file) as parquet:
             if parquet.metadata.num_rows:
-                names = parquet.schema_arrow.names
-                columns = names if whole else _query_columns(names, source, f"{source.place}, row 0")
+                columns, first = _columns(source, whole, parquet.schema_arrow.names), 0
                 for batch in parquet.iter_batches(batch_size=1_000, columns=columns):
-                    yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+                    yield from plain_rows(batch, source.place, first)
+                    first += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{source.place}: not a complete Parquet file ({error}): copy or write it again") from error
 
 
-def _query_columns(names: list[str], source: Source, where: str) -> list[str]:
-    """The columns that rows of `queries` are made from. Raises `BadInput` if none of them holds a query."""
-    text_field(dict.fromkeys(names, ""), source, where)
-    return [name for name in names if name in {*FIELDS.values(), *OPTIONAL, source.column, "input"}]
+def _columns(source: Source, whole: bool, names: Sequence[str]) -> list[str]:
+    """The columns to read: all if `whole`, otherwise those that rows of `queries` are made from.
+
+    Raises:
+        BadInput: none of them holds a query, or two have the same name.
+    """
+    if not whole:
+        text_field(dict.fromkeys(names, ""), source, f"{source.place}, row 0")
+    read = [name for name in names if whole or name in {*FIELDS.values(), *OPTIONAL, source.column, "input"}]
+    if twice := [name for name, count in Counter(read).items() if count > 1]:
+        raise BadInput(f"{source.place}: expected one column {twice[0]}, found several: rename or remove the others")
+    return read
 
 
-def _csv(file: BinaryIO, source: Source) -> Iterator[dict[str, Any] | BadInput]:
+def _csv(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any] | BadInput]:
     csv.field_size_limit(2**27)
     try:
         rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
         for row, record in enumerate(rows):
             where = f"{source.place}, row {row}"
+            if row == 0:
+                _columns(source, whole, rows.fieldnames or [])
             if None in record or None in record.values():
                 yield BadInput(f"{where}: expected {len(rows.fieldnames or [])} fields, as in the first line")
                 continue
             given: dict[str, Any] = {name: text for name, text in record.items() if text or name not in OPTIONAL}
             text = given.get("difficulty", "0").strip()
-            if not re.fullmatch(r"\d{1,9}(\.0*)?", text):
+            if not re.fullmatch(r"\d{1,9}(\.0*)?|(?i:nan)", text):
                 yield BadInput(f"{where}: field difficulty must be a whole number or empty, found {text[:40]!r}")
                 continue
             yield given | ({"difficulty": float(text)} if "difficulty" in given else {})
@@ -214,7 +231,7 @@ OPTIONAL = ("reference", "difficulty", "topic")
 
 
 def text_field(record: dict[str, Any], source: Source, where: str) -> tuple[Layout, str]:
-    """The layout of a record and the field that holds its query.
+    """The layout of a record and the field that holds its query: the first that is not empty.
 
     Raises:
         NoQuery: the field holds nothing.
@@ -222,14 +239,14 @@ def text_field(record: dict[str, Any], source: Source, where: str) -> tuple[Layo
     """
     known: dict[Layout, str] = {"column": source.column, **FIELDS}
     tried = known if source.layout is None else {source.layout: known[source.layout]}
-    for layout, field in tried.items():
-        if not _is_absent(record.get(field)):
-            return layout, field
+    held = [(layout, field) for layout, field in tried.items() if not _is_absent(record.get(field))]
+    if held:
+        return next((each for each in held if not _is_blank(record[each[1]])), held[0])
     if any(field in record for field in tried.values()):
         raise NoQuery("empty")
     wanted = " or ".join(tried.values())
     raise BadInput(
-        f"{where}: expected a field {wanted}, found {', '.join(map(str, record)) or 'no field'}: set `column` to the "
+        f"{where}: expected a field {wanted}, found {names_of(record) or 'no field'}: set `column` to the "
         "field with the query"
     )
 
@@ -272,10 +289,15 @@ def _is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def _is_blank(value: Any) -> bool:
+    """Whether a field holds no text and no turns."""
+    return not value or (isinstance(value, str) and value.isspace())
+
+
 def _difficulty(record: dict[str, Any], where: str) -> int | None:
     """The field `difficulty`; 5.0 is 5, since a column with missing numbers becomes one of floats."""
     held = record.get("difficulty")
-    whole = isinstance(held, float) and held.is_integer()
+    whole = isinstance(held, float | Decimal) and held % 1 == 0
     difficulty: int | None = int(held) if whole else typed(record, "difficulty", int, where)  # type: ignore[arg-type]
     if difficulty is not None and not 0 <= difficulty <= 7:
         raise BadInput(f"{where}: field difficulty must be 0 to 7, the number of criteria met, found {difficulty}")
@@ -326,15 +348,20 @@ class Skipped:
             raise BadInput(f"{self._first}{more}") from self._first
 
 
-def problems_of(source: Source) -> Iterator[dict[str, Any]]:
-    """The problems of an evaluation set: only query, source and row of each. Records without a query are passed over.
+def problems_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[str, Any]]:
+    """The problems of an evaluation set: only query, source and row of each. `skipped` counts records without a query.
 
-    Raises as `records`, and `BadInput` for a malformed row.
+    Raises as `records`, and `BadInput` for a malformed row, or if no record has a query.
     """
+    skipped, row = skipped or Skipped(source.place), 0
     for row, record in records(source):
-        with suppress(NoQuery):
+        try:
             query = first_turn(record, source, f"{source.place}, row {row}")
+        except NoQuery as reason:
+            skipped.reasons[str(reason)] += 1
+        else:
             yield {"query": query, "source": source.name, "source_row": row}
+    skipped.check(row + 1)
 
 
 def queries_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[str, Any]]:

@@ -32,13 +32,18 @@ def first_user_turn(turns: Any, field: str, where: str) -> str:
     for turn in _turns(turns, field, where):
         role = next((turn[name] for name in ROLES if turn.get(name) is not None), None)
         if not isinstance(role, str):
-            names = ", ".join(map(str, turn)) or "none"
+            names = names_of(turn) or "none"
             raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(ROLES)}, found {names}")
         if role.strip().lower() in USER:
             return _text(turn, field, where)
         if role.strip().lower() not in BEFORE:
             raise NoQuery("the first turn is not the user's")
     raise NoQuery("no user turn")
+
+
+def names_of(record: Mapping[str, Any]) -> str:
+    """The names of a record's fields, for an error; half a character (a lone surrogate) is shown as its escape."""
+    return ", ".join(map(str, record)).encode("utf-8", "backslashreplace").decode()
 
 
 def is_conversation(value: Any) -> bool:

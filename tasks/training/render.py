@@ -8,8 +8,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cot_formats import FORMATS
-from cot_formats.responses import LongFormat, continuation, delimiters, opened_part
+from cot_formats import FORMATS, TAGGED
+from cot_formats.responses import PLAIN, Format, LongFormat, continuation, delimiters, opened_part
 from infra.errors import BadInput
 from infra.store.manifest import Ref
 from infra.store.store import Store
@@ -32,8 +32,8 @@ def render_longcot(store: Store, longcot: Ref, model: Path, target: Path) -> Pat
     Returns `target`, a Parquet file with the columns `query_id`, `prompt` and `completion`.
 
     Raises:
-        BadInput: the tokenizer has no chat template, or one that closes the thoughts at the end of a prompt; a row
-            names an unknown format.
+        BadInput: the tokenizer has no chat template, or one that does not go with the format; a row names an unknown
+            format.
     """
     tokenizer = load_tokenizer(model)
     prefix = generation_prefix(tokenizer)
@@ -60,23 +60,44 @@ def completion_of(row: dict[str, Any], prefix: str, model: Path) -> str | None:
         prefix: what the chat template puts before every answer.
 
     Raises:
-        BadInput: the format is unknown, or the template closes thoughts that the completion would open again.
+        BadInput: the format is unknown; or as `check_prefix`.
     """
     if row["format"] not in FORMATS:
         raise BadInput(
             f"query {row['query_id']}: unknown format {row['format']!r} in the column `format`: expected one of "
             f"{', '.join(FORMATS)}"
         )
-    if any(mark in prefix for mark in delimiters(row["format"])[1:]):
-        raise BadInput(
-            f"chat template of {model} closes the thoughts at the end of every prompt ({prefix!r}), so that a response "
-            f"in the format {row['format']} would open them again: use a template that thinks, or another format"
-        )
+    check_prefix(prefix, row["format"], f"model {model}")
     try:
         response = FORMATS[row["format"]].render(row["thoughts"] or "", row["solution"] or "")
     except ValueError:  # a part is empty, or spells a delimiter
         return None
     return continuation(response, opened_part(prefix, row["format"]))
+
+
+def check_prefix(prefix: str, format: Format, title: str) -> None:
+    """Refuse a chat template after whose prompts no response in `format` can be well-formed.
+
+    Args:
+        prefix: what the chat template puts before every answer.
+        title: the model as messages name it.
+
+    Raises:
+        BadInput: the template closes thoughts that the response would open again, or opens those of other formats.
+    """
+    template = f"the chat template of {title}"
+    if any(mark in prefix for mark in delimiters(format)[1:]):
+        raise BadInput(
+            f"{template} closes the thoughts at the end of every prompt ({prefix!r}), so that a response in the format "
+            f"{format} would open them again: use a template that thinks, or another format"
+        )
+    opened = [name for name in TAGGED if opened_part(prefix, cast(Format, name))]
+    if opened and format not in (*opened, PLAIN):
+        raise BadInput(
+            f"{template} opens the thoughts at the end of every prompt ({prefix!r}), and a response in the format "
+            f"{format} would never close them: set the format to {' or '.join(opened)}, or use a template that opens "
+            "nothing"
+        )
 
 
 def format_of(store: Store, longcot: Ref) -> LongFormat:

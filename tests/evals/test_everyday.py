@@ -32,6 +32,47 @@ def test_the_answer_is_found_wherever_it_stands(solution, reference, answer):
     assert is_correct(answer, reference) == (answer is not None)
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("-$5", "-5"),
+        ("It is \u2212$5.", "-5"),
+        ("$-5", "-5"),
+        ("-\\$1,000", "-1000"),
+        ("$10 - $3", "3"),
+        ("$10-$3", "3"),
+        ("\u20b9 500", "500"),
+        ("1 000", "1000"),
+        ("1'234'567.5", "1234567.5"),
+        ("1\u2019234", "1234"),
+        ("1\u202f234 or 12\u00a0345", "12345"),
+        ("1 0000", "0000"),
+        ("1,000 200", "200"),
+        ("1.5e3", "1.5e3"),
+        ("2E\u22123", "2e-3"),
+    ],
+)
+def test_a_number_has_its_sign_its_groups_and_its_exponent(solution, answer):
+    assert extract(solution, "7") == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "reference", "right"),
+    [
+        ("-$5", "5", False),
+        ("-$5", "-5", True),
+        ("1 000", "0", False),
+        ("1 000", "1000", True),
+        ("1.5e3", "1.5", False),
+        ("1.5e3", "1,500", True),
+        ("5", "$5", True),
+        ("12", "1/2", False),
+    ],
+)
+def test_numbers_are_compared_by_value(solution, reference, right):
+    assert is_correct(extract(solution, reference), reference) == right
+
+
 def test_a_wrong_answer_is_wrong_in_either_form():
     assert not is_correct(extract("The answer is 13.", "12"), "12")
     assert not is_correct(extract("12 + 1 = 13", "12"), "12")

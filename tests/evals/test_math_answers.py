@@ -255,6 +255,65 @@ UNITS = [
     ("\\boxed{2\\text{ dozen}}", "24", True),
     ("\\boxed{864\\text{ in}^2}", "864 \\mbox{ inches}^2", True),
 ]
+CASES_OF_LETTERS = [
+    ("\\boxed{2X}", "2x", False),
+    ("\\boxed{a}", "A", False),
+    ("\\boxed{p}", "P", False),
+    ("\\boxed{X+1}", "x+1", False),
+    ("\\boxed{\\frac{X}{2}}", "\\frac{x}{2}", False),
+    ("\\boxed{2πR}", "2πr", False),
+    ("\\boxed{2xY}", "2xy", False),
+    ("\\boxed{X+1}", "1+X", True),
+    ("\\boxed{N = 5}", "n = 5", True),
+    ("\\boxed{c}", "\\text{(C)}", True),
+    ("\\boxed{(c)}", "C", True),
+    ("\\boxed{Option A}", "A", True),
+    ("\\boxed{RIGHT-ANGLED}", "\\text{right-angled}", True),
+    ("\\boxed{Да}", "да", True),
+    ("\\boxed{12 KM}", "12\\text{ km}", True),
+]
+TIMES = [
+    ("\\boxed{2:05}", "4:10", False),
+    ("\\boxed{10:20}", "1:2", False),
+    ("\\boxed{1:05}", "2:10\\text{ p.m.}", False),
+    ("\\boxed{\\text{2:05 p.m.}}", "4:10\\text{ p.m.}", False),
+    ("\\boxed{02:05}", "2:05", True),
+    ("\\boxed{12:30 PM}", "12:30\\text{ p.m.}", True),
+    ("\\boxed{3:4}", "\\frac34", True),
+]
+WRITTEN = [
+    ("\\boxed{2⁴}", "16", True),
+    ("\\boxed{x⁵+1}", "x^5+1", True),
+    ("\\boxed{10⁻³}", "0.001", True),
+    ("\\boxed{5 m²}", "5\\text{ m}^2", True),
+    ("\\boxed{½}", "0.5", True),
+    ("\\boxed{2½}", "2.5", True),
+    ("\\boxed{33⅓%}", "33\\frac13\\%", True),
+    ("\\boxed{1.5e3}", "1500", True),
+    ("\\boxed{1e6}", "10^6", True),
+    ("\\boxed{1.5e3}", "1.5", False),
+    ("\\boxed{≈ 7.2}", "7.2", True),
+    ("\\boxed{\\approx 7.2\\text{ cm}}", "7.2", True),
+    ("\\boxed{=7}", "7", True),
+    ("\\boxed{7\\ }", "7", True),
+    ("\\boxed{5\\text{ cm}\\ }", "5\\text{ cm}", True),
+    ("\\boxed{30°C}", "30^\\circ\\text{C}", True),
+    ("\\boxed{30^\\circ C}", "30^\\circ\\text{F}", False),
+    ("\\boxed{30º}", "30^\\circ", True),
+    ("\\boxed{30˚}", "30", True),
+    ("\\boxed{1’234’567}", "1234567", True),
+    ("\\boxed{12,34,567}", "1234567", True),
+    ("\\boxed{1.234.567}", "1234567", True),
+    ("\\boxed{196, 25, 16}", "16,25,196", True),
+    ("\\boxed{₹500}", "500", True),
+    ("\\boxed{Rs. 500}", "₹500", True),
+    ("\\boxed{USD 12.50}", "\\$12.5", True),
+    ("\\boxed{USD 5}", "€5", False),
+    ("The answer is three.", "3", True),
+    ("The answer is one half.", "\\frac12", True),
+    ("\\boxed{\\text{Twelve}}", "12", True),
+    ("The answer is three.", "2", False),
+]
 KINDS = {
     "stated": STATED,
     "list": LISTS,
@@ -264,6 +323,9 @@ KINDS = {
     "text": TEXTS,
     "repeating": REPEATING,
     "unit": UNITS,
+    "case": CASES_OF_LETTERS,
+    "time": TIMES,
+    "written": WRITTEN,
 }
 
 
@@ -313,6 +375,18 @@ def test_repeating_decimals():
 
 def test_units_that_differ():
     check("unit")
+
+
+def test_the_case_of_variables_counts_and_of_words_does_not():
+    check("case")
+
+
+def test_times_are_no_ratios():
+    check("time")
+
+
+def test_ways_to_write_a_number():
+    check("written")
 
 
 @pytest.mark.skipif(not CASES.is_file(), reason="the cases are missing (../shared/cases/math_answers.jsonl)")

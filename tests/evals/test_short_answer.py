@@ -66,6 +66,25 @@ def test_correct():
 
 
 @pytest.mark.parametrize(
+    ("solution", "reference", "right"),
+    [
+        ("Answer: U.S.", "U.S.", True),
+        ("Answer: J. K. Rowling", "J. K. Rowling", True),
+        ("**Answer: J. K. Rowling.** She wrote it.", "J. K. Rowling", True),
+        ("answer : st. louis .", "St. Louis.", True),
+        ("Answer: No", "No.", True),
+        ("Answer: Rene\u0301", "Ren\u00e9", True),
+        ("Answer: J. R. Tolkien", "J. K. Rowling", False),
+        ("Answer: Dr. Whom", "Dr. Who", False),
+        ("Answer: J", "J. K. Rowling", False),
+        ("Answer: 3. 4 is wrong.", "3", True),
+    ],
+)
+def test_a_full_stop_in_the_reference_may_be_in_the_answer(solution, reference, right):
+    assert is_correct(extract(solution, reference), reference) == right
+
+
+@pytest.mark.parametrize(
     "unit",
     ["answer : ", "answer ", "answer : 1 . ", "a . ", ". ", " ", "\n\t", "answer:answer :: ", "x" * 9, ".answer:."],
 )

@@ -74,6 +74,33 @@ def test_the_judges_own_rating_is_read(verdict):
     assert read_rating(verdict) == 7
 
 
+THINKING = [
+    ("<think>Perhaps {}.</think>\n\n", True),
+    ("\n<think>\nIts code:\n```\n{}\n</think>\n", True),
+    ("Perhaps {}.\n</think>\n\n", True),
+    ("<think>It forgets `</think>`. Perhaps {}.</think> ", True),
+    ("<think>Perhaps {}. ", False),
+]
+
+
+@pytest.mark.parametrize(("thoughts", "closed"), THINKING)
+def test_a_judges_thoughts_hold_no_verdict(thoughts, closed):
+    def after(other: str, verdict: str) -> str:
+        return thoughts.format(other) + verdict
+
+    assert read_rating(after("[[3]]", "Rating: [[7]]")) == (7 if closed else None)
+    assert read_winner(after("[[A]]", "[[B]]")) == ("B" if closed else None)
+    for version in ("v0.1", "v2.0"):
+        assert read_verdict(after("[[A>>B]]", "[[B>A]]"), version) == ("B>A" if closed else None)
+    assert read_score(after('{"score": "3"}', '{"score": "7"}')) == (7 if closed else None)
+
+
+def test_a_verdict_about_thoughts_is_read():
+    assert read_rating("Rating: [[7]]. It leaves a stray `</think>` behind.") == 7
+    assert read_score('{"strengths": "none, it prints </think>", "score": "7"}') == 7
+    assert read_score('```json\n{"strengths": "it prints </think>", "score": "7"}\n```') == 7
+
+
 @pytest.mark.parametrize(
     ("verdict", "score"),
     [
@@ -141,6 +168,8 @@ def test_json_stays_as_it_is_whatever_it_quotes(quoted, score):
         '"\n',
         "`{",
         "I ",
+        "<think>",
+        "`</think>",
     ],
 )
 def test_time_is_linear_in_the_length(unit):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from infra.settings import PROJECT_ROOT
@@ -44,20 +45,37 @@ SMALL = (
 SMALLEST = (*SMALL, "config.evaluate.problems.draw.limit=8")
 
 
+VOCABULARY = 4096  # more than the tokenizer has
+
+
+def without_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take tiny weights for those of a large model, which config.json describes."""
+    monkeypatch.setattr("infra.serving.model_checks.check_sizes", lambda *_: None)
+    monkeypatch.setattr("infra.training.saving.check_fit", lambda *_: None)
+
+
 def write_queries(path: Path, *queries: str) -> Path:
     path.write_text("".join(json.dumps({"query": query, "reference": "1"}) + "\n" for query in queries))
     return path
 
 
 def hollow_model(folder: Path, architecture: str = "LlamaForCausalLM", **config: Any) -> Path:
-    """A model folder as its files describe it: a real tokenizer, a configuration, and weights of one number each."""
+    """A model folder as its files describe it: a real tokenizer, a configuration, and the weights of a tiny
+    Llama, which are zero."""
     save_tokenizer(folder)
     score = architecture.endswith("ForSequenceClassification")
     told = {"model_type": "llama", "architectures": [architecture], "max_position_embeddings": 32768}
     told |= {"eos_token_id": 4} | ({"id2label": {"0": "LABEL_0"}} if score else {}) | config
+    told |= {"vocab_size": VOCABULARY, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    told |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    shapes = {"model.embed_tokens.weight": (VOCABULARY, 4), "model.norm.weight": (4,)}
+    shapes |= {"score.weight" if score else "lm_head.weight": (1 if score else VOCABULARY, 4)}
+    layer = {f"{name}_proj": (4, 4) for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o")}
+    layer |= {f"mlp.{name}_proj": (4, 4) for name in ("gate", "up", "down")}
+    layer |= {"input_layernorm": (4,), "post_attention_layernorm": (4,)}
+    shapes |= {f"model.layers.0.{name}.weight": shape for name, shape in layer.items()}
     (folder / "config.json").write_text(json.dumps(told))
-    names = ["model.embed_tokens.weight", "score.weight" if score else "lm_head.weight"]
-    save_file({name: np.zeros((1, 4), dtype=np.float32) for name in names}, folder / "model.safetensors")
+    save_file({name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
     return folder
 
 

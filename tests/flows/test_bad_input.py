@@ -43,6 +43,8 @@ from infra.training.config import SftConfig, trained_path
 from infra.training.nodes import launch
 
 MINING = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
+ROW = {"query_id": "q", "sample": 0, "query": "why ?", "thoughts": "plan", "solution": "so", "format": "bolt"}
+ROW |= {"reward": 1.0}
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
@@ -138,6 +140,24 @@ def test_a_model_folder_that_is_no_model_is_an_error(world):
         made(world)
 
 
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [("sp ace", r"model '.*/sp ace': rename the folder"), ("", "model '': no such folder, no artifact STEP/KEY")],
+)
+def test_a_model_that_cannot_be_named_so_is_refused_at_once(world, tmp_path, named, said):
+    Path(world["model"]).rename(tmp_path / "sp ace")
+    with pytest.raises(BadInput, match=said):
+        made(world | {"model": named and str(tmp_path / named)})
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_empty_table_is_refused_before_anything_is_trained(world, dry_run):
+    config = training(world).model_copy(update={"dry_run": dry_run})
+    write_table(store(), "longcot", "k", LONGCOT, [], Provenance())
+    with pytest.raises(BadInput, match="the table longcot/k has no rows to train on"):
+        sft(config)
+
+
 def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sampled(world, monkeypatch, tmp_path):
     answered = answering(monkeypatch)
     silent = tmp_path / "silent"
@@ -150,7 +170,7 @@ def test_a_reward_model_without_a_chat_template_is_refused_before_anything_is_sa
 
 def test_a_tracker_that_is_not_installed_stops_a_run_at_its_start(world, tmp_path, monkeypatch):
     monkeypatch.setattr(infra.training.trackers, "is_installed", lambda tracker: tracker != "wandb")
-    write_table(store(), "longcot", "k", LONGCOT, [], Provenance())
+    write_table(store(), "longcot", "k", LONGCOT, [[ROW]], Provenance())
     config = SftFlowConfig(
         model=world["model"],
         serving=world["serving"],
@@ -170,7 +190,7 @@ def test_a_query_file_that_is_missing_is_named(world):
 
 def training(world: dict[str, Any], **recipe: Any) -> SftFlowConfig:
     given = {name: world[name] for name in ("model", "serving")}
-    write_table(store(), "longcot", "k", LONGCOT, [], Provenance())
+    write_table(store(), "longcot", "k", LONGCOT, [[ROW]], Provenance())
     return SftFlowConfig(**given, longcot="longcot/k", sft={"ranks": 1, "max_length": 4096, **recipe})
 
 
@@ -180,7 +200,9 @@ def test_a_model_with_broken_weights_is_refused_before_anything_is_trained(world
     held = load_file(path)
     held["lm_head.weight"][0, 1] = np.nan
     save_file(held, path)
-    with pytest.raises(BadInput, match=r"files/model: 1 of 4 numbers of lm_head\.weight in model\.safetensors are not"):
+    with pytest.raises(
+        BadInput, match=r"files/model: 1 of 16,384 numbers of lm_head\.weight in model\.safetensors are not"
+    ):
         sft(training(world).model_copy(update={"dry_run": dry_run}))
     assert set(steps_in(tmp_path / "store")) == {"longcot/k"}
 

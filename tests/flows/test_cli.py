@@ -16,7 +16,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.__main__ import FAILED, OK, WRONG_INPUT, changed, check, deployment, flow_name, main, shown
+from flows.__main__ import FAILED, OK, WRONG_INPUT, changed, check, deployment, deployments, flow_name, main, shown
+from flows.__main__ import flow_of as flow_at
 from flows.stages.run import SHARDS_AT_ONCE
 from infra.errors import BadInput
 from infra.settings import PROJECT_ROOT
@@ -48,6 +49,51 @@ def test_an_unknown_preset_is_refused_with_the_nearest_and_all_there_are(name, n
         BadInput, match=rf"no preset '{name}' in prefect\.yaml: did you mean {near}\? There are .*mine/nano"
     ):
         deployment(name)
+
+
+ONE = "deployments:\n- name: one\n  entrypoint: flows/sft.py:sft\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "prefect.yaml: Input should be a valid dictionary"),
+        ("deployments:\n\t- x", "prefect.yaml cannot be read: .*line 2"),
+        (ONE + "  parameters: *base\n", "undefined alias 'base' .*line 4"),
+        (ONE.replace("name: one", "tags: []"), r"deployments\.0\.name: Field required"),
+        (ONE + "  parameters:\n", r"deployments\.0\.parameters: Input should be a valid dictionary"),
+        (ONE + "  parameters: {config: {day: 2020-01-01}}\n", r"parameters\.config.*day: .* not a valid JSON value"),
+        (ONE + "  parameters: {config: {day: 2020-13-01}}\n", "month must be in"),
+        (ONE.replace(".py:sft", ""), r"deployments\.0\.entrypoint: .* such as flows/sft\.py:sft"),
+        (ONE + ONE.partition("\n")[2], "two presets sft/one"),
+        (ONE + "  name: two\n", "the key name stands here twice .*line 4"),
+        (ONE + "  parameters: {config: {a: 1, a: 2}}\n", "the key a stands here twice .*line 4"),
+    ],
+)
+def test_a_mistake_in_prefect_yaml_is_told(tmp_path, text, said):
+    path = tmp_path / "prefect.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        deployments(path)
+    path.unlink()
+    with pytest.raises(BadInput, match=r"prefect\.yaml cannot be read: .*No such file"):
+        deployments(path)
+
+
+def test_a_merged_key_may_be_given_another_value(tmp_path):
+    path = tmp_path / "prefect.yaml"
+    path.write_text(f"base: &base {{a: 1, b: 1}}\n{ONE}  parameters: {{config: {{<<: *base, a: 2}}}}\n")
+    assert deployments(path)["sft/one"]["parameters"]["config"] == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("entrypoint", ["flows/nothing.py:sft", "flows/sft.py:nothing", "flows/sft.py:sft_stage"])
+def test_an_entrypoint_without_a_flow_is_told(monkeypatch, capsys, entrypoint):
+    each = {"name": "one", "entrypoint": entrypoint, "parameters": {"config": {}}}
+    with pytest.raises(BadInput, match=f"preset one in prefect.yaml: there is no flow at its entrypoint {entrypoint}"):
+        flow_at(each)
+    monkeypatch.setattr("flows.__main__.deployments", lambda: {"x/one": each})
+    assert main([]) == WRONG_INPUT
+    assert entrypoint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("each", DEPLOYMENTS, ids=NAMES)
@@ -196,6 +242,14 @@ def test_wrong_arguments_end_with_status_2_before_anything_runs(bolt, tmp_path, 
         ("config.evaluate.problems.xyzzy=1", "there is no such setting; expected one of sources, draw"),
         ("config.bootstrap.queries.sources.0.pth=x", "sources.0.pth: there is no such setting; did you mean 'path'?"),
         ("config.online.iterations=many", "config.online.iterations: Input should be a valid integer"),
+        (
+            f"config.online.iterations={'9' * 5_000}",
+            "config.online.iterations: Unable to parse input string as an integer",
+        ),
+        (f"config.online.iterations={'[' * 100_000}", "config.online.iterations: Input should be a valid integer"),
+        ("config.online.generate.temperature=Infinity", "online.generate.temperature is inf: expected a finite number"),
+        ("config.estimates.memory_share=1e999", "estimates.memory_share is inf: expected a finite number"),
+        ("config.bootstrap.score.format_weight=nan", "score.format_weight: Input should be"),
         ("online.iterations=3", "every path begins with `config.`, say config.online"),
     ],
 )
@@ -257,6 +311,20 @@ def test_a_bad_setting_of_the_environment_is_wrong_input(tmp_path):
     (log,) = (tmp_path / "logs").glob("flows-*.log")
     assert f"log: {log}" in done.stderr
     assert "Traceback" in log.read_text()
+
+
+def test_a_locale_without_the_characters_is_no_error():
+    own = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "flows", "sft", "--help"]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env={**os.environ, **own}, capture_output=True, check=True)
+    assert b"config.sft.seed  (int, ? 0, < 4294967296; `0`)" in done.stdout
+
+
+def test_a_work_folder_that_cannot_be_is_wrong_input(bolt, monkeypatch, capsys):
+    bolt(lambda _: pytest.fail("the flow ran"))
+    monkeypatch.setenv("BOLT_WORK_DIR", "/proc/self/status")
+    assert main(["bolt/nano"]) == WRONG_INPUT
+    assert capsys.readouterr().err.startswith("wrong input: BOLT_WORK_DIR: no logs can be kept in /proc/self/status")
 
 
 def test_what_a_flow_made_is_shown():

@@ -36,6 +36,16 @@ def test_the_order_of_the_form(each):
     assert order[-len(shared) :] == shared
 
 
+def test_the_form_has_the_bounds_of_settings():
+    stored = next(each for each in FLOWS if each.name == "bolt").parameters.model_dump()["definitions"]
+    assert stored["SftStage"]["properties"]["epochs"]["maximum"] == 1_000
+    assert (
+        stored["SftStage"]["properties"]["seed"] | {"minimum": 0, "exclusiveMaximum": 2**32, "type": "integer"}
+        == (stored["SftStage"]["properties"]["seed"])
+    )
+    assert stored["ServerOptions"]["properties"]["dtype"]["enum"] == ["auto", "bfloat16", "float16", "float32"]
+
+
 @pytest.mark.parametrize("each", FLOWS, ids=lambda each: each.name)
 def test_the_listed_line_of_a_flow_is_short(each):
     line = each.description.partition("\n")[0]

@@ -15,13 +15,17 @@ from flows.bolt import BoltConfig, bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
 from flows.evaluate import EvaluateConfig, evaluate
 from flows.online import OnlineConfig, OnlineStage, online
+from flows.sft import SftFlowConfig, sft
 from flows.stages.mining import problems_stage
 from flows.stages.run import begin, expected_cost
 from infra.errors import BadInput
 from infra.serving.servers import Servers
 from infra.settings import Settings
+from infra.store.manifest import Provenance
 from infra.store.models import import_model
+from infra.store.schemas import LONGCOT
 from infra.store.store import Store
+from infra.store.tables import write_table
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -135,6 +139,42 @@ def test_a_dry_run_of_evaluate_makes_and_returns_nothing(world, capsys):
     parameters["benchmarks"] = [world["evaluate"] | {"benchmark": "short-answer"}]
     assert evaluate(EvaluateConfig(**parameters, dry_run=True)) is None
     assert planned(capsys)["answers-one-greedy"][0] == "to do"
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("stage", ["bolt", "bootstrap", "sft", "online", "evaluate"])
+@pytest.mark.parametrize(
+    ("end", "format", "said"),
+    [
+        (
+            "<think>\n",
+            "bolt",
+            r"opens the thoughts .* in the format bolt would never close.*set the format to r1 or rlmt",
+        ),
+        ("<think> </think>", "r1", r"closes the thoughts .* in the format r1 would open them again"),
+    ],
+)
+def test_a_template_that_does_not_go_with_the_format_is_refused(world, tmp_path, stage, end, format, said, dry_run):
+    template = Path(world["model"]) / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if add_generation_prompt %}{{ " + repr(end) + " }}{% endif %}")
+    world["bootstrap"] |= {"select": {"format": format}}
+    world["bootstrap"]["generate"] = world["online"]["generate"] = world["online"]["generate"] | {"format": format}
+    row = {"query_id": "q", "sample": 0, "query": "why ?", "thoughts": "plan", "solution": "so", "reward": 1.0}
+    table = [[row | {"format": format}]]
+    write_table(Store.open(Settings.load()), "longcot", "k", LONGCOT, table, Provenance())
+    served = {"serving": world["serving"], "dry_run": dry_run}
+    policy = served | {"model": world["model"]}
+    evaluated = {"models": [{"name": "one", "model": world["model"], "format": format}]}
+    evaluated["benchmarks"] = [world["evaluate"] | {"benchmark": "short-answer"}]
+    calls = {
+        "bolt": lambda: bolt(BoltConfig(**world, dry_run=dry_run)),
+        "bootstrap": lambda: bootstrap(BootstrapConfig(**bootstrap_parameters(world), dry_run=dry_run)),
+        "sft": lambda: sft(SftFlowConfig(**policy, longcot="longcot/k")),
+        "online": lambda: online(OnlineConfig(**policy, reward_model=world["reward_model"], online=world["online"])),
+        "evaluate": lambda: evaluate(EvaluateConfig(**served, **evaluated)),
+    }
+    with pytest.raises(BadInput, match=f"the chat template of model .*{said}"):
+        calls[stage]()
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from families import FAMILIES, make_folder, write_tensors
-from small import write_queries
+from small import without_sizes, write_queries
 
 from flows.__main__ import deployments, flow_of
 from flows.bolt import BoltConfig
@@ -68,8 +68,9 @@ def test_the_presets_of_one_node_agree():
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> dict[str, str]:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Folders by hub id: the tokenizer's and configuration's shape of the real model, tiny weights."""
+    without_sizes(monkeypatch)
     reward = make_folder(
         tmp_path / "skywork",
         FAMILIES["llama3"],

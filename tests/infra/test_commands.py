@@ -67,6 +67,7 @@ def test_list_and_verify(filled, infra):
     assert [line.split()[0] for line in lines] == ALL
     assert all(re.search(r"\b3 rows\b", line) for line in lines)
     assert [line.split()[0] for line in infra("list", "b")[1]] == ["b/1", "b/2"]
+    assert infra("list", "b/") == infra("list", "b")
     assert infra("verify")[:2] == (0, ["5 artifacts read, 0 not whole"])
     filled.write_bytes("b/2/part-00000.parquet", b"garbage")
     status, lines, _ = infra("verify")
@@ -102,6 +103,10 @@ def test_prune_says_first_and_deletes_with_yes(filled, infra):
         (("verify", "no/such"), "no artifact no/such"),
         (("trace", "a/0", "--row", "9"), "no row 9"),
         (("trace", "no/such", "--row", "0"), "no/such is not a table"),
+        (("trace", "a"), "a: expected an artifact STEP/KEY"),
+        (("trace", "a/0/"), "a/0/: expected an artifact STEP/KEY"),
+        (("trace", "a/0", "--picture", "no/such.svg"), "No such file or directory: 'no/such.svg'"),
+        (("prune", "--days", "-5", "--yes"), "-5: expected a number of days from 0 to 36500"),
         (("prune", "--keep", "../../etc"), "nothing to keep at"),
     ],
 )
@@ -111,6 +116,19 @@ def test_what_cannot_be_done_is_told(filled, infra, words, said):
     assert said in errors
     assert "Traceback" not in errors
     assert folders(filled) == ALL
+
+
+@pytest.mark.parametrize("days", ["-0.1", "-inf", "inf", "nan", "1e300", "36501", "many"])
+def test_days_that_cannot_be_meant_delete_nothing(local_store, monkeypatch, capsys, days):
+    from infra.__main__ import main
+
+    monkeypatch.setenv("BOLT_STORE", local_store.root)
+    make(local_store, "a/0")
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", f"--days={days}", "--yes"])
+    assert ended.value.code == 2
+    assert "argument --days: " in capsys.readouterr().err
+    assert folders(local_store) == ["a/0"]
 
 
 @pytest.mark.parametrize("seed", range(20))

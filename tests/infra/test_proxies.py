@@ -102,6 +102,46 @@ def test_what_the_user_spares_is_kept(given, spared):
     assert sparing_loopback(given) == {"NO_PROXY": spared, "no_proxy": spared}
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("localhost,[::1]", []),
+        ("[2001:db8::1]", ["2001:db8::1"]),
+        ("[2001:db8::1]/128", ["2001:db8::1"]),
+        ("::1/128,2001:db8::1/128", ["2001:db8::1"]),
+        ("fe80::/10,[fe80::]/10,judge.invalid", ["judge.invalid"]),
+        ("fe80::1%eth0,http://judge.invalid", ["fe80::1%eth0", "http://judge.invalid"]),
+        ("[::1]:80,judge:x,http://me:PASSWORD@judge:x", []),
+    ],
+)
+def test_what_httpx_cannot_read_in_no_proxy_does_not_stop_it(proxy, monkeypatch, caplog, given, kept):
+    monkeypatch.setenv("NO_PROXY", given)
+    spare_loopback()
+    assert set(os.environ["NO_PROXY"].split(",")) == {*LOOPBACK, *kept}
+    assert post("http://judge.example")["by"] == "the proxy"
+    assert "PASSWORD" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://me:PASSWORD@proxy:port",
+        "me:PASSWORD@proxy:port",
+        "http://me:PASS/WORD@proxy:80",
+        "http://proxy:99999",
+        "http://[::1",
+        "http://:80",
+        "ftp://proxy",
+    ],
+)
+def test_a_proxy_whose_address_cannot_be_read_is_named_without_its_password(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=rf"^{name} is no proxy's address: expected http://HOST:PORT") as error:
+        spare_loopback()
+    assert "PASS" not in f"{error.value} {error.value.__cause__}"
+
+
 def test_libraries_and_children_spare_this_machine(proxy):
     """Prefect's client and S3's read the same variables."""
     server = Endpoint(lambda _: (200, {"by": "the server"}))

@@ -57,6 +57,13 @@ def test_settings_are_frozen():
         ({"store": "s3:///prefix"}, "must name a bucket"),
         ({"store": "s3://id:secret@bucket"}, "no credentials"),
         ({"store": " "}, "not be empty"),
+        ({"store": "s3:/bucket/prefix"}, "s3://bucket/prefix"),
+        ({"store": "s3:bucket"}, "s3://bucket/prefix"),
+        ({"store": "file:/folder"}, "file:///folder"),
+        ({"store": " s3://bucket/prefix"}, "blank"),
+        ({"store": "/folder "}, "blank"),
+        ({"store": "~no-such-user/store"}, "no user here"),
+        ({"work_dir": "~no-such-user/work"}, "no user here"),
         ({"endpoint_url": "minio:9000"}, "http://host:port"),
         ({"endpoint_url": f"http://id:{HIDDEN}@minio:9000"}, "no credentials"),
         ({"secret_access_key": HIDDEN}, "go together"),
@@ -69,6 +76,12 @@ def test_bad_values_are_refused_without_showing_them(values, hint):
     with pytest.raises(ValidationError, match=hint) as caught:
         Settings(**values)
     assert HIDDEN not in str(caught.value)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings(store="~/store", work_dir="~/work")
+    assert (settings.store, settings.work_dir) == (f"{tmp_path}/store", tmp_path / "work")
 
 
 @pytest.fixture(scope="module")

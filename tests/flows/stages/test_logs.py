@@ -79,6 +79,20 @@ def test_the_file_has_the_trace_and_the_screen_is_put_back(tmp_path, monkeypatch
     assert not [each for each in logging.getLogger().handlers if isinstance(each.formatter, ForScreen)]
 
 
+@pytest.mark.parametrize("folder", ["/proc/self/status", "/proc/x", "~no-such-user/work"])
+def test_a_work_folder_that_cannot_be_is_bad_input(monkeypatch, folder):
+    monkeypatch.setenv("BOLT_WORK_DIR", folder)
+    with pytest.raises(BadInput, match=f"BOLT_WORK_DIR: no logs can be kept in {folder}"), logged():
+        pytest.fail("there is a log")
+
+
+def test_the_work_folder_may_be_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BOLT_WORK_DIR", "~/work")
+    with logged() as path:
+        assert path.is_relative_to(tmp_path / "work")
+
+
 FAULTS = pytest.mark.faults  # small: tests/flows/test_bad_input.py
 BAD = "config.bootstrap.queries.sources.0.path=nowhere.jsonl"
 NO_SERVER = 'config.serving.policy.extra_args=["--nonsense"]'

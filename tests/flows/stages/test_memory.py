@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import small_world
+from small import small_world, without_sizes
 
 from flows.__main__ import deployments, flow_of
 from flows.bolt import BoltConfig, bolt
@@ -181,6 +181,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_flow_refuses_it_before_anything_starts(world, monkeypatch, dry_run):
+    without_sizes(monkeypatch)
     with_gpus(monkeypatch, 79, 79)
     world["sft"] = {"ranks": 1}
     with pytest.raises(BadInput, match=r"config\.sft: training model .* does not fit"):
@@ -189,6 +190,7 @@ def test_a_flow_refuses_it_before_anything_starts(world, monkeypatch, dry_run):
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_plan_on_a_laptop_is_for_the_gpus_that_it_names(world, monkeypatch, capsys):
+    without_sizes(monkeypatch)
     with_gpus(monkeypatch, 16)  # fewer than ranks, and smaller
     world["sft"] = world["online"]["dpo"] = {"zero_stage": 3, "gradient_checkpointing": True, "ranks": 8}
     world["estimates"] |= {"gpu_memory_gib": 79}

@@ -108,6 +108,8 @@ def test_a_lone_surrogate_can_be_stored(endpoint):
             [{"type": "thinking", "thinking": [{"type": "text", "text": "[[3]]"}]}, {"type": "text", "text": "[[7]]"}],
             "[[7]]",
         ),
+        ([{"text": "[[7]]"}], "[[7]]"),
+        ([{"thinking": "[[3]]"}, {"text": "[[7]]", "annotations": []}], "[[7]]"),
         ([{"type": "text", "text": "so: "}, {"type": "output_text", "text": "[[7]]"}], "so: [[7]]"),
         ([], ""),
     ],
@@ -124,6 +126,29 @@ def test_a_message_without_content_and_usage_in_part_are_answers(endpoint):
     assert ask(endpoint.url) == {"c0": Reply("", "length", 3, 7)}
     endpoint.reply = lambda _: (200, answer(usage=None))
     assert ask(endpoint.url) == {"c0": Reply("[[7]]", "stop", 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ("none", (0, 0)),
+        ([1], (0, 0)),
+        (3, (0, 0)),
+        ({"prompt_tokens": float("inf"), "completion_tokens": 2}, (0, 2)),
+        ({"prompt_tokens": float("nan"), "completion_tokens": -2}, (0, 0)),
+        ({"prompt_tokens": "11", "completion_tokens": 10**30}, (11, 0)),
+        ({"prompt_tokens": {"text": 3}, "total_tokens": 7.0}, (0, 7)),
+    ],
+)
+def test_a_usage_that_cannot_be_counts_no_tokens_and_keeps_the_answer(endpoint, usage, counts):
+    endpoint.reply = lambda _: (200, answer(usage=usage))
+    assert ask(endpoint.url) == {"c0": Reply("[[7]]", "stop", *counts)}
+
+
+def test_any_status_of_success_is_an_answer(endpoint):
+    endpoint.reply = lambda _: (201, answer())
+    assert list(ask(endpoint.url, 2).values()) == [Reply("[[7]]", "stop", 11, 5)] * 2
+    assert len(endpoint.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -273,6 +298,8 @@ def test_a_refusal_that_only_names_the_parameter_is_enough(endpoint):
         "Conversation roles must alternate user/assistant/user/assistant/...",  # Mistral's first ones
         "Only user and assistant roles are supported!",
         "Developer instruction is not enabled for models/gemma-3-27b-it",  # Google's API
+        "'system' is not supported with this model",
+        "This model does not support system messages",
     ],
 )
 def test_a_template_without_a_system_turn_gets_it_in_the_user_turn(endpoint, said):
@@ -284,6 +311,45 @@ def test_a_template_without_a_system_turn_gets_it_in_the_user_turn(endpoint, sai
     found = ask(endpoint.url, 3)
     assert [reply.text for reply in found.values()] == ["[[7]]"] * 3
     assert [len(body["messages"]) for body in endpoint.asked] == [2, 1, 1, 1]
+
+
+ECHO = {"model": "judge", "temperature": 0, "max_tokens": 9, "messages": MESSAGES}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        refused("Your request was rejected as a result of our safety system. Your prompt may hold what it forbids."),
+        refused("The system flagged this message."),
+        refused("The prompt asks for forbidden role-play."),
+        (422, {"detail": [{"loc": ["body"], "msg": "unsafe", "input": ECHO}]}),
+        (400, {"error": {"message": "unsafe"}, "request": ECHO}),
+        (400, {"error": {"message": "unsafe"}, "messages": [{"role": "user", "content": "which temperature?"}]}),
+        (403, {"error": {"message": "unsafe: temperature, max_tokens, system role"}}),
+        (413, {"error": {"message": "too long: max_tokens"}}),
+    ],
+)
+def test_one_chats_refusal_does_not_change_how_the_others_are_asked(endpoint, refusal):
+    endpoint.reply = lambda number: refusal if number == 2 else (200, answer())
+    found = ask(endpoint.url, 4, max_in_flight=1)
+    assert str(found.pop("c1")).startswith(f"{refusal[0]}: ")
+    assert list(found.values()) == [Reply("[[7]]", "stop", 11, 5)] * 3
+    assert endpoint.asked == [endpoint.asked[0]] * 4
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": {"message": "Provider returned error", "metadata": {"raw": "'max_tokens' is not supported"}}},
+        {"error": "max_tokens: unknown field"},
+        {"errors": [{"field": "max_tokens", "reason": "unknown"}]},
+        b"unknown field max_tokens",
+    ],
+)
+def test_a_complaint_of_any_form_is_learnt_from(endpoint, said):
+    endpoint.reply = lambda number: (400, said) if "max_tokens" in endpoint.asked[number - 1] else (200, answer())
+    assert [reply.text for reply in ask(endpoint.url, 2).values()] == ["[[7]]"] * 2
+    assert len(endpoint.asked) == 3
 
 
 def test_what_does_not_help_is_not_learnt(endpoint):

@@ -34,7 +34,57 @@ def test_a_wrong_key_or_address_ends_all_after_one_request_without_the_key(endpo
     assert len(endpoint.asked) == 1
 
 
+@pytest.mark.parametrize("status", [300, 301, 302, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("https://judge.example/v1/chat/completions", "https://judge.example/v1/chat/completions"),
+        (f"https://me:PASSWORD@judge.example/{KEY}/v1?key=PASSWORD", "https://judge.example/(the key)/v1"),
+        (None, "another address"),
+    ],
+)
+def test_a_redirect_ends_all_and_names_the_new_address_without_keys(endpoint, status, location, said):
+    endpoint.reply = lambda _: (status, b"", {"Location": location} if location else {})
+    with pytest.raises(DeniedError) as error:
+        ask(endpoint.url, 5, headers={"Authorization": f"Bearer {KEY}"})
+    assert str(error.value) == f"chat c0: the server redirects to {said}: give that address"
+    assert len(endpoint.asked) == 1
+
+
+# ---- one odd reply amid good ones
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ((404, {"error": {"message": "No endpoints found matching your data policy"}}), "404: No endpoints found"),
+        ((200, {"error": {"message": "no provider", "code": 404}}), "404: no provider"),
+        ((200, b"[" * 100_000), "chat c1: expected a JSON object, got '[[["),
+        ((400, b"[" * 100_000), "400: [[["),
+        ((400, b"[" * 900 + b"]" * 900), "400: [[["),
+        ((200, [answer()]), "chat c1: expected a JSON object, got '[{"),
+        ((400, b"no", {"Content-Type": "text/plain; charset=hex"}), "400: no"),
+        ((400, b'{"error": {"message": "no \\ud83d"}}'), "400: no ?"),
+        ((204, b""), "chat c1: expected a JSON object, got ''"),
+    ],
+)
+def test_one_odd_reply_is_one_refusal_and_the_others_go_on(endpoint, odd, reason):
+    endpoint.reply = lambda number: odd if number == 2 else (200, answer())
+    found = ask(endpoint.url, 3, max_in_flight=1)
+    assert found["c0"] == found["c2"] == Reply("[[7]]", "stop", 11, 5)
+    assert isinstance(found["c1"], str)
+    assert found["c1"].startswith(reason)
+
+
 # ---- failures
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_reply_that_cannot_be_decompressed_is_retried(endpoint, coding):
+    garbled = (200, b"not compressed", {"Content-Encoding": coding})
+    endpoint.reply = lambda number: garbled if number == 2 else (200, answer())
+    assert list(ask(endpoint.url, 3).values()) == [Reply("[[7]]", "stop", 11, 5)] * 3
+    assert len(endpoint.asked) == 4
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
@@ -52,9 +102,20 @@ def test_a_lasting_failure_ends_with_the_servers_message(endpoint, status):
     assert len(endpoint.asked) == 3
 
 
-@pytest.mark.parametrize("code", [429, "502"])
-def test_an_outage_that_a_gateway_reports_with_200_is_retried(endpoint, code):
-    outage = {"error": {"code": code, "message": "later"}, "user_id": "x"}
+@pytest.mark.parametrize(
+    "outage",
+    [
+        {"error": {"code": 429, "message": "later"}, "user_id": "x"},
+        {"error": {"code": "502", "message": "later"}},
+        {"error": {"type": "overloaded_error", "message": "later"}, "type": "error"},
+        {"error": {"code": "rate_limit_exceeded", "message": "later"}},
+        {"error": {"status": "UNAVAILABLE", "message": "later"}},
+        {"error": {"status": 503}},
+        {"error": "later", "status": 503},
+        {"error": {"message": "later"}, "code": "503"},
+    ],
+)
+def test_an_outage_that_a_gateway_reports_with_200_is_retried(endpoint, outage):
     endpoint.reply = lambda number: (200, outage) if number < 3 else (200, answer())
     assert ask(endpoint.url)["c0"] == Reply("[[7]]", "stop", 11, 5)
     assert len(endpoint.asked) == 3

@@ -87,9 +87,15 @@ def model(step: str = "imported", digest: str = "d") -> Ref:
             {"policy": {"max_model_len": 9, "tensor_parallel_size": 2}, "policy_servers": 2},
             "list the GPUs of each server in policy_devices",
         ),
+        ({"policy": {"max_model_len": 9, "dtype": "bf16"}}, "'bfloat16'"),
+        ({"policy": {"max_model_len": 9, "dtype": ""}}, "'bfloat16'"),
+        ({"policy": {"max_model_len": 9, "seed": -1}}, "greater than or equal to 0"),
+        ({"policy": {"max_model_len": 9, "seed": 2**32}}, "less than 4294967296"),
+        ({"policy": {"max_model_len": 9, "extra_args": ["--model", "x"]}}, "--model: this option is set"),
+        ({"reward": {"max_model_len": 9, "extra_args": ["--max_model_len=8"]}}, "--max_model_len=8: this option is"),
     ],
 )
-def test_contradictory_settings_are_refused(given, message):
+def test_settings_that_cannot_serve_are_refused(given, message):
     with pytest.raises(ValidationError, match=message):
         ServingConfig(**({"policy": OPTIONS, "reward": OPTIONS} | given))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import MARKERS, PROMPT, SPECIAL, TEMPLATE, make_tokenizer
+from tokenizers import AddedToken, normalizers
 
 from infra.text import chat
 
@@ -41,6 +43,47 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
     assert chat.neutralise(text, TOKENIZER) == text
 
 
+@pytest.mark.parametrize("token", [" <|end|>", "  <tool>", "\n<a>", "<", " <", "x ", "< <", "aa"])
+def test_a_special_token_of_any_shape_can_be_broken(token: str) -> None:
+    tokenizer = make_tokenizer(extra=[token])
+    safe = chat.neutralise(f"see {token} there {token}{token}", tokenizer)
+    assert token not in safe
+    assert chat.neutralise(safe, tokenizer) == safe
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "special", "text"),
+    [
+        (normalizers.Lowercase(), "<STOP>", "see <stop> there <Stop>"),
+        (normalizers.Replace("\u200b", ""), "<stop>", "see <st\u200bop> there"),
+        (normalizers.Replace("\ufffd", ""), "<stop>", "see <st\ufffdop> there <st<st\ufffdop>op>"),
+        (None, "<stop>", "half \ud83d of a character"),
+    ],
+)
+def test_no_text_is_refused(normalizer: Any, special: str, text: str) -> None:
+    tokenizer = make_tokenizer()
+    if normalizer:
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.add_tokens([AddedToken(special, special=True, normalized=True)], special_tokens=True)
+    safe = chat.neutralise(text, tokenizer)
+    assert tokenizer.convert_tokens_to_ids(special) not in tokenizer.encode(safe, add_special_tokens=False)
+    assert safe.startswith(text[:4])
+
+
+def test_a_tokenizer_that_does_not_name_its_unknown_word_token_refuses_no_text() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.unk_token = None
+    assert chat.neutralise("new words", tokenizer) == "new words"
+
+
+def test_a_word_that_is_only_the_padding_token_is_ordinary_text() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "!"  # noqa: S105
+    assert chat.neutralise("Hi! a != b, n! <eos>", tokenizer) == "Hi! a != b, n! < eos>"
+    tokenizer.pad_token = tokenizer.eos_token
+    assert chat.neutralise("<eos>", tokenizer) == "< eos>"
+
+
 def test_kept_strings_stay() -> None:
     assert chat.neutralise("<think> <eos>", TOKENIZER, keep=MARKERS) == "<think> < eos>"
 
@@ -61,7 +104,10 @@ GEMMA = (
 DROPS = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + TEMPLATE
 
 
-@pytest.mark.parametrize("template", [GEMMA, DROPS])
+FAILS = "{% if messages[0]['role'] == 'system' %}{{ '%(x)s' % messages[0] }}{% endif %}" + TEMPLATE
+
+
+@pytest.mark.parametrize("template", [GEMMA, DROPS, FAILS])
 def test_a_template_without_a_system_turn_gets_it_in_the_user_turn(template: str) -> None:
     tokenizer = make_tokenizer(template)
     turns = [{"role": "system", "content": "w9 <eos>"}, {"role": "user", "content": "w1"}]

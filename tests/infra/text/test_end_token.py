@@ -60,6 +60,37 @@ def test_without_a_generation_config_the_end_tokens_of_config_json_count(tmp_pat
         assert check_end_token(tokenizer, folder) == number
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected a JSON object in UTF-8"),
+        ("", "expected a JSON object in UTF-8"),
+        ("\ufeff{}", "expected a JSON object in UTF-8 .*BOM"),  # transformers does not read it either
+        ("[]", r"expected a JSON object, found \[\]"),
+        ('{"eos_token_id": [[2]]}', r"eos_token_id is \[\[2\]\]: expected the id of a token"),
+        ('{"eos_token_id": "<eos>"}', "expected the id of a token"),
+        ('{"eos_token_id": [null]}', "expected the id of a token"),
+        ('{"eos_token_id": [-1, 99999999]}', "but nothing stops there.* lists -1, 99999999"),
+    ],
+)
+def test_end_tokens_that_cannot_be_read_are_refused_with_the_file(tmp_path: Path, text: str, message: str) -> None:
+    folder = make_folder(tmp_path / "m", FAMILIES["gemma"])
+    tokenizer = load_tokenizer(folder)
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=message) as caught:
+        check_end_token(tokenizer, folder)
+    assert "generation_config.json" in str(caught.value)
+
+
+def test_an_end_token_with_the_id_0_counts(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m", FAMILIES["gemma"])
+    tokenizer = load_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    (folder / "config.json").write_text('{"eos_token_id": 1}')
+    with pytest.raises(BadInput, match=r"eos_token_id of generation_config\.json lists !"):
+        check_end_token(tokenizer, folder)
+
+
 def test_a_turn_that_ends_with_a_mark_that_is_no_token_is_refused() -> None:
     for template in (CHATML, ALPACA.replace("\n\n", "</s>\n")):
         chatml_on_llama = make_tokenizer(FAMILIES["llama3"], template=template)
@@ -75,6 +106,9 @@ def test_a_turn_that_ends_with_a_mark_that_is_no_token_is_refused() -> None:
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves out the question or the answer"),
         ("{{ messages[0]['content'] }}", "leaves out the question or the answer"),
         ("{% if %}", "cannot render"),
+        ("{{ '%(x)s' % messages[0] }}", "cannot render .*KeyError"),
+        ("{{ 1 // 0 }}", "cannot render .*ZeroDivisionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot render .*RecursionError"),
         ("", "no chat template"),
     ],
 )

@@ -68,6 +68,11 @@ def written(made: SftConfig | DpoConfig) -> dict[str, Any]:
         (with_row(DPO, 3, rejected=" "), "rejected is empty"),
         (with_row(DPO, 3, rejected=None), "rejected is null"),
         (with_row(DPO, 3, rejected="w1 w2 "), "chosen and rejected are the same"),
+        (with_row(SFT, 3, completion="<eos>"), "completion is empty but for the end token"),
+        (with_row(DPO, 3, rejected="<eos>"), "rejected is empty but for the end token"),
+        (with_row(DPO, 3, rejected="w1 w2 <eos>"), "chosen and rejected are the same tokens"),
+        (with_row(DPO, 3, rejected="w1   w2"), "chosen and rejected are the same tokens"),
+        (with_row(DPO, 3, chosen="new", rejected="other"), "chosen and rejected are the same tokens"),  # both unknown
         (with_row(DPO, 3, chosen="<eos> w1"), "the end token stands in the middle of a completion"),
     ],
 )
@@ -98,13 +103,16 @@ def test_an_end_token_at_the_end_is_no_fault(model: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("rows", [with_row(SFT, 6, completion="w1 " * 80), with_row(DPO, 6, rejected="w1 " * 80)])
-def test_a_row_without_room_is_named_or_dropped(model: Path, tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_a_row_without_room_is_named_or_dropped(
+    model: Path, tmp_path: Path, rows: dict[str, list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     rows = {**rows, "query_id": [f"q{number}" for number in range(8)]}
     with pytest.raises(
         BadInput, match=r"1 of 8 rows exceed max_length 64; the longest has 87 tokens .*row 7 \(query_id q6\)"
     ):
         written(config(model, tmp_path, rows))
     assert written(config(model, tmp_path, rows, overlong="drop")) == {"dropped": 1, "skipped": {}, "kept": 7}
+    assert "1 of 8 rows dropped: longer than max_length 64" in caplog.text
 
 
 def test_if_no_row_fits_nothing_is_trained(model: Path, tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_if_no_row_fits_nothing_is_trained(model: Path, tmp_path: Path) -> None:
 
 def test_zero_rows(model: Path, tmp_path: Path) -> None:
     empty = pa.table({"prompt": pa.array([], pa.string()), "completion": pa.array([], pa.string())})
-    with pytest.raises(BadInput, match=r"no rows to train on in part-00000\.parquet: of 0"):
+    with pytest.raises(BadInput, match=r"no rows to train on in part-00000\.parquet: of 0.*Correct the rows"):
         written(config(model, tmp_path, empty))
 
 
@@ -126,6 +134,12 @@ def test_a_part_that_lacks_a_column(model: Path, tmp_path: Path) -> None:
         BadInput, match=r"part-00000\.parquet lacks columns \['completion'\]; it has \['prompt', 'text'\]"
     ):
         written(config(model, tmp_path, {"prompt": [PROMPT], "text": ["w1"]}))
+
+
+def test_a_column_that_is_there_twice(model: Path, tmp_path: Path) -> None:
+    table = pa.table(SFT).append_column("prompt", pa.array(["w1"] * 8))
+    with pytest.raises(BadInput, match=r"part-00000\.parquet has 2 columns prompt: expected one"):
+        written(config(model, tmp_path, table))
 
 
 def test_a_column_of_another_type(model: Path, tmp_path: Path) -> None:
@@ -244,6 +258,8 @@ def test_a_reference_model_with_another_vocabulary(model: Path, tmp_path: Path) 
         ({"learning_rate": float("nan")}, "finite number"),
         ({"epochs": float("inf")}, "finite number"),
         ({"epochs": 0}, "greater than 0"),
+        ({"epochs": 1e300}, "less than or equal to 1000"),
+        ({"seed": 2**32}, "less than 4294967296"),
         ({"warmup_ratio": 1}, "less than 1"),
         ({"schedule": "cosinus"}, "'cosine', 'linear'"),
         ({"schedule": "reduce_lr_on_plateau"}, "'cosine', 'linear'"),

@@ -14,6 +14,7 @@ from tiny import PROMPT, make_model
 
 from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError, launch
+from infra.store.model_files import ModelFiles
 from infra.training.config import DpoConfig, SftConfig
 
 
@@ -61,7 +62,7 @@ def test_settings_of_generation_without_effect_are_dropped_so_that_the_model_can
         with pytest.raises(ValueError, match="invalid"):
             loaded.save_pretrained(tmp_path / "unsaved")
     dropped = make_savable(loaded.config, loaded.generation_config, load_tokenizer(model), "model m")
-    assert dropped == rehearse(model, "model m", trust_remote_code=False)
+    assert dropped == rehearse(model, "model m", ModelFiles.in_folder(model).tensors(), trust_remote_code=False)
     assert {each.split("=")[0] for each in dropped} <= {*told}
     assert dropped or file == "config.json"
     loaded.save_pretrained(tmp_path / "saved")
@@ -74,7 +75,7 @@ def test_settings_that_have_an_effect_stay(model: Path) -> None:
 
     for told in ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"num_beams": 4, "length_penalty": 2.0}):
         changed(model, "generation_config.json", told)
-        assert rehearse(model, "model m", trust_remote_code=False) == []
+        assert rehearse(model, "model m", ModelFiles.in_folder(model).tensors(), trust_remote_code=False) == []
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(
     from infra.training.saving import rehearse
 
     with pytest.raises(BadInput, match=message):
-        rehearse(changed(model, file, told), "model m", trust_remote_code=False)
+        rehearse(changed(model, file, told), "model m", ModelFiles.in_folder(model).tensors(), trust_remote_code=False)
 
 
 def test_a_part_that_cannot_be_saved_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +113,7 @@ def test_a_part_that_cannot_be_saved_is_named(model: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fails)
     with pytest.raises(BadInput, match=r"its tokenizer can be loaded but not saved, .*TypeError: no vocabulary"):
-        rehearse(model, "model m", trust_remote_code=False)
+        rehearse(model, "model m", ModelFiles.in_folder(model).tensors(), trust_remote_code=False)
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:

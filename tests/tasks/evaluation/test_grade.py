@@ -72,6 +72,14 @@ def test_a_problem_whose_request_was_quarantined_is_graded_wrong(world, query, r
     assert world.counts(made) == {"graded": 4, "correct": 4, "no answer": 0, "quarantined": 2}
 
 
+@pytest.mark.parametrize("reference", ["5 km", "1/2", "yes", "50%", ""])
+def test_references_that_no_everyday_answer_equals_are_named(world, query, response, reference):
+    problems = world.table(QUERIES, [query("a", reference="Monday"), query("b", reference=reference)], "problems")
+    answers = [world.table(RESPONSES, [response("a", 0), response("b", 0)])]
+    with pytest.raises(BadInput, match=r"problems/k: field reference of 1 rows is neither a number nor .*\(first: b, "):
+        world.do(grade, responses=answers, problems=problems, benchmark="everyday")
+
+
 def test_problems_without_a_reference_are_named(world, query, response):
     problems = world.table(QUERIES, [query("a", reference="mon"), query("b"), query("c")], "problems")
     with pytest.raises(BadInput, match=r"problems/k: field reference is null in 2 rows \(first: b\)"):

@@ -265,7 +265,7 @@ def test_a_judge_served_here_is_not_sent_the_key(world, model, serve):
 
 
 @pytest.mark.usefixtures("_key")
-@pytest.mark.parametrize("status", [401, 402, 404])
+@pytest.mark.parametrize("status", [401, 402])
 def test_a_judge_that_refuses_everything_is_the_users_to_correct(world, elsewhere, serve, caplog, status):
     """The verdicts so far are kept, and the key is shown nowhere."""
     answered = answering({})

@@ -170,6 +170,37 @@ def test_without_evaluation_sets_all_are_kept(world, query):
     assert (found.rows, world.do(decontaminate, queries=queries, contaminated=found).rows) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("problem", "query"),
+    [
+        ("How tall is Mount\u200b Everest to\u200bday?", "How tall is Mount Everest today?"),
+        ("How tall is Mount Ever\xadest today?", "How tall is Mount Everest today?"),
+        ("How tall is Mount Everest today?", "How tall is Mo\u200dunt Ever\u200cest to\u200fday?"),
+        ("Compute 2⁵ + 3² + 4 now", "Compute 2^5 + 3^2 + 4 now"),
+        ("Factor the polynomial x^{2}-5 x", "Factor the polynomial x^2-5x"),
+        ("ما هو مجموع ١٢ و ١٣", "ما هو مجموع 12 و 13"),
+    ],
+)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_short_problem_written_otherwise_is_found_in_other_text(tmp_path, problem, query, wrap):
+    assert signs(index(problems(tmp_path, problem)), wrap.format(query)) == ["contains the problem"]
+
+
+@pytest.mark.parametrize(("problem", "query"), [("दिन में काम", "दीन मे कम"), ("ទឹក នៅ ទី", "ទាក នៃ ទា")])
+def test_texts_that_differ_in_vowel_signs_are_not_the_same(tmp_path, problem, query):
+    assert signs(index(problems(tmp_path, problem), near_duplicates=None), query, problem) == [None, "same text"]
+
+
+def test_unusable_rows_of_evaluation_sets_are_counted_and_a_set_of_them_alone_is_an_error(world, query, tmp_path):
+    queries = world.table(QUERIES, [query("0", "Who was Ada?")])
+    made = problems(tmp_path, "Who was Ada?", "", name="one.jsonl"), problems(tmp_path, "a", "", name="two.jsonl")
+    found = world.do(find_contaminated, name="contaminated", config=DecontaminateConfig(held_out=made), queries=queries)
+    assert world.counts(found) == {"problems": 2, "held-out rows passed over: empty": 2, "queries": 1}
+    none = DecontaminateConfig(held_out=(made[0], problems(tmp_path, "", name="none.jsonl")))
+    with pytest.raises(BadInput, match=r"none\.jsonl: none of its 1 rows has a query \(empty: 1\): set `layout`"):
+        world.do(find_contaminated, config=none, queries=queries)
+
+
 def test_a_bad_row_of_an_evaluation_set_is_named(world, query, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"query": "good"}\n{"text": "bad"}\n')
     config = DecontaminateConfig(held_out=(Source(path=str(tmp_path / "bad.jsonl")),))

@@ -6,12 +6,14 @@ from typing import Any
 import aiohttp
 import datasets
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from infra.errors import BadInput
 from tasks.queries.hub import explained
-from tasks.queries.sources import Source, queries_of
+from tasks.queries.sources import Skipped, Source, queries_of, records
 
 PLACE = "org/name@0123abc:train"
 
@@ -60,11 +62,12 @@ def test_errors_of_the_datasets_library_say_what_where_and_how_to_fix_it(monkeyp
 
 
 def test_an_error_in_the_middle_of_a_data_set_is_explained_too(monkeypatch):
-    def load(*_: Any, **__: Any) -> Any:
+    def rows() -> Any:
         yield {"query": "one"}
         raise RuntimeError("odd")
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    made = datasets.IterableDataset.from_generator(rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
     rows = queries_of(Source(dataset="org/name@0123abc"))
     assert next(rows)["query"] == "one"
     with pytest.raises(BadInput, match=f"{PLACE}: cannot be read"):
@@ -109,6 +112,39 @@ def test_what_the_library_really_raises_is_explained(data_set, files, given, mes
 def test_a_real_data_set_is_read(data_set):
     (data_set / "a.jsonl").write_text('{"conversation": [{"role": "user", "content": "Why?"}]}\n')
     assert [row["query"] for row in queries_of(Source(dataset="org/name@main"))] == ["Why?"]
+
+
+MEDIUM = pa.array([{"bytes": b"broken", "path": None}] * 3)
+BROKEN = {
+    "image": (MEDIUM, datasets.Image()),
+    "audio": (MEDIUM, datasets.Audio()),
+    "date": (pa.array([2**58] * 3, pa.timestamp("us")), datasets.Value("timestamp[us]")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_column_that_is_not_needed_is_not_read(data_set, name):
+    column, kind = BROKEN[name]
+    features = datasets.Features({"query": datasets.Value("string"), name: kind})
+    pq.write_table(pa.table([["a", "b", "c"], column], schema=features.arrow_schema), data_set / "a.parquet")
+    assert [row["query"] for row in queries_of(Source(dataset="org/name@main"))] == ["a", "b", "c"]
+
+
+def test_a_row_that_is_not_utf8_is_counted_and_skipped(data_set):
+    latin = pa.Array.from_buffers(pa.string(), 3, pa.array([b"one", b"\xe9t\xe9", b"two"]).buffers())
+    pq.write_table(pa.table({"query": latin}), data_set / "a.parquet")
+    source, skipped = Source(dataset="org/name@main"), Skipped("org/name")
+    assert [(row["query"], row["source_row"]) for row in queries_of(source, skipped)] == [("one", 0), ("two", 2)]
+    assert skipped.reasons == {"malformed": 1}
+    with pytest.raises(BadInput, match=r"^org/name@main:train, row 1: field query cannot be read"):
+        list(queries_of(source))
+
+
+def test_rows_are_those_of_the_library(data_set):
+    features = datasets.Features({"query": datasets.Value("string"), "turns": datasets.List(datasets.Json())})
+    rows = [{"query": str(n), "turns": [{"n": n}, "x"]} for n in range(1_100)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(data_set / "a.parquet")
+    assert list(records(Source(dataset="org/name@main"), whole=True)) == list(enumerate(rows))
 
 
 def test_the_message_is_cut_to_a_paragraph():

@@ -33,6 +33,11 @@ def made_up(count: int, length: int = 40, seed: int = 0) -> list[str]:
     [
         ("Hello, WORLD!", ["hello", "world"], ["hello", "world"]),
         ("Find $x^2$ now.", ["find", "x", "2", "now"], ["find", "x2", "now"]),
+        ("$x^{2}-5 x$ 5x", ["x", "2", "5", "x", "5", "x"], ["x25", "x", "5x"]),
+        ("2⁵ H₂O + 2½", ["2", "5", "h2o", "2", "1", "2"], ["25", "h2o", "212"]),
+        ("١٢ १२ １２", ["12"] * 3, ["12"] * 3),
+        ("हिन्दी की", ["हिन्दी", "की"], ["हिन्दी", "की"]),
+        ("ខ្មែរ", ["ខ", "្", "ម", "ែ", "រ"], ["ខ្មែរ"]),
         ("ﬁne\u00a0snake_case", ["fine", "snake", "case"], ["fine", "snakecase"]),
         ("写诗 now", ["写", "诗", "now"], ["写", "诗", "now"]),
         ("?? !", ["??!"], []),
@@ -41,6 +46,12 @@ def made_up(count: int, length: int = 40, seed: int = 0) -> list[str]:
 )
 def test_words_and_chunks(text, as_words, as_chunks):
     assert (words(text), chunks(text)) == (as_words, as_chunks)
+
+
+@pytest.mark.parametrize("invisible", ["\xad", "\u200b", "\u200c", "\u200d", "\u200f", "\u2060", "\ufeff", "\ufe0f"])
+def test_invisible_characters_split_no_word(invisible):
+    text = f"to{invisible}day we{invisible} rest"
+    assert words(text) == chunks(text) == ["today", "we", "rest"]
 
 
 @settings(max_examples=300, deadline=None)

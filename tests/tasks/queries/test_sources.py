@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_parquet_and_csv_are_read_like_json_lines(tmp_path):
             "expected a field query or messages or conversations or conversation or instruction, found text: set",
         ),
         ({}, "found no field"),
+        ('{"half \\ud83d": 1}', "found half \\ud83d: set"),
+        ('{"messages": [{"half \\ud83d": 1}]}', "a turn has no string role or from, found half \\ud83d"),
         ({"query": 3}, "field query must be str or absent, found int"),
         ({"query": [["x"]]}, "field query must be str or absent, found list"),
         ({"messages": "hello"}, "field messages must be list or absent, found str"),
@@ -108,6 +111,7 @@ def test_errors_name_file_row_and_field(tmp_path, row, message):
     with pytest.raises(BadInput, match=r"queries\.jsonl, row 1: ") as error:
         found(path)
     assert message in str(error.value)
+    str(error.value).encode()  # can be printed
     if not (isinstance(row, dict) and {"difficulty", "reference", "topic"} & set(row)):  # not read of a problem
         with pytest.raises(BadInput, match=r"queries\.jsonl, row 1: "):
             list(problems_of(Source(path=path)))
@@ -144,12 +148,36 @@ def test_a_parquet_file_cut_short_without_the_column_or_of_another_type_is_named
         ("query,difficulty\nx,hard\n", r"row 0: field difficulty must be a whole number or empty, found 'hard'"),
         ('query\n"open\n', r"not CSV in UTF-8"),
         ("text\nx\n", r"row 0: expected a field query"),
+        ("query,query\nx,y\n", r"expected one column query, found several: rename or remove the others"),
     ],
 )
 def test_a_bad_csv_file_is_named(tmp_path, text, message):
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(BadInput, match=rf"q\.csv(, |: ){message}"):
         found(str(tmp_path / "q.csv"))
+
+
+def test_two_columns_of_one_name_are_an_error_where_they_are_read(tmp_path):
+    path = str(tmp_path / "q.parquet")
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["query", "id", "id"]), path)
+    assert found(path) == ["a"]
+    with pytest.raises(BadInput, match=r"q\.parquet: expected one column id, found several"):
+        list(records(Source(path=path), whole=True))
+
+
+@pytest.mark.parametrize(("zone", "late"), [(None, 2**58), ("Mars/Phobos", 1)])
+def test_a_whole_parquet_file_with_a_value_that_python_cannot_hold_is_named(tmp_path, zone, late):
+    path = str(tmp_path / "d.parquet")
+    pq.write_table(pa.table({"query": ["a", "b"], "when": pa.array([0, late], pa.timestamp("us", zone))}), path)
+    with pytest.raises(BadInput, match=r"d\.parquet, row \d: field when cannot be read"):
+        list(records(Source(path=path), whole=True))
+    assert found(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("empty", ["", " ", [], None])
+@pytest.mark.parametrize("field", ["query", "messages"])
+def test_a_field_that_is_empty_gives_way_to_one_that_is_filled(tmp_path, field, empty):
+    assert found(written(tmp_path / "q.jsonl", {field: empty, **RECORDS["conversations"]})) == ["What is it?"]
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.parquet"])
@@ -189,7 +217,7 @@ def test_a_data_set_is_streamed_at_its_revision(monkeypatch, revision):
 
     def load(*given: Any, **more: Any) -> Any:
         calls.append((given, more))
-        return iter([RECORDS["conversations"], RECORDS["alpaca"]])
+        return datasets.IterableDataset.from_generator(lambda: iter([RECORDS["conversations"], RECORDS["alpaca"]]))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = Source(dataset=f"org/name@{revision}", subset="main", split="test")
@@ -309,10 +337,24 @@ def test_a_few_malformed_rows_of_a_csv_file_are_skipped_too(world, tmp_path):
     assert world.counts(made) == {"read": 128, "dropped: malformed": 1, "kept": 127}
 
 
+def test_a_row_of_a_parquet_file_that_is_not_utf8_is_skipped_too(world, tmp_path):
+    texts = pa.array([b"\xe9t\xe9 is" if n == 1_150 else b"number %d" % n for n in range(1_300)])
+    latin = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())
+    pq.write_table(pa.table({"query": latin}), tmp_path / "q.parquet")
+    source = Source(path=str(tmp_path / "q.parquet"))
+    made = world.do(collect_queries, source=source)
+    assert world.counts(made) == {"read": 1_300, "dropped: malformed": 1, "kept": 1_299}
+    with pytest.raises(BadInput, match=r"q\.parquet, row 1150: field query cannot be read .*utf-8"):
+        list(problems_of(source))
+
+
 def test_a_source_in_which_no_row_has_a_query_is_an_error(world, tmp_path):
     path = written(tmp_path / "q.jsonl", {"query": ""}, {"messages": []})
-    with pytest.raises(BadInput, match=r"q\.jsonl: none of its 2 rows has a query \(empty: 1, no user turn: 1\): set"):
+    message = r"q\.jsonl: none of its 2 rows has a query \(empty: 1, no user turn: 1\): set"
+    with pytest.raises(BadInput, match=message):
         world.do(collect_queries, source=Source(path=path))
+    with pytest.raises(BadInput, match=message):
+        list(problems_of(Source(path=path)))
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n  \n\t\n"])
@@ -329,8 +371,10 @@ def test_a_whole_difficulty_in_a_column_of_floats_is_taken(tmp_path):
     rows = [{"query": "a", "difficulty": 5.0}, {"query": "b", "difficulty": 4.0}, {"query": "c", "difficulty": None}]
     lines = written(tmp_path / "q.jsonl", *rows, '{"query": "d", "difficulty": NaN}')
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
-    (tmp_path / "q.csv").write_text("query,difficulty\na,5.0\nb,4\nc,\n")
-    for path in (lines, str(tmp_path / "q.parquet"), str(tmp_path / "q.csv")):
+    decimals = pa.array([Decimal(5), Decimal(4), None], pa.decimal128(5, 2))
+    pq.write_table(pa.table({"query": ["a", "b", "c"], "difficulty": decimals}), tmp_path / "decimal.parquet")
+    (tmp_path / "q.csv").write_text("query,difficulty\na,5.0\nb,4\nc,\nd,NaN\n")
+    for path in (lines, *(str(tmp_path / name) for name in ("q.parquet", "decimal.parquet", "q.csv"))):
         difficulties = [row["difficulty"] for row in queries_of(Source(path=path))]
         assert difficulties[:3] == [5, 4, None]
         assert not any(difficulties[3:])

@@ -12,7 +12,7 @@ from infra.errors import BadInput
 from infra.store.models import fetch_model
 from infra.store.schemas import LONGCOT
 from nano.vocabulary import ASSISTANT, END, USER
-from tasks.training.render import render_longcot
+from tasks.training.render import check_prefix, render_longcot
 
 
 def row(name: str = "a", format: str = "bolt", **changes: Any) -> dict[str, Any]:
@@ -86,6 +86,13 @@ def test_a_template_that_closes_the_thoughts_in_the_prompt_is_refused(rendered, 
     with pytest.raises(BadInput, match=r"closes the thoughts at the end of every prompt .*in the format r1"):
         rendered(opening_model("<think>\n\n</think>\n\n"), row(format="r1"))
     rendered(opening_model("<think>\n\n</think>\n\n"), row())  # another format has other delimiters
+
+
+@pytest.mark.parametrize("format", ["bolt", "still2", "marco", "qwq"])
+def test_a_template_that_opens_the_thoughts_of_another_format_is_refused(rendered, opening_model, format):
+    with pytest.raises(BadInput, match=rf"in the format {format} would never close them: set the format to r1 or rlmt"):
+        rendered(opening_model(), row(format=format))
+    check_prefix("<think>\n", "plain", "model m")  # which has no thoughts
 
 
 def test_no_rows_give_an_empty_file(rendered, model):
