@@ -43,7 +43,7 @@ Schedule = Literal[
 class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Training settings that SFT and DPO share."""
 
-    epochs: float = Field(gt=0, le=1_000, description="Passes over the data")
+    epochs: float = Field(gt=0, le=10_000, description="Passes over the data")
     learning_rate: float = Field(gt=0, description="Peak learning rate")
     warmup_ratio: float = Field(
         0.1,
@@ -156,7 +156,7 @@ class SftRecipe(Recipe, frozen=True):
     """Stage 2, LongCoT SFT. Columns: `prompt` (the exact rendered chat prompt) and `completion` (thoughts and
     solution)."""
 
-    epochs: float = Field(4, gt=0, le=1_000, description="Passes over the data")
+    epochs: float = Field(4, gt=0, le=10_000, description="Passes over the data")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate")
     packing: bool | None = Field(
         None,
@@ -169,7 +169,7 @@ class SftRecipe(Recipe, frozen=True):
 class DpoRecipe(Recipe, frozen=True):
     """Stage 3, one DPO iteration. Columns: `prompt`, `chosen`, `rejected`; the loss covers thoughts and solution."""
 
-    epochs: float = Field(2, gt=0, le=1_000, description="Passes over the data")
+    epochs: float = Field(2, gt=0, le=10_000, description="Passes over the data")
     learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate")
     beta: float = Field(0.1, gt=0, description="Strength of the KL penalty towards the reference policy")
     sft_coefficient: float = Field(
