@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import pkgutil
 import signal
 import sys
@@ -249,6 +250,8 @@ def main(argv: list[str]) -> int:
         if given.help or given.h:
             print(help_text(given.deployment))
             return OK
+        # Before Prefect is imported. A temporary server does not start in its 20 s on a busy machine.
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
         each = deployment(given.deployment)
         extra = ["config.dry_run=true"] if given.dry_run else []
         parameters = changed(each.get("parameters", {}), [*given.assignments, *extra])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flows.stages.mining import ProblemsConfig, ProblemsDraw, problems_stage
 from flows.stages.run import Run
 from infra.store.manifest import Ref
+from tasks.evaluation.grade import references_of
 from tasks.evaluation.problems import MINED, Benchmark, read_problems, step_of
 from tasks.queries.sources import Source
 
@@ -19,9 +20,15 @@ def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:
 
 
 def problems_for(run: Run, benchmark: Benchmark, problems: ProblemsConfig, references: Source | None = None) -> Ref:
-    """The table `problems`, or `problems-BENCHMARK` for a benchmark in its authors' layout."""
+    """The table `problems`, or `problems-BENCHMARK` for a benchmark in its authors' layout.
+
+    Raises `BadInput` if a problem lacks a reference answer, as `grade` would when all are answered; a dry run does not.
+    """
     if benchmark in MINED:
-        return problems_stage(run, problems)
+        drawn = problems_stage(run, problems)
+        if not run.dry:
+            references_of(run.store, drawn, benchmark)
+        return drawn
     return run.do(
         read_problems,
         step_of("problems", benchmark),

@@ -19,7 +19,7 @@ from infra.store.manifest import Ref
 from infra.store.schemas import GRADES
 from infra.store.store import Store
 from infra.store.tables import read_rows, scan, write_table
-from tasks.evaluation.problems import SHORT_ANSWER, Verifiable
+from tasks.evaluation.problems import SHORT_ANSWER, Benchmark, Verifiable
 
 LINEAR: Mapping[str, Callable[[str | None, str], Grade]] = {
     SHORT_ANSWER: graders.short_answer,
@@ -44,14 +44,8 @@ def grade_row(response: Mapping[str, Any], grade: Grade) -> dict[str, Any]:
     }
 
 
-@step
-def grade(
-    plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref, benchmark: Verifiable = SHORT_ANSWER
-) -> Ref:
-    """Write the table `grades`: one row per response.
-
-    A problem whose request was quarantined has no responses: each of its samples is graded wrong, without prediction.
-    So is a response that the grader cannot finish within the limits of `Limited`, and these are counted.
+def references_of(store: Store, problems: Ref, benchmark: Benchmark) -> dict[str, str]:
+    """The reference answers by problem id.
 
     Raises:
         BadInput: a problem has no reference answer, or one that the grader `everyday` cannot compare.
@@ -69,6 +63,22 @@ def grade(
             f"{odd[0][0]}, {odd[0][1]!r}), so that `everyday` would count every answer as wrong: correct these rows, "
             "leave them out, or grade with `math500` or `short-answer`"
         )
+    return references
+
+
+@step
+def grade(
+    plan: Plan, store: Store, *, responses: Sequence[Ref], problems: Ref, benchmark: Verifiable = SHORT_ANSWER
+) -> Ref:
+    """Write the table `grades`: one row per response.
+
+    A problem whose request was quarantined has no responses: each of its samples is graded wrong, without prediction.
+    So is a response that the grader cannot finish within the limits of `Limited`, and these are counted.
+
+    Raises:
+        BadInput: as `references_of`.
+    """
+    references = references_of(store, problems, benchmark)
     tally: Counter[str] = Counter()
 
     def batches() -> Iterator[list[dict[str, Any]]]:

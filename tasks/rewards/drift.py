@@ -43,7 +43,7 @@ class Guards(BaseModel):
         ge=0,
         le=1,
         description="Largest share of an iteration's samples that are off the format, cut ones included (this "
-        "project's choice: healthy runs of the nano and SmolLM2 worlds have 0.5 % to 2 %).",
+        "project's choice: healthy runs have 0.5 % to 2 % in the nano world, and up to 8 % with SmolLM2).",
     )
     max_length_ratio: float = Field(
         3.0,

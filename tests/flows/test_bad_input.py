@@ -27,6 +27,7 @@ import tasks.rewards.score
 import tasks.training.train
 from cot_formats import bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
+from flows.evaluate import EvaluateConfig, evaluate
 from flows.sft import SftFlowConfig, sft
 from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError, metrics_path
@@ -186,6 +187,26 @@ def test_a_query_file_that_is_missing_is_named(world):
     Path(world["bootstrap"]["queries"]["sources"][0]["path"]).unlink()
     with pytest.raises(BadInput, match=r"input file .*queries\.jsonl does not exist; relative paths start"):
         made(world)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "rows", "said"),
+    [
+        ("short-answer", [{"query": "which day ?"}], "field reference is null in 1 rows"),
+        ("everyday", [{"query": "how far ?", "reference": "5 km"}], "neither a number nor a day of the week"),
+    ],
+)
+def test_problems_that_cannot_be_graded_are_refused_before_they_are_answered(
+    world, monkeypatch, tmp_path, benchmark, rows, said
+):
+    answered = answering(monkeypatch)
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = {**world["evaluate"], "benchmark": benchmark, "problems": {"sources": [{"path": str(path)}]}}
+    models = [{"name": "instruct", "model": world["model"]}]
+    with pytest.raises(BadInput, match=said):
+        evaluate(EvaluateConfig(models=models, benchmarks=[stage], serving=world["serving"]))
+    assert not answered
 
 
 def training(world: dict[str, Any], **recipe: Any) -> SftFlowConfig:
