@@ -48,7 +48,7 @@ class EvaluateStage(BaseModel, frozen=True, extra="forbid"):
     benchmark: Verifiable = Field(
         SHORT_ANSWER,
         description="Which benchmark; `short-answer` (`answer : VALUE .`) and `everyday` (a number or a day of the "
-        "week, wherever it stands) take any queries that have a `reference` each.",
+        "week, in any wording) take any queries that have a `reference` each.",
     )
     problems: ProblemsConfig = Field(
         description="Held-out problems with reference answers. A named benchmark's are in its authors' layout, and "

@@ -60,7 +60,7 @@ class ScoreConfig(BaseModel):
     verifier: Verifier = Field(
         "math500",
         description="How a solution is compared with the reference answer: `math500` (math-verify, for any formula), "
-        "`everyday` (a number or a day of the week, wherever it stands), `short-answer` (`answer : VALUE .`).",
+        "`everyday` (a number or a day of the week, in any wording), `short-answer` (`answer : VALUE .`).",
     )
     max_too_long_share: float = Field(
         0.01,
