@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter
-from small import SMALLEST
+from small import SMALLEST, command_lines
 
 from flows.__main__ import changed, deployment, flow_name
 from flows.rerun import LABEL
@@ -142,6 +143,27 @@ def small_bootstrap(reward_model: Path, *more: str) -> dict[str, Any]:
     return changed(parameters, [f"config.{each}" for each in assignments])
 
 
+@contextmanager
+def servers_killed(model: str) -> Iterator[None]:
+    """Kill every vLLM server of a model as soon as it starts: a failure that a rerun may not meet."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.2):
+            for pid, line in command_lines([model]):
+                if "vllm.entrypoints" in line:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+
+
 def test_everything_is_deployed_with_the_parameters_descriptions(local: Local) -> None:
     with local.client() as client:
         names = {f"{flow_name(each)}/{each['name']}" for each in DEPLOYMENTS}
@@ -177,19 +199,17 @@ def test_a_second_make_up_finds_it_running(local: Local) -> None:
 def test_a_stage_that_failed_is_rerun_and_finds_the_earlier_steps_cached(
     local: Local, tmp_path: Path, posted: tuple[str, list[dict[str, Any]]]
 ) -> None:
-    reward = tmp_path / "reward"
+    reward = tmp_path / "reward-that-is-killed"
     shutil.copytree(PROJECT_ROOT / "nano" / "models" / "reward", reward)
-    whole = (reward / "model.safetensors").read_bytes()
-    (reward / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     parameters = changed(deployment("bolt/nano")["parameters"], [*SMALLEST, f"config.reward_model={reward}"])
-    run_id = local.run("bolt/nano", parameters)
-    failed = local.ended(run_id, 600)
+    with servers_killed(reward.name):
+        run_id = local.run("bolt/nano", parameters)
+        failed = local.ended(run_id, 600)
     assert failed.state_name == "Failed"
     assert "ServerError: vLLM server of" in str(failed.state and failed.state.message)
     before = local.task_states(run_id)
     assert (before["responses"], before["filtered"], before["scores"]) == ("Completed", "Completed", "Failed")
 
-    (reward / "model.safetensors").write_bytes(whole)
     rerun_id = local.run("rerun/scheduled", {"config": {"max_reruns": 1}})
     assert local.ended(rerun_id, 900).state_name == "Completed"
     again = local.ended(run_id)

@@ -107,7 +107,7 @@ def test_every_answer_is_read_and_a_killed_server_loses_none(world, query, judgi
     assert before >= finished
     judged = world.do(judge_difficulty, "judged", config=rate, queries=queries, model=judge, servers=second)
     assert requests_logged(second.generation(judge)) - before == 60 - finished
-    assert world.counts(judged) == {"asked": 60, "asked again": 0, "unread": 0}
+    assert world.counts(judged) == {"asked": 60, "asked again": 0, "unread": 0, "refused": 0}
     assert not ledger.exists()
     rated = world.do(rate_queries, "rated", min_difficulty=0, queries=queries, judgements=[judged])
     assert rated.rows == 60
@@ -125,7 +125,7 @@ def test_every_answer_is_read_and_a_killed_server_loses_none(world, query, judgi
     more = {"config": config, "queries": queries, "model": judge, "servers": second}
     tagged = world.do(judge_topic, "tags", topics=table, **more)
     assert {row["labels"][0] for row in world.rows(tagged)} <= {*topics, "other"}
-    assert world.counts(tagged) == {"asked": 60, "asked again": 0, "unread": 0}
+    assert world.counts(tagged) == {"asked": 60, "asked again": 0, "unread": 0, "refused": 0}
     proposals = world.do(propose_topics, "proposals", **more)
     assert world.counts(proposals) == {"asked": 20, "asked again": 0, "unread": 0}
     assert all(1 <= len(row["labels"]) <= 4 for row in world.rows(proposals))
