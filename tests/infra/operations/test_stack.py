@@ -250,7 +250,7 @@ def test_prefects_ui_shows_run_artifact_and_form(local: Local, browser: Browser)
     expect(page.get_by_text("Completed").first).to_be_visible()
     page.goto(f"{address}/artifacts")
     expect(page.get_by_text("rerun", exact=True).first).to_be_visible(timeout=30_000)
-    for key, shown in (("rerun", run.name), ("bolt-stages", "online-1"), ("bolt-plots", "Accuracy and response length by stage")):
+    for key, shown in (("rerun", run.name), ("bolt-stages", "online-1"), ("bolt-plots", "Accuracy and response")):
         page.goto(f"{address}/artifacts/artifact/{latest_ids[key]}")
         expect(page.get_by_text(shown).first).to_be_visible(timeout=30_000)
     expect(page.locator("img[src^='data:image/svg+xml']").first).to_be_visible(timeout=30_000)
