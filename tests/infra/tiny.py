@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -64,4 +67,18 @@ def make_model(folder: Path, *, reward: bool = False, seed: int = 0, **changes: 
     model = LlamaForSequenceClassification(config) if reward else LlamaForCausalLM(config)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def changed(folder: Path, file: str = "config.json", /, **changes: Any) -> Path:
+    """The folder, with fields of a JSON file changed; None deletes a field."""
+    told = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+    return folder
+
+
+def harmed(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """The folder, with other tensors."""
+    held = change(load_file(folder / "model.safetensors"))
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
     return folder
