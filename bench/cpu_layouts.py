@@ -71,7 +71,7 @@ def main() -> None:
     plain = SftConfig(model=given.model, data=(data,), output=Path("model"), batch=BATCH, micro_batch=BATCH)
     told = json.loads((given.model / "config.json").read_text())
     bf16 = settled(plain, told, this_machine()).bf16
-    chosen = f"{ranks_of(plain, None)} rank(s), {'bf16' if bf16 else 'float32'}"
+    chosen = f"{ranks_of(plain)} rank(s), {'bf16' if bf16 else 'float32'}"
     result = {"bench": "cpu_layouts", "tokens_per_second": found, "chosen": chosen, **surroundings()}
     report(result, given.out)
 

@@ -68,7 +68,8 @@ def step(rows: int, ranks: int, folder: Path) -> dict[str, float]:
         text = {"query": problem.query, "thoughts": worked.thoughts, "solution": worked.solution, "format": "bolt"}
         table.append({"query_id": f"q{number}", "sample": 0, "reward": 0.0, **text})
     longcot = write_table(store, "longcot", "k", LONGCOT, [table], Provenance())
-    config = sft.SftStage(
+    settings_of = getattr(sft, "SftStage", sft.SftRecipe)  # its name at the baseline's commit
+    config = settings_of(
         ranks=ranks, epochs=1, learning_rate=1e-3, batch=16, micro_batch=8, max_length=640, overlong="drop"
     )
     options = ServerOptions(max_model_len=640)

@@ -17,13 +17,12 @@ from flows.publish import show_longcot
 from flows.sft import sft_stage
 from flows.stages.common import A_MODEL, A_REWARD_MODEL, ALERTS, Trains
 from flows.stages.guards import Watch
-from flows.stages.memory import Trained
 from flows.stages.mining import mine_stage, publish_mining
 from flows.stages.problems import problems_for
 from flows.stages.run import TASK_RUNNER, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary, show_training
-from tasks.training.sft import SftStage
+from infra.training.config import Recipe, SftRecipe
 
 
 class BoltBootstrap(BootstrapStage):
@@ -45,7 +44,7 @@ class BoltConfig(Trains):
     model: str = Field(description=f"Instruct model: {A_MODEL}.")
     reward_model: str | None = Field(description=A_REWARD_MODEL)
     bootstrap: BoltBootstrap = Field(description="Stage 1: LongCoT bootstrapping.")
-    sft: SftStage = Field(SftStage(), description="Stage 2: LongCoT supervised fine-tuning.")
+    sft: SftRecipe = Field(SftRecipe(), description="Stage 2: LongCoT supervised fine-tuning.")
     online: OnlineStage = Field(description="Stage 3: iterative online DPO.")
     evaluate: EvaluateStage = Field(description="Held-out evaluation of every stage.")
 
@@ -76,7 +75,7 @@ def prepared(stage: Stage, config: BoltConfig) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        trains: dict[str, Trained] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
+        trains: dict[str, Recipe] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
         written, learned = config.bootstrap.generate.format, config.bootstrap.select.format
         formats = (learned,) if config.bootstrap.model else (learned, written)
         instruct = run.model(config.model, trains=trains, formats=formats)

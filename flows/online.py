@@ -17,12 +17,13 @@ from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
+from infra.training.config import DpoRecipe
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
 from tasks.rewards.drift import Guards
 from tasks.rewards.pair import PairConfig, pair
 from tasks.rewards.score import ScoreConfig
-from tasks.training.dpo import DpoStage, train_dpo
+from tasks.training.dpo import train_dpo
 
 
 class OnlineStage(BaseModel, frozen=True, extra="forbid"):
@@ -37,7 +38,7 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
     generate: GenerateConfig = Field(GenerateConfig(), description="How responses are sampled from the policy.")
     score: ScoreConfig = Field(ScoreConfig(), description="How samples are scored.")
     pair: PairConfig = Field(PairConfig(), description="Which samples become a preference pair.")
-    dpo: DpoStage = Field(DpoStage(), description="How the policy is trained on the preference pairs.")
+    dpo: DpoRecipe = Field(DpoRecipe(), description="How the policy is trained on the preference pairs.")
     guards: Guards = Field(Guards(), description="How far a policy may drift from pi_0 before the run is stopped.")
     shards: int = Field(
         16, ge=1, le=400, description="Number of shards that the queries are split into; each shard is a cached task."

@@ -9,8 +9,9 @@ from flows.stages.common import A_MODEL, ALERTS, Trains
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
+from infra.training.config import SftRecipe
 from tasks.training.render import format_of
-from tasks.training.sft import SftStage, train_sft
+from tasks.training.sft import train_sft
 from tasks.training.train import check_table
 
 
@@ -19,10 +20,10 @@ class SftFlowConfig(Trains):
 
     model: str = Field(description=f"Instruct model to fine-tune: {A_MODEL}.")
     longcot: str = Field(description="LongCoT data: the artifact longcot/KEY that a run of `bootstrap` returned.")
-    sft: SftStage = Field(SftStage(), description="LongCoT supervised fine-tuning.")
+    sft: SftRecipe = Field(SftRecipe(), description="LongCoT supervised fine-tuning.")
 
 
-def sft_stage(run: Run, config: SftStage, longcot: Ref, model: Ref) -> Ref:
+def sft_stage(run: Run, config: SftRecipe, longcot: Ref, model: Ref) -> Ref:
     """The instruct model fine-tuned on LongCoT data: pi_0."""
     expected = int(longcot.rows * run.estimates.tokens_per_response * config.epochs)
     return run.do(

@@ -11,10 +11,9 @@ from pydantic import BaseModel, Field, model_validator
 from flows.stages.lengths import conflicts, parts
 from infra.operations.alerts import alert
 from infra.serving.servers import ServingConfig
+from infra.training.config import Recipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.switches import ranks_of
-from tasks.training.dpo import DpoStage
-from tasks.training.sft import SftStage
 
 A_MODEL = "a local folder, an artifact STEP/KEY, or a hub id ORG/NAME@REVISION"
 A_REWARD_MODEL = (
@@ -104,9 +103,9 @@ class Trains(Common):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         for path, part, _ in parts(self):
-            if isinstance(part, SftStage | DpoStage):
+            if isinstance(part, Recipe):
                 try:
-                    part.accumulation(ranks_of(part, part.ranks, nodes=self.training.nodes) * self.training.nodes)
+                    part.accumulation(ranks_of(part, nodes=self.training.nodes) * self.training.nodes)
                 except ValueError as error:
                     raise ValueError(f"{path}, on {self.training.nodes} hosts: {error}") from error
         return self

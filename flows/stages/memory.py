@@ -15,10 +15,7 @@ from infra.training.config import Recipe
 from infra.training.inputs import check_ranks
 from infra.training.memory import GIB, Memory, Sizes, estimate, gib, nearest
 from infra.training.switches import Machine, ranks_of, settled, switches, this_machine, told
-from tasks.training.dpo import DpoStage
-from tasks.training.sft import SftStage
 
-Trained = SftStage | DpoStage
 PLANNED_GPUS, PLANNED_CAPABILITY = 8, 9.0
 """What a plan for other GPUs takes them for: a node of the paper's (8 H100)."""
 
@@ -57,7 +54,7 @@ def device(planned_gib: float | None, *, dry: bool) -> Device:
     """
     here = this_machine()
     if planned_gib is not None and (dry or not here.gpus):
-        other = Machine(PLANNED_GPUS, PLANNED_CAPABILITY, here.cores, here.cpu_bf16, here.liger)
+        other = Machine(PLANNED_GPUS, PLANNED_CAPABILITY, here.cpu_bf16, here.liger)
         return Device(other, planned_gib * GIB, planned=True)
     return Device(here, min(gpu_memory(), default=math.inf) if here.gpus else computer_memory())
 
@@ -75,7 +72,7 @@ def check_trainings(
     title: str,
     model: Mapping[str, Any],
     sizes: Sizes,
-    trains: Mapping[str, Trained],
+    trains: Mapping[str, Recipe],
     on: Device,
     nodes: int,
     share: float,
@@ -89,7 +86,7 @@ def check_trainings(
     """
     for setting, stage in trains.items():
         if not on.planned:
-            check_ranks(setting, ranks_of(stage, stage.ranks, nodes=nodes))
+            check_ranks(setting, ranks_of(stage, nodes=nodes))
         yield f"{setting}: {told(switches(stage, model, on.machine))}"
         yield check_fits(title, model, sizes, setting, stage, on, nodes, share)
 
@@ -99,7 +96,7 @@ def check_fits(
     model: Mapping[str, Any],
     sizes: Sizes,
     setting: str,
-    stage: Trained,
+    stage: Recipe,
     on: Device,
     nodes: int,
     share: float,
@@ -126,7 +123,7 @@ def check_fits(
     def fits(recipe: Recipe, ranks: int) -> bool:
         return needed(recipe, ranks).total <= share * on.room(ranks // nodes)
 
-    recipe, ranks = settled(stage, model, on.machine), nodes * ranks_of(stage, stage.ranks, on.machine, nodes=nodes)
+    recipe, ranks = settled(stage, model, on.machine), nodes * ranks_of(stage, on.machine, nodes=nodes)
     need = needed(recipe, ranks)
     unknown = (
         ""

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from cot_formats.responses import Format
 from flows.stages.common import Common, Estimates, Trains
 from flows.stages.logs import log_on_worker, show_own_logs
-from flows.stages.memory import Trained, cached_config, check_trainings, device
+from flows.stages.memory import cached_config, check_trainings, device
 from infra.errors import BadInput
 from infra.processes.watchdog import end_all
 from infra.serving.model_checks import check_policy, check_reward_model, check_trained, loaded_tokenizer
@@ -36,6 +36,7 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.chat import generation_prefix
 from infra.text.markdown import short
+from infra.training.config import Recipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.memory import Sizes, llama_sizes, sizes_of
 from infra.training.nodes import check_hosts
@@ -168,7 +169,7 @@ class Run:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
         if is_training(name):
             config, nodes = arguments["config"], self.hosts.nodes
-            devices = nodes * ranks_of(config, config.ranks, nodes=nodes)
+            devices = nodes * ranks_of(config, nodes=nodes)
         else:
             devices = self.servers.devices()
         hours = tokens / self._speed(name) / 3600
@@ -190,7 +191,7 @@ class Run:
         self,
         named: str,
         role: Literal["policy", "reward"] = "policy",
-        trains: Mapping[str, Trained] | None = None,
+        trains: Mapping[str, Recipe] | None = None,
         formats: Collection[Format] = (),
     ) -> Ref:
         """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
@@ -240,7 +241,7 @@ class Run:
         self,
         files: ModelFiles,
         role: Literal["policy", "reward"],
-        trains: Mapping[str, Trained] | None,
+        trains: Mapping[str, Recipe] | None,
         formats: Collection[Format],
     ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
@@ -260,7 +261,7 @@ class Run:
         if trains:
             self._fit(files.title, files.read(CONFIG), trains, sizes_of(files))
 
-    def _fit(self, title: str, config: Mapping[str, Any], trains: Mapping[str, Trained], sizes: Sizes) -> None:
+    def _fit(self, title: str, config: Mapping[str, Any], trains: Mapping[str, Recipe], sizes: Sizes) -> None:
         """Say what the trainings use and need. Raises `BadInput` if one cannot run so."""
         on = device(self.estimates.gpu_memory_gib, dry=self.dry)
         for line in check_trainings(title, config, sizes, trains, on, self.hosts.nodes, self.estimates.memory_share):

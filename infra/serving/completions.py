@@ -102,7 +102,6 @@ class Completion:
     """`stop` (an end token) or `length` (cut at `max_tokens` or at the model's maximum length)."""
     token_ids: tuple[int, ...]
     """Sampled ids, including the end token."""
-    prompt_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -279,7 +278,6 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
             text=choice["text"] + _stop_string(choice),
             finish_reason=choice["finish_reason"],
             token_ids=tuple(choice["token_ids"]),
-            prompt_tokens=answer["usage"]["prompt_tokens"],
         )
         for choice in choices
     ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from infra.training.limits import DpoGuards, TrainingGuards
 
@@ -57,6 +57,12 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         1.0, gt=0, description="Maximum gradient norm; larger gradients are clipped. The paper does not state it"
     )
     batch: int = Field(128, gt=0, description="Rows (or pairs) per optimiser step, over all ranks")
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        description="Number of training processes on each host (BOLT: 8, one per GPU, for 7B and 8B). Null: one per "
+        "GPU, as far as they divide the batch; on a CPU one, with all cores",
+    )
     micro_batch: int = Field(
         1,
         gt=0,
@@ -124,6 +130,12 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         "others must be installed, and are configured by their own environment variables",
     )
     guards: TrainingGuards = Field(TrainingGuards(), description="Limits that stop the training with a reason")
+
+    @model_validator(mode="after")
+    def _exact_batches(self) -> Self:
+        if self.ranks:
+            self.accumulation(self.ranks)
+        return self
 
     def steps(self, rows: int) -> int:
         """Optimiser steps over `rows` rows. The last batch of an epoch may have fewer rows than `batch`."""

@@ -42,7 +42,6 @@ class Machine:
     """GPUs that torch can use; 0: the CPU is used."""
     capability: float
     """The GPUs' lowest CUDA compute capability; 0 without a GPU."""
-    cores: int
     cpu_bf16: bool
     """Whether the CPU multiplies matrices in bfloat16 (AMX, AVX-512 or Arm's)."""
     liger: bool
@@ -59,7 +58,6 @@ def this_machine() -> Machine:
     return Machine(
         gpus=len(found),
         capability=min(found, default=0.0),
-        cores=len(os.sched_getaffinity(0)),
         cpu_bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_flags()),
         liger=importlib.util.find_spec("liger_kernel") is not None,
     )
@@ -80,15 +78,15 @@ def _cpu_flags() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
-def ranks_of(recipe: Recipe, ranks: int | None, machine: Machine | None = None, *, nodes: int = 1) -> int:
-    """The training processes to start on each of `nodes` machines: `ranks` if that is given, else what is fastest on
+def ranks_of(recipe: Recipe, machine: Machine | None = None, *, nodes: int = 1) -> int:
+    """The training processes to start on each of `nodes` machines: the recipe's `ranks`, or else what is fastest on
     such a machine (this one).
 
     On GPUs that is one for each, as far as `batch` is a multiple of `micro_batch` times as many. On a CPU it is one
     with all cores: every rank more is a copy of the model, and gradients to exchange.
     """
-    if ranks is not None:
-        return ranks
+    if recipe.ranks is not None:
+        return recipe.ranks
     most = (machine or this_machine()).gpus or 1
     return max((n for n in range(1, most + 1) if recipe.batch % (recipe.micro_batch * n * nodes) == 0), default=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from evals import arenahard
@@ -14,7 +15,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, Verdict, ask_judge, neutraliser, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, ask_judge, neutraliser, solutions
 
 GAMES: tuple[Literal[1], Literal[2]] = (1, 2)
 
@@ -39,6 +40,7 @@ def judge_arenahard(
     """
     safe = neutraliser(judge_model, store, servers)
     ours = solutions(store, turns[0])
+    read = partial(arenahard.read_verdict, version=version)
 
     def requests() -> Iterator[JudgeRequest]:
         for row, baseline in zip(read_rows(store, problems), read_rows(store, baselines), strict=True):
@@ -48,9 +50,5 @@ def judge_arenahard(
             for game in GAMES:
                 messages = arenahard.judge_messages(shown, game, *answers)
                 yield JudgeRequest(problem.problem_id, 0, f"game-{game}", messages, read)
-
-    def read(text: str) -> Verdict | None:
-        label = arenahard.read_verdict(text, version)
-        return None if label is None else (label, None)
 
     return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, requests=[*requests()])

@@ -13,12 +13,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, Verdict, ask_judge, neutraliser, solutions
-
-
-def read_verdict(text: str) -> Verdict | None:
-    rating = mtbench.read_rating(text)
-    return None if rating is None else (None, rating)
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, ask_judge, neutraliser, solutions
 
 
 @step(outside_key=OUTSIDE_KEY, serves={"judge_model": "policy"})
@@ -54,6 +49,6 @@ def judge_mtbench(
             answers = [safe(found.get(problem.problem_id, "")) for found in by_turn]
             for turn in range(1, 2 + len(problem.follow_ups)):
                 messages = mtbench.judge_messages(shown, turn, answers)
-                yield JudgeRequest(problem.problem_id, 0, f"turn-{turn}", messages, read_verdict)
+                yield JudgeRequest(problem.problem_id, 0, f"turn-{turn}", messages, mtbench.read_rating)
 
     return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, requests=[*requests()])

@@ -88,8 +88,8 @@ OUTSIDE_KEY = tuple(
 )
 """Settings that change no verdict: a judge of a given name is taken to be the same wherever it is served."""
 
-Verdict = tuple[str | None, float | None]
-"""What was read from the judge's answer: a label, a score."""
+Verdict = str | float
+"""What was read from the judge's answer: a label or a score."""
 
 
 @dataclass(frozen=True)
@@ -259,15 +259,15 @@ class _Asked:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the table `verdicts`."""
         for request_id, request in self.by_id.items():
-            label, score = self.verdict(request_id) or (None, None)
+            verdict = self.verdict(request_id)
             record = self.last(request_id) or {"text": "", "prompt_tokens": 0, "completion_tokens": 0}
             yield {
                 "query_id": request.query_id,
                 "sample": request.sample,
                 "part": request.part,
                 "answer": record["text"],
-                "label": label,
-                "score": score,
+                "label": verdict if isinstance(verdict, str) else None,
+                "score": None if isinstance(verdict, str) else verdict,
                 "asks": self.asks(request_id),
                 "prompt_tokens": record["prompt_tokens"],
                 "completion_tokens": record["completion_tokens"],

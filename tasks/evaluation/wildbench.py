@@ -14,19 +14,9 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import as_problem
-from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, Verdict, ask_judge, neutraliser, solutions
+from tasks.evaluation.verdicts import OUTSIDE_KEY, Judge, JudgeRequest, ask_judge, neutraliser, solutions
 
 SCORE, PAIR = "score", "pair"
-
-
-def read_score(text: str) -> Verdict | None:
-    score = wildbench.read_score(text)
-    return None if score is None else (None, score)
-
-
-def read_choice(text: str) -> Verdict | None:
-    choice = wildbench.read_choice(text)
-    return None if choice is None else (choice, None)
 
 
 @step(outside_key=OUTSIDE_KEY, serves={"judge_model": "policy"})
@@ -58,9 +48,11 @@ def judge_wildbench(
             reference = json.dumps({"checklist": [*map(safe, checklist)], "tasks": tasks})
             shown = replace(problem, query=safe(problem.query), history=tuple(history), reference=reference)
             answer = safe(ours.get(problem.problem_id, ""))
-            yield JudgeRequest(problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer), read_score)
+            yield JudgeRequest(
+                problem.problem_id, 0, SCORE, wildbench.score_messages(shown, answer), wildbench.read_score
+            )
             if baselines:
                 messages = wildbench.pair_messages(shown, answer, safe(theirs[problem.problem_id]))
-                yield JudgeRequest(problem.problem_id, 0, PAIR, messages, read_choice)
+                yield JudgeRequest(problem.problem_id, 0, PAIR, messages, wildbench.read_choice)
 
     return ask_judge(plan, store, judge=judge, judge_model=judge_model, servers=servers, requests=[*requests()])

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import Self, cast
-
-from pydantic import Field, model_validator
+from typing import cast
 
 from cot_formats import detect
 from cot_formats.responses import LongFormat
@@ -23,22 +21,9 @@ from infra.store.tables import scan
 from infra.training.config import DpoConfig, DpoRecipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.inputs import check_reference
-from infra.training.switches import ranks_of
-from tasks.training.train import OUTSIDE_KEY, RANKS, check_table, train_and_publish
+from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
 
 LOOKED_AT = 100  # pairs whose format is recognised
-
-
-class DpoStage(DpoRecipe, frozen=True):
-    """DPO's settings; the defaults are the paper's."""
-
-    ranks: int | None = Field(None, ge=1, description=RANKS)
-
-    @model_validator(mode="after")
-    def _exact_batches(self) -> Self:
-        if self.ranks:
-            self.accumulation(self.ranks)
-        return self
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -46,7 +31,7 @@ def train_dpo(
     plan: Plan,
     store: Store,
     *,
-    config: DpoStage,
+    config: DpoRecipe,
     pairs: Ref,
     policy: Ref,
     reference: Ref,
@@ -64,14 +49,13 @@ def train_dpo(
     check_reference(model, fixed)
     make_config = partial(
         DpoConfig,
-        **config.model_dump(exclude={"ranks"}),
+        **config.model_dump(),
         model=model,
         reference=fixed,
         data=artifact_parts(store, pairs, servers.work_dir),
     )
-    ranks = ranks_of(config, config.ranks, nodes=hosts.nodes)
     format = format_of_pairs(store, pairs)
-    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, ranks, hosts, format)
+    return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, hosts, format)
 
 
 def format_of_pairs(store: Store, pairs: Ref) -> LongFormat | None:

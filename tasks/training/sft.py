@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
-
-from pydantic import Field, model_validator
 
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
@@ -14,21 +11,8 @@ from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import SftConfig, SftRecipe
 from infra.training.hosts import HERE, Hosts
-from infra.training.switches import ranks_of
 from tasks.training.render import format_of, render_longcot
-from tasks.training.train import OUTSIDE_KEY, RANKS, check_table, train_and_publish
-
-
-class SftStage(SftRecipe, frozen=True):
-    """Stage 2's settings; the defaults are the paper's."""
-
-    ranks: int | None = Field(None, ge=1, description=RANKS)
-
-    @model_validator(mode="after")
-    def _exact_batches(self) -> Self:
-        if self.ranks:
-            self.accumulation(self.ranks)
-        return self
+from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -36,7 +20,7 @@ def train_sft(
     plan: Plan,
     store: Store,
     *,
-    config: SftStage,
+    config: SftRecipe,
     longcot: Ref,
     model: Ref,
     servers: Servers,
@@ -53,8 +37,7 @@ def train_sft(
 
     def make_config(output: Path) -> SftConfig:
         data = render_longcot(store, longcot, folder, output.with_name("rows.parquet"))
-        return SftConfig(**config.model_dump(exclude={"ranks"}), model=folder, data=(data,), output=output)
+        return SftConfig(**config.model_dump(), model=folder, data=(data,), output=output)
 
-    ranks = ranks_of(config, config.ranks, nodes=hosts.nodes)
     format = format_of(store, longcot)
-    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, ranks, hosts, format)
+    return train_and_publish(plan, store, servers, "infra.training.sft", make_config, config, hosts, format)

@@ -25,7 +25,7 @@ from infra.training.checkpoints import check_settings, checkpoints_folder, read
 from infra.training.config import WITHOUT_EFFECT, Recipe, TrainingConfig, resumable_settings, trained_path
 from infra.training.hosts import Hosts
 from infra.training.nodes import launch
-from infra.training.switches import decided
+from infra.training.switches import decided, ranks_of
 from infra.training.trackers import events_folder
 from tasks.training.card import CARD, check_format, judged, model_card
 from tasks.training.guards import stop_shown
@@ -36,11 +36,6 @@ log = logging.getLogger(__name__)
 OUTSIDE_KEY = ("hosts", *(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks")))
 """What is not in a training's cache key. Over other ranks and hosts only the last bits of sums differ."""
 
-RANKS = (
-    "Number of training processes on each host (BOLT: 8, one per GPU, for 7B and 8B). Null: one per GPU, as far as "
-    "they divide the batch; on a CPU one, with all cores"
-)
-
 
 def train_and_publish(
     plan: Plan,
@@ -49,7 +44,6 @@ def train_and_publish(
     module: str,
     make_config: Callable[..., TrainingConfig],
     recipe: Recipe,
-    ranks: int,
     hosts: Hosts,
     format: LongFormat | None,
 ) -> Ref:
@@ -74,6 +68,7 @@ def train_and_publish(
         name, tracking = f"{plan.step}-{plan.key}", servers.work_dir / "tracking"
         if not is_finished(folder):
             config = make_config(output=model).model_copy(update={"name": name, "tracking": tracking})
+            ranks = ranks_of(recipe, nodes=hosts.nodes)
             train(plan, store, module, config, ranks, log_path, hosts, servers.work_dir)
             finish_attempt(folder)
         report = training_report(folder)

@@ -16,14 +16,12 @@ def logged(metrics: Path) -> list[dict[str, Any]]:
 
 def steps_done(metrics: Path) -> int:
     """Optimiser steps so far, with those before the training was resumed."""
-    lines = logged(metrics)
-    return int(lines[-1]["step"]) if lines else 0
+    return int(next((line["step"] for line in reversed(logged(metrics))), 0))
 
 
 def steps_in_all(metrics: Path) -> float:
     """Optimiser steps of the whole training; infinite as long as the trainer has not said."""
-    lines = logged(metrics)
-    return float(lines[0]["steps"]) if lines else math.inf
+    return float(next((line["steps"] for line in logged(metrics)), math.inf))
 
 
 def last_figures(metrics: Path) -> str:

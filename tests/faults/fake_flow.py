@@ -42,7 +42,7 @@ def fake_answers(asked: Path) -> None:
         for request in map(request_of, chain.from_iterable(groups)):
             await asyncio.sleep(PAUSE_S)
             text = bolt.render("plan : one .", "answer : 1 .")
-            on_result(request, [Completion(text, "stop", (1, 2), 3) for _ in range(sampling.n)])
+            on_result(request, [Completion(text, "stop", (1, 2)) for _ in range(sampling.n)])
             with asked.open("a") as out:
                 out.write(f"{request.request_id}\n")
 

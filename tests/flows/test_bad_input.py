@@ -76,7 +76,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) ->
             if dies_after is not None and len(answered) >= dies_after:
                 raise ServerError("vLLM server of MODEL ended with status 137; log: PATH; its last lines: ...")
             text = bolt.render("plan : one .", "answer : 1 .")
-            on_result(request, [Completion(text, "stop", (1, 2), 3) for _ in range(sampling.n)])
+            on_result(request, [Completion(text, "stop", (1, 2)) for _ in range(sampling.n)])
             answered.append(request.request_id)
 
     async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:

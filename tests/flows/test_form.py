@@ -38,10 +38,10 @@ def test_the_order_of_the_form(each):
 
 def test_the_form_has_the_bounds_of_settings():
     stored = next(each for each in FLOWS if each.name == "bolt").parameters.model_dump()["definitions"]
-    assert stored["SftStage"]["properties"]["epochs"]["maximum"] == 10_000
+    assert stored["SftRecipe"]["properties"]["epochs"]["maximum"] == 10_000
     assert (
-        stored["SftStage"]["properties"]["seed"] | {"minimum": 0, "exclusiveMaximum": 2**32, "type": "integer"}
-        == (stored["SftStage"]["properties"]["seed"])
+        stored["SftRecipe"]["properties"]["seed"] | {"minimum": 0, "exclusiveMaximum": 2**32, "type": "integer"}
+        == (stored["SftRecipe"]["properties"]["seed"])
     )
     assert stored["ServerOptions"]["properties"]["dtype"]["enum"] == ["auto", "bfloat16", "float16", "float32"]
 

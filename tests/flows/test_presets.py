@@ -40,10 +40,10 @@ def test_every_preset_is_valid_for_its_flow(name):
 @pytest.mark.parametrize("gpus", [1, 2, 8])
 def test_the_small_worlds_run_on_any_number_of_gpus(name, gpus):
     """No more ranks than GPUs; and where all servers share one, a training still fits beside them."""
-    machine = Machine(gpus=gpus, capability=9.0, cores=8, cpu_bf16=True, liger=False)
+    machine = Machine(gpus=gpus, capability=9.0, cpu_bf16=True, liger=False)
     config = BoltConfig.model_validate(deployments()[name]["parameters"]["config"])
     for stage in (config.sft, config.online.dpo):
-        ranks = ranks_of(stage, stage.ranks, machine)
+        ranks = ranks_of(stage, machine)
         assert ranks <= gpus
         stage.accumulation(ranks)
     serving = config.serving

@@ -29,8 +29,8 @@ from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import write_table
 from infra.text.templates import text_of
+from infra.training.config import SftRecipe
 from infra.training.hosts import HERE
-from tasks.training.sft import SftStage
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False)])
 MINED = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
@@ -121,8 +121,8 @@ class World:
         stage_3 = OnlineStage(**self.config["online"])
         examples, queries = curated(run, stage_1.examples), mine_stage(run, stage_1.queries)
         longcot = bootstrap_stage(run, stage_1, examples, queries, instruct, reward)
-        policy = sft_stage(run, SftStage(**self.config["sft"]), longcot, instruct)
-        watch = Watch(run, stage_3.guards, stage_3.dpo.guards, SftStage(**self.config["sft"]).guards)
+        policy = sft_stage(run, SftRecipe(**self.config["sft"]), longcot, instruct)
+        watch = Watch(run, stage_3.guards, stage_3.dpo.guards, SftRecipe(**self.config["sft"]).guards)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("flows.stages.guards.read_rows", lambda *_: ())  # the table is a stub
             online_iteration(run, stage_3, 1, online_queries(run, stage_3)[1], policy, policy, reward, watch)

@@ -11,21 +11,20 @@ from small import small_world, without_sizes
 
 from flows.__main__ import deployments, flow_of
 from flows.bolt import BoltConfig, bolt
-from flows.stages.memory import Device, Trained, cached_config, check_fits, device
+from flows.stages.memory import Device, cached_config, check_fits, device
 from infra.errors import BadInput
 from infra.serving.servers import Servers
+from infra.training.config import DpoRecipe, Recipe, SftRecipe
 from infra.training.memory import GIB, Sizes, estimate, gib, llama_sizes
 from infra.training.switches import Machine, settled
-from tasks.training.dpo import DpoStage
-from tasks.training.sft import SftStage
 
 LLAMA_8B = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
 LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
 LLAMA_70B = LLAMA_8B | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
 LLAMA_70B |= {"num_attention_heads": 64}
 MISTRAL_7B = LLAMA_8B | {"model_type": "mistral", "vocab_size": 32768}
-HERE = Machine(gpus=0, capability=0.0, cores=2, cpu_bf16=True, liger=False)
-NODE = Device(Machine(gpus=8, capability=9.0, cores=2, cpu_bf16=True, liger=False), 79 * GIB)
+HERE = Machine(gpus=0, capability=0.0, cpu_bf16=True, liger=False)
+NODE = Device(Machine(gpus=8, capability=9.0, cpu_bf16=True, liger=False), 79 * GIB)
 SPARING = {"gradient_checkpointing": True, "ranks": 8}
 
 
@@ -36,18 +35,18 @@ def sizes(config: dict[str, Any]) -> Sizes:
 
 
 def checked(
-    stage: Trained, on: Device = NODE, config: dict[str, Any] = LLAMA_8B, nodes: int = 1, share: float = 1.0
+    stage: Recipe, on: Device = NODE, config: dict[str, Any] = LLAMA_8B, nodes: int = 1, share: float = 1.0
 ) -> str:
     return check_fits("model m", config, sizes(config), "config.sft", stage, on, nodes, share)
 
 
-def needed(stage: Trained, config: dict[str, Any] = LLAMA_8B) -> float:
+def needed(stage: Recipe, config: dict[str, Any] = LLAMA_8B) -> float:
     recipe = settled(stage, config, NODE.machine)
     return estimate(sizes(config), recipe, stage.ranks or 8, on_gpu=True).total
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, *gibs: float) -> None:
-    machine = HERE if not gibs else Machine(len(gibs), 9.0, 2, True, False)
+    machine = HERE if not gibs else Machine(len(gibs), 9.0, True, False)
     monkeypatch.setattr("flows.stages.memory.this_machine", lambda: machine)
     monkeypatch.setattr("flows.stages.memory.gpu_memory", lambda: tuple(int(each * GIB) for each in gibs))
     monkeypatch.setattr("torch.cuda.device_count", lambda: len(gibs))
@@ -74,7 +73,7 @@ def test_a_plan_is_for_the_gpus_it_names_and_a_run_for_those_here(monkeypatch, h
 def test_nothing_is_refused_where_the_memory_is_not_known(monkeypatch):
     with_gpus(monkeypatch, 80)
     monkeypatch.setattr("flows.stages.memory.gpu_memory", lambda: ())  # a part of a GPU
-    line = checked(SftStage(ranks=1), device(None, dry=False))
+    line = checked(SftRecipe(ranks=1), device(None, dry=False))
     assert "how much a GPU here has is not known" in line
 
 
@@ -84,7 +83,7 @@ def test_ranks_share_a_computers_memory_but_not_a_gpu():
 
 
 def test_the_line_of_a_plan_has_parts_total_and_what_there_is():
-    stage = SftStage(zero_stage=3, **SPARING)
+    stage = SftRecipe(zero_stage=3, **SPARING)
     line = checked(stage)
     assert line.startswith(f"memory of config.sft         {gib(needed(stage))} GiB per rank at ")
     for part in ("weights 1.9", "optimiser 11.2", "activations ", "a GPU has 79.0 GiB"):
@@ -92,23 +91,23 @@ def test_the_line_of_a_plan_has_parts_total_and_what_there_is():
 
 
 def test_without_a_number_of_ranks_a_plan_takes_all_gpus():
-    assert checked(SftStage(zero_stage=3, gradient_checkpointing=True)) == checked(SftStage(zero_stage=3, **SPARING))
+    assert checked(SftRecipe(zero_stage=3, gradient_checkpointing=True)) == checked(SftRecipe(zero_stage=3, **SPARING))
 
 
 def test_a_training_that_cannot_fit_is_refused_with_the_nearest_settings_that_do():
     with pytest.raises(BadInput) as error:
-        checked(SftStage())
+        checked(SftRecipe())
     said = str(error.value)
     assert said.startswith("config.sft: training model m does not fit: it needs ")
     assert "a GPU has 79.0 GiB" in said
-    sparing = gib(needed(SftStage(**SPARING)))
+    sparing = gib(needed(SftRecipe(**SPARING)))
     assert f"settings that fit: config.sft.gradient_checkpointing=true ({sparing} GiB per rank)" in said
     with pytest.raises(BadInput, match=r"No setting of .* is enough: take more memory, or a smaller model"):
-        checked(SftStage(), Device(NODE.machine, 2 * GIB), LLAMA_70B)
+        checked(SftRecipe(), Device(NODE.machine, 2 * GIB), LLAMA_70B)
 
 
 def test_ranks_of_all_nodes_share_and_those_of_one_are_named():
-    one, four = (SftStage(zero_stage=3, **SPARING), SftStage(zero_stage=3, ranks=2, gradient_checkpointing=True))
+    one, four = (SftRecipe(zero_stage=3, **SPARING), SftRecipe(zero_stage=3, ranks=2, gradient_checkpointing=True))
     assert checked(four, nodes=4) == checked(one)
     small = Device(NODE.machine, 24 * GIB)
     with pytest.raises(BadInput, match=r"fit: config\.sft\.ranks=4 \("):
@@ -116,16 +115,16 @@ def test_ranks_of_all_nodes_share_and_those_of_one_are_named():
 
 
 def test_who_knows_better_raises_the_share():
-    assert checked(SftStage(), share=1.01 * needed(SftStage()) / NODE.memory)
+    assert checked(SftRecipe(), share=1.01 * needed(SftRecipe()) / NODE.memory)
 
 
 def test_a_model_that_is_not_known_is_refused_only_for_what_is_certain():
     unknown = Sizes(family="mixtral", known=False, parameters=46_700_000_000)
     model = {"model_type": "mixtral"}
-    line = check_fits("model m", model, unknown, "config.sft", SftStage(zero_stage=3, ranks=8), NODE, 8, 1.0)
+    line = check_fits("model m", model, unknown, "config.sft", SftRecipe(zero_stage=3, ranks=8), NODE, 8, 1.0)
     assert "of a family (mixtral) or of sizes that are not known here: activations not counted" in line
     with pytest.raises(BadInput, match=r"zero_stage=3"):
-        check_fits("model m", model, unknown, "config.sft", SftStage(ranks=32), NODE, 1, 1.0)
+        check_fits("model m", model, unknown, "config.sft", SftRecipe(ranks=32), NODE, 1, 1.0)
 
 
 PRESETS = {
@@ -152,7 +151,7 @@ def test_the_presets_of_real_models_fit_gpus_of_80_gb_at_the_papers_batch(name):
         nodes = config.training.nodes
         assert (stage.ranks, nodes) == (8, 8 if "70b" in name else 1)
         assert stage.accumulation(stage.ranks * nodes) >= 1
-        longest = 10240 if isinstance(stage, DpoStage) and "70b" in name else 16384
+        longest = 10240 if isinstance(stage, DpoRecipe) and "70b" in name else 16384
         assert stage.max_length == longest
         assert checked(stage, on, shape, nodes)
 

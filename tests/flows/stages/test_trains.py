@@ -11,8 +11,9 @@ from flows.sft import SftFlowConfig
 from infra.serving.servers import ServingConfig
 from infra.serving.vllm_server import ServerOptions
 from infra.store.manifest import Kind, Ref
+from infra.training.config import SftRecipe
 from infra.training.hosts import HERE, Hosts
-from tasks.training.sft import SftStage, train_sft
+from tasks.training.sft import train_sft
 
 KINDS: dict[str, Kind] = {"longcot": "table", "model": "model"}
 SERVING = ServingConfig(policy=ServerOptions(max_model_len=20480), reward=ServerOptions(max_model_len=16384))
@@ -21,16 +22,16 @@ GIVEN = {"model": "m", "longcot": "longcot/k", "serving": SERVING}
 
 def test_a_batch_is_over_all_hosts():
     pair = {"hosts": ["gpu-0", "gpu-1"]}
-    assert SftFlowConfig(**GIVEN, sft=SftStage(ranks=8, batch=16), training=pair).training.nodes == 2
+    assert SftFlowConfig(**GIVEN, sft=SftRecipe(ranks=8, batch=16), training=pair).training.nodes == 2
     with pytest.raises(ValidationError, match=r"sft, on 2 hosts: batch 24 is not a multiple of .* ranks 16"):
-        SftFlowConfig(**GIVEN, sft=SftStage(ranks=8, batch=24), training=pair)
-    assert SftFlowConfig(**GIVEN, sft=SftStage(ranks=8, batch=24)).training == HERE
+        SftFlowConfig(**GIVEN, sft=SftRecipe(ranks=8, batch=24), training=pair)
+    assert SftFlowConfig(**GIVEN, sft=SftRecipe(ranks=8, batch=24)).training == HERE
 
 
 def test_hosts_are_in_no_key():
     refs = {name: Ref(kind=kind, step=name, key="k", uri=name, digest=name, rows=1) for name, kind in KINDS.items()}
     keys = {
-        train_sft.plan("sft", {"config": SftStage(), **refs, "servers": None, **more}).key
+        train_sft.plan("sft", {"config": SftRecipe(), **refs, "servers": None, **more}).key
         for more in ({}, {"hosts": HERE}, {"hosts": Hosts(hosts=("gpu-0", "gpu-1"), lost_after_s=5)})
     }
     assert len(keys) == 1

@@ -14,9 +14,9 @@ from infra.training import switches as decisions
 from infra.training.config import DpoRecipe, SftRecipe
 from infra.training.switches import Machine, settled, switches, told
 
-GPUS = Machine(gpus=8, capability=9.0, cores=64, cpu_bf16=True, liger=True)
+GPUS = Machine(gpus=8, capability=9.0, cpu_bf16=True, liger=True)
 OLD = replace(GPUS, capability=7.5)
-CPU = Machine(gpus=0, capability=0.0, cores=2, cpu_bf16=True, liger=True)
+CPU = Machine(gpus=0, capability=0.0, cpu_bf16=True, liger=True)
 LLAMA = {"model_type": "llama"}
 
 

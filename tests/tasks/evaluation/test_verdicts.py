@@ -27,7 +27,7 @@ def asking(plan: Any, store: Any, **more: Any) -> Any:
 
 
 def read(text: str) -> Any:
-    return (None, NUMBERS[text]) if text in NUMBERS else (text, None) if text in ("A", "B") else None
+    return NUMBERS.get(text, text if text in ("A", "B") else None)
 
 
 def requests(count: int) -> list[JudgeRequest]:

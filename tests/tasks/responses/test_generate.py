@@ -159,7 +159,7 @@ def test_a_quarantined_request_is_counted_without_rows_and_not_sent_again(world,
         on_quarantine(request(first), "killed a server twice: ended with status 137")
         on_quarantine(request(second), "was refused: it is too long")
         for each in others:
-            on_result(request(each), [Completion("plan", "stop", (1, 2), 3)])
+            on_result(request(each), [Completion("plan", "stop", (1, 2))])
 
     server = serve(completions=completions(sample_text))
     common = {"queries": queries, "model": model, "servers": TinyServers(world.work_dir, server)}

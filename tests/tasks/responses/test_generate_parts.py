@@ -70,7 +70,7 @@ def test_finished_and_quarantined_requests_are_put_into_the_ledger(ledger, caplo
         limits,
         counted.append,
         request,
-        [Completion("x", "stop", (4, 5), 3), Completion("y", "length", (6,), 3)],
+        [Completion("x", "stop", (4, 5)), Completion("y", "length", (6,))],
     )
     assert ledger["a"] == {
         "samples": [

@@ -20,10 +20,10 @@ from infra.processes.torchrun import TrainerError, metrics_path
 from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT, PAIRS
 from infra.store.store import StoreError
-from infra.training.config import trained_path
+from infra.training.config import DpoRecipe, SftRecipe, trained_path
 from infra.training.trackers import events_folder
-from tasks.training.dpo import DpoStage, train_dpo
-from tasks.training.sft import SftStage, train_sft
+from tasks.training.dpo import train_dpo
+from tasks.training.sft import train_sft
 
 LONGCOT_ROW = {
     "query_id": "a",
@@ -90,10 +90,10 @@ def test_both_stages_train_on_their_inputs_and_leave_no_folder(world, servers, l
         trainer(config, log_path=log_path)
 
     monkeypatch.setattr(tasks.training.train, "launch", launch)
-    sft = world.do(train_sft, "sft", config=SftStage(ranks=2), longcot=longcot, model=model, servers=servers)
+    sft = world.do(train_sft, "sft", config=SftRecipe(ranks=2), longcot=longcot, model=model, servers=servers)
     pairs = world.table(PAIRS, [PAIR], "pairs-1")
     given = {"pairs": pairs, "policy": sft, "reference": sft}
-    dpo = world.do(train_dpo, "dpo-1", config=DpoStage(ranks=4), **given, servers=servers)
+    dpo = world.do(train_dpo, "dpo-1", config=DpoRecipe(ranks=4), **given, servers=servers)
     assert world.counts(sft) == world.counts(dpo) == COUNTS
     assert [seen[f"infra.training.{stage}"][1] for stage in ("sft", "dpo")] == [2, 4]
     config = seen["infra.training.dpo"][0]
@@ -107,7 +107,7 @@ def test_both_stages_train_on_their_inputs_and_leave_no_folder(world, servers, l
 
 
 def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot, model, monkeypatch):
-    common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
+    common = {"config": SftRecipe(), "longcot": longcot, "model": model, "servers": servers}
 
     def failing(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
         trainer(config, log_path=log_path)
@@ -127,7 +127,7 @@ def test_a_failed_attempt_leaves_its_log_until_the_next(world, servers, longcot,
 
 
 def test_a_training_that_could_not_be_published_is_not_repeated(world, servers, longcot, model, monkeypatch):
-    common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
+    common = {"config": SftRecipe(), "longcot": longcot, "model": model, "servers": servers}
     trained: list[Path] = []
 
     def launch(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
@@ -152,7 +152,7 @@ def test_a_training_that_could_not_be_published_is_not_repeated(world, servers, 
 def test_two_concurrent_runs_of_one_training_both_return_the_model_published_first(
     world, servers, longcot, model, monkeypatch
 ):
-    common = {"config": SftStage(), "longcot": longcot, "model": model, "servers": servers}
+    common = {"config": SftRecipe(), "longcot": longcot, "model": model, "servers": servers}
     faster: list[Ref] = []
 
     def launch(_module: str, config: Any, *, log_path: Path, **_: Any) -> None:
@@ -183,12 +183,12 @@ def test_a_model_off_a_required_format_stays_and_is_published_without_another_tr
 
     monkeypatch.setattr(tasks.training.train, "launch", launch)
     with pytest.raises(BadInput, match=r"sft: .*off the format: missing_thoughts, missing_solution"):
-        world.do(train_sft, "sft", config=SftStage(require_format=True), **common)
+        world.do(train_sft, "sft", config=SftRecipe(require_format=True), **common)
     assert not world.store.exists("sft/k/manifest.json")
-    made = world.do(train_sft, "sft", config=SftStage(), **common)
+    made = world.do(train_sft, "sft", config=SftRecipe(), **common)
     assert len(trained) == 1
     assert "off the format" in world.store.read_bytes(f"{made.step}/{made.key}/README.md").decode()
-    plans = [train_sft.plan("sft", {**common, "config": SftStage(require_format=each)}) for each in (True, False)]
+    plans = [train_sft.plan("sft", {**common, "config": SftRecipe(require_format=each)}) for each in (True, False)]
     assert plans[0].key == plans[1].key
 
 
@@ -196,14 +196,14 @@ def test_a_model_off_a_required_format_stays_and_is_published_without_another_tr
 def test_a_table_without_rows_trains_nothing(world, servers, model, monkeypatch, stage):
     monkeypatch.setattr(tasks.training.train, "launch", None)
     given = {
-        "sft": {"config": SftStage(), "longcot": world.table(LONGCOT, []), "model": model},
-        "dpo": {"config": DpoStage(), "pairs": world.table(PAIRS, [], key="k2"), "policy": model, "reference": model},
+        "sft": {"config": SftRecipe(), "longcot": world.table(LONGCOT, []), "model": model},
+        "dpo": {"config": DpoRecipe(), "pairs": world.table(PAIRS, [], key="k2"), "policy": model, "reference": model},
     }
     with pytest.raises(BadInput, match=rf"{stage}: the table given/k2? has no rows to train on"):
         world.do({"sft": train_sft, "dpo": train_dpo}[stage], stage, **given[stage], servers=servers)
 
 
-@pytest.mark.parametrize("stage", [SftStage, DpoStage])
+@pytest.mark.parametrize("stage", [SftRecipe, DpoRecipe])
 def test_ranks_that_the_batch_does_not_divide_into_are_refused_with_the_settings(stage):
     with pytest.raises(ValidationError, match=r"batch 128 is not a multiple of micro_batch 1 x ranks 3"):
         stage(ranks=3)
