@@ -38,6 +38,7 @@ def step(rows: int, ranks: int, folder: Path) -> dict[str, float]:
     from infra.store.schemas import LONGCOT
     from infra.store.store import Store
     from infra.store.tables import write_table
+    from infra.text.chat import load_tokenizer
     from nano.corpus import draw, work
 
     rng, seconds = random.Random(0), dict[str, float]()
@@ -67,8 +68,9 @@ def step(rows: int, ranks: int, folder: Path) -> dict[str, float]:
         worked = work(rng, problem)
         text = {"query": problem.query, "thoughts": worked.thoughts, "solution": worked.solution, "format": "bolt"}
         table.append({"query_id": f"q{number}", "sample": 0, "reward": 0.0, **text})
+    load_tokenizer(HERE / "nano" / "models" / "instruct")  # imports transformers, as a flow's check of the model does
     longcot = write_table(store, "longcot", "k", LONGCOT, [table], Provenance())
-    settings_of = getattr(sft, "SftStage", sft.SftRecipe)  # its name at the baseline's commit
+    settings_of = getattr(sft, "SftStage", sft.SftRecipe)  # its name until f4997de
     config = settings_of(
         ranks=ranks, epochs=1, learning_rate=1e-3, batch=16, micro_batch=8, max_length=640, overlong="drop"
     )

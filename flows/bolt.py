@@ -45,7 +45,7 @@ class BoltConfig(Trains):
     reward_model: str | None = Field(description=A_REWARD_MODEL)
     bootstrap: BoltBootstrap = Field(description="Stage 1: LongCoT bootstrapping.")
     sft: SftRecipe = Field(SftRecipe(), description="Stage 2: LongCoT supervised fine-tuning.")
-    online: OnlineStage = Field(description="Stage 3: iterative online DPO.")
+    online: OnlineStage = Field(description="Stage 3: iterative online training.")
     evaluate: EvaluateStage = Field(description="Held-out evaluation of every stage.")
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ def prepared(stage: Stage, config: BoltConfig) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        trains: dict[str, Recipe] = {"config.sft": config.sft, "config.online.dpo": config.online.dpo}
+        trains: dict[str, Recipe] = {"config.sft": config.sft, config.online.setting: config.online.recipe}
         written, learned = config.bootstrap.generate.format, config.bootstrap.select.format
         formats = (learned,) if config.bootstrap.model else (learned, written)
         instruct = run.model(config.model, trains=trains, formats=formats)
@@ -109,7 +109,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         show_training(run, policy)
         grades["sft"] = evaluate_stage(run, config.evaluate, "sft", problems, policy, format=learned)
 
-        watch = Watch(run, stage_3.guards, stage_3.dpo.guards, config.sft.guards)
+        watch = Watch(run, stage_3.guards, stage_3.recipe.guards, config.sft.guards)
         watch.grades[0] = grades["sft"]["sampled"]
         for iteration in range(1, stage_3.iterations + 1):  # stage 3
             asked = later_queries[iteration]

@@ -1,11 +1,12 @@
-"""`python -m flows online/nano --set config.model=sft/KEY`: stage 3 alone, iterative online DPO (BOLT section 3.3).
+"""`python -m flows online/nano --set config.model=sft/KEY`: stage 3 alone, online training (BOLT section 3.3).
 
-Each iteration samples from the policy, scores the samples, pairs the best with the worst, and trains on the pairs.
+Each iteration samples from the policy, scores the samples, and trains on them: by DPO on pairs of the best and the
+worst, or by a policy gradient on all of them. `online.rl.on_policy` samples while it trains instead.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from prefect import flow
 from pydantic import BaseModel, Field, model_validator
@@ -17,13 +18,16 @@ from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref
-from infra.training.config import DpoRecipe
+from infra.training.config import IGNORED, DpoRecipe, Method, RlRecipe
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
 from tasks.rewards.drift import Guards
+from tasks.rewards.group import group
 from tasks.rewards.pair import PairConfig, pair
 from tasks.rewards.score import ScoreConfig
 from tasks.training.dpo import train_dpo
+from tasks.training.on_policy import check_batch, train_on_policy
+from tasks.training.rl import train_rl
 
 
 class OnlineStage(BaseModel, frozen=True, extra="forbid"):
@@ -37,8 +41,12 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
     queries_per_iteration: int = Field(33_000, ge=1, description="Number of queries per iteration (BOLT: 33k).")
     generate: GenerateConfig = Field(GenerateConfig(), description="How responses are sampled from the policy.")
     score: ScoreConfig = Field(ScoreConfig(), description="How samples are scored.")
-    pair: PairConfig = Field(PairConfig(), description="Which samples become a preference pair.")
-    dpo: DpoRecipe = Field(DpoRecipe(), description="How the policy is trained on the preference pairs.")
+    method: Method = Field(
+        "dpo", description="How the policy is trained on its samples: `dpo` (BOLT), or `rloo`, `reinforce` or `grpo`."
+    )
+    pair: PairConfig = Field(PairConfig(), description="DPO: which samples become a preference pair.")
+    dpo: DpoRecipe = Field(DpoRecipe(), description="DPO: how the policy is trained on the preference pairs.")
+    rl: RlRecipe = Field(RlRecipe(), description="RLOO, REINFORCE, GRPO: how the policy is trained on all samples.")
     guards: Guards = Field(Guards(), description="How far a policy may drift from pi_0 before the run is stopped.")
     shards: int = Field(
         16, ge=1, le=400, description="Number of shards that the queries are split into; each shard is a cached task."
@@ -51,6 +59,31 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
                 "queries.draw.limit: set queries_per_iteration instead, the number of queries of each iteration"
             )
         return self
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        """Refuse settings that the method does not use. Those of DPO may stay: presets have them."""
+        plain = RlRecipe()
+        fields = RlRecipe.model_fields if self.method == "dpo" else IGNORED[self.method]
+        for name in (name for name in fields if getattr(self.rl, name) != getattr(plain, name)):
+            raise ValueError(f"rl.{name} is set, but method is {self.method}, which does not use it: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_queries(self) -> Self:
+        if self.rl.on_policy:
+            check_batch(self.rl, self.generate.samples)
+        return self
+
+    @property
+    def recipe(self) -> DpoRecipe | RlRecipe:
+        """How each iteration trains."""
+        return self.dpo if self.method == "dpo" else self.rl
+
+    @property
+    def setting(self) -> str:
+        """The recipe's place in a flow's parameters."""
+        return f"config.online.{'dpo' if self.method == 'dpo' else 'rl'}"
 
     def draw_of(self, iteration: int) -> DrawConfig:
         """How an iteration draws its own part of the queries. Fewer than `queries_per_iteration` are an error."""
@@ -66,7 +99,7 @@ class OnlineConfig(Trains):
         description=f"SFT model: the initial policy, and the reference policy pi_0 of all iterations: {A_MODEL}."
     )
     reward_model: str | None = Field(description=A_REWARD_MODEL)
-    online: OnlineStage = Field(description="Iterative online DPO.")
+    online: OnlineStage = Field(description="Iterative online training.")
 
     @model_validator(mode="after")
     def _rewards(self) -> Self:
@@ -103,45 +136,68 @@ def online_iteration(
         infra.errors.GuardError: the policy that the iteration starts with has drifted too far from pi_0.
     """
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
+    models: dict[str, Any] = {"policy": policy, "reference": reference, "hosts": run.hosts}
+    if config.method != "dpo" and config.rl.on_policy:
+        watch.measure(iteration - 1, policy)
+        watch.stop_if_tripped()
+        return run.do(
+            train_on_policy,
+            f"{config.method}-{iteration}",
+            expected_tokens=expected_tokens(run, config, 3 * draw.samples),
+            method=config.method,
+            config=config.rl,
+            generate=draw,
+            score=config.score,
+            queries=queries,
+            reward_model=reward_model,
+            **models,
+        )
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
     watch.responses[iteration - 1], watch.scores[iteration - 1] = responses, scores
     watch.measure(iteration - 1, policy)
     watch.stop_if_tripped()
-    pairs = run.do(
-        pair,
-        f"pairs-{iteration}",
-        config=config.pair,
-        iteration=iteration,
-        responses=responses,
-        scores=scores,
-        queries=queries,
-        model=policy,
-    )
-    expected = int(4 * config.queries_per_iteration * run.estimates.tokens_per_response * config.dpo.epochs)
+    found: dict[str, Any] = {
+        "iteration": iteration,
+        "responses": responses,
+        "scores": scores,
+        "queries": queries,
+        "model": policy,
+    }
+    if config.method == "dpo":
+        pairs = run.do(pair, f"pairs-{iteration}", config=config.pair, **found)
+        tokens = expected_tokens(run, config, 4)
+        return run.do(train_dpo, f"dpo-{iteration}", expected_tokens=tokens, config=config.dpo, pairs=pairs, **models)
+    samples = run.do(group, f"samples-{iteration}", **found)
     return run.do(
-        train_dpo,
-        f"dpo-{iteration}",
-        expected_tokens=expected,
-        config=config.dpo,
-        pairs=pairs,
-        policy=policy,
-        reference=reference,
-        hosts=run.hosts,
+        train_rl,
+        f"{config.method}-{iteration}",
+        expected_tokens=expected_tokens(run, config, 3 * draw.samples),
+        method=config.method,
+        config=config.rl,
+        samples=samples,
+        temperature=draw.temperature,
+        **models,
     )
+
+
+def expected_tokens(run: Run, config: OnlineStage, responses: int) -> int:
+    """Tokens of an iteration's training. `responses`: those read for each query, with the passes that only compute
+    log-probabilities: two of the pair and two under the reference policy, or every sample under three policies."""
+    return int(responses * config.queries_per_iteration * run.estimates.tokens_per_response * config.recipe.epochs)
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def online(config: OnlineConfig) -> Ref:
-    """Train an SFT model by iterative online DPO; the given model is the reference policy pi_0."""
+    """Train an SFT model online, iteration by iteration; the given model is the reference policy pi_0."""
     with begin(config) as run:
-        trains, formats = {"config.online.dpo": config.online.dpo}, (config.online.generate.format,)
+        trains, formats = {config.online.setting: config.online.recipe}, (config.online.generate.format,)
         reference = policy = run.model(config.model, trains=trains, formats=formats)
         reward_model = reward_model_of(run, config.reward_model)
         stage = config.online.model_copy(update={"queries": rewardable(config.online.queries, config.reward_model)})
         queries = online_queries(run, stage)
         publish_mining(run, [*queries.values()])
-        watch = Watch(run, config.online.guards, config.online.dpo.guards)
+        watch = Watch(run, config.online.guards, config.online.recipe.guards)
         for iteration in range(1, config.online.iterations + 1):
             policy = online_iteration(
                 run, config.online, iteration, queries[iteration], policy, reference, reward_model, watch

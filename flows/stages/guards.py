@@ -12,7 +12,7 @@ from infra.errors import GuardError
 from infra.store.manifest import Ref
 from infra.store.tables import read_rows
 from infra.text.markdown import as_text
-from infra.training.limits import DpoGuards, TrainingGuards
+from infra.training.limits import TrainingGuards
 from tasks.report.guards import guard_rows
 from tasks.rewards.drift import Guards, measure_drift
 
@@ -25,7 +25,7 @@ class Watch:
 
     Attributes:
         guards: limits of the drift.
-        dpo: limits of the policies' trainings.
+        online: limits of the policies' trainings.
         sft: limits of pi_0's training, if it is a part of this flow.
         responses: what an iteration sampled from the policy.
         scores: the scores of these.
@@ -35,7 +35,7 @@ class Watch:
 
     run: Run
     guards: Guards
-    dpo: DpoGuards
+    online: TrainingGuards
     sft: TrainingGuards | None = None
     responses: dict[int, list[Ref]] = field(default_factory=dict)
     scores: dict[int, Ref] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Watch:
             measure_drift,
             name,
             guards=self.guards,
-            training=self.dpo if number else self.sft,
+            training=self.online if number else self.sft,
             policy=policy,
             responses=self.responses.get(number, []),
             scores=self.scores.get(number),

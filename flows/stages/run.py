@@ -36,7 +36,7 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.chat import generation_prefix
 from infra.text.markdown import short
-from infra.training.config import Recipe
+from infra.training.config import METHODS, Recipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.memory import Sizes, llama_sizes, sizes_of
 from infra.training.nodes import check_hosts
@@ -343,7 +343,7 @@ def begin(common: Common) -> Iterator[Run]:
 
 def is_training(name: str) -> bool:
     """Whether the step of this name trains a model."""
-    return name.startswith(("sft", "dpo"))
+    return name.startswith(("sft", *METHODS))
 
 
 def expected_cost(tokens: int, hours: float) -> str:

@@ -145,6 +145,34 @@ PAIRS = _table(
     rejected_tokens=INT32,
 )
 
+SAMPLES = _table(
+    query_id=TEXT,
+    sample=INT32,
+    iteration=INT32,
+    prompt=TEXT,
+    response=TEXT,
+    ended=FLAG,
+    reward=REAL,
+    tokens=INT32,
+)
+"""A sample that a policy gradient trains on: `ended` unless it was cut at `max_tokens`. A query's samples are
+neighbours."""
+
+ROLLOUTS = _table(
+    step=INT32,
+    query_id=TEXT,
+    text=TEXT,
+    thoughts=_optional(TEXT),
+    solution=_optional(TEXT),
+    violations=TEXTS,
+    finish_reason=TEXT,
+    completion_tokens=INT32,
+    thought_tokens=INT32,
+    solution_tokens=INT32,
+    reward=_optional(REAL),
+)
+"""A sample that was drawn inside a trainer, at one of its steps. Without a reward it counts as the step's worst."""
+
 GRADES = _table(
     problem_id=TEXT,
     sample=INT32,

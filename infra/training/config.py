@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from infra.training.limits import DpoGuards, TrainingGuards
+from infra.training.limits import DpoGuards, RlGuards, TrainingGuards
 
+PolicyGradient = Literal["rloo", "reinforce", "grpo"]
+Method = Literal["dpo", PolicyGradient]
+"""How stage 3 trains: by preference pairs, or by a policy gradient."""
+METHODS: tuple[Method, ...] = ("dpo", "rloo", "reinforce", "grpo")
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -190,19 +194,76 @@ class DpoRecipe(Recipe, frozen=True):
     guards: DpoGuards = Field(DpoGuards(), description="Limits that stop the training with a reason")
 
 
+class RlRecipe(Recipe, frozen=True):
+    """Stage 3, one iteration by a policy gradient. Columns: `query_id`, `prompt`, `response`, `ended`, `reward`, a row
+    for each sample. The defaults are TRL's, where the paper states none."""
+
+    epochs: float = Field(1, gt=0, le=10_000, description="Passes over the samples")
+    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate (TRL's default; not stated in the paper)")
+    batch: int = Field(128, gt=1, description="Samples per optimiser step, over all ranks")
+    beta: float = Field(
+        0.05,
+        ge=0,
+        description="Weight of the KL divergence from pi_0: taken off the reward of a whole response (RLOO, REINFORCE) "
+        "or added to the loss of each token (GRPO). TRL's default for RLOO; the paper does not state it",
+    )
+    clip: float = Field(
+        0.2,
+        gt=0,
+        description="How far the ratio of the policy to the one that sampled may leave 1 before a sample no longer "
+        "counts (PPO's clipped objective; TRL's default)",
+    )
+    on_policy: bool = Field(
+        False,
+        description="Sample while training, anew for each optimiser step, with transformers' own `generate`. False: "
+        "train on the iteration's samples, which vLLM draws before",
+    )
+    scale_rewards: bool = Field(
+        True, description="GRPO only: divide advantages by the standard deviation of the group's rewards"
+    )
+    baseline_decay: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="REINFORCE only: decay of a moving average of rewards, which is taken off each reward. Null: "
+        "no baseline",
+    )
+    guards: RlGuards = Field(RlGuards(), description="Limits that stop the training with a reason")
+
+
+IGNORED: dict[Method, tuple[str, ...]] = {
+    "rloo": ("scale_rewards", "baseline_decay"),
+    "reinforce": ("scale_rewards",),
+    "grpo": ("baseline_decay",),
+}
+"""The fields of `RlRecipe` that a method does not use."""
+
+
 class SftConfig(Paths, SftRecipe, frozen=True):
     """The configuration of an SFT trainer process."""
+
+    columns: ClassVar = ("prompt", "completion")
 
 
 class DpoConfig(Paths, DpoRecipe, frozen=True):
     """The configuration of a DPO trainer process."""
 
+    columns: ClassVar = ("prompt", "chosen", "rejected")
     reference: Path = Field(
         description="Folder of the reference policy pi_0, the SFT model: fixed over all iterations, without a default"
     )
 
 
-TrainingConfig = SftConfig | DpoConfig
+class RlConfig(Paths, RlRecipe, frozen=True):
+    """The configuration of a policy-gradient trainer process."""
+
+    columns: ClassVar = ("query_id", "prompt", "response")
+    method: PolicyGradient
+    reference: Path = Field(description="Folder of the reference policy pi_0, as for DPO")
+    temperature: float = Field(gt=0, description="Temperature that the samples were drawn with")
+
+
+TrainingConfig = SftConfig | DpoConfig | RlConfig
 WITHOUT_EFFECT = (
     "checkpoint_minutes",
     "checkpoint_copy_minutes",
@@ -216,7 +277,7 @@ WITHOUT_EFFECT = (
 
 def resumable_settings(config: TrainingConfig, ranks: int) -> dict[str, Any]:
     """What a training and the checkpoint that it goes on from must have in common, beside their files."""
-    outside = {*Paths.model_fields, "reference", *WITHOUT_EFFECT}
+    outside = {*Paths.model_fields, "reference", "rewarding", *WITHOUT_EFFECT}
     return {**config.model_dump(mode="json", exclude=outside), "ranks": ranks}
 
 

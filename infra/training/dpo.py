@@ -56,7 +56,7 @@ def main(config_path: Path) -> None:
     if config.sft_coefficient:
         losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.sft_coefficient]}
     tokenizer = training.tokenizer_for(config)
-    rows, counted = training.token_rows(config, converter(tokenizer), ["prompt", "chosen", "rejected"])
+    rows, counted = training.token_rows(config, converter(tokenizer))
     counts = {**counted, **completion_tokens(rows)}
     batches = batches_of(config, rows, found)
     arguments = DPOConfig(

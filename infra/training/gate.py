@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from infra.store.model_files import WEIGHTS, ModelFiles
 from infra.text.chat import end_token, load_tokenizer
-from infra.training.config import SftConfig, TrainingConfig
+from infra.training.config import TrainingConfig
 from infra.training.inputs import Rows, check_weights, tokenizer_difference
 from infra.training.saving import KEPT, given_generation
 
@@ -120,13 +120,10 @@ def reloaded(config: TrainingConfig) -> PreTrainedModel:
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> dict[str, Any]:
     """A greedy answer to the first prompt that leaves room for one, decoded as vLLM decodes it."""
-    columns = ["prompt", "completion"] if isinstance(config, SftConfig) else ["prompt", "chosen", "rejected"]
-    prompts = (row["prompt"] for _, row in Rows(config.data, columns, most_bad=1))
+    prompts = (row["prompt"] for _, row in Rows(config.data, config.columns, most_bad=1))
     encoded = ((prompt, tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts)
     prompt, ids = next((prompt, ids) for prompt, ids in encoded if len(ids) < config.max_length)
-    listed = model.generation_config.eos_token_id
-    stops = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, end_token(tokenizer)[1]}
-    stops -= {None}
+    stops = stop_tokens(model, tokenizer)
     given = torch.tensor([ids], device=_device(config))
     greedy = GenerationConfig(
         do_sample=False,
@@ -140,6 +137,13 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: T
     found = made[0, len(ids) :].tolist()
     ended = bool(found) and found[-1] in stops
     return {"prompt": prompt, "text": tokenizer.decode(found[:-1] if ended else found), "ended": ended}
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: those of the model's generation settings, and that of the template's turns."""
+    listed = model.generation_config.eos_token_id
+    stops = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, end_token(tokenizer)[1]}
+    return stops - {None}
 
 
 def _device(config: TrainingConfig) -> torch.device:

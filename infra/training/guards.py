@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from infra.errors import GuardError
-from infra.training.config import DpoConfig, TrainingConfig
-from infra.training.limits import Entry, figures, guards_path, has_finite_norm, is_finite, log_ratios
+from infra.training.config import DpoConfig, RlConfig, SftConfig, TrainingConfig
+from infra.training.limits import Entry, figures, guards_path, has_finite_norm, is_finite, log_ratios, mean_kl
 
 
 class StopByGuards(TrainerCallback):  # type: ignore[misc]
@@ -78,22 +78,24 @@ def why_broken(config: TrainingConfig, history: Sequence[Entry]) -> str | None:
 
 def why_drifted(config: TrainingConfig, history: Sequence[Entry], counts: Mapping[str, Any]) -> str | None:
     """Why the training stops, since its policy is too far from pi_0; None if it is not, and for SFT."""
-    if not isinstance(config, DpoConfig):
+    if isinstance(config, SftConfig):
         return None
-    guards = config.guards
     finite = (entry for entry in reversed(history) if "loss" in entry and is_finite(entry))
-    window = list(islice(finite, guards.window))
-    found = log_ratios(window, config.beta, counts)
+    window = list(islice(finite, config.guards.window))
     steps, remedy = f"mean of {len(window)} steps", f"lower learning_rate, now {config.learning_rate:g}, or epochs"
-    if found["max_chosen_fall"] > guards.max_chosen_fall:
+    if isinstance(config, RlConfig):
+        found, sampled, place = mean_kl(window), "samples", "rl.guards"
+    else:
+        found, sampled, place = log_ratios(window, config.beta, counts), "pairs", "dpo.guards"
+        if found["max_chosen_fall"] > config.guards.max_chosen_fall:
+            return (
+                f"the log-probability of the chosen completions fell {found['max_chosen_fall']:.3g} nats per token "
+                f"below pi_0's ({steps}): {remedy}, or set sft_coefficient; or raise {place}.max_chosen_fall, now "
+                f"{config.guards.max_chosen_fall:g}, to go on"
+            )
+    if found.get("max_kl", 0.0) > config.guards.max_kl:
         return (
-            f"the log-probability of the chosen completions fell {found['max_chosen_fall']:.3g} nats per token below "
-            f"pi_0's ({steps}): {remedy}, or set sft_coefficient; or raise dpo.guards.max_chosen_fall, now "
-            f"{guards.max_chosen_fall:g}, to go on"
-        )
-    if found["max_kl"] > guards.max_kl:
-        return (
-            f"KL to pi_0, estimated on the pairs, is {found['max_kl']:.3g} nats per token ({steps}): {remedy}, or "
-            f"raise beta; or raise dpo.guards.max_kl, now {guards.max_kl:g}, to go on"
+            f"KL to pi_0, estimated on the {sampled}, is {found['max_kl']:.3g} nats per token ({steps}): {remedy}, or "
+            f"raise beta; or raise {place}.max_kl, now {config.guards.max_kl:g}, to go on"
         )
     return None

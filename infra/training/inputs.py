@@ -5,6 +5,7 @@ One bad row is counted and skipped. Many of them mean that the data are wrong, a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,25 +158,33 @@ def check_ranks(setting: str, ranks: int) -> None:
 
 
 class Rows:
-    """The usable rows of Parquet files, as text by column; `skipped` counts the others by reason."""
+    """The usable rows of Parquet files, by column; `skipped` counts the others by reason."""
 
-    def __init__(self, parts: Sequence[Path], columns: Sequence[str], most_bad: float) -> None:
-        """`most_bad`: the largest share of rows that may be skipped. A single one may always be."""
-        self._parts, self._columns, self._most = parts, columns, most_bad
+    def __init__(
+        self, parts: Sequence[Path], columns: Sequence[str], most_bad: float, plain: Sequence[str] = ()
+    ) -> None:
+        """
+        Args:
+            columns: those of texts.
+            most_bad: the largest share of rows that may be skipped. A single one may always be.
+            plain: those of numbers or flags.
+        """
+        self._parts, self._columns, self._most, self._plain = parts, columns, most_bad, plain
         self.skipped: Counter[str] = Counter()
         self.seen, self.first = 0, ""
 
-    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each usable row, with words that say where it is. Raises `BadInput` as `check_columns` and `check_share`."""
         for part in self._parts:
-            with opened(part, self._columns) as table:
-                named = [QUERY_ID] if QUERY_ID in table.schema_arrow.names else []
+            with opened(part, self._columns, self._plain) as table:
+                named = {QUERY_ID} & {*table.schema_arrow.names}
+                read = list({*self._columns, *self._plain, *named})
                 number = 0
-                for batch in table.iter_batches(batch_size=256, columns=[*self._columns, *named]):
+                for batch in table.iter_batches(batch_size=256, columns=read):
                     for row in batch.to_pylist():
                         number, self.seen = number + 1, self.seen + 1
                         where = f"{part.name}, row {number}" + (f" (query_id {row[QUERY_ID]})" if named else "")
-                        if fault := unusable(row, self._columns):
+                        if fault := unusable(row, self._columns, self._plain):
                             self.skip(fault, where)
                         else:
                             yield where, row
@@ -197,8 +206,11 @@ class Rows:
             )
 
 
-def unusable(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+def unusable(row: Mapping[str, Any], columns: Sequence[str], plain: Sequence[str] = ()) -> str | None:
     """Why a row cannot be trained on; None if it can."""
+    for name in plain:
+        if row[name] is None or not math.isfinite(row[name]):
+            return f"{name} is {'null' if row[name] is None else 'not finite'}"
     for name in columns:
         if row[name] is None:
             return f"{name} is null"
@@ -209,25 +221,29 @@ def unusable(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     return None
 
 
-def opened(part: Path, columns: Sequence[str]) -> pq.ParquetFile:
-    """A Parquet file that has these text columns.
+def opened(part: Path, columns: Sequence[str], plain: Sequence[str] = ()) -> pq.ParquetFile:
+    """A Parquet file that has these text columns, and these columns of numbers or flags.
 
     Raises:
-        BadInput: it is missing, no whole Parquet file, or lacks a column or has it twice, or one does not hold text.
+        BadInput: it is missing, no whole Parquet file, or lacks a column or has it twice, or one is of another type.
     """
     try:
         table = pq.ParquetFile(part)
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"{part}: not a whole Parquet file ({str(error).splitlines()[0]}): write it again") from error
     schema = table.schema_arrow
-    if missing := set(columns) - set(schema.names):
+    if missing := {*columns, *plain} - set(schema.names):
         raise BadInput(f"{part} lacks columns {sorted(missing)}; it has {schema.names}: rename them or add them")
-    for name in columns:
+    for name in (*columns, *plain):
         if (count := schema.names.count(name)) > 1:
             raise BadInput(f"{part} has {count} columns {name}: expected one. Rename or drop the others")
         kind = schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        if name in plain and not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise BadInput(f"{part}: column {name} is of type {kind}: expected numbers or booleans")
+        if name in columns and not (
+            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        ):
             raise BadInput(f"{part}: column {name} is of type {kind}: expected text (string)")
     return table

@@ -15,6 +15,9 @@ from pydantic import BaseModel, Field
 Entry = Mapping[str, Any]
 """What a trainer logs at one step: `loss`, `grad_norm`, and in DPO `rewards/chosen`, `rewards/rejected`, ..."""
 
+KL = "kl_to_pi_0"
+"""What a policy gradient logs: the mean over tokens of an estimate of KL(pi || pi_0) that is never negative (k3 of
+Schulman, "Approximating KL divergence", 2020), on the samples of a step."""
 TITLES = {
     "max_nonfinite_steps": "steps that are not finite",
     "max_kl": "KL to pi_0, nats per token",
@@ -60,6 +63,20 @@ class DpoGuards(TrainingGuards, frozen=True):
     )
 
 
+class RlGuards(TrainingGuards, frozen=True):
+    """Limits that stop a policy gradient with a reason."""
+
+    window: int = Field(
+        10, ge=1, description="Number of latest steps whose mean is compared with max_kl, or as many as there are yet."
+    )
+    max_kl: float = Field(
+        0.5,
+        gt=0,
+        description="Largest KL divergence from pi_0, in nats per token, estimated on the samples that are trained on "
+        "(this project's choice, as for DPO).",
+    )
+
+
 def guards_path(output: Path) -> Path:
     """The file in which a trainer that a guard stops leaves the figures, next to the folder of the model."""
     return output.parent / f"{output.name}.guards.json"
@@ -96,6 +113,12 @@ def log_ratios(window: Sequence[Entry], beta: float, tokens: Mapping[str, float]
     return {"max_kl": abs(chosen + rejected) / both, "max_chosen_fall": -chosen / tokens["chosen_tokens"]}
 
 
+def mean_kl(window: Sequence[Entry]) -> dict[str, float]:
+    """What `max_kl` bounds in a policy gradient, over the steps of a window; nothing if there is no KL penalty."""
+    found = [entry[KL] for entry in window if KL in entry]
+    return {"max_kl": sum(found) / len(found)} if found else {}
+
+
 def figures(
     history: Sequence[Entry], guards: TrainingGuards, beta: float, counts: Mapping[str, Any]
 ) -> dict[str, float]:
@@ -109,8 +132,11 @@ def figures(
     steps = [entry for entry in history if "loss" in entry]
     finite = [entry for entry in steps if is_finite(entry)]
     found: dict[str, float] = {"max_nonfinite_steps": len(steps) - len(finite)}
-    if isinstance(guards, DpoGuards) and finite:
-        ends = range(1, len(finite) + 1)
-        each = [log_ratios(finite[max(0, end - guards.window) : end], beta, counts) for end in ends]
+    if isinstance(guards, DpoGuards | RlGuards) and finite:
+        windows = [finite[max(0, end - guards.window) : end] for end in range(1, len(finite) + 1)]
+        if isinstance(guards, DpoGuards):
+            each = [log_ratios(window, beta, counts) for window in windows]
+        else:
+            each = [mean_kl(window) for window in windows]
         found |= {field: max(at[field] for at in each) for field in each[0]}
     return found

@@ -10,7 +10,7 @@ import gc
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def add_reference(
     """
     rows, device = trainer.train_dataset, trainer.accelerator.device
     first = torch.distributed.get_rank() == 0
-    made_of = digest(rows, folder) if first else ""
+    made_of = digest(rows, _TOKENS, [folder]) if first else ""
     kept = torch.tensor([int(first and _is_of(path, made_of))], device=device)
     torch.distributed.broadcast(kept, 0)
     began = time.monotonic()
@@ -81,14 +81,14 @@ def add_reference(
     return seconds
 
 
-def digest(rows: Dataset, folder: Path) -> str:
-    """What the log-probabilities depend on: the pairs' tokens, and the reference policy's files (name, size, time)."""
+def digest(rows: Dataset, columns: Sequence[str], folders: Sequence[Path]) -> str:
+    """What log-probabilities depend on: the rows' tokens, and the policies' files (name, size, time)."""
     seen = hashlib.sha256()
-    for name in _TOKENS:
+    for name in columns:
         for chunk in rows.data.column(name).chunks:
             for part in (pc.list_value_length(chunk), chunk.flatten()):
                 seen.update(np.ascontiguousarray(part.to_numpy(zero_copy_only=False)).data)
-    for file in sorted(folder.iterdir()):
+    for file in (file for folder in folders for file in sorted(folder.iterdir())):
         told = file.stat()
         seen.update(f"{file.name} {told.st_size} {told.st_mtime_ns}\n".encode())
     return seen.hexdigest()

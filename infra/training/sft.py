@@ -41,7 +41,7 @@ def main(config_path: Path) -> None:
     config, found = decided(SftConfig.model_validate_json(config_path.read_text()))
     training.join_ranks()
     tokenizer = training.tokenizer_for(config)
-    rows, counts = training.token_rows(config, converter(tokenizer), ["prompt", "completion"])
+    rows, counts = training.token_rows(config, converter(tokenizer))
     batches = batches_of(config, rows, found)
     arguments = SFTConfig(
         **training.arguments(config, batches),

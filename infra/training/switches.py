@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from infra.errors import BadInput
-from infra.training.config import DpoRecipe, Recipe, SftRecipe, TrainingConfig
+from infra.training.config import DpoRecipe, Recipe, RlRecipe, SftRecipe, TrainingConfig
 from infra.training.liger import Switch, liger
 
 PACKABLE = frozenset(
@@ -112,6 +112,10 @@ def switches(recipe: Recipe, model: Mapping[str, Any], machine: Machine) -> dict
         else:
             found["length groups"] = Switch(True, "pairs of a step that are alike are padded together")
         found["reference once"] = Switch(True, "its log-probabilities are computed before training and kept in a file")
+    elif isinstance(recipe, RlRecipe):
+        found["packing"] = Switch(False, "TRL's policy gradients have no padding-free batches")
+        found["length groups"] = Switch(True, "samples of a step that are alike are padded together")
+        found["log-probabilities once"] = Switch(True, "the sampling policy's and pi_0's are computed before training")
     found["liger"] = _liger(recipe, model, machine)
     found["bf16"] = _bf16(recipe, machine)
     found["gradient checkpointing"] = Switch(recipe.gradient_checkpointing, "as set")

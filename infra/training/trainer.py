@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from infra.training import cpu_head, packed_attention
 from infra.training.batches import Batches
 from infra.training.checkpoints import check_settings
 from infra.training.clock import clock
-from infra.training.config import DpoConfig, SftConfig, TrainingConfig, resumable_settings, trained_path
+from infra.training.config import SftConfig, TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
 from infra.training.gate import check_saved
 from infra.training.guards import StopByGuards, guard_figures
@@ -50,7 +50,7 @@ LENGTH, TOKENS = "length", "tokens"
 PATIENCE = timedelta(hours=12)
 """How long a rank waits for another at most. Rank 0 tokenises and saves alone, which takes longer than DeepSpeed's
 default of 10 minutes for 200,000 responses. If a rank dies, torchrun and the watchdog notice at once."""
-Convert = Callable[[dict[str, str]], dict[str, Any]]
+Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -115,7 +115,7 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, end: int
     return ids if ids and ids[-1] == end else [*ids, end]
 
 
-def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> tuple[Dataset, dict[str, Any]]:
+def token_rows(config: TrainingConfig, convert: Convert, plain: Sequence[str] = ()) -> tuple[Dataset, dict[str, Any]]:
     """The tokenised rows of all parts, with the counts `samples`, `dropped` (rows over `max_length`), `skipped` (rows
     that cannot be trained on, by reason), `tokens`, and `mean_length`: the mean over tokens of the length of their
     sequences (of a pair, the longer one's).
@@ -123,8 +123,8 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
     Rank 0 streams the parts into one Arrow file next to `output`, which all ranks map into memory.
 
     Args:
-        convert: makes a row's token columns from its text columns, including `LENGTH` and `TOKENS`.
-        columns: the text columns.
+        convert: makes a row's token columns from its other columns, including `LENGTH` and `TOKENS`.
+        plain: columns of numbers or flags, beside the text columns `config.columns`.
 
     Raises:
         BadInput: there are no rows; rows exceed `max_length` and `overlong` is "error"; a token id is not in the
@@ -134,7 +134,7 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
     if torch.distributed.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_models(config)
-        left_out = _write_tokens(config, convert, columns, path)
+        left_out = _write_tokens(config, convert, plain, path)
         path.with_suffix(".json").write_text(json.dumps(left_out))
     torch.distributed.barrier()
     rows = Dataset.from_file(str(path))
@@ -153,17 +153,17 @@ def token_rows(config: TrainingConfig, convert: Convert, columns: list[str]) -> 
 def check_models(config: TrainingConfig) -> None:
     """Refuse models that no training can start from. Raises `BadInput` as `check_weights` and `check_reference`."""
     check_weights(config.model, f"model {config.model}")
-    if isinstance(config, DpoConfig) and config.reference != config.model:
+    if not isinstance(config, SftConfig) and config.reference != config.model:
         check_weights(config.reference, f"reference model {config.reference}")
         check_reference(config.model, config.reference)
 
 
-def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], path: Path) -> dict[str, Any]:
+def _write_tokens(config: TrainingConfig, convert: Convert, plain: Sequence[str], path: Path) -> dict[str, Any]:
     """Write the rows that fit to an Arrow stream at `path`.
 
     Returns the number of rows that are too long, `dropped`, and of those that cannot be trained on, `skipped`.
     """
-    rows = Rows(config.data, columns, config.max_bad_share)
+    rows = Rows(config.data, config.columns, config.max_bad_share, plain)
     end, size = end_token(load_tokenizer(config.model))[1], vocabulary_size(config_of(config.model))
     kept = dropped = longest = 0
     where_longest = ""
@@ -214,7 +214,7 @@ def _write_tokens(config: TrainingConfig, convert: Convert, columns: list[str], 
 
 def token_fault(row: dict[str, Any], end: int) -> str | None:
     """Why a tokenised row cannot be trained on; None if it can. `end` is the token that ends a turn."""
-    names = {"labels": "completion", "chosen_ids": "chosen", "rejected_ids": "rejected"}
+    names = {"labels": "completion", "chosen_ids": "chosen", "rejected_ids": "rejected", "completion_ids": "response"}
     for name, ids in ((name, row[column]) for column, name in names.items() if column in row):
         if ids.count(end) > 1:
             return "the end token stands in the middle of a completion"
@@ -326,7 +326,7 @@ def run(trainer: Resumable, config: TrainingConfig, counts: Mapping[str, Any]) -
             "mean_loss": sum(losses) / len(losses),
             "steps": trainer.state.global_step,
             **counts,
-            "tokens_seen": round(counts["tokens"] * config.epochs),
+            "tokens_seen": trainer.state.num_input_tokens_seen or round(counts["tokens"] * config.epochs),
             "guards": guard_figures(config, trainer.state.log_history, counts),
             "seconds": round(seconds, 2),
             "resumed_at": trainer.resumed_at,

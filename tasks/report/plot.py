@@ -8,22 +8,29 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from infra.training.limits import KL
+
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 CURVES = {
-    "loss": "DPO loss",
+    "loss": "loss of online training",
     "rewards/accuracies": "chosen preferred (share of pairs)",
     "rewards/margins": "margin of implicit rewards",
+    "reward": "mean reward of the samples",
+    KL: "KL to pi_0, nats per token",
+    "clip_ratio/region_mean": "share of the ratios that are clipped",
 }
-"""What TRL's DPO trainer logs at each step, and its title here."""
+"""What TRL's trainers log at each step of online training, and its title here: first DPO's, then policy gradients'."""
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm before clipping",
     "rewards/margins": CURVES["rewards/margins"],
     "rewards/accuracies": CURVES["rewards/accuracies"],
+    "reward": CURVES["reward"],
+    KL: CURVES[KL],
     "tokens_per_second": "tokens per second",
 }
-"""What is shown of a training, if its trainer logs it: the rewards are DPO's."""
+"""What is shown of a training, if its trainer logs it."""
 
 
 def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
@@ -126,27 +133,32 @@ def histogram_plot(edges: Sequence[float], samples: Sequence[int], threshold: fl
     return _svg((6, 3.4), draw)
 
 
-def curves_plot(sft: Sequence[Mapping[str, float]], dpo: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """The training curves: SFT's loss, and loss, accuracy, margin and implicit rewards of each DPO iteration."""
+def curves_plot(sft: Sequence[Mapping[str, float]], online: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """The training curves: SFT's loss, and for each iteration the figures of `CURVES` and DPO's implicit rewards.
+
+    `online`: the curve of each iteration, all of them by the same method.
+    """
+    shown = {name: title for name, title in CURVES.items() if any(name in curve[0] for curve in online.values())}
 
     def line(axes: Any, curve: Sequence[Mapping[str, float]], name: str, **style: Any) -> Any:
         return axes.plot([at["step"] for at in curve], [at[name] for at in curve], linewidth=1.2, **style)[0]
 
     def draw(figure: Any) -> None:
-        loss, *panels, rewards, words = figure.subplots(2, 3).flat
+        loss, *panels, words = figure.subplots(2, 3).flat
         line(loss, sft, "loss", color="black")
         loss.set(title="SFT loss")
-        for step, curve in dpo.items():
-            for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
+        for step, curve in online.items():
+            for axes, (name, title) in zip(panels, shown.items(), strict=False):
                 drawn = line(axes, curve, name, label=step)
                 axes.set(title=title)
-            line(rewards, curve, "rewards/chosen", color=drawn.get_color())
-            line(rewards, curve, "rewards/rejected", color=drawn.get_color(), linestyle="--")
-        rewards.set(title="implicit reward: chosen —, rejected - -")
-        for axes in (loss, *panels, rewards):
+            if "rewards/chosen" in curve[0]:
+                line(panels[3], curve, "rewards/chosen", color=drawn.get_color())
+                line(panels[3], curve, "rewards/rejected", color=drawn.get_color(), linestyle="--")
+                panels[3].set(title="implicit reward: chosen —, rejected - -")
+        for axes in (loss, *panels):
             axes.set(xlabel="training step")
         words.set_axis_off()
-        words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="DPO iterations")
+        words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="iterations")
 
     return _svg((10, 5.4), draw)
 

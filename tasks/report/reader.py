@@ -20,9 +20,10 @@ Row: TypeAlias = dict[str, Any]
 Sample: TypeAlias = tuple[str, int]
 
 DECODINGS = ("greedy", "sampled")
+TRAINED_ON = "trained on"  # by a policy gradient
 SHOWN = ["query_id", "sample", "text", "thoughts", "solution", "violations", "finish_reason"]
 SHOWN += ["thought_tokens", "solution_tokens"]
-USES = {"LongCoT data": "became LongCoT data", "chosen": "gave a pair"}
+USES = {"LongCoT data": "became LongCoT data", "chosen": "gave a pair", TRAINED_ON: TRAINED_ON}
 """The outcome of a query that has a sample with such a mark."""
 QUARANTINED = {"thoughts": None, "solution": None, "raw": None, "tokens": [0, 0], "marks": [("warn", "quarantined")]}
 """Stands in for the missing answer of a request that killed a server twice."""
@@ -162,12 +163,17 @@ def training_items(store: Store, made: Mapping[str, Sequence[Ref]], step: str, m
 
 
 def training_marks(store: Store, made: Mapping[str, Sequence[Ref]], source: str) -> dict[Sample, tuple[str, str]]:
-    """The marks of the samples that were trained on, as LongCoT data (stage 1) or in a pair (an online iteration)."""
+    """The marks of the samples that were trained on, as LongCoT data (stage 1), in a pair or by themselves."""
     if not source:
         (longcot,) = made["longcot"]
         kept = read_rows(store, longcot, ["query_id", "sample"])
         return {(row["query_id"], row["sample"]): ("good", "LongCoT data") for row in kept}
-    (pairs,) = made[f"pairs-{source.rpartition('-')[2]}"]
+    iteration = source.rpartition("-")[2]
+    if f"samples-{iteration}" in made:
+        (samples,) = made[f"samples-{iteration}"]
+        trained = read_rows(store, samples, ["query_id", "sample"])
+        return {(row["query_id"], row["sample"]): ("good", TRAINED_ON) for row in trained}
+    (pairs,) = made[f"pairs-{iteration}"]
     marks: dict[Sample, tuple[str, str]] = {}
     for row in read_rows(store, pairs, ["query_id", "chosen_sample", "rejected_sample"]):
         marks[row["query_id"], row["chosen_sample"]] = ("good", "chosen")

@@ -22,11 +22,14 @@ from markupsafe import Markup
 from infra.store.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
 from infra.store.store import Store
 from infra.store.tables import read_rows
+from infra.training.config import METHODS
 from tasks.evaluation.problems import Verifiable, step_of, topic_of
 from tasks.report import plot
 from tasks.report.guards import guard_rows
 from tasks.report.reader import held_out_items, sliced, training_items
+from tasks.rewards.group import NO_SIGNAL
 from tasks.rewards.select import rewards
+from tasks.training.card import TRAINED_BY
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ PLOTS = {
     "stages": "Accuracy and response length by stage, with 95 % intervals",
     "funnel": "Samples of stage 1 that remain after each step, and outcomes of each iteration's queries",
     "scores": "Histograms of the rewards: stage 1 with its threshold, and each iteration",
-    "curves": "SFT loss; DPO loss, share of pairs ranked correctly, margins and implicit rewards by iteration",
+    "curves": "SFT loss; what the trainer of each iteration of stage 3 logged",
     "steps": "Seconds to make each step's artifacts",
 }
 LISTED = 200  # characters of a query in the reader's list
@@ -79,7 +82,12 @@ def manifests(store: Store, made: Made) -> dict[str, list[Manifest]]:
 
 def trainings(made: Iterable[str]) -> list[str]:
     """The names of the steps that trained a model, in order."""
-    return [*(name for name in made if name == "sft"), *numbered(made, "dpo-")]
+    return [*(name for name in made if name == "sft"), *iterations(made)]
+
+
+def iterations(made: Iterable[str]) -> list[str]:
+    """The names of the steps that trained a policy online, in order; a run uses one method."""
+    return [step for method in METHODS for step in numbered(made, f"{method}-")]
 
 
 def numbered(names: Iterable[str], prefix: str) -> list[str]:
@@ -143,7 +151,7 @@ def topic_rows(store: Store, made: Made, benchmark: Verifiable, stages: Sequence
 def funnel_rows(found: Mapping[str, Sequence[Manifest]]) -> Rows:
     """The table of counts of each filtering step, from its manifest, with shares of the step's first count."""
     rows = []
-    for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-")]:
+    for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-"), *numbered(found, "samples-")]:
         counts = {name: count for name, count in found[step][0].counts.items() if isinstance(count, int)}
         whole = next(iter(counts.values()))
         for name, count in counts.items():
@@ -237,16 +245,19 @@ def plots(
         outcomes[step] = {
             name: counts[name] for name in sorted(counts, reverse=True) if name.startswith(("kept", "dropped"))
         }
+    for step in numbered(found, "samples-"):
+        counts = found[step][0].counts
+        outcomes[step] = {NO_SIGNAL: counts[NO_SIGNAL], "trained on": counts["queries"] - counts[NO_SIGNAL]}
     scored_steps = ["scores", *numbered(made, "scores-online-")]
     scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
-    dpo = {step: curve(found[step][0]) for step in numbered(found, "dpo-")}
+    online = {step: curve(found[step][0]) for step in iterations(found)}
     trained = {step: plot.training_plot(step, curve(found[step][0])) for step in trainings(found)}
     in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
     return {
         "stages": plot.stages_plot(summary["stages"]),
         "funnel": plot.funnel_plot(remaining, outcomes),
         "scores": plot.scores_plot(scores, selected["threshold"]),
-        "curves": plot.curves_plot(curve(found["sft"][0]), dpo),
+        "curves": plot.curves_plot(curve(found["sft"][0]), online),
         **trained,
         "steps": plot.steps_plot(in_order),
     }
@@ -311,6 +322,7 @@ def write_page(
     jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}  # ASCII only
     page = jinja.get_template("report.html").stream(
         summary=summary,
+        method=TRAINED_BY.get(summary["model"].partition("-")[0], ("",))[0],
         tables=tables,
         captions=TABLES,
         plots={name: data_uri(svg) for name, svg in pictures.items()},

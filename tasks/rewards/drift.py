@@ -19,7 +19,7 @@ from infra.store.manifest import Ref, expect
 from infra.store.schemas import GUARDS
 from infra.store.store import Store
 from infra.store.tables import read_rows, write_table
-from infra.training.limits import TITLES, DpoGuards, TrainingGuards
+from infra.training.limits import TITLES, DpoGuards, RlGuards, TrainingGuards
 
 Row: TypeAlias = dict[str, Any]
 PLACE = "online.guards"
@@ -199,7 +199,8 @@ def row(
 
 def training_rows(figures: Mapping[str, float], guards: TrainingGuards) -> list[Row]:
     """The rows of `guards` for a policy's training, from the figures in its manifest (`infra.training.limits`)."""
-    limits, place = guards.model_dump(), "online.dpo.guards" if isinstance(guards, DpoGuards) else "sft.guards"
+    places = {DpoGuards: "online.dpo.guards", RlGuards: "online.rl.guards"}
+    limits, place = guards.model_dump(), places.get(type(guards), "sft.guards")
     return [
         row(TITLES[field], value, None, value, limits[field], f"{place}.{field}") for field, value in figures.items()
     ]

@@ -23,9 +23,12 @@ from infra.text.markdown import as_text, fenced, markdown_table
 CARD = "README.md"
 OPEN_AT_A_CUT = {"unclosed_thoughts", "missing_solution", "unclosed_solution", "empty_thoughts", "empty_solution"}
 """Violations that more text could mend. An answer that was cut may have them and still be in the format so far."""
-METHODS = {
+TRAINED_BY = {
     "sft": ("LongCoT supervised fine-tuning", "longcot", "model"),
     "dpo": ("iterative online DPO", "pairs", "policy"),
+    "rloo": ("iterative online RLOO", "samples", "policy"),
+    "reinforce": ("iterative online REINFORCE", "samples", "policy"),
+    "grpo": ("iterative online GRPO", "samples", "policy"),
 }
 """By the beginning of a step's name: what it does, and its inputs that are the data and the model."""
 FORMAT = """\
@@ -95,8 +98,8 @@ def model_card(store: Store, plan: Plan, report: Mapping[str, Any]) -> str:
     `report` is the trainer's, its `answer` as `judged` returns it.
     """
     answer = report["answer"]
-    kind = next(name for name in METHODS if plan.step.startswith(name))
-    method, data, model = METHODS[kind]
+    kind = next(name for name in TRAINED_BY if plan.step.startswith(name))
+    method, data, model = TRAINED_BY[kind]
     inputs, recipe = plan.provenance.inputs, dict(plan.provenance.config.get("config") or {})
     base = base_name(store, inputs[model]) if model in inputs else None
     head = {

@@ -5,25 +5,18 @@ This is the step. The trainer, with the loss and its beta, is `infra/training/dp
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
-from typing import cast
 
-from cot_formats import detect
-from cot_formats.responses import LongFormat
 from infra.serving.servers import Servers
 from infra.steps.inputs import artifact_parts
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
-from infra.store.tables import scan
 from infra.training.config import DpoConfig, DpoRecipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.inputs import check_reference
-from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
-
-LOOKED_AT = 100  # pairs whose format is recognised
+from tasks.training.train import OUTSIDE_KEY, check_table, format_in, train_and_publish
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -54,12 +47,5 @@ def train_dpo(
         reference=fixed,
         data=artifact_parts(store, pairs, servers.work_dir),
     )
-    format = format_of_pairs(store, pairs)
+    format = format_in(store, pairs, "chosen")
     return train_and_publish(plan, store, servers, "infra.training.dpo", make_config, config, hosts, format)
-
-
-def format_of_pairs(store: Store, pairs: Ref) -> LongFormat | None:
-    """The format that most of the first chosen responses are in; None if no format is recognised."""
-    batch = next(scan(store, pairs, ["chosen"], batch_rows=LOOKED_AT))
-    found = Counter(detect(text) for text in batch.column("chosen").to_pylist() if text)
-    return cast(LongFormat | None, found.most_common(1)[0][0] if found else None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from cot_formats import detect
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
 from infra.processes.torchrun import metrics_path
@@ -19,6 +21,7 @@ from infra.store.manifest import Ref
 from infra.store.models import publish_model
 from infra.store.parts import find
 from infra.store.store import Store
+from infra.store.tables import scan
 from infra.training.attempts import attempt_folder, finish_attempt, is_finished, model_path
 from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
@@ -33,6 +36,7 @@ from tasks.training.watch import last_figures, logged, steps_done, steps_in_all
 
 log = logging.getLogger(__name__)
 
+LOOKED_AT = 100  # responses whose format is recognised
 OUTSIDE_KEY = ("hosts", *(f"config.{name}" for name in (*WITHOUT_EFFECT, "ranks")))
 """What is not in a training's cache key. Over other ranks and hosts only the last bits of sums differ."""
 
@@ -46,6 +50,7 @@ def train_and_publish(
     recipe: Recipe,
     hosts: Hosts,
     format: LongFormat | None,
+    keep: Callable[[Path], dict[str, Any]] = lambda _: {},
 ) -> Ref:
     """Free the devices, run the trainer `module` on `make_config(output=...)`, and publish the model that it wrote.
 
@@ -56,6 +61,7 @@ def train_and_publish(
     Args:
         recipe: the settings that `make_config` puts into the trainer's configuration.
         format: the format of the data, which the trained model's answer is compared with; None if it is not known.
+        keep: publishes what else the trainer made beside the folder of the model, and returns counts of it.
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines, its folder stays.
@@ -73,6 +79,7 @@ def train_and_publish(
             finish_attempt(folder)
         report = training_report(folder)
         report["answer"] = judged(report["answer"], format)
+        report |= keep(model)
         if recipe.require_format:
             check_format(report["answer"], plan.step, recipe.sample_tokens)
         (model / CARD).write_text(model_card(store, plan, report), encoding="utf-8")
@@ -124,6 +131,13 @@ def check_table(table: Ref, what: str) -> None:
     """Refuse to train on a table without rows. Raises `BadInput`."""
     if not table.rows:
         raise BadInput(f"{what}: the table {table.step}/{table.key} has no rows to train on: make it from more data")
+
+
+def format_in(store: Store, table: Ref, column: str) -> LongFormat | None:
+    """The format that most of the first responses in a column are in; None if no format is recognised."""
+    batch = next(scan(store, table, [column], batch_rows=LOOKED_AT))
+    found = Counter(detect(text) for text in batch.column(column).to_pylist() if text)
+    return cast(LongFormat | None, found.most_common(1)[0][0] if found else None)
 
 
 def training_report(folder: Path) -> dict[str, Any]:

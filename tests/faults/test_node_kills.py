@@ -38,7 +38,7 @@ def test_a_lost_agent_and_a_lost_flow_cost_no_step(stage: int, tmp_path: Path) -
         config = config_of("sft", folder, policy, zero_stage=stage, epochs=20)
         (folder / "config.json").write_text(config.model_dump_json())
         ranks = "1" if hosts else "2"
-        arguments = [FLOW, str(folder / "config.json"), "sft", ranks, str(tmp_path / "store"), *hosts]
+        arguments = [FLOW, str(folder / "config.json"), "infra.training.sft", ranks, str(tmp_path / "store"), *hosts]
         return pair.start(0, *arguments, log=folder / "flow.log")
 
     def past(folder: Path, step: int) -> Callable[[], bool]:

@@ -1,4 +1,4 @@
-"""SFT and DPO, with every ZeRO stage, killed at random steps in every way, end with the undisturbed model."""
+"""Trainings by every method, killed at random steps in every way, end with the undisturbed model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import random
 import signal
 import subprocess
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupted import assert_same_model, config_of, steps_logged
+from interrupted import MODULES, assert_same_model, config_of, steps_logged
 from runs import ended, started
 from tiny import make_model
 
@@ -39,7 +40,7 @@ def victims(run: subprocess.Popen[str], kind: str, method: str) -> list[int]:
         return [run.pid]
     if kind == "all":
         return [run.pid, *below]
-    module = f"-m infra.training.{method}"
+    module = f"-m {MODULES[method]}"
     torchrun = [pid for pid in below if "torch.distributed.run" in words(pid)]
     ranks = [pid for pid in below if module in words(pid) and "torch.distributed.run" not in words(pid)]
     return torchrun[-1:] if kind == "torchrun" else [random.choice(ranks)]
@@ -51,8 +52,10 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [*product(["sft", "dpo"], [0, 2, 3]), ("rl", 2), ("rl", 3), ("on_policy", 2), ("on_policy", 3)],
+)
 def test_a_training_killed_at_five_random_steps_ends_with_the_same_model(
     method: str, stage: int, tmp_path: Path
 ) -> None:
@@ -61,7 +64,7 @@ def test_a_training_killed_at_five_random_steps_ends_with_the_same_model(
     def run(folder: Path, **changes: Any) -> subprocess.Popen[str]:
         config = config_of(method, folder, policy, zero_stage=stage, epochs=EPOCHS, **changes)
         (folder / "config.json").write_text(config.model_dump_json())
-        command = [FLOW, folder / "config.json", method, "2", str(tmp_path / "store")]
+        command = [FLOW, folder / "config.json", MODULES[method], "2", str(tmp_path / "store")]
         return started(command, folder / "flow.log", {})
 
     calm, killed = tmp_path / "calm", tmp_path / "killed"

@@ -14,13 +14,35 @@ from tiny import PROMPT
 from infra.processes.torchrun import metrics_path
 from infra.training.attempts import model_path
 from infra.training.checkpoints import Checkpoint, checkpoint_name, described, finish
-from infra.training.config import DpoConfig, SftConfig
+from infra.training.config import DpoConfig, RlConfig, SftConfig, TrainingConfig
+from tasks.rewards.score import ScoreConfig
+from tasks.training.on_policy_config import OnPolicyConfig, Rewarding
 
 SENTENCES = [f"<think> w{n} w{n + 1} </think> w{n * 7 % 80} w{n * 3 % 80}" for n in range(12)]
 ROWS = {
     "sft": {"prompt": [PROMPT] * 12, "completion": SENTENCES},
     "dpo": {"prompt": [PROMPT] * 12, "chosen": SENTENCES, "rejected": ["w1 w2 w3"] * 12},
+    "rl": {
+        "query_id": [f"q{n // 4}" for n in range(12)],
+        "prompt": [PROMPT] * 12,
+        "response": SENTENCES,
+        "ended": [n % 5 > 0 for n in range(12)],
+        "reward": [n * 7 % 5 / 4 for n in range(12)],
+    },
+    "on_policy": {
+        "query_id": ["q0", "q1", "q2", "q3", "q4", "q5"],
+        "prompt": [PROMPT.replace("w3", f"w{n}") for n in range(6)],
+        "query": [f"w1 w2 w{n}" for n in range(6)],
+        "reference": [None] * 6,
+    },
 }
+MODULES = {
+    "sft": "infra.training.sft",
+    "dpo": "infra.training.dpo",
+    "rl": "infra.training.rl",
+    "on_policy": "tasks.training.on_policy_trainer",
+}
+"""The trainer of each method."""
 STEPS = 12
 
 
@@ -35,15 +57,24 @@ def made(parent: Path, step: int, **settings: Any) -> Path:
     return folder
 
 
-def config_of(method: str, folder: Path, policy: Path, **changes: Any) -> SftConfig | DpoConfig:
+def config_of(method: str, folder: Path, policy: Path, /, **changes: Any) -> TrainingConfig:
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "rows.parquet"
     pq.write_table(pa.table(ROWS[method]), data)
     given: dict[str, Any] = {"batch": 4, "micro_batch": 1, "epochs": 4, "max_length": 64, "learning_rate": 1e-3}
     given |= {"model": policy, "data": (data,), "output": model_path(folder), "checkpoint_minutes": 0}
+    if method == "sft":
+        return SftConfig(**given | changes)
+    given |= {"reference": policy}
     if method == "dpo":
-        return DpoConfig(**given | {"reference": policy} | changes)
-    return SftConfig(**given | changes)
+        return DpoConfig(**given | changes)
+    given |= {"temperature": 1.0, "method": "grpo"}
+    if method == "rl":
+        return RlConfig(**given | changes)
+    # A sample that ends by itself is well-formed, which is its only reward.
+    rewarding = Rewarding(score=ScoreConfig(), format="plain", opened=False, reward_model=None)
+    given |= {"method": "reinforce", "baseline_decay": 0.9, "samples_per_query": 2, "max_tokens": 40, "top_p": 1.0}
+    return OnPolicyConfig(**given | {"rewarding": rewarding} | changes)
 
 
 def steps_logged(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from interrupted import STEPS, assert_same_model, config_of, steps_logged
+from interrupted import MODULES, STEPS, assert_same_model, config_of, steps_logged
 from tiny import make_model
 
 import tasks.training.train
@@ -40,7 +40,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(method: str, folder: Path, config: SftConfig | DpoConfig, store: Store, ranks: int = 2) -> None:
     plan = Plan(step=method, key="k", provenance=Provenance())
-    train(plan, store, f"infra.training.{method}", config, ranks, folder / "train.log", HERE, folder)
+    train(plan, store, MODULES[method], config, ranks, folder / "train.log", HERE, folder)
 
 
 def processes(words: str) -> list[int]:
@@ -69,7 +69,10 @@ def kill_at(step: int, folder: Path, words: str) -> threading.Thread:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "stage"), [("sft", 2), pytest.param("dpo", 3, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("sft", 2), ("on_policy", 2), *(pytest.param(each, 3, marks=pytest.mark.faults) for each in ("dpo", "rl"))],
+)
 def test_a_killed_training_goes_on_and_ends_with_the_same_model(
     method: str, stage: int, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +85,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_model(
     assert not checkpoints_folder(model_path(calm)).exists()
 
     config = config_of(method, disturbed, policy, zero_stage=stage)
-    killing = kill_at(5, disturbed, f"-m infra.training.{method}")
+    killing = kill_at(5, disturbed, f"-m {MODULES[method]}")
     with pytest.raises(TrainerError):
         trained(method, disturbed, config, store)
     killing.join()

@@ -1,0 +1,145 @@
+"""Stage 3, one iteration by a policy gradient that samples while it trains; pi_0 is always the SFT model.
+
+This is the step. The trainer is `tasks/training/on_policy_trainer.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cot_formats.responses import LongFormat, opened_part
+from infra.errors import BadInput
+from infra.serving.armorm import ARCHITECTURE, is_armorm
+from infra.serving.servers import Servers
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model
+from infra.store.schemas import ROLLOUTS
+from infra.store.store import Store
+from infra.store.tables import batched, read_rows, write_table
+from infra.text.chat import generation_prefix, load_tokenizer, prompt_text
+from infra.training.config import PolicyGradient, RlRecipe
+from infra.training.hosts import HERE, Hosts
+from infra.training.inputs import check_reference
+from tasks.responses.generate import GenerateConfig
+from tasks.rewards.score import ScoreConfig
+from tasks.training.on_policy_config import OnPolicyConfig, Rewarding, rollouts_path
+from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
+
+PROMPTS = pa.schema([(name, pa.string()) for name in ("query_id", "prompt", "query", "reference")])
+TRAINER = "tasks.training.on_policy_trainer"
+
+
+@step(outside_key=(*OUTSIDE_KEY, "score.in_flight", "generate.in_flight"), serves={"reward_model": "reward"})
+def train_on_policy(
+    plan: Plan,
+    store: Store,
+    *,
+    method: PolicyGradient,
+    config: RlRecipe,
+    generate: GenerateConfig,
+    score: ScoreConfig,
+    queries: Ref,
+    policy: Ref,
+    reference: Ref,
+    reward_model: Ref | None,
+    servers: Servers,
+    hosts: Hosts = HERE,
+) -> Ref:
+    """Train `policy` on samples that it draws for `queries` while it is trained, and publish the resulting model.
+
+    The reward model's server stays up beside the trainer. What was sampled becomes the table `STEP-rollouts`, which has
+    the model's key.
+
+    Raises:
+        infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
+        BadInput: there are no queries; the reward model is none that a vLLM server serves; `batch` does not hold whole
+            queries; the reference has another vocabulary; or as `train_and_publish`.
+    """
+    check_table(queries, method)
+    model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
+    check_reference(model, fixed)
+    prefix = generation_prefix(load_tokenizer(model))
+
+    def make_config(output: Path) -> OnPolicyConfig:
+        rewarding = Rewarding(
+            score=score,
+            format=generate.format,
+            opened=bool(opened_part(prefix, generate.format)),
+            reward_model=reward_model,
+            **reward_server(store, servers, reward_model),
+        )
+        return OnPolicyConfig(
+            **config.model_dump(),
+            method=method,
+            temperature=generate.temperature,
+            top_p=generate.top_p,
+            samples_per_query=generate.samples,
+            max_tokens=generate.max_tokens,
+            rewarding=rewarding,
+            model=model,
+            reference=fixed,
+            data=(write_prompts(store, queries, model, output.with_name("prompts.parquet")),),
+            output=output,
+        )
+
+    def keep_rollouts(output: Path) -> dict[str, Any]:
+        made = write_table(
+            store, f"{plan.step}-rollouts", plan.key, ROLLOUTS, batched(rollouts(output)), plan.provenance
+        )
+        return {"rollouts": f"{made.step}/{made.key}"}
+
+    format: LongFormat | None = None if generate.format == "plain" else generate.format
+    return train_and_publish(plan, store, servers, TRAINER, make_config, config, hosts, format, keep=keep_rollouts)
+
+
+def check_batch(config: RlRecipe, samples: int) -> None:
+    """Refuse optimiser steps that would tear a query's samples apart. Raises `ValueError`."""
+    if samples < 2:
+        raise ValueError("generate.samples is 1, but rl.on_policy compares the samples of a query: set it to 2 or more")
+    if config.batch % samples:
+        raise ValueError(
+            f"rl.batch is {config.batch}, but with rl.on_policy each optimiser step has all samples of its queries "
+            f"(generate.samples is {samples}): set rl.batch to a multiple of that, such as "
+            f"{max(1, config.batch // samples) * samples}"
+        )
+
+
+def reward_server(store: Store, servers: Servers, reward_model: Ref | None) -> dict[str, Any]:
+    """Where the trainer asks for rewards; nothing without a reward model. Raises `BadInput` for ArmoRM."""
+    if reward_model is None:
+        return {}
+    folder = fetch_model(store, reward_model, servers.work_dir)
+    if is_armorm(folder):
+        raise BadInput(
+            f"reward model {reward_model.step}/{reward_model.key} is {ARCHITECTURE}, which no server serves, and "
+            "rl.on_policy needs one: set rl.on_policy to false, or use a sequence classifier with one label"
+        )
+    server = servers.reward(reward_model)
+    limit = servers.options("reward").max_model_len
+    return {"tokenizer": folder, "url": server.url, "served_name": server.served_name, "max_length": limit}
+
+
+def write_prompts(store: Store, queries: Ref, model: Path, target: Path) -> Path:
+    """Write the queries as the trainer reads them, in the chat template of the folder `model`. Returns `target`."""
+    tokenizer = load_tokenizer(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(target, PROMPTS) as out:
+        for batch in batched(read_rows(store, queries, ["query_id", "query", "reference"])):
+            rows = [
+                {**row, "prompt": prompt_text(tokenizer, [{"role": "user", "content": row["query"]}])} for row in batch
+            ]
+            out.write_table(pa.Table.from_pylist(rows, PROMPTS))
+    return target
+
+
+def rollouts(output: Path) -> Iterator[dict[str, Any]]:
+    """What the trainer sampled, in the order of its steps."""
+    with rollouts_path(output).open() as lines:
+        yield from map(json.loads, lines)
