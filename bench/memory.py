@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.common import ROOT, bench_parser, report, surroundings
 from infra.processes.torchrun import launch
 from infra.store.model_files import CONFIG, ModelFiles
-from infra.training.config import DpoConfig, SftConfig, TrainingConfig
+from infra.training.config import DpoConfig, RlConfig, SftConfig, TrainingConfig
 from infra.training.memory import GIB, estimate, sizes_of
 from infra.training.switches import settled, this_machine
 
@@ -46,13 +46,14 @@ CASES: dict[str, dict[str, Any]] = {
     "30m-sft-fp32": {"zero_stage": 0, "ranks": 1, "micro_batch": 2, "max_length": 512, "bf16": False},
     "30m-sft-zero2": {"zero_stage": 2, "ranks": 2, "micro_batch": 2, "max_length": 512},
     "30m-sft-zero3": {"zero_stage": 3, "ranks": 2, "micro_batch": 2, "max_length": 512},
-    "30m-dpo-zero2": {"zero_stage": 2, "ranks": 2, "micro_batch": 1, "max_length": 512, "dpo": True},
+    "30m-dpo-zero2": {"zero_stage": 2, "ranks": 2, "micro_batch": 1, "max_length": 512, "method": "dpo"},
+    "30m-rl-zero2": {"zero_stage": 2, "ranks": 2, "micro_batch": 2, "max_length": 512, "method": "rl"},
     "135m-sft": {"zero_stage": 0, "ranks": 1, "micro_batch": 2, "max_length": 256},
     "135m-sft-zero2": {"zero_stage": 2, "ranks": 2, "micro_batch": 2, "max_length": 256},
     "135m-sft-zero2-long": {"zero_stage": 2, "ranks": 2, "micro_batch": 1, "max_length": 1024},
     "135m-sft-zero2-long-checkpointing": {"zero_stage": 2, "ranks": 2, "micro_batch": 1, "max_length": 1024}
     | {"gradient_checkpointing": True},
-    "135m-dpo": {"zero_stage": 0, "ranks": 1, "micro_batch": 1, "max_length": 256, "dpo": True},
+    "135m-dpo": {"zero_stage": 0, "ranks": 1, "micro_batch": 1, "max_length": 256, "method": "dpo"},
 }
 
 
@@ -73,18 +74,22 @@ def model_of(name: str, root: Path) -> Path:
 
 def make_config(model: Path, folder: Path, case: dict[str, Any]) -> TrainingConfig:
     """The trainer's configuration of a case, and its rows, each `max_length` tokens long."""
-    settings = {name: value for name, value in case.items() if name not in ("ranks", "dpo")}
+    settings = {name: value for name, value in case.items() if name not in ("ranks", "method")}
     batch, length = 2 * case["micro_batch"] * case["ranks"], case["max_length"]
     prompt = "<|user|> what is left ? <|end|> <|assistant|>"
     text = " ".join(["day"] * (length - len(prompt.split()) - 1))  # and the end token
-    columns = {"prompt": prompt, "completion": text, "chosen": text, "rejected": text}
+    columns = {"prompt": prompt, "completion": text, "chosen": text, "rejected": text.replace("day", "left", 1)}
+    columns |= {"query_id": "q", "response": text}
+    count = 2 * batch
+    table = {name: [value] * count for name, value in columns.items()}
+    rewards = {"ended": [True] * count, "reward": [float(row % 2) for row in range(count)]}
     folder.mkdir()
     rows = folder / "rows.parquet"
-    pq.write_table(pa.table({name: [value] * (2 * batch) for name, value in columns.items()}), rows)
-    paths = {"model": model, "data": (rows,), "output": folder / "model"}
-    if case.get("dpo"):
-        return DpoConfig(**paths, reference=model, **settings, batch=batch, epochs=1)
-    return SftConfig(**paths, **settings, batch=batch, epochs=1)
+    pq.write_table(pa.table(table | rewards), rows)
+    common = {"model": model, "data": (rows,), "output": folder / "model", **settings, "batch": batch, "epochs": 1}
+    if case.get("method") == "rl":
+        return RlConfig(**common, reference=model, method="grpo", temperature=1.0)
+    return DpoConfig(**common, reference=model) if case.get("method") == "dpo" else SftConfig(**common)
 
 
 def measured(config: TrainingConfig, ranks: int, folder: Path) -> dict[str, float]:
@@ -102,7 +107,7 @@ def resident(name: str) -> int:
 
 def as_rank(config_path: Path) -> None:
     """What each rank runs: a trainer that notes its memory when its training ends, and ends itself then."""
-    from infra.training import dpo, sft
+    from infra.training import dpo, rl, sft
     from infra.training import trainer as training
 
     imported = resident("VmRSS")
@@ -117,8 +122,8 @@ def as_rank(config_path: Path) -> None:
             os._exit(0)
 
     training.MetricsFile = Noting  # type: ignore[misc]
-    method = dpo if "reference" in json.loads(config_path.read_text()) else sft
-    method.main(config_path)
+    told = json.loads(config_path.read_text())
+    (rl if "temperature" in told else dpo if "reference" in told else sft).main(config_path)
 
 
 def main() -> None:
@@ -134,7 +139,7 @@ def main() -> None:
         print(f"{'case':36} {'estimate':>9} {'measured':>9} {'ratio':>6}  GiB; process, imports; of the estimate")
         for name in options.cases.split(","):
             case, model = CASES[name], model_of(name.partition("-")[0], root)
-            kind = tuple(case.get(key) for key in ("dpo", "zero_stage", "ranks", "bf16"))
+            kind = tuple(case.get(key) for key in ("method", "zero_stage", "ranks", "bf16"))
             if kind not in bare:
                 folder = root / f"nothing-for-{name}"
                 small = case | {"micro_batch": 1, "max_length": 16}
