@@ -17,6 +17,7 @@ from flows.stages.mining import MineStage, drawn, mined, publish_mining
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sample, scored
 from flows.stages.summary import show_training
+from infra.steps.step import Step
 from infra.store.manifest import Ref
 from infra.training.config import IGNORED, DpoRecipe, Method, RlRecipe
 from tasks.queries.draw import DrawConfig
@@ -70,7 +71,10 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @model_validator(mode="after")
-    def _whole_queries(self) -> Self:
+    def _comparable(self) -> Self:
+        """Policy gradients compare the samples of a query, which must differ."""
+        if self.method != "dpo" and not self.generate.temperature:
+            raise ValueError(f"generate.temperature is 0, but method {self.method} needs samples that differ: raise it")
         if self.rl.on_policy:
             check_batch(self.rl, self.generate.samples)
         return self
@@ -136,55 +140,44 @@ def online_iteration(
         infra.errors.GuardError: the policy that the iteration starts with has drifted too far from pi_0.
     """
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
-    models: dict[str, Any] = {"policy": policy, "reference": reference, "hosts": run.hosts}
     if config.method != "dpo" and config.rl.on_policy:
         watch.measure(iteration - 1, policy)
         watch.stop_if_tripped()
-        return run.do(
-            train_on_policy,
-            f"{config.method}-{iteration}",
-            expected_tokens=expected_tokens(run, config, 3 * draw.samples),
-            method=config.method,
-            config=config.rl,
-            generate=draw,
-            score=config.score,
-            queries=queries,
-            reward_model=reward_model,
-            **models,
+        rewards = {"score": config.score, "reward_model": reward_model}
+        return trained(
+            run, config, iteration, train_on_policy, policy, reference, generate=draw, queries=queries, **rewards
         )
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
     watch.responses[iteration - 1], watch.scores[iteration - 1] = responses, scores
     watch.measure(iteration - 1, policy)
     watch.stop_if_tripped()
-    found: dict[str, Any] = {
-        "iteration": iteration,
-        "responses": responses,
-        "scores": scores,
-        "queries": queries,
-        "model": policy,
-    }
+    found: dict[str, Any] = {"iteration": iteration, "responses": responses, "scores": scores, "queries": queries}
     if config.method == "dpo":
-        pairs = run.do(pair, f"pairs-{iteration}", config=config.pair, **found)
-        tokens = expected_tokens(run, config, 4)
-        return run.do(train_dpo, f"dpo-{iteration}", expected_tokens=tokens, config=config.dpo, pairs=pairs, **models)
-    samples = run.do(group, f"samples-{iteration}", **found)
+        pairs = run.do(pair, f"pairs-{iteration}", config=config.pair, model=policy, **found)
+        return trained(run, config, iteration, train_dpo, policy, reference, pairs=pairs)
+    samples = run.do(group, f"samples-{iteration}", model=policy, **found)
+    temperature = draw.temperature
+    return trained(run, config, iteration, train_rl, policy, reference, samples=samples, temperature=temperature)
+
+
+def trained(run: Run, config: OnlineStage, iteration: int, step: Step, policy: Ref, reference: Ref, **data: Any) -> Ref:
+    """The policy, trained by the iteration's step on its data."""
+    # DPO reads a pair under policy and reference, a policy gradient each sample under its first policy as well.
+    read = 4 if config.method == "dpo" else 3 * config.generate.samples
+    expected = int(read * config.queries_per_iteration * run.estimates.tokens_per_response * config.recipe.epochs)
+    named: dict[str, Any] = {} if config.method == "dpo" else {"method": config.method}
     return run.do(
-        train_rl,
+        step,
         f"{config.method}-{iteration}",
-        expected_tokens=expected_tokens(run, config, 3 * draw.samples),
-        method=config.method,
-        config=config.rl,
-        samples=samples,
-        temperature=draw.temperature,
-        **models,
+        expected_tokens=expected,
+        config=config.recipe,
+        policy=policy,
+        reference=reference,
+        hosts=run.hosts,
+        **named,
+        **data,
     )
-
-
-def expected_tokens(run: Run, config: OnlineStage, responses: int) -> int:
-    """Tokens of an iteration's training. `responses`: those read for each query, with the passes that only compute
-    log-probabilities: two of the pair and two under the reference policy, or every sample under three policies."""
-    return int(responses * config.queries_per_iteration * run.estimates.tokens_per_response * config.recipe.epochs)
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)

@@ -9,9 +9,12 @@ from typing import Any
 from evals.problem import Problem
 from infra.store.manifest import Provenance, Ref, begin, finish
 from infra.store.schemas import GRADES, LONGCOT, PAIRS, PROBLEMS, QUERIES, RESPONSES, SCORES
+from infra.store.schemas import SAMPLES as TRAINED
 from infra.store.store import Store
 from infra.store.tables import write_table
+from infra.training.config import Method
 from tasks.evaluation.problems import Verifiable, as_row, step_of
+from tasks.rewards.group import NO_SIGNAL
 
 STAGES = ("instruct", "in-context", "sft", "online-1")
 TOPICS = ("days", "months", None)
@@ -26,6 +29,7 @@ class MadeRun:
         texts: solutions of some answers, by (stage, problem, sample).
         quarantined: queries whose requests are quarantined, as (stage, problem) for held-out problems and as (source,
             query) for training queries.
+        method: how stage 3 trains.
     """
 
     def __init__(
@@ -35,9 +39,10 @@ class MadeRun:
         texts: Mapping[tuple[str, int, int], str] | None = None,
         benchmark: Verifiable = "short-answer",
         quarantined: Collection[tuple[str, int]] = (),
+        method: Method = "dpo",
     ) -> None:
         self.store, self.texts, self.benchmark, self.quarantined = store, texts or {}, benchmark, quarantined
-        self.steps: Rows = []
+        self.method, self.steps = method, list[dict[str, Any]]()
         queries = [self.query(f"p{n}", f"which day is {n} ?", TOPICS[n % 3]) for n in range(problems)]
         if benchmark == "short-answer":
             held = self.table("problems", QUERIES, queries)
@@ -52,7 +57,7 @@ class MadeRun:
         guard = {"guard": "malformed share", **figures, "setting": "online.guards.max_malformed_share"}
         self.summary = {
             "run": "able-eagle",
-            "model": "dpo-1/k",
+            "model": f"{method}-1/k",
             "benchmark": benchmark,
             "stages": [self.stage(name, problems) for name in STAGES],
             "gains": [{"from": "sft", "to": "online-1", "gain": 0.1, "low": -0.1, "high": 0.2}],
@@ -142,8 +147,10 @@ class MadeRun:
         self.table(
             f"scores{source}", SCORES, scores, {"scored": len(both), "without a solution": 0}, responses__0=drawn
         )
-        if source:
+        if source and self.method == "dpo":
             self.pairs(queries, drawn)
+        elif source:
+            self.samples(both, queries, drawn)
         else:
             texts = {"query": "q", "thoughts": "t", "solution": "s", "format": "bolt"}
             ids = [f"q{n}" for n in range(queries) if f"q{n}" not in missing]
@@ -160,6 +167,13 @@ class MadeRun:
         self.table("pairs-1", PAIRS, rows, counts, responses__0=drawn)
         parts = ("accuracies", "margins", "chosen", "rejected")
         self.model("dpo-1", **{f"rewards/{part}": 0.5 for part in parts})
+
+    def samples(self, both: list[tuple[str, int]], queries: int, drawn: Ref) -> None:
+        plain = {"iteration": 1, "prompt": "p", "response": "r", "ended": True, "tokens": 9}
+        rows = [{"query_id": q, "sample": s, **plain, "reward": s + 0.5} for q, s in both]
+        counts = {"queries": queries, "samples": len(rows), NO_SIGNAL: 1}
+        self.table("samples-1", TRAINED, rows, counts, responses__0=drawn)
+        self.model(f"{self.method}-1", **dict.fromkeys(("reward", "kl_to_pi_0", "clip_ratio/region_mean"), 0.5))
 
     def stage(self, name: str, problems: int) -> dict[str, Any]:
         low_high = {"accuracy_low": 0.4, "accuracy_high": 0.6, "tokens_low": 7.0, "tokens_high": 9.0}

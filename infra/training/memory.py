@@ -31,6 +31,9 @@ _LIVE = 1_000_000_000  # its stage3_max_live_parameters and stage3_max_reuse_dis
 _TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of the logits that TRL's chunked head holds at once
 _CPU_BLOCK = 1 << 26  # logits in a block of `infra.training.cpu_head`
 _TILE_ON_CPU = 29  # bytes per logit: seven float32 tensors and a mask, in the head's backward pass without Triton
+_KEPT_ON_CPU = 0.1
+"""What the C library keeps of freed tensors, as a share of all tensors: by this much the peaks of bench/memory.py are
+larger than what the code holds. With a lower `MALLOC_MMAP_THRESHOLD_` it keeps less."""
 _PROCESS_ON_GPU = 1.5 * GIB  # CUDA's context, cuBLAS's and NCCL's buffers: not measured here, 1 to 2 GiB are usual
 _PROCESS_ON_CPU = 0.7 * GIB  # what the trainer of a model of next to nothing takes: bench/memory.py prints it
 
@@ -65,6 +68,7 @@ class Memory(NamedTuple):
     logits: float
     buffers: float
     process: float
+    allocator: float = 0.0
 
     @property
     def total(self) -> float:
@@ -173,7 +177,8 @@ def estimate(
         *_backward_moments(sizes, recipe, ranks, on_gpu, states, kept, recomputed + flowing, head),
         _step_moment(sizes, recipe, ranks, on_gpu, states),
     ]
-    return max(moments, key=lambda each: each.total)
+    fullest = max(moments, key=lambda each: each.total)
+    return fullest if on_gpu else fullest._replace(allocator=_KEPT_ON_CPU * (fullest.total - states["process"]))
 
 
 def _has_masters(recipe: Recipe) -> bool:

@@ -142,4 +142,6 @@ def write_prompts(store: Store, queries: Ref, model: Path, target: Path) -> Path
 def rollouts(output: Path) -> Iterator[dict[str, Any]]:
     """What the trainer sampled, in the order of its steps."""
     with rollouts_path(output).open() as lines:
-        yield from map(json.loads, lines)
+        for line in lines:
+            row = json.loads(line)
+            yield {name: row[name] for name in ROLLOUTS.names}

@@ -32,16 +32,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("whole")
 
 
-def started(place: Path) -> subprocess.Popen[str]:
+def started(place: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows", "bolt/nano"]
-    for assignment in SMALL:
+    for assignment in (*SMALL, *more):
         command += ["--set", assignment]
     log = (place / "log.txt").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment(place), stdout=subprocess.PIPE, stderr=log, text=True)
 
 
-def finished(place: Path) -> dict[str, Any]:
-    run = started(place)
+def finished(place: Path, *more: str) -> dict[str, Any]:
+    run = started(place, *more)
     out, _ = run.communicate(timeout=900)
     assert run.returncode == 0, (place / "log.txt").read_text()[-6000:]
     summary: dict[str, Any] = json.loads(Path(out.strip().splitlines()[-1]).read_text())
@@ -138,6 +138,42 @@ def test_rows_can_be_followed_from_a_pair_to_its_query(place: Path) -> None:
         of_query = [total for (query_id, _), total in scored.items() if query_id == pair["query_id"]]
         assert pair["chosen_score"] == scored[pair["query_id"], pair["chosen_sample"]] == max(of_query)
         assert pair["rejected_score"] == scored[pair["query_id"], pair["rejected_sample"]] == min(of_query)
+
+
+RL = (
+    "config.online.rl.learning_rate=1e-4",
+    "config.online.rl.batch=16",
+    "config.online.rl.micro_batch=4",
+    "config.online.rl.max_length=640",
+    "config.online.rl.overlong=drop",
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "made"),
+    [
+        ("grpo", (), {"samples-1", "grpo-1"}),
+        pytest.param("rloo", ("config.online.rl.on_policy=true",), {"rloo-1"}, marks=pytest.mark.faults),
+    ],
+)
+def test_another_method_goes_on_from_the_same_sft_model(
+    place: Path, method: str, given: tuple[str, ...], made: set[str]
+) -> None:
+    """What is sampled and scored before is the same, so that only the training and what follows is made."""
+    summary = finished(place, f"config.online.method={method}", *RL, *given)
+    after = {f"{what}-online-1-{how}" for what in ("answers", "grades") for how in ("sampled", "greedy")}
+    assert {step["name"] for step in summary["steps"] if not step["cached"]} - {"guards-0"} == made | after | {
+        "guards-1"
+    }
+    assert summary["model"].startswith(f"{method}-1/")
+    store = Store.open(Settings(store=str(place / "store")))
+    guards = [row["guard"] for row in summary["guards"] if row["policy"] == 1]
+    assert "KL to pi_0, nats per token" in guards
+    key = summary["model"].partition("/")[2]
+    if given:
+        table = find(store, "rloo-1-rollouts", key)
+        assert table
+        assert table.rows == 24 * 4
 
 
 @pytest.mark.faults  # small ones: tests/infra/steps/test_step.py and test_step_in_flows.py

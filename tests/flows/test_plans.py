@@ -177,6 +177,41 @@ def test_a_template_that_does_not_go_with_the_format_is_refused(world, tmp_path,
         calls[stage]()
 
 
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"method": "grpo"}, {"responses-online-1", "scores-online-1", "samples-1", "grpo-1"}),
+        ({"method": "reinforce", "rl": {"on_policy": True}}, {"reinforce-1"}),
+    ],
+)
+def test_the_plan_of_another_method_has_its_steps(world, capsys, changes, steps):
+    world["online"] |= {"generate": {**world["online"]["generate"], "samples": 4}, **changes}
+    assert bolt(BoltConfig(**world, dry_run=True)) is None
+    out = capsys.readouterr()
+    assert "config.online.rl: packing off (TRL's policy gradients have no padding-free batches)" in out.out
+    found = {line[:28].strip() for line in out.out.splitlines() if line[28:37].strip() == "to do"}
+    assert steps <= found
+    assert not {name for name in found if name.startswith(("pairs", "dpo"))}
+    assert ("responses-online-1" in found) == ("responses-online-1" in steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rl": {"beta": 0.1}}, "rl.beta is set, but method is dpo, which does not use it"),
+        ({"method": "rloo", "rl": {"baseline_decay": 0.9}}, "rl.baseline_decay is set, but method is rloo"),
+        ({"method": "grpo", "rl": {"baseline_decay": 0.9}}, "rl.baseline_decay is set, but method is grpo"),
+        ({"method": "reinforce", "rl": {"scale_rewards": False}}, "rl.scale_rewards is set, but method is reinforce"),
+        ({"method": "ppo"}, "Input should be 'dpo', 'rloo', 'reinforce' or 'grpo'"),
+        ({"method": "rloo", "generate": {"temperature": 0}}, "generate.temperature is 0, but method rloo needs"),
+        ({"method": "rloo", "rl": {"on_policy": True}, "generate": {"samples": 1}}, "generate.samples is 1"),
+    ],
+)
+def test_a_method_refuses_by_name_what_it_does_not_use(world, changes, said):
+    with pytest.raises(ValueError, match=said):
+        OnlineStage(queries=world["online"]["queries"], **changes)
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_too_few_queries_for_all_iterations_are_an_error_before_anything_is_sampled(world, tmp_path, dry_run):
     world["online"]["queries_per_iteration"] = 6

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from infra.processes.torchrun import TrainerError, launch, metrics_path
 from infra.text.chat import load_tokenizer
 from infra.training.config import RlConfig, trained_path
+from infra.training.limits import guards_path
 
 SAMPLES = {
     "query_id": ["a", "a", "a", "b", "b", "b"],
@@ -120,6 +121,14 @@ def test_grpo_matches_a_loss_and_a_gradient_by_hand(stage: int, tmp_path: Path) 
     lines, _ = trained(config)
     assert lines[0]["loss"] == pytest.approx(loss, abs=1e-3)
     assert lines[0]["grad_norm"] == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_policy_far_from_pi_0_stops_the_training(tmp_path: Path) -> None:
+    config = config_of(tmp_path, method="reinforce", learning_rate=0.05, epochs=12, guards={"window": 2})
+    with pytest.raises(TrainerError, match=r"KL to pi_0, estimated on the samples, is .* or raise rl.guards"):
+        trained(config)
+    assert json.loads(guards_path(config.output).read_text())["max_kl"] > 0.5
 
 
 @pytest.mark.slow

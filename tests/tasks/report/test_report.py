@@ -15,6 +15,7 @@ from infra.settings import Settings
 from infra.store.manifest import BadArtifact
 from infra.store.store import Store
 from tasks.report import report
+from tasks.rewards.group import NO_SIGNAL
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'><!--<script> ]]> & &lt; "
@@ -116,6 +117,24 @@ def test_the_reader_shows_how_training_samples_were_used(store):
     pairs = items_of(page, "training samples, online-1")
     assert [each["marks"][-1] for each in pairs[0]["rows"][0]["answers"]] == [["good", "chosen"], ["bad", "rejected"]]
     assert [item["outcomes"] for item in pairs] == [[["", "gave a pair"]]] * 3 + [[["", "not used"]]]
+
+
+def test_a_run_by_a_policy_gradient_is_shown_like_one_by_dpo(store):
+    """All samples were trained on, there are no pairs, and the curves are those that its trainer logs."""
+    run = MadeRun(store, method="grpo")
+    page = page_of(store, run)
+    items = items_of(page, "training samples, online-1")
+    assert [item["outcomes"] for item in items] == [[["", "trained on"]]] * 4
+    html = []
+    tables, pictures = report.write_page(html.append, store, run.summary)
+    assert "grpo-1/k</code>, by iterative online GRPO." in b"".join(html).decode()
+    assert {"grpo-1", "curves"} <= set(pictures)
+    for words in ("KL to pi_0, nats per token", "mean reward of the samples"):
+        assert words.encode() in pictures["curves"]
+        assert words.encode() in pictures["grpo-1"]
+    counted = {row["counted"]: row["share"] for row in tables["funnel"] if row["step"] == "samples-1"}
+    assert counted == {"queries": "100.0%", "samples": "200.0%", NO_SIGNAL: "25.0%"}
+    assert b"equal rewards" in pictures["funnel"]
 
 
 def test_a_benchmarks_own_problems_are_shown_by_category(store):

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from fake_trainer import Servers, trainer
 from fakes import Answer, FakeVllm, classifications
 from interrupted import MODULES, assert_same_model, config_of, steps_logged
 from pydantic import ValidationError
 from tiny import make_model
 
+import tasks.training.train
+from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError, launch
+from infra.serving.armorm import ARCHITECTURE
+from infra.serving.vllm_server import ServerOptions
+from infra.store.manifest import Ref
+from infra.store.models import import_model
+from infra.store.parts import find
+from infra.store.schemas import QUERIES, ROLLOUTS
 from infra.training.advantages import grpo, rloo
 from infra.training.attempts import model_path
 from infra.training.checkpoints import checkpoints_folder, newest, read
-from infra.training.config import trained_path
+from infra.training.config import RlRecipe, trained_path
+from nano.vocabulary import ASSISTANT, END, USER
+from tasks.responses.generate import GenerateConfig
 from tasks.rewards.score import ScoreConfig
+from tasks.training.on_policy import reward_server, train_on_policy
 from tasks.training.on_policy_config import OnPolicyConfig, Rewarding, rollouts_path
 
 REWARDS = classifications(lambda ids: sum(ids) % 7)
@@ -149,6 +163,65 @@ def test_without_rewards_a_training_stops_with_a_checkpoint_and_goes_on_later(
     assert_same_model(calm, failed)
     one, other = (rollouts_path(model_path(folder)).read_text() for folder in (calm, failed))
     assert one == other
+
+
+def test_the_step_publishes_the_model_and_what_was_sampled(
+    world: Any, model: Ref, query: Any, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., FakeVllm]
+) -> None:
+    seen: list[OnPolicyConfig] = []
+    row = {"text": "t", "thoughts": None, "solution": "t", "violations": [], "finish_reason": "stop", "step": 1}
+    row |= {"completion_tokens": 2, "thought_tokens": 0, "solution_tokens": 1, "query_id": "a", "sample": 0}
+
+    def launch(module: str, config: OnPolicyConfig, *, ranks: int, log_path: Path, **_: Any) -> None:
+        seen.append(config)
+        prompts = pq.read_table(config.data[0]).to_pylist()
+        assert [row["query_id"] for row in prompts] == ["a", "b"]
+        assert prompts[0]["prompt"] == f"{USER} who is a ? {END}{ASSISTANT}"
+        assert prompts[0]["reference"] == "mon"
+        rows = [row | {"reward": 1.5}, row | {"reward": None}]
+        rollouts_path(config.output).write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+        trainer(config, log_path=log_path)
+
+    class Serving(Servers):
+        def options(self, _role: str) -> ServerOptions:
+            return ServerOptions(max_model_len=128, dtype="float32")
+
+        def engine(self, _role: str) -> str:
+            return "{}"
+
+    monkeypatch.setattr(tasks.training.train, "launch", launch)
+    rows = [query(name, f"who is {name} ?", reference="mon") for name in "ab"]
+    server = serve(classify=REWARDS)
+    given = {"queries": world.table(QUERIES, rows, "queries"), "policy": model, "reference": model}
+    made = world.do(
+        train_on_policy,
+        "rloo-1",
+        method="rloo",
+        config=RlRecipe(ranks=1, on_policy=True),
+        generate=GenerateConfig(samples=4, max_tokens=20, format="bolt"),
+        score=ScoreConfig(),
+        reward_model=model,
+        servers=Serving(world.work_dir, server),
+        **given,
+    )
+    [config] = seen
+    assert (config.samples_per_query, config.max_tokens, config.temperature) == (4, 20, 1.0)
+    assert (config.rewarding.url, config.rewarding.max_length) == (server.url, 128)
+    counts = world.counts(made)
+    assert counts["rollouts"] == f"rloo-1-rollouts/{made.key}"
+    table = find(world.store, "rloo-1-rollouts", made.key)
+    assert table is not None
+    assert [row["reward"] for row in world.rows(table)] == [1.5, None]
+    assert list(world.rows(table)[0]) == ROLLOUTS.names
+
+
+def test_armorm_cannot_reward_inside_a_trainer(world: Any, model: Ref, tmp_path: Path) -> None:
+    folder = shutil.copytree(world.store.local_path(f"{model.step}/{model.key}"), tmp_path / "armorm")
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [ARCHITECTURE]}))
+    armorm = import_model(world.store, folder, "armorm")
+    with pytest.raises(BadInput, match=r"which no server serves, and rl.on_policy needs one: set rl"):
+        reward_server(world.store, Servers(world.work_dir), armorm)
 
 
 def test_a_batch_that_tears_queries_apart_is_refused() -> None:

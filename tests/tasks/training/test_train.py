@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import TinyServers
+from fake_trainer import ANSWER, Servers, trainer
 from pydantic import ValidationError
 
 import infra.steps.step
@@ -18,11 +17,11 @@ from cot_formats import bolt
 from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError, metrics_path
 from infra.store.manifest import Ref
-from infra.store.schemas import LONGCOT, PAIRS
+from infra.store.schemas import LONGCOT, PAIRS, SAMPLES
 from infra.store.store import StoreError
-from infra.training.config import DpoRecipe, SftRecipe, trained_path
-from infra.training.trackers import events_folder
+from infra.training.config import DpoRecipe, RlRecipe, SftRecipe
 from tasks.training.dpo import train_dpo
+from tasks.training.rl import train_rl
 from tasks.training.sft import train_sft
 
 LONGCOT_ROW = {
@@ -38,15 +37,6 @@ PAIR |= {"rejected": "no", "chosen_sample": 0, "rejected_sample": 1, "chosen_sco
 PAIR |= {"chosen_tokens": 9, "rejected_tokens": 1}
 
 
-class Servers(TinyServers):
-    """Counts how often its devices were freed."""
-
-    released = 0
-
-    def release(self) -> None:
-        self.released += 1
-
-
 @pytest.fixture
 def servers(world):
     return Servers(world.work_dir)
@@ -57,21 +47,8 @@ def longcot(world) -> Ref:
     return world.table(LONGCOT, [LONGCOT_ROW], "longcot")
 
 
-ANSWER = {"prompt": "who ?", "text": "no", "ended": True}
 JUDGED = ANSWER | {"format": "bolt", "violations": ["missing_thoughts", "missing_solution"], "in_format": False}
 COUNTS = {"steps": 1, "answer": JUDGED, "curve": [{"step": 1, "loss": 0.5}]}
-
-
-def trainer(config: Any, *, log_path: Path, **_: Any) -> None:
-    """Write the files that a trainer writes."""
-    config.output.mkdir()
-    (config.output / "config.json").write_text(json.dumps({"folder": config.output.parent.name}))
-    trained_path(config.output).write_text(json.dumps({"steps": 1, "answer": ANSWER}))
-    log_path.write_text("all is well")
-    metrics_path(log_path).write_text('{"step": 0, "steps": 1}\n{"step": 1, "loss": 0.5}\n')
-    runs = events_folder(config.tracking, config.name)
-    runs.mkdir(parents=True, exist_ok=True)
-    (runs / f"events.out.tfevents.{time.time_ns()}").write_text(config.output.parent.name)
 
 
 def files(world) -> list[str]:
@@ -201,6 +178,33 @@ def test_a_table_without_rows_trains_nothing(world, servers, model, monkeypatch,
     }
     with pytest.raises(BadInput, match=rf"{stage}: the table given/k2? has no rows to train on"):
         world.do({"sft": train_sft, "dpo": train_dpo}[stage], stage, **given[stage], servers=servers)
+
+
+@pytest.mark.parametrize("method", ["rloo", "reinforce", "grpo"])
+def test_a_policy_gradient_trains_on_the_samples_and_says_so(world, servers, model, monkeypatch, method):
+    seen: dict[str, Any] = {}
+
+    def launch(module: str, config: Any, *, ranks: int, log_path: Path, **_: Any) -> None:
+        seen[module] = config
+        trainer(config, log_path=log_path)
+
+    monkeypatch.setattr(tasks.training.train, "launch", launch)
+    plain = {"query_id": "q", "iteration": 1, "prompt": "p", "response": "r", "ended": True, "tokens": 1}
+    samples = world.table(SAMPLES, [{**plain, "sample": n, "reward": float(n)} for n in (0, 1)], "samples-1")
+    given = {"samples": samples, "temperature": 0.7, "policy": model, "reference": model, "servers": servers}
+    made = world.do(train_rl, f"{method}-1", method=method, config=RlRecipe(ranks=1), **given)
+    config = seen["infra.training.rl"]
+    assert (config.method, config.temperature, config.reference) == (method, 0.7, config.model)
+    card = world.store.read_bytes(f"{made.step}/{made.key}/README.md").decode()
+    assert f"trained by iterative online {method.upper()}" in card
+    with pytest.raises(BadInput, match=f"{method}: the table samples-2/k has no rows to train on"):
+        world.do(
+            train_rl,
+            f"{method}-2",
+            method=method,
+            config=RlRecipe(),
+            **given | {"samples": world.table(SAMPLES, [], "samples-2")},
+        )
 
 
 @pytest.mark.parametrize("stage", [SftRecipe, DpoRecipe])
