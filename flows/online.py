@@ -34,7 +34,9 @@ from tasks.training.rl import train_rl
 class OnlineStage(BaseModel, frozen=True, extra="forbid"):
     """Settings of stage 3; the defaults are the paper's figures."""
 
-    iterations: int = Field(3, ge=1, le=20, description="Number of iterations of sampling and training (BOLT: 3).")
+    iterations: int = Field(
+        3, ge=0, le=20, description="Number of iterations of sampling and training (BOLT: 3); 0 ends with SFT."
+    )
     queries: MineStage = Field(
         description="Queries for all iterations. Each iteration draws its own part, so `draw.limit` cannot be set "
         "here. The run stops if there are too few."
@@ -108,6 +110,8 @@ class OnlineConfig(Trains):
     @model_validator(mode="after")
     def _rewards(self) -> Self:
         check_rewards(self.reward_model, self.online.score, "online.score")
+        if not self.online.iterations:
+            raise ValueError("online.iterations is 0, so that there is nothing to do: set it to 1 or more")
         return self
 
 

@@ -33,7 +33,7 @@ LOGGED = {
 """What is shown of a training, if its trainer logs it."""
 
 
-def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+def svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
     """A figure of `size` inches that `draw` draws on."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def stages_plot(stages: list[dict[str, Any]]) -> bytes:
         for axes in (accuracy, length):
             axes.tick_params(axis="x", labelrotation=20)
 
-    return _svg((10, 3.6), draw)
+    return svg((10, 3.6), draw)
 
 
 def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]]) -> bytes:
@@ -97,7 +97,7 @@ def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]])
         for axes in (left, right):
             axes.invert_yaxis()
 
-    return _svg((10, 3.6), draw)
+    return svg((10, 3.6), draw)
 
 
 def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
@@ -117,7 +117,7 @@ def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
         for axes in (first, later):
             axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=9)
 
-    return _svg((10, 3.4), draw)
+    return svg((10, 3.4), draw)
 
 
 def histogram_plot(edges: Sequence[float], samples: Sequence[int], threshold: float) -> bytes:
@@ -130,7 +130,7 @@ def histogram_plot(edges: Sequence[float], samples: Sequence[int], threshold: fl
         axes.set(title=f"{sum(samples):,} rewards", xlabel="reward", ylabel="samples")
         axes.legend(frameon=False)
 
-    return _svg((6, 3.4), draw)
+    return svg((6, 3.4), draw)
 
 
 def curves_plot(sft: Sequence[Mapping[str, float]], online: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
@@ -160,7 +160,7 @@ def curves_plot(sft: Sequence[Mapping[str, float]], online: Mapping[str, Sequenc
         words.set_axis_off()
         words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="iterations")
 
-    return _svg((10, 5.4), draw)
+    return svg((10, 5.4), draw)
 
 
 def training_plot(name: str, curve: Sequence[Mapping[str, float]]) -> bytes:
@@ -178,7 +178,7 @@ def training_plot(name: str, curve: Sequence[Mapping[str, float]]) -> bytes:
             axes.set_axis_off()
         figure.suptitle(name)
 
-    return _svg((10, 0.4 + 2.5 * rows), draw)
+    return svg((10, 0.4 + 2.5 * rows), draw)
 
 
 def steps_plot(seconds: Mapping[str, float]) -> bytes:
@@ -194,4 +194,4 @@ def steps_plot(seconds: Mapping[str, float]) -> bytes:
         axes.margins(x=0.08, y=0.01)
         axes.set(title="Steps that took at least 1 % of the time", xlabel="seconds to make")
 
-    return _svg((10, 1 + 0.24 * len(shown)), draw)
+    return svg((10, 1 + 0.24 * len(shown)), draw)

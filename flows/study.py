@@ -1,0 +1,129 @@
+"""`python -m flows study/nano`: run the whole method in several variants, each with several seeds, and compare them.
+
+A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt`. Cells
+share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one SFT model per
+seed. A study that was interrupted goes on with what it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Self
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from flows.bolt import BoltConfig, bolt
+from flows.stages.common import ALERTS
+from flows.stages.run import TASK_RUNNER
+from flows.stages.summary import run_folder
+from infra.errors import BadInput, GuardError
+from infra.settings import Settings
+from infra.store.store import Store
+from tasks.report.study import difference_rows, stages_of, study_page, study_plot, table_rows
+
+
+class Arm(BaseModel, frozen=True, extra="forbid"):
+    """A variant of the method."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the variant in tables and plots.")
+    settings: dict[str, Any] = Field({}, description="What differs from `base`, by path: {online.method: rloo}.")
+    seeds: tuple[int, ...] | None = Field(None, description="Seeds of this variant. Null: those of the study.")
+
+
+class StudyConfig(BaseModel, frozen=True, extra="forbid"):
+    """Parameters of the flow `study`."""
+
+    arms: tuple[Arm, ...] = Field(min_length=1, description="The variants; each is compared with the first.")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of sampling and training.")
+    only: tuple[str, ...] = Field((), description="Cells to run, as ARM/SEED. Empty: all.")
+    base: BoltConfig = Field(description="The parameters of `bolt` that all variants begin with.")
+    dry_run: bool = Field(False, description="Print the plan of each cell and stop.")
+
+    @model_validator(mode="after")
+    def _cells_are_valid(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"arms: {names}: each name must be unique")
+        known = [cell for cell, _ in cells(self)]  # builds each configuration
+        if unknown := [cell for cell in self.only if cell not in known]:
+            raise ValueError(f"only: no cell {unknown[0]!r}; there are {', '.join(known)}")
+        return self
+
+
+def cells(config: StudyConfig) -> Iterator[tuple[str, BoltConfig]]:
+    """The parameters of each cell by its name ARM/SEED: all arms with the first seed, then with the next.
+
+    Raises:
+        ValueError: the settings of an arm are wrong.
+    """
+    seeds = dict.fromkeys(seed for arm in config.arms for seed in (arm.seeds or config.seeds))
+    for seed in seeds:
+        for arm in config.arms:
+            if seed in (arm.seeds or config.seeds):
+                yield f"{arm.name}/{seed}", cell_config(config.base, arm, seed, dry_run=config.dry_run)
+
+
+def cell_config(base: BoltConfig, arm: Arm, seed: int, *, dry_run: bool) -> BoltConfig:
+    """The base with an arm's settings, and everything that is random seeded. Raises `ValueError`."""
+    parameters = base.model_dump()
+    method = arm.settings.get("online.method", base.online.method)
+    recipe = "online.dpo.seed" if method == "dpo" else "online.rl.seed"
+    paths = ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe)
+    for path, value in {**arm.settings, "dry_run": dry_run, **dict.fromkeys(paths, seed)}.items():
+        *folders, name = path.split(".")
+        place = parameters
+        for folder in folders:
+            place = place.get(folder) if isinstance(place, dict) else None  # type: ignore[assignment]
+        if not isinstance(place, dict) or (name not in place and path not in paths):
+            raise ValueError(f"arms: {arm.name}: there is no setting {path} in the parameters of `bolt`")
+        place[name] = value
+    try:
+        return BoltConfig(**parameters)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"arms: {arm.name}: {said}") from error
+
+
+@flow(task_runner=TASK_RUNNER, **ALERTS)
+def study(config: StudyConfig) -> dict[str, Any] | None:
+    """Compare variants of the method over seeds."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for cell, parameters in cells(config):
+        if config.only and cell not in config.only:
+            continue
+        print(f"\ncell {cell}")
+        try:
+            summary = bolt(parameters)
+        except (GuardError, RuntimeError) as error:  # a variant that fails is a result; wrong input ends the study
+            failed[cell] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            print(f"cell {cell} failed: {failed[cell]}")
+            continue
+        if summary is not None:
+            arm, _, seed = cell.rpartition("/")
+            rows += stages_of(summary, arm, int(seed))
+    return None if config.dry_run else publish_study(config, rows, failed)
+
+
+def publish_study(config: StudyConfig, rows: list[dict[str, Any]], failed: dict[str, str]) -> dict[str, Any]:
+    """Write `runs/RUN/study.json`, `study.md` and `study.svg` to the store. Returns the study and its path.
+
+    Raises:
+        BadInput: no cell has a result.
+    """
+    if not rows:
+        raise BadInput(f"study: no cell has a result: {failed}: correct the settings of the arms")
+    store = Store.open(Settings.load())
+    arms = {arm.name: arm.settings for arm in config.arms}
+    found = {"arms": arms, "rows": rows, "failed": failed}
+    path = f"runs/{run_folder()}/study"
+    store.write_bytes(f"{path}.json", json.dumps(found, indent=1).encode())
+    store.write_bytes(f"{path}.svg", study_plot(rows))
+    page = study_page(table_rows(rows), difference_rows(rows, config.arms[0].name), failed)
+    store.write_bytes(f"{path}.md", page.encode())
+    create_markdown_artifact(page, key="bolt-study", description="Variants of the method, over seeds")
+    print(f"\n{page}")
+    return {**found, "path": store.uri(f"{path}.json")}

@@ -1,0 +1,88 @@
+"""A study: its cells, what is wrong with them, and its results; the method itself is not run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from small import small_world
+
+import flows.study
+from flows.__main__ import deployment
+from flows.bolt import BoltConfig
+from flows.study import StudyConfig, cells, study
+from infra.errors import GuardError
+
+RLOO = {"online.method": "rloo", "online.rl": {"learning_rate": 1e-4}}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BoltConfig:
+    return BoltConfig(**small_world(tmp_path / "files"))
+
+
+def test_cells_are_seeded_and_differ_in_their_settings(base: BoltConfig) -> None:
+    arms = [{"name": "dpo"}, {"name": "rloo", "settings": RLOO, "seeds": [2, 3]}]
+    found = dict(cells(StudyConfig(base=base, arms=arms, seeds=(1, 2))))
+    assert list(found) == ["dpo/1", "dpo/2", "rloo/2", "rloo/3"]
+    for cell, config in found.items():
+        seeds = config.serving.policy.seed, config.sft.seed, config.online.recipe.seed, config.online.generate.seed
+        assert {*seeds, config.bootstrap.generate.seed} == {int(cell[-1])}
+    assert (found["rloo/2"].online.method, found["rloo/2"].online.rl.learning_rate) == ("rloo", 1e-4)
+    assert found["dpo/2"].online.rl.seed == 0
+    assert found["dpo/1"].sft == found["dpo/2"].sft.model_copy(update={"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arms": [{"name": "a", "settings": {"online.methd": "rloo"}}]}, "a: there is no setting online.methd"),
+        ({"arms": [{"name": "a", "settings": {"online.model.x": 1}}]}, "a: there is no setting online.model.x"),
+        (
+            {"arms": [{"name": "a", "settings": {"online.method": "ppo"}}]},
+            "arms: a: online.method: Input should be 'dpo', 'rloo'",
+        ),
+        ({"arms": [{"name": "a", "settings": {"online.rl": {"beta": 1}}}]}, "rl.beta is set, but method is dpo"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, "each name must be unique"),
+        ({"arms": [{"name": "a"}], "only": ["b/1"]}, "only: no cell 'b/1'; there are a/0, a/1, a/2"),
+    ],
+)
+def test_wrong_arms_are_refused_by_name(base: BoltConfig, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        StudyConfig(base=base, **changes)
+
+
+def test_the_preset_has_all_methods() -> None:
+    config = StudyConfig(**deployment("study/nano")["parameters"]["config"])
+    assert {cell.online.method for _, cell in cells(config)} == {"dpo", "rloo", "reinforce", "grpo"}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_cell_that_fails_is_a_result_and_the_others_are_compared(
+    base: BoltConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOLT_STORE", str(tmp_path / "store"))
+    asked = []
+
+    def bolt(config: BoltConfig) -> dict[str, Any]:
+        asked.append((config.online.method, config.sft.seed))
+        if config.online.method == "rloo" and config.sft.seed == 1:
+            raise GuardError("KL to pi_0 is 3; limit 0.5")
+        figures = {"thought_tokens": 4.0, "solution_tokens": 2.0, "malformed": 0.0}
+        stages = [{"name": name, "accuracy": 0.5, "greedy_accuracy": 0.5, **figures} for name in ("sft", "online-1")]
+        return {"stages": stages}
+
+    monkeypatch.setattr(flows.study, "bolt", bolt)
+    config = StudyConfig(base=base, arms=[{"name": "dpo"}, {"name": "rloo", "settings": RLOO}], seeds=(1, 2))
+    found = study(config)
+    assert asked == [("dpo", 1), ("rloo", 1), ("dpo", 2), ("rloo", 2)]
+    kept = json.loads(Path(found["path"]).read_text())
+    assert kept["failed"] == {"rloo/1": "GuardError: KL to pi_0 is 3; limit 0.5"}
+    assert len(kept["rows"]) == 6
+    assert "rloo/1 failed" in Path(found["path"]).with_suffix(".md").read_text()
+    asked.clear()
+    study(config.model_copy(update={"only": ("dpo/2",)}))
+    assert asked == [("dpo", 2)]

@@ -1,0 +1,61 @@
+"""A study's tables: means and intervals over seeds, and differences seed by seed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tasks.report.study import difference_rows, interval, stages_of, study_page, study_plot, table_rows
+
+
+def row(arm: str, seed: int, stage: str, accuracy: float) -> dict[str, object]:
+    plain = {"thought_tokens": 40.0, "solution_tokens": 20.0, "malformed": 0.01}
+    return {"arm": arm, "seed": seed, "stage": stage, "accuracy": accuracy, "greedy_accuracy": accuracy, **plain}
+
+
+ROWS = [
+    row(arm, seed, stage, accuracy + seed / 100)
+    for arm, last in (("dpo", 0.6), ("rloo", 0.55))
+    for seed in (1, 2, 3)
+    for stage, accuracy in (("sft", 0.5), ("online-1", last))
+]
+
+
+def test_the_interval_is_students() -> None:
+    low, high = interval([0.51, 0.52, 0.53])
+    assert ((low + high) / 2, high - low) == pytest.approx((0.52, 2 * 4.3027 * 0.01 / math.sqrt(3)), abs=1e-5)
+    assert all(map(math.isnan, interval([0.5])))
+
+
+def test_a_table_has_a_row_for_each_arm_and_stage() -> None:
+    found = table_rows(ROWS)
+    assert [(each["arm"], each["stage"], each["seeds"]) for each in found] == [
+        ("dpo", "sft", "3"),
+        ("dpo", "online-1", "3"),
+        ("rloo", "sft", "3"),
+        ("rloo", "online-1", "3"),
+    ]
+    assert found[0]["accuracy (sampled)"] == "0.520 (0.495 to 0.545)"
+    assert table_rows(ROWS[:1])[0]["accuracy (sampled)"] == "0.510"
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    found = {(each["arm"], each["difference, points"]): each for each in difference_rows(ROWS, "dpo")}
+    assert found["dpo", "last stage - SFT"]["accuracy (sampled)"] == "10.0 (10.0 to 10.0)"
+    assert found["rloo", "last stage - that of dpo"]["accuracy (sampled)"] == "-5.0 (-5.0 to -5.0)"
+    assert ("dpo", "last stage - that of dpo") not in found
+    only_sft = [each for each in ROWS if each["stage"] == "sft"]
+    assert [each["difference, points"] for each in difference_rows(only_sft, "dpo")] == ["last stage - that of dpo"]
+
+
+def test_the_page_names_cells_that_failed_and_the_plot_has_all_arms() -> None:
+    page = study_page(table_rows(ROWS), difference_rows(ROWS, "dpo"), {"grpo/1": "GuardError: KL | too large"})
+    assert "- grpo/1 failed: GuardError: KL" in page
+    picture = study_plot([*ROWS, row("alone", 1, "sft", 0.4)])
+    assert all(f"<!-- {arm} -->".encode() in picture for arm in ("dpo", "rloo", "alone", "online-1"))
+
+
+def test_the_rows_of_a_cell_are_its_stages() -> None:
+    stage = {name: value for name, value in ROWS[0].items() if name not in ("arm", "seed", "stage")} | {"name": "sft"}
+    assert stages_of({"stages": [stage | {"problems": 3}]}, "dpo", 1) == [ROWS[0]]
