@@ -26,6 +26,7 @@ from flows.publish import PublishConfig
 from flows.rerun import RerunConfig
 from flows.sft import SftFlowConfig
 from flows.stages.parameters import about, bounds_text, default_text, nested, type_text
+from flows.study import StudyConfig
 
 TARGET = Path(__file__).resolve().with_name("parameters.md")
 FLOWS: dict[str, type[BaseModel]] = {
@@ -36,6 +37,7 @@ FLOWS: dict[str, type[BaseModel]] = {
     "sft": SftFlowConfig,
     "online": OnlineConfig,
     "evaluate": EvaluateConfig,
+    "study": StudyConfig,
     "nano": NanoConfig,
     "publish": PublishConfig,
     "rerun": RerunConfig,

@@ -186,7 +186,7 @@ def trained(run: Run, config: OnlineStage, iteration: int, step: Step, policy: R
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def online(config: OnlineConfig) -> Ref:
-    """Train an SFT model online, iteration by iteration; the given model is the reference policy pi_0."""
+    """Train an SFT model online, in iterations; the given model is pi_0."""
     with begin(config) as run:
         trains, formats = {config.online.setting: config.online.recipe}, (config.online.generate.format,)
         reference = policy = run.model(config.model, trains=trains, formats=formats)

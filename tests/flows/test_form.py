@@ -21,6 +21,7 @@ FIRST = {
     "publish": ("longcot", "repo"),
     "rerun": ("hours",),
     "sft": ("model", "longcot", "sft"),
+    "study": ("arms", "seeds", "only", "base"),
 }
 
 
