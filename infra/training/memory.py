@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from infra.store.model_files import CONFIG, ModelFiles, language_part
-from infra.training.config import DpoRecipe, Recipe, SftRecipe
+from infra.training.config import DpoRecipe, Recipe, RlRecipe, SftRecipe
 
 GIB = 2**30
 FAMILIES = {"llama": False, "mistral": False, "qwen2": False, "qwen3": False, "granite": False, "smollm3": True}
@@ -151,8 +151,9 @@ def estimate(
     """What a rank needs while the model is trained, every row being as long as `max_length`.
 
     Args:
-        recipe: an SFT or a DPO recipe, its switches settled (`infra.training.switches.settled`). A DPO row is two
-            sequences, chosen and rejected; its reference model has left memory before the training begins.
+        recipe: its switches settled (`infra.training.switches.settled`). A DPO row is two sequences, chosen and
+            rejected. The reference policy has left memory before the training begins, but for a policy gradient that
+            samples while it trains; that also needs a cache of keys and values for all samples of a step.
         ranks: all ranks, over which ZeRO shards.
         on_gpu: buffers that a GPU allocates in full take only what is touched of them in a computer's memory.
         process: whether to count what a process takes before it trains.
@@ -163,6 +164,9 @@ def estimate(
         "optimiser": _optimiser_bytes(sizes, recipe, ranks),
         "process": (_PROCESS_ON_GPU if on_gpu else _PROCESS_ON_CPU) if process else 0.0,
     }
+    sampling = recipe if isinstance(recipe, RlRecipe) and recipe.on_policy else None
+    if sampling and sampling.beta:
+        states["weights"] *= 2  # the reference policy stays
     rows, length = recipe.micro_batch * (2 if isinstance(recipe, DpoRecipe) else 1), recipe.max_length
     packed, liger = isinstance(recipe, SftRecipe) and bool(recipe.packing), bool(recipe.liger)
     masked = not packed and (rows > 1 or (sizes.window or length) < length)
@@ -177,6 +181,10 @@ def estimate(
         *_backward_moments(sizes, recipe, ranks, on_gpu, states, kept, recomputed + flowing, head),
         _step_moment(sizes, recipe, ranks, on_gpu, states),
     ]
+    if sampling:
+        cache = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width * length * recipe.batch / ranks
+        held = {"gradients": 0.0, "activations": cache, "logits": 0.0, "buffers": 0.0}
+        moments.append(Memory(moment="sampling", **states, **held))
     fullest = max(moments, key=lambda each: each.total)
     return fullest if on_gpu else fullest._replace(allocator=_KEPT_ON_CPU * (fullest.total - states["process"]))
 

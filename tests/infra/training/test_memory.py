@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import make_model
 
 from infra.store.model_files import ModelFiles
-from infra.training.config import DpoRecipe, Recipe, SftRecipe
+from infra.training.config import DpoRecipe, Recipe, RlRecipe, SftRecipe
 from infra.training.memory import (
     FAMILIES,
     GIB,
@@ -190,6 +190,23 @@ def test_dpo_takes_two_sequences_a_pair_and_no_reference():
     same: dict[str, Any] = {"batch": 64, "max_length": 4096, "bf16": True}
     one = estimate(model, SftRecipe(micro_batch=2, packing=False, **same), 8, on_gpu=True)
     assert estimate(model, DpoRecipe(micro_batch=1, **same), 8, on_gpu=True) == one
+
+
+def test_a_policy_gradient_that_samples_keeps_its_reference_and_a_cache():
+    model = sizes(LLAMA_8B)
+    plain = {"bf16": True, "zero_stage": 0, "batch": 64, "micro_batch": 1, "max_length": 4096}
+
+    def needed(**changes: Any) -> Any:
+        return estimate(model, RlRecipe(**plain | changes), 8, on_gpu=True)
+
+    before, on_policy = needed(gradient_checkpointing=True), needed(gradient_checkpointing=True, on_policy=True)
+    assert on_policy.weights == 2 * before.weights == 2 * 2 * model.parameters
+    assert needed(on_policy=True, beta=0).weights == before.weights
+    many = needed(gradient_checkpointing=True, on_policy=True, batch=4096)
+    assert many.moment == "sampling"
+    assert (
+        many.activations == 2 * 32 * 8 * 128 * 2 * 4096 * 4096 / 8
+    )  # keys and values, layers, heads, size, bf16, tokens
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
