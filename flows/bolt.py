@@ -75,12 +75,13 @@ def prepared(stage: Stage, config: BoltConfig) -> Stage:
 def bolt(config: BoltConfig) -> dict[str, Any] | None:
     """Teach a plain instruct model to think, and evaluate the model of every stage."""
     with begin(config) as run:
-        trains: dict[str, Recipe] = {"config.sft": config.sft, config.online.setting: config.online.recipe}
+        trains: dict[str, Recipe] = {"config.sft": config.sft}
+        trains |= {config.online.setting: config.online.recipe} if config.online.iterations else {}
         written, learned = config.bootstrap.generate.format, config.bootstrap.select.format
         formats = (learned,) if config.bootstrap.model else (learned, written)
         instruct = run.model(config.model, trains=trains, formats=formats)
         writer = run.model(config.bootstrap.model, formats=(written,)) if config.bootstrap.model else instruct
-        reward_model = reward_model_of(run, config.reward_model)
+        reward_model = reward_model_of(run, config.reward_model, on_server=config.online.on_policy)
         stage_1, stage_3 = prepared(config.bootstrap, config), prepared(config.online, config)
 
         # Whatever is wrong with the user's files is found here, before a GPU is used.

@@ -19,7 +19,7 @@ from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sa
 from flows.stages.summary import show_training
 from infra.steps.step import Step
 from infra.store.manifest import Ref
-from infra.training.config import IGNORED, DpoRecipe, Method, RlRecipe
+from infra.training.config import UNUSED, DpoRecipe, Method, RlRecipe
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
 from tasks.rewards.drift import Guards
@@ -67,7 +67,7 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
     def _nothing_ignored(self) -> Self:
         """Refuse settings that the method does not use. Those of DPO may stay: presets have them."""
         plain = RlRecipe()
-        fields = RlRecipe.model_fields if self.method == "dpo" else IGNORED[self.method]
+        fields = RlRecipe.model_fields if self.method == "dpo" else UNUSED[self.method]
         for name in (name for name in fields if getattr(self.rl, name) != getattr(plain, name)):
             raise ValueError(f"rl.{name} is set, but method is {self.method}, which does not use it: leave it out")
         return self
@@ -75,11 +75,23 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _comparable(self) -> Self:
         """Policy gradients compare the samples of a query, which must differ."""
-        if self.method != "dpo" and not self.generate.temperature:
+        draw = self.generate
+        if self.method != "dpo" and not draw.temperature:
             raise ValueError(f"generate.temperature is 0, but method {self.method} needs samples that differ: raise it")
-        if self.rl.on_policy:
-            check_batch(self.rl, self.generate.samples)
+        if (self.method in ("rloo", "grpo") or self.on_policy) and draw.samples < 2:
+            raise ValueError(
+                f"generate.samples is 1, but method {self.method} compares the samples of a query: set it to 2 or more"
+            )
+        if self.on_policy:
+            check_batch(self.rl, draw.samples, draw.max_tokens)
+            if draw.end_at_close:
+                raise ValueError("generate.end_at_close is set, but rl.on_policy cannot do that: set either to false")
         return self
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether each iteration samples while it trains."""
+        return self.method != "dpo" and self.rl.on_policy
 
     @property
     def recipe(self) -> DpoRecipe | RlRecipe:
@@ -124,6 +136,8 @@ def online_queries(run: Run, config: OnlineStage) -> dict[int, Ref]:
         BadInput: there are too few queries.
     """
     iterations = range(config.iterations, 0, -1)
+    if not iterations:
+        return {}
     queries = mined(run, config.queries)
     return {number: drawn(run, f"queries-online-{number}", config.draw_of(number), queries) for number in iterations}
 
@@ -144,13 +158,12 @@ def online_iteration(
         infra.errors.GuardError: the policy that the iteration starts with has drifted too far from pi_0.
     """
     draw = config.generate.model_copy(update={"seed": config.generate.seed + iteration})
-    if config.method != "dpo" and config.rl.on_policy:
+    if config.on_policy:
         watch.measure(iteration - 1, policy)
         watch.stop_if_tripped()
-        rewards = {"score": config.score, "reward_model": reward_model}
-        return trained(
-            run, config, iteration, train_on_policy, policy, reference, generate=draw, queries=queries, **rewards
-        )
+        sampling = draw.model_dump(include={"samples", "temperature", "top_p", "max_tokens", "format"})
+        given = {"queries": queries, "score": config.score, "reward_model": reward_model, **sampling}
+        return trained(run, config, iteration, train_on_policy, policy, reference, **given)
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
     scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
     watch.responses[iteration - 1], watch.scores[iteration - 1] = responses, scores
@@ -167,9 +180,11 @@ def online_iteration(
 
 def trained(run: Run, config: OnlineStage, iteration: int, step: Step, policy: Ref, reference: Ref, **data: Any) -> Ref:
     """The policy, trained by the iteration's step on its data."""
-    # DPO reads a pair under policy and reference, a policy gradient each sample under its first policy as well.
-    read = 4 if config.method == "dpo" else 3 * config.generate.samples
-    expected = int(read * config.queries_per_iteration * run.estimates.tokens_per_response * config.recipe.epochs)
+    # DPO reads a pair under policy and reference. The passes of a policy gradient that only compute log-probabilities,
+    # of each sample under two policies, count as one epoch.
+    epochs = config.recipe.epochs
+    read = 4 * epochs if config.method == "dpo" else (epochs + 1) * config.generate.samples
+    expected = int(read * config.queries_per_iteration * run.estimates.tokens_per_response)
     named: dict[str, Any] = {} if config.method == "dpo" else {"method": config.method}
     return run.do(
         step,
@@ -190,7 +205,7 @@ def online(config: OnlineConfig) -> Ref:
     with begin(config) as run:
         trains, formats = {config.online.setting: config.online.recipe}, (config.online.generate.format,)
         reference = policy = run.model(config.model, trains=trains, formats=formats)
-        reward_model = reward_model_of(run, config.reward_model)
+        reward_model = reward_model_of(run, config.reward_model, on_server=config.online.on_policy)
         stage = config.online.model_copy(update={"queries": rewardable(config.online.queries, config.reward_model)})
         queries = online_queries(run, stage)
         publish_mining(run, [*queries.values()])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, Self
 
 from prefect import flow
@@ -20,9 +21,11 @@ from flows.stages.common import ALERTS
 from flows.stages.run import TASK_RUNNER
 from flows.stages.summary import run_folder
 from infra.errors import BadInput, GuardError
+from infra.processes.torchrun import TrainerError
 from infra.settings import Settings
 from infra.store.store import Store
 from tasks.report.study import difference_rows, stages_of, study_page, study_plot, table_rows
+from tasks.responses.generate import TruncationError
 
 
 class Arm(BaseModel, frozen=True, extra="forbid"):
@@ -69,22 +72,31 @@ def cells(config: StudyConfig) -> Iterator[tuple[str, BoltConfig]]:
 def cell_config(base: BoltConfig, arm: Arm, seed: int, *, dry_run: bool) -> BoltConfig:
     """The base with an arm's settings, and everything that is random seeded. Raises `ValueError`."""
     parameters = base.model_dump()
-    method = arm.settings.get("online.method", base.online.method)
-    recipe = "online.dpo.seed" if method == "dpo" else "online.rl.seed"
-    paths = ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe)
-    for path, value in {**arm.settings, "dry_run": dry_run, **dict.fromkeys(paths, seed)}.items():
-        *folders, name = path.split(".")
-        place = parameters
-        for folder in folders:
-            place = place.get(folder) if isinstance(place, dict) else None  # type: ignore[assignment]
-        if not isinstance(place, dict) or (name not in place and path not in paths):
+    for path, value in {**arm.settings, "dry_run": dry_run}.items():
+        place, name = found(parameters, path)
+        if name not in place:
             raise ValueError(f"arms: {arm.name}: there is no setting {path} in the parameters of `bolt`")
-        place[name] = value
+        place[name] = deepcopy(value)
+    recipe = "online.dpo.seed" if parameters["online"]["method"] == "dpo" else "online.rl.seed"
+    for path in ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe):
+        if path in arm.settings:
+            raise ValueError(f"arms: {arm.name}: {path} is set, but the study seeds it: use `seeds`")
+        place, name = found(parameters, path)
+        place[name] = seed
     try:
         return BoltConfig(**parameters)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise ValueError(f"arms: {arm.name}: {said}") from error
+
+
+def found(parameters: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The object that a path in the parameters leads to, empty if it leads nowhere, and the last name of the path."""
+    *folders, name = path.split(".")
+    place: Any = parameters
+    for folder in folders:
+        place = place.get(folder) if isinstance(place, dict) else None
+    return place if isinstance(place, dict) else {}, name
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
@@ -98,7 +110,7 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         print(f"\ncell {cell}")
         try:
             summary = bolt(parameters)
-        except (GuardError, RuntimeError) as error:  # a variant that fails is a result; wrong input ends the study
+        except (BadInput, GuardError, TrainerError, TruncationError) as error:  # that a variant fails is a result
             failed[cell] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             print(f"cell {cell} failed: {failed[cell]}")
             continue
@@ -118,12 +130,12 @@ def publish_study(config: StudyConfig, rows: list[dict[str, Any]], failed: dict[
         raise BadInput(f"study: no cell has a result: {failed}: correct the settings of the arms")
     store = Store.open(Settings.load())
     arms = {arm.name: arm.settings for arm in config.arms}
-    found = {"arms": arms, "rows": rows, "failed": failed}
+    made = {"arms": arms, "rows": rows, "failed": failed}
     path = f"runs/{run_folder()}/study"
-    store.write_bytes(f"{path}.json", json.dumps(found, indent=1).encode())
+    store.write_bytes(f"{path}.json", json.dumps(made, indent=1).encode())
     store.write_bytes(f"{path}.svg", study_plot(rows))
     page = study_page(table_rows(rows), difference_rows(rows, config.arms[0].name), failed)
     store.write_bytes(f"{path}.md", page.encode())
     create_markdown_artifact(page, key="bolt-study", description="Variants of the method, over seeds")
     print(f"\n{page}")
-    return {**found, "path": store.uri(f"{path}.json")}
+    return {**made, "path": store.uri(f"{path}.json")}

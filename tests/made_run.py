@@ -171,7 +171,7 @@ class MadeRun:
     def samples(self, both: list[tuple[str, int]], queries: int, drawn: Ref) -> None:
         plain = {"iteration": 1, "prompt": "p", "response": "r", "ended": True, "tokens": 9}
         rows = [{"query_id": q, "sample": s, **plain, "reward": s + 0.5} for q, s in both]
-        counts = {"queries": queries, "samples": len(rows), NO_SIGNAL: 1}
+        counts = {"samples": len(rows), "queries": queries, NO_SIGNAL: 1}
         self.table("samples-1", TRAINED, rows, counts, responses__0=drawn)
         self.model(f"{self.method}-1", **dict.fromkeys(("reward", "kl_to_pi_0", "clip_ratio/region_mean"), 0.5))
 

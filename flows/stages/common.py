@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from flows.stages.lengths import conflicts, parts
 from infra.operations.alerts import alert
 from infra.serving.servers import ServingConfig
-from infra.training.config import Recipe
+from infra.training.config import Recipe, RlRecipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.switches import ranks_of
 
@@ -108,4 +108,9 @@ class Trains(Common):
                     part.accumulation(ranks_of(part, nodes=self.training.nodes) * self.training.nodes)
                 except ValueError as error:
                     raise ValueError(f"{path}, on {self.training.nodes} hosts: {error}") from error
+            if isinstance(part, RlRecipe) and part.on_policy and self.training.nodes > 1:
+                raise ValueError(
+                    f"{path}.on_policy is true, but only the machine of the flow reaches the reward model's server: "
+                    "train on one host, or set it to false"
+                )
         return self

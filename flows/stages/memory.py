@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from infra.errors import BadInput
 from infra.processes.devices import computer_memory, gpu_memory
 from infra.store.model_files import CONFIG
-from infra.training.config import Recipe
+from infra.training.config import Recipe, RlRecipe
 from infra.training.inputs import check_ranks
 from infra.training.memory import GIB, Memory, Sizes, estimate, gib, nearest
 from infra.training.switches import Machine, ranks_of, settled, switches, this_machine, told
@@ -76,10 +76,11 @@ def check_trainings(
     on: Device,
     nodes: int,
     share: float,
+    reward: float = 0.0,
 ) -> Iterator[str]:
     """What each training of a model (by the parameter that describes it) uses and needs, a line each.
 
-    Arguments as `check_fits`.
+    Arguments as `check_fits`. `reward`: the share of a GPU that the reward model's server takes.
 
     Raises:
         BadInput: it cannot run so: `infra.training.inputs.check_ranks`, `infra.training.switches`, `check_fits`.
@@ -88,7 +89,8 @@ def check_trainings(
         if not on.planned:
             check_ranks(setting, ranks_of(stage, nodes=nodes))
         yield f"{setting}: {told(switches(stage, model, on.machine))}"
-        yield check_fits(title, model, sizes, setting, stage, on, nodes, share)
+        beside = reward if on.on_gpu and isinstance(stage, RlRecipe) and stage.on_policy else 0.0
+        yield check_fits(title, model, sizes, setting, stage, on, nodes, share, beside)
 
 
 def check_fits(
@@ -100,6 +102,7 @@ def check_fits(
     on: Device,
     nodes: int,
     share: float,
+    beside: float = 0.0,
 ) -> str:
     """Refuse a training that cannot fit.
 
@@ -109,6 +112,7 @@ def check_fits(
         setting: the parameter that describes the training.
         nodes: machines that train together, each with `stage.ranks` ranks.
         share: the training is refused if its estimate is above this share of a rank's room.
+        beside: share of the room that the reward model's server takes while the model is trained.
 
     Returns:
         What a rank needs, and what there is.
@@ -121,7 +125,7 @@ def check_fits(
         return estimate(sizes, recipe, ranks, on_gpu=on.on_gpu)
 
     def fits(recipe: Recipe, ranks: int) -> bool:
-        return needed(recipe, ranks).total <= share * on.room(ranks // nodes)
+        return needed(recipe, ranks).total <= (share - beside) * on.room(ranks // nodes)
 
     recipe, ranks = settled(stage, model, on.machine), nodes * ranks_of(stage, on.machine, nodes=nodes)
     need = needed(recipe, ranks)
@@ -131,6 +135,8 @@ def check_fits(
         else f"; {title} is of a family ({sizes.family}) or of sizes that are not known here: activations not counted"
     )
     shown = f"{gib(need.total)} GiB per rank at {need.moment} ({need.said()}); {on.said(ranks // nodes)}{unknown}"
+    if beside:
+        shown += f", of which the reward model's server takes {beside:.0%} (serving.reward.gpu_memory_utilization)"
     if fits(recipe, ranks):
         return f"{f'memory of {setting}':28} {shown}"
     found = nearest(recipe, ranks, fits)

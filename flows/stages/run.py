@@ -23,7 +23,13 @@ from flows.stages.logs import log_on_worker, show_own_logs
 from flows.stages.memory import cached_config, check_trainings, device
 from infra.errors import BadInput
 from infra.processes.watchdog import end_all
-from infra.serving.model_checks import check_policy, check_reward_model, check_trained, loaded_tokenizer
+from infra.serving.model_checks import (
+    check_policy,
+    check_reward_model,
+    check_served,
+    check_trained,
+    loaded_tokenizer,
+)
 from infra.serving.servers import Servers
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
@@ -193,6 +199,7 @@ class Run:
         role: Literal["policy", "reward"] = "policy",
         trains: Mapping[str, Recipe] | None = None,
         formats: Collection[Format] = (),
+        on_server: bool = False,
     ) -> Ref:
         """The model that a user names: a folder, an artifact or a hub id. A dry run copies and downloads nothing.
 
@@ -202,6 +209,7 @@ class Run:
             role: as what it is served.
             trains: how it is trained, by the name of the parameter; none if it is not.
             formats: those that it, or what it is trained to, answers in; none if it only judges.
+            on_server: whether a reward model must be one that vLLM serves.
 
         Raises:
             BadInput: there is no such model, or it cannot be used so.
@@ -211,7 +219,7 @@ class Run:
         if named and Path(named).is_dir():
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", Path(named).name, re.ASCII):
                 raise BadInput(f"model {named!r}: rename the folder: expected letters, digits, '.', '_' and '-' only")
-            self._check(ModelFiles.in_folder(Path(named)), role, trains, formats)
+            self._check(ModelFiles.in_folder(Path(named)), role, trains, formats, on_server)
             take = imported_ref if self.dry else import_model
             taken = take(self.store, Path(named), Path(named).name)
             self.folders[taken.digest] = Path(named)
@@ -219,7 +227,7 @@ class Run:
         if found := self._artifact(named):
             if found.kind != "model":
                 raise BadInput(f"model {named!r}: that artifact is a {found.kind}, expected a model")
-            self._check(ModelFiles.of(self.store, found), role, trains, formats)
+            self._check(ModelFiles.of(self.store, found), role, trains, formats, on_server)
             return found
         name, _, revision = named.partition("@")
         if revision and name.count("/") == 1:
@@ -230,7 +238,7 @@ class Run:
                     self._fit(f"model {named}", config, trains, sizes)
                 return self._stand_in("model", "imported", name.replace("/", "--"))
             folder = self._from_hub(name, revision)
-            self._check(ModelFiles.in_folder(folder), role, trains, formats)
+            self._check(ModelFiles.in_folder(folder), role, trains, formats, on_server)
             return import_model(self.store, folder, name)
         raise BadInput(
             f"model {named!r}: no such folder, no artifact STEP/KEY of that name in {self.store.root}, "
@@ -243,10 +251,13 @@ class Run:
         role: Literal["policy", "reward"],
         trains: Mapping[str, Recipe] | None,
         formats: Collection[Format],
+        on_server: bool,
     ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
         check = check_policy if role == "policy" else check_reward_model
         check(files, self.servers.options(role))
+        if on_server:
+            check_served(files)
         if formats:
             with files.without_weights() as folder:
                 prefix = generation_prefix(loaded_tokenizer(files, folder))
@@ -264,7 +275,8 @@ class Run:
     def _fit(self, title: str, config: Mapping[str, Any], trains: Mapping[str, Recipe], sizes: Sizes) -> None:
         """Say what the trainings use and need. Raises `BadInput` if one cannot run so."""
         on = device(self.estimates.gpu_memory_gib, dry=self.dry)
-        for line in check_trainings(title, config, sizes, trains, on, self.hosts.nodes, self.estimates.memory_share):
+        share, reward = self.estimates.memory_share, self.servers.options("reward").gpu_memory_utilization
+        for line in check_trainings(title, config, sizes, trains, on, self.hosts.nodes, share, reward):
             (print if self.dry else self.log.info)(line)
 
     def _from_hub(self, name: str, revision: str) -> Path:

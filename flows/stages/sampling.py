@@ -65,7 +65,7 @@ def rewardable(queries: MineStage, reward_model: str | None) -> MineStage:
     return queries if reward_model else queries.with_references()
 
 
-def reward_model_of(run: Run, named: str | None) -> Ref | None:
+def reward_model_of(run: Run, named: str | None, *, on_server: bool = False) -> Ref | None:
     """The reward model that a user names, checked before a GPU is used; None for none. Raises `BadInput` as
     `Run.model`."""
-    return None if named is None else run.model(named, role="reward")
+    return None if named is None else run.model(named, role="reward", on_server=on_server)

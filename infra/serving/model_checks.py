@@ -63,6 +63,15 @@ def check_reward_model(files: ModelFiles, options: ServerOptions, setting: str =
     check_sizes(files)
 
 
+def check_served(files: ModelFiles) -> None:
+    """Refuse a reward model that vLLM cannot serve, where a trainer asks it for rewards. Raises `BadInput`."""
+    if architecture(files) == ARMORM:
+        raise BadInput(
+            f"reward {files.title} is an {ARMORM}, which vLLM cannot serve, and online.rl.on_policy needs a server: "
+            "set it to false, or use a sequence classifier with one label"
+        )
+
+
 def check_trained(files: ModelFiles, recipe: Recipe, setting: str) -> list[str]:
     """Refuse a model that could not be trained as `recipe` says (at the parameter `setting`), or not be saved then.
 

@@ -45,7 +45,7 @@ Schedule = Literal[
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Training settings that SFT and DPO share."""
+    """Training settings that all trainers share."""
 
     epochs: float = Field(gt=0, le=10_000, description="Passes over the data")
     learning_rate: float = Field(gt=0, description="Peak learning rate")
@@ -231,7 +231,7 @@ class RlRecipe(Recipe, frozen=True):
     guards: RlGuards = Field(RlGuards(), description="Limits that stop the training with a reason")
 
 
-IGNORED: dict[Method, tuple[str, ...]] = {
+UNUSED: dict[Method, tuple[str, ...]] = {
     "rloo": ("scale_rewards", "baseline_decay"),
     "reinforce": ("scale_rewards",),
     "grpo": ("baseline_decay",),

@@ -214,7 +214,7 @@ def unusable(row: Mapping[str, Any], columns: Sequence[str], plain: Sequence[str
     for name in columns:
         if row[name] is None:
             return f"{name} is null"
-        if not row[name].strip():
+        if not row[name].strip() and name != "response":  # a policy may have ended at once
             return f"{name} is empty"
     if "chosen" in columns and row["chosen"].strip() == row["rejected"].strip():
         return "chosen and rejected are the same"

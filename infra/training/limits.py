@@ -38,22 +38,28 @@ class TrainingGuards(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class DpoGuards(TrainingGuards, frozen=True):
-    """Limits that stop DPO with a reason. Both figures are sums over completions, divided by their tokens."""
+class DriftGuards(TrainingGuards, frozen=True):
+    """Limits that stop online training with a reason, per token of the completions."""
 
     window: int = Field(
         10,
         ge=1,
-        description="Number of latest steps whose mean is compared with max_kl and max_chosen_fall, or as many as "
-        "there are yet (this project's choice: 1,280 pairs with the paper's batch, so that no odd batch stops a run).",
+        description="Number of latest steps whose mean is compared with the limits, or as many as there are yet (this "
+        "project's choice: 1,280 rows with the paper's batch, so that no odd batch stops a run).",
     )
     max_kl: float = Field(
         0.5,
         gt=0,
-        description="Largest KL divergence from pi_0, in nats per token, estimated on the completions of the pairs: "
-        "the size of the mean log-ratio of policy and pi_0 (this project's choice: the best of 8 samples is only 1.2 "
-        "nats per completion away, so that three iterations of it stay below 0.1 even for completions of 40 tokens).",
+        description="Largest KL divergence from pi_0, in nats per token, estimated on the completions that are trained "
+        "on (this project's choice: the best of 8 samples is only 1.2 nats per completion away, so that three "
+        "iterations of it stay below 0.1 even for completions of 40 tokens).",
     )
+
+
+class DpoGuards(DriftGuards, frozen=True):
+    """Limits that stop DPO with a reason. Both figures are sums over completions, divided by their tokens; `max_kl`
+    bounds the size of the mean log-ratio of policy and pi_0."""
+
     max_chosen_fall: float = Field(
         0.5,
         gt=0,
@@ -63,18 +69,8 @@ class DpoGuards(TrainingGuards, frozen=True):
     )
 
 
-class RlGuards(TrainingGuards, frozen=True):
-    """Limits that stop a policy gradient with a reason."""
-
-    window: int = Field(
-        10, ge=1, description="Number of latest steps whose mean is compared with max_kl, or as many as there are yet."
-    )
-    max_kl: float = Field(
-        0.5,
-        gt=0,
-        description="Largest KL divergence from pi_0, in nats per token, estimated on the samples that are trained on "
-        "(this project's choice, as for DPO).",
-    )
+class RlGuards(DriftGuards, frozen=True):
+    """Limits that stop a policy gradient with a reason. With `on_policy` and a `beta` of 0, no KL is known."""
 
 
 def guards_path(output: Path) -> Path:
@@ -114,7 +110,7 @@ def log_ratios(window: Sequence[Entry], beta: float, tokens: Mapping[str, float]
 
 
 def mean_kl(window: Sequence[Entry]) -> dict[str, float]:
-    """What `max_kl` bounds in a policy gradient, over the steps of a window; nothing if there is no KL penalty."""
+    """What `max_kl` bounds in a policy gradient, over the steps of a window; nothing if pi_0 is not in memory."""
     found = [entry[KL] for entry in window if KL in entry]
     return {"max_kl": sum(found) / len(found)} if found else {}
 
@@ -126,13 +122,13 @@ def figures(
 
     Args:
         history: everything that the trainer logged; lines without a loss are left out.
-        beta: of DPO; not used for SFT.
+        beta: of DPO; others do not use it.
         counts: for DPO as the `tokens` of `log_ratios`.
     """
     steps = [entry for entry in history if "loss" in entry]
     finite = [entry for entry in steps if is_finite(entry)]
     found: dict[str, float] = {"max_nonfinite_steps": len(steps) - len(finite)}
-    if isinstance(guards, DpoGuards | RlGuards) and finite:
+    if isinstance(guards, DriftGuards) and finite:
         windows = [finite[max(0, end - guards.window) : end] for end in range(1, len(finite) + 1)]
         if isinstance(guards, DpoGuards):
             each = [log_ratios(window, beta, counts) for window in windows]

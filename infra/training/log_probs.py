@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,14 @@ from transformers import PreTrainedModel
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
-from infra.training.checkpoints import flush
-from infra.training.reference import digest
+from infra.training.reference import digest, is_of, read, write
+from infra.training.trainer import LENGTH
 
 log = logging.getLogger(__name__)
 
 OLD, REFERENCE = "old_per_token_logps", "ref_per_token_logps"
 """The columns, as TRL names them: of the policy that sampled, and of the reference policy."""
-TOKENS = ("prompt_ids", "completion_ids")
-_MADE_OF = b"made_of"
+_TOKENS = ("prompt_ids", "completion_ids")
 
 
 def share_path(output: Path, rank: int) -> Path:
@@ -54,9 +53,9 @@ def add_log_probs(
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     paths, device = [share_path(output, each) for each in range(ranks)], trainer.accelerator.device
-    seen = digest(rows, TOKENS, [policies[name] for name in (OLD, REFERENCE)])
+    seen = digest(rows, _TOKENS, [policies[name] for name in (OLD, REFERENCE)])
     made_of = f"{seen} {trainer.args.temperature} {rank} of {ranks}"
-    kept = torch.tensor([int(_is_of(paths[rank], made_of))], device=device)
+    kept = torch.tensor([int(is_of(paths[rank], made_of))], device=device)
     torch.distributed.all_reduce(kept, torch.distributed.ReduceOp.MIN)
     began, seconds = time.monotonic(), 0.0
     if not kept.item():
@@ -64,7 +63,7 @@ def add_log_probs(
         for name, folder in policies.items():
             twin = next((other for other in columns if policies[other].samefile(folder)), None)
             columns[name] = columns[twin] if twin else _computed(trainer, rows, load(folder))
-        write(paths[rank], made_of, columns)
+        write(paths[rank], made_of, {name: pa.array(each, pa.list_(pa.float32())) for name, each in columns.items()})
         torch.distributed.barrier()
         seconds = time.monotonic() - began
     if rank == 0:
@@ -73,28 +72,7 @@ def add_log_probs(
     table = rows.data.table
     for name in policies:
         table = table.append_column(name, pa.chunked_array([chunk for each in shares for chunk in each[name].chunks]))
-    return Dataset(InMemoryTable(table)), seconds
-
-
-def write(path: Path, made_of: str, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write the columns, lists of float32, whole or not at all."""
-    kind = pa.list_(pa.float32())
-    table = pa.table({name: pa.array(column, kind) for name, column in columns.items()})
-    partial = path.with_name(path.name + ".partial")
-    held = table.replace_schema_metadata({_MADE_OF: made_of})
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, held.schema) as writer:
-        writer.write_table(held, max_chunksize=10_000)
-    flush(partial)
-    partial.replace(path)
-
-
-def read(path: Path) -> pa.Table:
-    """The columns in a file that `write` wrote, mapped into memory."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _is_of(path: Path, made_of: str) -> bool:
-    return path.exists() and (read(path).schema.metadata or {}).get(_MADE_OF) == made_of.encode()
+    return Dataset(InMemoryTable(table), fingerprint=seen[:16]), seconds  # else all of it is pickled to be hashed
 
 
 def _computed(trainer: Any, rows: Dataset, model: PreTrainedModel) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
@@ -107,7 +85,7 @@ def _computed(trainer: Any, rows: Dataset, model: PreTrainedModel) -> list[np.nd
     add_fused_lm_head(model, temperature=trainer.args.temperature)
     engine = prepare_deepspeed(model, trainer.accelerator)
     own, most = shares[rank], len(shares[0])
-    lengths = np.array([len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows.select(own)], dtype=int)
+    lengths = rows.data.column(LENGTH).to_numpy()[own]
     order = np.resize(own[np.argsort(-lengths, kind="stable")], most) if len(own) else np.zeros(most, dtype=int)
     found: dict[int, Any] = {}
     for start in range(0, most, size):

@@ -183,7 +183,8 @@ def estimate(
     ]
     if sampling:
         cache = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width * length * recipe.batch / ranks
-        held = {"gradients": 0.0, "activations": cache, "logits": 0.0, "buffers": 0.0}
+        gathered = width * sizes.parameters if recipe.zero_stage == 3 and ranks > 1 else 0.0  # TRL gathers the policy
+        held = {"gradients": 0.0, "activations": cache, "logits": 0.0, "buffers": gathered}
         moments.append(Memory(moment="sampling", **states, **held))
     fullest = max(moments, key=lambda each: each.total)
     return fullest if on_gpu else fullest._replace(allocator=_KEPT_ON_CPU * (fullest.total - states["process"]))

@@ -10,7 +10,7 @@ import gc
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,16 @@ def add_reference(
     rows, device = trainer.train_dataset, trainer.accelerator.device
     first = torch.distributed.get_rank() == 0
     made_of = digest(rows, _TOKENS, [folder]) if first else ""
-    kept = torch.tensor([int(first and _is_of(path, made_of))], device=device)
+    kept = torch.tensor([int(first and is_of(path, made_of))], device=device)
     torch.distributed.broadcast(kept, 0)
     began = time.monotonic()
     if kept.item():
-        columns, seconds, how = read(path), 0.0, f"from {path}"
+        table = read(path)
+        columns, seconds, how = [table[name].to_numpy() for name in COLUMNS], 0.0, f"from {path}"
     else:
         columns = _computed(trainer, rows, lengths, load())
         if first:
-            write(path, made_of, columns)
+            write(path, made_of, dict(zip(COLUMNS, columns, strict=True)))
         seconds = time.monotonic() - began
         how = f"computed in {seconds:.1f} s"
     if first:
@@ -94,28 +95,24 @@ def digest(rows: Dataset, columns: Sequence[str], folders: Sequence[Path]) -> st
     return seen.hexdigest()
 
 
-def write(path: Path, made_of: str, columns: list[LogProbs]) -> None:
-    """Write the columns, whole or not at all."""
-    table = pa.table(dict(zip(COLUMNS, columns, strict=True))).replace_schema_metadata({_MADE_OF: made_of})
+def write(path: Path, made_of: str, columns: Mapping[str, Any]) -> None:
+    """Write columns of log-probabilities, whole or not at all. `made_of`: what they depend on."""
+    table = pa.table(dict(columns)).replace_schema_metadata({_MADE_OF: made_of})
     partial = path.with_name(path.name + ".partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, max_chunksize=10_000)
     flush(partial)
     partial.replace(path)
 
 
-def read(path: Path) -> list[LogProbs]:
-    """The columns in a file that `write` wrote."""
-    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
-        table = reader.read_all()
-    return [table[name].to_numpy() for name in COLUMNS]
+def read(path: Path) -> pa.Table:
+    """The columns in a file that `write` wrote, mapped into memory."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def _is_of(path: Path, made_of: str) -> bool:
-    if not path.exists():
-        return False
-    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
-        return bool((reader.schema.metadata or {}).get(_MADE_OF) == made_of.encode())
+def is_of(path: Path, made_of: str) -> bool:
+    """Whether there is such a file with what `made_of` says."""
+    return path.exists() and (read(path).schema.metadata or {}).get(_MADE_OF) == made_of.encode()
 
 
 def _computed(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
@@ -27,8 +28,8 @@ from infra.training.batches import Batches
 from infra.training.clock import clock
 from infra.training.config import RlConfig
 from infra.training.divided import Divided, batches_of, figures
-from infra.training.limits import KL
 from infra.training.log_probs import OLD, REFERENCE, add_log_probs
+from infra.training.policy_gradient import PolicyGradient
 from infra.training.switches import decided
 
 NUMBERS = ("reward", "ended")
@@ -36,7 +37,7 @@ NUMBERS = ("reward", "ended")
 ADVANTAGE = "advantage"
 
 
-class OnSamples(Divided):
+class OnSamples(PolicyGradient, Divided):
     """What TRL's policy-gradient trainers inherit first, so that they train on rows of samples instead of sampling.
 
     A row has its tokens and, once the training begins, its advantage and the log-probabilities of its tokens.
@@ -46,25 +47,15 @@ class OnSamples(Divided):
         made: dict[str, torch.Tensor] = Trainer._prepare_inputs(self, batch)
         return made
 
-    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(*arguments, **named)
-        self.log_probs = found[0].detach()  # what the loss is computed from
-        return found
-
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """TRL's loss. Logged beside it: the divergence from the reference policy, the mean reward, and the tokens."""
+        """TRL's loss. The mean reward and the tokens so far are logged, as by a trainer that samples."""
         loss: torch.Tensor = super()._compute_loss(model, inputs)
-        mask, metrics = inputs["completion_mask"], self._metrics["train"]
-        ratio = inputs[REFERENCE] - self.log_probs
-        kl = ((ratio.exp() - ratio - 1) * mask).sum()
-        sums = torch.stack(
-            [kl, mask.sum(), inputs["prompt_mask"].sum(), inputs["reward"].sum(), mask.new_tensor(len(mask))]
-        )
-        kl, tokens, prompts, reward, rows = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self.state.num_input_tokens_seen += int(tokens + prompts)
-        metrics[KL].append(kl / tokens)
-        metrics["reward"].append(reward / rows)
-        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        masks = inputs["completion_mask"].sum() + inputs["prompt_mask"].sum()
+        sums = torch.stack([masks, inputs["reward"].sum(), masks.new_tensor(len(inputs["reward"]))])
+        tokens, reward, rows = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self.state.num_input_tokens_seen += int(tokens)
+        self._metrics["train"]["reward"].append(reward / rows)
+        self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
         return loss
 
 
@@ -121,15 +112,27 @@ def add_advantages(rows: Dataset, config: RlConfig) -> Dataset:
     RLOO and REINFORCE take the divergence from the reference policy off the reward of a response (`beta`); GRPO has it
     in its loss.
     """
-    rewards = np.array(rows["reward"])
+    rewards = rows.data.column("reward").to_numpy()
     if config.method != "grpo":
-        sums = [np.array([sum(values) for values in rows[name]]) for name in (OLD, REFERENCE)]
-        rewards = rewards - config.beta * (sums[0] - sums[1])
-    groups = [
-        [rewards[at] for at, _ in found] for _, found in groupby(enumerate(rows["query_id"]), lambda each: each[1])
-    ]
+        rewards = rewards - config.beta * (sums(rows, OLD) - sums(rows, REFERENCE))
+    numbered = enumerate(rows.data.column("query_id").to_pylist())
+    groups = ([rewards[at] for at, _ in found] for _, found in groupby(numbered, lambda each: each[1]))
     made = [each for group in advantages(config.method, config, groups) for each in group]
     return rows.add_column(ADVANTAGE, np.array(made, dtype=np.float32))
+
+
+def sums(rows: Dataset, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sum of each row's list of numbers."""
+    parts = []
+    for chunk in rows.data.column(column).chunks:
+        ends = pc.list_value_length(chunk).to_numpy(zero_copy_only=False).cumsum()
+        running = np.concatenate([[0.0], chunk.flatten().to_numpy(zero_copy_only=False).cumsum(dtype=np.float64)])
+        parts.append(np.diff(running[ends], prepend=0.0))
+    return np.concatenate(parts)
+
+
+def no_reward(**_: Any) -> None:
+    """Stands for TRL's reward functions: the rewards are known or computed elsewhere."""
 
 
 def arguments(config: RlConfig, batches: Batches) -> RLOOConfig | GRPOConfig:
@@ -154,10 +157,11 @@ def main(config_path: Path) -> None:
     rows, counts = training.token_rows(config, converter(tokenizer), NUMBERS)
     batches = batches_of(config, rows, found)
     make = OnSamplesGrpo if config.method == "grpo" else OnSamplesRloo
+    given = arguments(config, batches)  # before the model: only then ZeRO-3 shards it while it is loaded
     trainer = make(
         model=training.load_model(config.model, config),
-        reward_funcs=lambda **_: None,  # the rewards are in the rows
-        args=arguments(config, batches),
+        reward_funcs=no_reward,
+        args=given,
         train_dataset=rows,
         processing_class=tokenizer,
         callbacks=training.all_callbacks(config, counts),

@@ -1,4 +1,4 @@
-"""What both trainers share: tokenised rows, the trainer's arguments, the metrics file, and the checks of the trained
+"""What all trainers share: tokenised rows, the trainer's arguments, the metrics file, and the checks of the trained
 model before its report is written."""
 
 from __future__ import annotations
@@ -218,6 +218,8 @@ def token_fault(row: dict[str, Any], end: int) -> str | None:
     for name, ids in ((name, row[column]) for column, name in names.items() if column in row):
         if ids.count(end) > 1:
             return "the end token stands in the middle of a completion"
+        if name == "response" and ids:
+            continue  # a policy may end at once, and learns from the reward not to
         if all(number in (IGNORED, end) for number in ids):
             return f"{name} is empty but for the end token"
     same = "chosen_ids" in row and row["chosen_ids"] == row["rejected_ids"]
@@ -230,7 +232,7 @@ def largest_id(row: dict[str, Any]) -> int:
 
 
 def arguments(config: TrainingConfig, batches: Batches) -> dict[str, Any]:
-    """The arguments that TRL's SFT and DPO configurations share. There are no evaluations; `Resumable` decides when to
+    """The arguments that TRL's configurations share. There are no evaluations; `Resumable` decides when to
     write a checkpoint."""
     on_cpu = not torch.cuda.is_available()
     made = deepspeed_config(config, ranks(), batches.micro_batches if batches.layout == "packed" else None)

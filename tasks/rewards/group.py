@@ -50,6 +50,11 @@ def group(
         for row in read_rows(store, scores, ["query_id", "sample", "total"])
     }
     lowest, highest = min(rewards.values(), default=0.0), max(rewards.values(), default=0.0)
+    if not rewards:
+        raise BadInput(
+            f"{plan.step}: no sample of the iteration has a score, since none has a solution that the reward model can "
+            "read: look at the samples; raise generate.max_tokens if they are cut, or train SFT longer"
+        )
     if lowest == highest:
         raise BadInput(
             f"{plan.step}: the {len(rewards):,} scores of the iteration are all equal, so that there is nothing to "
@@ -61,10 +66,10 @@ def group(
         for query_id, samples in samples_by_query(store, responses, list(texts)):
             prompt = prompt_text(tokenizer, [{"role": "user", "content": texts[query_id]}])
             made = [rewarded(row, iteration, prompt, rewards, lowest) for row in samples]
-            counts["queries"] += 1
             counts["samples"] += len(made)
             counts["cut at max_tokens"] += sum(not row["ended"] for row in made)
             counts["without a score"] += sum((query_id, row["sample"]) not in rewards for row in made)
+            counts["queries"] += 1
             counts[NO_SIGNAL] += len({row["reward"] for row in made}) == 1
             yield from made
 

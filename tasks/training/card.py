@@ -101,6 +101,7 @@ def model_card(store: Store, plan: Plan, report: Mapping[str, Any]) -> str:
     kind = next(name for name in TRAINED_BY if plan.step.startswith(name))
     method, data, model = TRAINED_BY[kind]
     inputs, recipe = plan.provenance.inputs, dict(plan.provenance.config.get("config") or {})
+    data = data if data in inputs else "queries"  # a policy gradient may sample for itself
     base = base_name(store, inputs[model]) if model in inputs else None
     head = {
         **({"base_model": base, "base_model_relation": "finetune"} if base else {}),

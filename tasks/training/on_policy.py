@@ -13,9 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cot_formats.responses import LongFormat, opened_part
-from infra.errors import BadInput
-from infra.serving.armorm import ARCHITECTURE, is_armorm
+from cot_formats.responses import Format, LongFormat, opened_part
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -27,23 +25,28 @@ from infra.text.chat import generation_prefix, load_tokenizer, prompt_text
 from infra.training.config import PolicyGradient, RlRecipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.inputs import check_reference
-from tasks.responses.generate import GenerateConfig
 from tasks.rewards.score import ScoreConfig
 from tasks.training.on_policy_config import OnPolicyConfig, Rewarding, rollouts_path
 from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
 
 PROMPTS = pa.schema([(name, pa.string()) for name in ("query_id", "prompt", "query", "reference")])
 TRAINER = "tasks.training.on_policy_trainer"
+OUTSIDE = ("score.in_flight", "score.max_too_long_share", *(name for name in OUTSIDE_KEY if name != "config.ranks"))
+"""What is not in the cache key. The number of ranks is: each samples with a seed of its own."""
 
 
-@step(outside_key=(*OUTSIDE_KEY, "score.in_flight", "generate.in_flight"), serves={"reward_model": "reward"})
+@step(outside_key=OUTSIDE, serves={"reward_model": "reward"})
 def train_on_policy(
     plan: Plan,
     store: Store,
     *,
     method: PolicyGradient,
     config: RlRecipe,
-    generate: GenerateConfig,
+    samples: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    format: Format,
     score: ScoreConfig,
     queries: Ref,
     policy: Ref,
@@ -59,8 +62,7 @@ def train_on_policy(
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
-        BadInput: there are no queries; the reward model is none that a vLLM server serves; `batch` does not hold whole
-            queries; the reference has another vocabulary; or as `train_and_publish`.
+        BadInput: there are no queries; the reference has another vocabulary; or as `train_and_publish`.
     """
     check_table(queries, method)
     model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
@@ -70,18 +72,18 @@ def train_on_policy(
     def make_config(output: Path) -> OnPolicyConfig:
         rewarding = Rewarding(
             score=score,
-            format=generate.format,
-            opened=bool(opened_part(prefix, generate.format)),
+            format=format,
+            opened=bool(opened_part(prefix, format)),
             reward_model=reward_model,
             **reward_server(store, servers, reward_model),
         )
         return OnPolicyConfig(
             **config.model_dump(),
             method=method,
-            temperature=generate.temperature,
-            top_p=generate.top_p,
-            samples_per_query=generate.samples,
-            max_tokens=generate.max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            samples_per_query=samples,
+            max_tokens=max_tokens,
             rewarding=rewarding,
             model=model,
             reference=fixed,
@@ -95,33 +97,30 @@ def train_on_policy(
         )
         return {"rollouts": f"{made.step}/{made.key}"}
 
-    format: LongFormat | None = None if generate.format == "plain" else generate.format
-    return train_and_publish(plan, store, servers, TRAINER, make_config, config, hosts, format, keep=keep_rollouts)
+    learned: LongFormat | None = None if format == "plain" else format
+    return train_and_publish(plan, store, servers, TRAINER, make_config, config, hosts, learned, keep=keep_rollouts)
 
 
-def check_batch(config: RlRecipe, samples: int) -> None:
-    """Refuse optimiser steps that would tear a query's samples apart. Raises `ValueError`."""
-    if samples < 2:
-        raise ValueError("generate.samples is 1, but rl.on_policy compares the samples of a query: set it to 2 or more")
+def check_batch(config: RlRecipe, samples: int, max_tokens: int) -> None:
+    """Refuse optimiser steps without whole queries, and samples without room for their prompts. Raises `ValueError`."""
     if config.batch % samples:
         raise ValueError(
             f"rl.batch is {config.batch}, but with rl.on_policy each optimiser step has all samples of its queries "
             f"(generate.samples is {samples}): set rl.batch to a multiple of that, such as "
             f"{max(1, config.batch // samples) * samples}"
         )
+    if max_tokens >= config.max_length:
+        raise ValueError(
+            f"generate.max_tokens is {max_tokens:,}, but rl.max_length is {config.max_length:,}, which leaves no room "
+            "for prompts: lower the first, or raise the second"
+        )
 
 
 def reward_server(store: Store, servers: Servers, reward_model: Ref | None) -> dict[str, Any]:
-    """Where the trainer asks for rewards; nothing without a reward model. Raises `BadInput` for ArmoRM."""
+    """Where the trainer asks for rewards; nothing without a reward model."""
     if reward_model is None:
         return {}
-    folder = fetch_model(store, reward_model, servers.work_dir)
-    if is_armorm(folder):
-        raise BadInput(
-            f"reward model {reward_model.step}/{reward_model.key} is {ARCHITECTURE}, which no server serves, and "
-            "rl.on_policy needs one: set rl.on_policy to false, or use a sequence classifier with one label"
-        )
-    server = servers.reward(reward_model)
+    folder, server = fetch_model(store, reward_model, servers.work_dir), servers.reward(reward_model)
     limit = servers.options("reward").max_model_len
     return {"tokenizer": folder, "url": server.url, "served_name": server.served_name, "max_length": limit}
 

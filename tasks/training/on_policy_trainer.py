@@ -28,9 +28,10 @@ from infra.text.chat import load_tokenizer
 from infra.training import trainer as training
 from infra.training.batches import Batches
 from infra.training.gate import stop_tokens
-from infra.training.limits import KL
+from infra.training.limits import is_finite
 from infra.training.log_probs import REFERENCE
-from infra.training.resumable import Resumable
+from infra.training.policy_gradient import PolicyGradient
+from infra.training.rl import no_reward
 from infra.training.switches import decided
 from tasks.training.on_policy_config import ROLLOUTS, OnPolicyConfig, rollouts_path
 from tasks.training.rewarder import Rewarder, RewardError
@@ -63,7 +64,7 @@ class Queries(Sampler[int]):  # type: ignore[misc]
             yield from np.tile(step, self.repeats).tolist()
 
 
-class OnPolicy(Resumable):
+class OnPolicy(PolicyGradient):
     """What TRL's policy-gradient trainers inherit first: prompts as token ids, our rewards, resuming, and a record."""
 
     config: OnPolicyConfig
@@ -84,16 +85,9 @@ class OnPolicy(Resumable):
     def _tokenize_prompts(self, prompts: list[list[int]]) -> Any:
         return prompts, None, {}
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **named: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(model, *arguments, **named)
-        if model is self.ref_model:
-            self.reference_log_probs = found[0]
-        else:
-            self.log_probs = found[0].detach()
-        return found
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self.tokens_before = self.state.num_input_tokens_seen
         made: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.beta:
             made[REFERENCE] = self.reference_log_probs
@@ -120,27 +114,18 @@ class OnPolicy(Resumable):
         return self.rewards[:, None]
 
     def _give_up(self, problem: str) -> NoReturn:
-        """Keep the work so far in a checkpoint, with the random state from before this step's samples, and stop."""
+        """Keep the work so far in a checkpoint, as it was before this step's samples, and stop."""
         own, on_gpu = self.random
         torch.set_rng_state(own)
         if on_gpu is not None:
             torch.cuda.set_rng_state(on_gpu)
-        if self.state.global_step:
+        self.state.num_input_tokens_seen = self.tokens_before
+        if self.state.global_step and is_finite(self.state.log_history[-1]):
             self._save_checkpoint(self.model, None)
         raise RewardError(
             f"step {self.state.global_step + 1} of {self.state.max_steps}: its samples cannot be rewarded: {problem}. "
             "What was trained is kept in a checkpoint: run again once the cause is gone"
         )
-
-    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """TRL's loss. The divergence from the reference policy is logged beside it, if it is known."""
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
-        if REFERENCE in inputs:
-            mask, ratio = inputs["completion_mask"], inputs[REFERENCE] - self.log_probs
-            sums = torch.stack([((ratio.exp() - ratio - 1) * mask).sum(), mask.sum()])
-            kl, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
-            self._metrics["train"][KL].append(kl / tokens)
-        return loss
 
     def prepare_resuming(self, config: Any, settings: dict[str, Any]) -> None:
         super().prepare_resuming(config, settings)
@@ -233,13 +218,14 @@ def main(config_path: Path) -> None:
     tokenizer = training.tokenizer_for(config)
     rows, counts = training.token_rows(config, converter(tokenizer, config.max_tokens))
     rows = rows.rename_column("prompt_ids", "prompt")
+    given = arguments(config, rows[training.LENGTH])  # before the model: only then ZeRO-3 shards it while it is loaded
     model = training.load_model(config.model, config)
     model.generation_config.eos_token_id = sorted(stops := stop_tokens(model, tokenizer))
     with ExitStack() as held:
         trainer = TRAINERS[config.method](
             model=model,
-            reward_funcs=lambda **_: None,  # see `_calculate_rewards`
-            args=arguments(config, rows[training.LENGTH]),
+            reward_funcs=no_reward,  # see `_calculate_rewards`
+            args=given,
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=training.all_callbacks(config, counts),

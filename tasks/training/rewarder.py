@@ -19,7 +19,7 @@ from tasks.training.on_policy_config import Rewarding
 
 
 class RewardError(RuntimeError):
-    """Samples cannot be rewarded: the reward model's server is gone, or gives what is no number."""
+    """Samples cannot be rewarded: the reward model's server is gone, or returns a value that is not a number."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,19 @@ class Rewarder:
         the reward model cannot read.
 
         Raises:
-            RewardError: the reward model's server fails, or gives what is no finite number.
+            RewardError: the reward model's server fails, or returns a value that is not finite.
         """
         made = [self._parsed(query_id, ids) for query_id, ids in zip(query_ids, samples, strict=True)]
         answers = list(dict.fromkeys((row["query_id"], row["solution"]) for row in made if row["solution"]))
         outcomes = self._outcomes(answers)
+        known = {
+            each: self.verify(each[1], self.references[each[0]]) for each in outcomes if each[0] in self.references
+        }
         for row in made:
             answer = row["query_id"], row["solution"]
             row["reward"] = None
             if answer in outcomes:
-                reference = self.references.get(row["query_id"])
-                verified = None if reference is None else self.verify(row["solution"], reference)
+                verified = known.get(answer)
                 try:
                     scored = score_row(row, outcomes[answer], verified, self.how.reward_model, self.how.score)
                 except ValueError as error:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from functools import partial
 
+from infra.errors import BadInput
 from infra.serving.servers import Servers
 from infra.steps.inputs import artifact_parts
 from infra.steps.step import Plan, step
-from infra.store.manifest import Ref
+from infra.store.manifest import Ref, expect
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import PolicyGradient, RlConfig, RlRecipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.inputs import check_reference
+from tasks.rewards.group import NO_SIGNAL
 from tasks.training.train import OUTSIDE_KEY, check_table, format_in, train_and_publish
 
 
@@ -37,9 +39,16 @@ def train_rl(
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
-        BadInput: there are no samples; the reference has another vocabulary; or as `train_and_publish`.
+        BadInput: there are no samples, or none with a signal; the reference has another vocabulary; or as
+            `train_and_publish`.
     """
     check_table(samples, method)
+    counts = expect(store, samples).counts
+    if method != "reinforce" and counts.get(NO_SIGNAL) == counts.get("queries", 0) > 0:
+        raise BadInput(
+            f"{method}: the samples of each query have equal rewards, so that there is nothing to learn from them: use "
+            "other queries, more samples, or a higher generate.temperature"
+        )
     model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
     check_reference(model, fixed)
     make_config = partial(

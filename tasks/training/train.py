@@ -1,4 +1,4 @@
-"""What SFT and DPO share: run a trainer in a folder of its own and publish the model with the trainer's figures."""
+"""What all trainings share: run a trainer in a folder of its own and publish the model with the trainer's figures."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def train_and_publish(
             finish_attempt(folder)
         report = training_report(folder)
         report["answer"] = judged(report["answer"], format)
-        report |= keep(model)
         if recipe.require_format:
             check_format(report["answer"], plan.step, recipe.sample_tokens)
+        report |= keep(model)
         (model / CARD).write_text(model_card(store, plan, report), encoding="utf-8")
         shutil.rmtree(checkpoints_folder(model), ignore_errors=True)
         made = find(store, plan.step, plan.key) or publish_model(

@@ -17,6 +17,7 @@ from interrupted import MODULES, assert_same_model, config_of, steps_logged
 from runs import ended, started
 from tiny import make_model
 
+from infra.processes.torchrun import metrics_path
 from infra.processes.watchdog import _descendants
 from infra.training.checkpoints import checkpoints_folder, newest, read
 from infra.training.config import trained_path
@@ -72,6 +73,7 @@ def test_a_training_killed_at_five_random_steps_ends_with_the_same_model(
     resumed_from = 0
     for kind in KILLS:
         step = resumed_from + random.randint(1, 12)
+        metrics_path(killed / "train.log").unlink(missing_ok=True)  # else the steps of the run before are seen
         running = run(killed)
         deadline = time.monotonic() + 300
         while not [line for line in steps_logged(killed) if line["step"] >= step]:

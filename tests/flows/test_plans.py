@@ -204,7 +204,9 @@ def test_the_plan_of_another_method_has_its_steps(world, capsys, changes, steps)
         ({"method": "reinforce", "rl": {"scale_rewards": False}}, "rl.scale_rewards is set, but method is reinforce"),
         ({"method": "ppo"}, "Input should be 'dpo', 'rloo', 'reinforce' or 'grpo'"),
         ({"method": "rloo", "generate": {"temperature": 0}}, "generate.temperature is 0, but method rloo needs"),
-        ({"method": "rloo", "rl": {"on_policy": True}, "generate": {"samples": 1}}, "generate.samples is 1"),
+        ({"method": "rloo", "generate": {"samples": 1}}, "generate.samples is 1, but method rloo compares"),
+        ({"method": "reinforce", "rl": {"on_policy": True}, "generate": {"samples": 1}}, "generate.samples is 1"),
+        ({"method": "rloo", "rl": {"on_policy": True}, "generate": {"end_at_close": True}}, "end_at_close is set"),
     ],
 )
 def test_a_method_refuses_by_name_what_it_does_not_use(world, changes, said):

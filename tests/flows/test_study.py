@@ -33,6 +33,7 @@ def test_cells_are_seeded_and_differ_in_their_settings(base: BoltConfig) -> None
         assert {*seeds, config.bootstrap.generate.seed} == {int(cell[-1])}
     assert (found["rloo/2"].online.method, found["rloo/2"].online.rl.learning_rate) == ("rloo", 1e-4)
     assert found["dpo/2"].online.rl.seed == 0
+    assert RLOO == {"online.method": "rloo", "online.rl": {"learning_rate": 1e-4}}  # as they were given
     assert found["dpo/1"].sft == found["dpo/2"].sft.model_copy(update={"seed": 1})
 
 
@@ -46,6 +47,7 @@ def test_cells_are_seeded_and_differ_in_their_settings(base: BoltConfig) -> None
             "arms: a: online.method: Input should be 'dpo', 'rloo'",
         ),
         ({"arms": [{"name": "a", "settings": {"online.rl": {"beta": 1}}}]}, "rl.beta is set, but method is dpo"),
+        ({"arms": [{"name": "a", "settings": {"sft.seed": 3}}]}, "a: sft.seed is set, but the study seeds it"),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, "each name must be unique"),
         ({"arms": [{"name": "a"}], "only": ["b/1"]}, "only: no cell 'b/1'; there are a/0, a/1, a/2"),
     ],

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from small import bootstrap_parameters, small_world
 
 from flows.bootstrap import BootstrapConfig
+from flows.online import OnlineConfig
 from flows.sft import SftFlowConfig
 from infra.serving.servers import ServingConfig
 from infra.serving.vllm_server import ServerOptions
@@ -26,6 +27,15 @@ def test_a_batch_is_over_all_hosts():
     with pytest.raises(ValidationError, match=r"sft, on 2 hosts: batch 24 is not a multiple of .* ranks 16"):
         SftFlowConfig(**GIVEN, sft=SftRecipe(ranks=8, batch=24), training=pair)
     assert SftFlowConfig(**GIVEN, sft=SftRecipe(ranks=8, batch=24)).training == HERE
+
+
+def test_a_trainer_that_asks_for_rewards_needs_one_host():
+    queries = {"sources": [{"path": "nano/data/queries.jsonl"}]}
+    stage = {"queries": queries, "method": "rloo", "rl": {"on_policy": True}}
+    given = {"model": "m", "reward_model": "r", "serving": SERVING, "online": stage}
+    assert OnlineConfig(**given).training == HERE
+    with pytest.raises(ValidationError, match=r"online.rl.on_policy is true, but only the machine of the flow reaches"):
+        OnlineConfig(**given, training={"hosts": ["gpu-0", "gpu-1"]})
 
 
 def test_hosts_are_in_no_key():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import changed, harmed, make_model
 
 from infra.errors import BadInput
-from infra.serving.model_checks import check_policy, check_reward_model, check_trained
+from infra.serving.model_checks import check_policy, check_reward_model, check_served, check_trained
 from infra.serving.vllm_server import ServerOptions
 from infra.store.model_files import ModelFiles
 from infra.store.models import publish_model
@@ -107,6 +107,12 @@ def test_a_head_is_found_in_whatever_file_the_index_names(reward: Callable[..., 
         BadInput, match=r"names model-00002-of-00002\.safetensors \(1 such files in all\), which is not"
     ):
         check_reward_model(ModelFiles.in_folder(folder), OPTIONS)
+
+
+def test_armorm_cannot_reward_inside_a_trainer(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"which vLLM cannot serve, and online.rl.on_policy needs a server: set it to"):
+        check_served(ModelFiles.in_folder(make_armorm(tmp_path / "armo")))
+    check_served(ModelFiles.in_folder(make_model(tmp_path / "reward", reward=True)))
 
 
 def test_armorm_needs_its_heads_and_llama_3s_template(tmp_path: Path) -> None:

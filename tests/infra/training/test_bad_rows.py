@@ -44,11 +44,9 @@ def written(made: SftConfig | DpoConfig) -> dict[str, Any]:
     from infra.training import dpo, sft
     from infra.training import trainer as training
 
-    module, columns = (
-        (dpo, ["prompt", "chosen", "rejected"]) if isinstance(made, DpoConfig) else (sft, ["prompt", "completion"])
-    )
+    module = dpo if isinstance(made, DpoConfig) else sft
     path = made.output.with_name("tokens.arrow")
-    left_out = training._write_tokens(made, module.converter(training.tokenizer_for(made)), columns, path)
+    left_out = training._write_tokens(made, module.converter(training.tokenizer_for(made)), (), path)
     return {**left_out, "kept": pa.ipc.open_stream(str(path)).read_all().num_rows}
 
 

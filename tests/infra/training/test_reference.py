@@ -46,23 +46,23 @@ def rows_of(lengths: list[int]) -> Any:
 
 
 def test_a_file_is_whole_and_of_its_rows_and_reference(tmp_path: Path) -> None:
-    from infra.training.reference import _TOKENS, _is_of, digest, read, reference_path, write
+    from infra.training.reference import _TOKENS, COLUMNS, digest, is_of, read, reference_path, write
 
     folder = tmp_path / "reference"
     folder.mkdir()
     (folder / "model.safetensors").write_text("weights")
     path = reference_path(tmp_path / "out")
     made_of = digest(rows_of([3, 4]), _TOKENS, [folder])
-    assert not _is_of(path, made_of)
+    assert not is_of(path, made_of)
     columns = [np.array([-1.5, -2.5], np.float32), np.array([-3.0, -4.0], np.float32)]
-    write(path, made_of, columns)
-    assert _is_of(path, made_of)
-    assert all(np.array_equal(a, b) for a, b in zip(read(path), columns, strict=True))
+    write(path, made_of, dict(zip(COLUMNS, columns, strict=True)))
+    assert is_of(path, made_of)
+    assert all(np.array_equal(read(path)[name], each) for name, each in zip(COLUMNS, columns, strict=True))
     assert [each.name for each in tmp_path.glob("*.partial")] == []
     assert digest(rows_of([3, 4]), _TOKENS, [folder]) == made_of
-    assert not _is_of(path, digest(rows_of([4, 3]), _TOKENS, [folder]))
+    assert not is_of(path, digest(rows_of([4, 3]), _TOKENS, [folder]))
     os.utime(folder / "model.safetensors", (1, 1))
-    assert not _is_of(path, digest(rows_of([3, 4]), _TOKENS, [folder]))
+    assert not is_of(path, digest(rows_of([3, 4]), _TOKENS, [folder]))
 
 
 def trained(module: str, tmp_path: Path, name: str, **changes: Any) -> tuple[list[float], dict[str, Any]]:

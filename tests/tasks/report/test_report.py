@@ -133,7 +133,7 @@ def test_a_run_by_a_policy_gradient_is_shown_like_one_by_dpo(store):
         assert words.encode() in pictures["curves"]
         assert words.encode() in pictures["grpo-1"]
     counted = {row["counted"]: row["share"] for row in tables["funnel"] if row["step"] == "samples-1"}
-    assert counted == {"queries": "100.0%", "samples": "200.0%", NO_SIGNAL: "25.0%"}
+    assert counted == {"samples": "100.0%", "queries": "50.0%", NO_SIGNAL: "12.5%"}
     assert b"equal rewards" in pictures["funnel"]
 
 

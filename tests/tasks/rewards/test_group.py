@@ -61,8 +61,14 @@ def test_every_sample_has_a_reward_and_those_of_a_query_are_neighbours(world, gr
     }
 
 
-@pytest.mark.parametrize("totals", [[1.0, 1.0], []])
-def test_scores_that_are_all_equal_are_refused(grouped, response, totals):
+@pytest.mark.parametrize(
+    ("totals", "said"),
+    [
+        ([1.0, 1.0], "the 2 scores of the iteration are all equal, so that there is nothing to learn"),
+        ([], "no sample of the iteration has a score, since none has a solution"),
+    ],
+)
+def test_scores_that_are_all_equal_are_refused(grouped, response, totals, said):
     scores = [score("a", number, total) for number, total in enumerate(totals)]
-    with pytest.raises(BadInput, match="scores of the iteration are all equal, so that there is nothing to learn"):
+    with pytest.raises(BadInput, match=said):
         grouped([response("a", 0), response("a", 1)], scores)

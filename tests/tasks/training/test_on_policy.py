@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,9 @@ from pydantic import ValidationError
 from tiny import make_model
 
 import tasks.training.train
-from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError, launch
-from infra.serving.armorm import ARCHITECTURE
 from infra.serving.vllm_server import ServerOptions
 from infra.store.manifest import Ref
-from infra.store.models import import_model
 from infra.store.parts import find
 from infra.store.schemas import QUERIES, ROLLOUTS
 from infra.training.advantages import grpo, rloo
@@ -31,9 +27,8 @@ from infra.training.attempts import model_path
 from infra.training.checkpoints import checkpoints_folder, newest, read
 from infra.training.config import RlRecipe, trained_path
 from nano.vocabulary import ASSISTANT, END, USER
-from tasks.responses.generate import GenerateConfig
 from tasks.rewards.score import ScoreConfig
-from tasks.training.on_policy import reward_server, train_on_policy
+from tasks.training.on_policy import train_on_policy
 from tasks.training.on_policy_config import OnPolicyConfig, Rewarding, rollouts_path
 
 REWARDS = classifications(lambda ids: sum(ids) % 7)
@@ -198,7 +193,11 @@ def test_the_step_publishes_the_model_and_what_was_sampled(
         "rloo-1",
         method="rloo",
         config=RlRecipe(ranks=1, on_policy=True),
-        generate=GenerateConfig(samples=4, max_tokens=20, format="bolt"),
+        samples=4,
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=20,
+        format="bolt",
         score=ScoreConfig(),
         reward_model=model,
         servers=Serving(world.work_dir, server),
@@ -215,22 +214,15 @@ def test_the_step_publishes_the_model_and_what_was_sampled(
     assert list(world.rows(table)[0]) == ROLLOUTS.names
 
 
-def test_armorm_cannot_reward_inside_a_trainer(world: Any, model: Ref, tmp_path: Path) -> None:
-    folder = shutil.copytree(world.store.local_path(f"{model.step}/{model.key}"), tmp_path / "armorm")
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": [ARCHITECTURE]}))
-    armorm = import_model(world.store, folder, "armorm")
-    with pytest.raises(BadInput, match=r"which no server serves, and rl.on_policy needs one: set rl"):
-        reward_server(world.store, Servers(world.work_dir), armorm)
-
-
-def test_a_batch_that_tears_queries_apart_is_refused() -> None:
+def test_a_batch_without_whole_queries_and_samples_without_room_are_refused() -> None:
     from flows.online import OnlineStage
     from infra.training.config import RlRecipe
 
     queries = {"sources": [{"path": "nano/data/online.jsonl"}]}
     with pytest.raises(ValidationError, match=r"rl.batch is 12, .* a multiple of that, such as 8"):
         OnlineStage(queries=queries, method="rloo", rl=RlRecipe(batch=12, on_policy=True))
+    with pytest.raises(ValidationError, match=r"generate.max_tokens is 8,192, but rl.max_length is 4,096, .* prompts"):
+        OnlineStage(queries=queries, method="rloo", rl=RlRecipe(max_length=4096, on_policy=True))
 
 
 def test_the_configuration_needs_two_samples(policy: Path, tmp_path: Path) -> None:

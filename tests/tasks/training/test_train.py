@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from fake_trainer import ANSWER, Servers, trainer
@@ -20,9 +20,15 @@ from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT, PAIRS, SAMPLES
 from infra.store.store import StoreError
 from infra.training.config import DpoRecipe, RlRecipe, SftRecipe
+from tasks.rewards.group import NO_SIGNAL
 from tasks.training.dpo import train_dpo
 from tasks.training.rl import train_rl
 from tasks.training.sft import train_sft
+
+
+class Counted(NamedTuple):
+    counts: dict[str, int]
+
 
 LONGCOT_ROW = {
     "query_id": "a",
@@ -197,6 +203,11 @@ def test_a_policy_gradient_trains_on_the_samples_and_says_so(world, servers, mod
     assert (config.method, config.temperature, config.reference) == (method, 0.7, config.model)
     card = world.store.read_bytes(f"{made.step}/{made.key}/README.md").decode()
     assert f"trained by iterative online {method.upper()}" in card
+    alike = world.table(SAMPLES, [{**plain, "sample": n, "reward": 1.0} for n in (0, 1)], "samples-3")
+    monkeypatch.setattr("tasks.training.rl.expect", lambda *_: Counted({"queries": 2, NO_SIGNAL: 2}))
+    again = {"method": method, "config": RlRecipe(ranks=1), **given, "samples": alike}
+    with nullcontext() if method == "reinforce" else pytest.raises(BadInput, match="of each query have equal rewards"):
+        world.do(train_rl, f"{method}-3", **again)
     with pytest.raises(BadInput, match=f"{method}: the table samples-2/k has no rows to train on"):
         world.do(
             train_rl,
