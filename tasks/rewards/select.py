@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from sys import intern
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +35,11 @@ class SelectConfig(BaseModel):
         description="Drop responses whose answer differs from the query's reference answer. It is known if "
         "`score.verified_weight` is above 0 (this project's option; BOLT has no references).",
     )
+    pick: Literal["best", "random"] = Field(
+        "best",
+        description="Which of a query's remaining responses is kept: the one with the highest reward (BOLT), or, for "
+        "comparison, a random one.",
+    )
     format: LongFormat = Field("bolt", description="LongCoT format that the policy is trained to write.")
 
 
@@ -51,7 +57,7 @@ def threshold(store: Store, scores: Ref, percentile: float) -> float:
 
 
 def rewards(store: Store, scores: Ref) -> Floats:
-    """The reward of every scored sample; takes 8 bytes per row, far less than the rows of `best_of_each`."""
+    """The reward of every scored sample; takes 8 bytes per row, far less than the rows of `first_of_each`."""
     return np.concatenate([batch.column("reward").to_numpy() for batch in scan(store, scores, ["reward"])])
 
 
@@ -64,10 +70,24 @@ def histogram(store: Store, scores: Ref) -> dict[str, list[Any]]:
     return {"edges": edges.tolist(), "samples": samples.tolist()}
 
 
-def best_of_each(
-    scores: Iterable[dict[str, Any]], least: float, *, drop_wrong: bool = False
+def by_reward(row: dict[str, Any]) -> tuple[float, int]:
+    """The highest reward comes first; ties go to the lowest sample number."""
+    return -row["reward"], row["sample"]
+
+
+def at_random(row: dict[str, Any]) -> str:
+    """An order of a query's samples that depends on nothing but their names."""
+    return hashlib.sha256(f"{row['query_id']} {row['sample']}".encode()).hexdigest()
+
+
+def first_of_each(
+    scores: Iterable[dict[str, Any]],
+    least: float,
+    *,
+    drop_wrong: bool = False,
+    order: Callable[[dict[str, Any]], Any] = by_reward,
 ) -> dict[str, dict[str, Any]]:
-    """The highest-scored row of each query among those not below `least`; ties go to the lowest sample number.
+    """The row of each query that comes first by `order`, among those whose reward is not below `least`.
 
     With `drop_wrong`, rows whose answer was verified and is wrong are left out.
 
@@ -76,7 +96,7 @@ def best_of_each(
     best: dict[str, dict[str, Any]] = {}
     for row in scores:
         held = best.get(row["query_id"])
-        better = held is None or (-row["reward"], row["sample"]) < (-held["reward"], held["sample"])
+        better = held is None or order(row) < order(held)
         wrong = drop_wrong and row["verified"] is False
         if row["reward"] >= least and better and not wrong:
             best[row["query_id"]] = row
@@ -109,7 +129,8 @@ def select(
     """
     least = threshold(store, scores, config.percentile)
     rows_scored = read_rows(store, scores, ["query_id", "sample", "reward", "verified"])
-    best = best_of_each(rows_scored, least, drop_wrong=config.drop_wrong)
+    order = by_reward if config.pick == "best" else at_random
+    best = first_of_each(rows_scored, least, drop_wrong=config.drop_wrong, order=order)
     if not best:
         raise BadInput(
             f"{plan.step}: none of {scores.rows} responses gives its query's reference answer, so none is kept: use "

@@ -15,7 +15,8 @@ from infra.store.store import Store
 from infra.store.tables import write_table
 from tasks.rewards.select import (
     SelectConfig,
-    best_of_each,
+    at_random,
+    first_of_each,
     histogram,
     select,
     threshold,
@@ -52,14 +53,23 @@ def test_the_histogram_equals_numpys(values):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 7), rewards), unique_by=lambda r: r[:2]), rewards)
-def test_the_best_of_each_query_ties_to_the_lowest_sample(table, least):
+def test_the_first_of_each_query_ties_to_the_lowest_sample(table, least):
     rows = [scored(*row) for row in table]
-    best = best_of_each(rows, least)
+    best = first_of_each(rows, least)
     for query_id in "abc":
         rivals = sorted((-reward, sample) for name, sample, reward in table if name == query_id and reward >= least)
         assert (query_id in best) == bool(rivals)
         if rivals:
             assert (-best[query_id]["reward"], best[query_id]["sample"]) == rivals[0]
+
+
+def test_a_random_pick_depends_on_no_reward_and_keeps_to_the_threshold():
+    rows = [scored(f"q{n}", sample, float(sample)) for n in range(400) for sample in range(4)]
+    picked = first_of_each(rows, 1.0, order=at_random)
+    assert picked == first_of_each(rows[::-1], 1.0, order=at_random)
+    counts = [sum(row["sample"] == sample for row in picked.values()) for sample in range(4)]
+    assert (counts[0], sum(counts)) == (0, 400)
+    assert all(100 < count < 170 for count in counts[1:])
 
 
 @pytest.fixture
