@@ -79,20 +79,23 @@ def last_stages(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
 def difference_rows(rows: Sequence[Row], first: str) -> list[dict[str, str]]:
     """Differences in accuracy in points, seed by seed.
 
-    They are those of each arm's last stage from its SFT, and from the last stage of the arm `first`.
+    They are those of each arm's last stage from its SFT, and of its SFT and last stage from those of the arm `first`. An
+    arm that ends with SFT is compared in its SFT only.
     """
     last = last_stages(rows)
     sft = {(row["arm"], row["seed"]): row for row in rows if row["stage"] == "sft"}
     made = []
     for arm, found in last.items():
+        online = {seed: row for seed, row in found.items() if row["stage"] != "sft"}
         pairs = {
-            "last stage - SFT": [(row, sft[arm, seed]) for seed, row in found.items() if (arm, seed) in sft],
+            "last stage - SFT": [(row, sft[arm, seed]) for seed, row in online.items() if (arm, seed) in sft],
+            f"SFT - that of {first}": [(sft[arm, seed], sft[first, seed]) for seed in found if (first, seed) in sft],
             f"last stage - that of {first}": [
-                (row, last[first][seed]) for seed, row in found.items() if arm != first and seed in last.get(first, {})
+                (row, last[first][seed]) for seed, row in online.items() if seed in last.get(first, {})
             ],
         }
         for what, both in pairs.items():
-            if both and any(a is not b for a, b in both):
+            if both and (arm != first or not what.endswith(first)):
                 shown = {"arm": arm, "difference, points": what, "seeds": str(len(both))}
                 for name, title in list(FIGURES.items())[:2]:
                     shown[title] = spread([a[name] - b[name] for a, b in both], 100, 1)

@@ -45,8 +45,10 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert found["dpo", "last stage - SFT"]["accuracy (sampled)"] == "10.0 (10.0 to 10.0)"
     assert found["rloo", "last stage - that of dpo"]["accuracy (sampled)"] == "-5.0 (-5.0 to -5.0)"
     assert ("dpo", "last stage - that of dpo") not in found
-    only_sft = [each for each in ROWS if each["stage"] == "sft"]
-    assert [each["difference, points"] for each in difference_rows(only_sft, "dpo")] == ["last stage - that of dpo"]
+    assert found["rloo", "SFT - that of dpo"]["accuracy (sampled)"] == "0.0 (0.0 to 0.0)"
+    only_sft = [each for each in ROWS if each["stage"] == "sft" or each["arm"] == "dpo"]
+    ends = [each["difference, points"] for each in difference_rows(only_sft, "dpo") if each["arm"] == "rloo"]
+    assert ends == ["SFT - that of dpo"]
 
 
 def test_the_page_names_cells_that_failed_and_the_plot_has_all_arms() -> None:
