@@ -79,8 +79,8 @@ def last_stages(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
 def difference_rows(rows: Sequence[Row], first: str) -> list[dict[str, str]]:
     """Differences in accuracy in points, seed by seed.
 
-    They are those of each arm's last stage from its SFT, and of its SFT and last stage from those of the arm `first`. An
-    arm that ends with SFT is compared in its SFT only.
+    They are those of each arm's last stage from its SFT, and of its SFT and last stage from those of the arm `first`.
+    Only SFT is compared of an arm that ends with it.
     """
     last = last_stages(rows)
     sft = {(row["arm"], row["seed"]): row for row in rows if row["stage"] == "sft"}
