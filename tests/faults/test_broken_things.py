@@ -126,13 +126,13 @@ def test_whatever_file_is_damaged_the_same_command_makes_it_again(prefect: Prefe
 def test_a_full_disk_is_an_error_and_with_free_space_the_run_resumes(prefect: PrefectServer, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(disk)]
     if (done := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
         pytest.skip(f"cannot mount a small disk here: {done.stderr.strip()}")
     try:
         environment = prefect.environment() | {"BOLT_STORE": str(disk / "store"), "BOLT_WORK_DIR": str(tmp_path / "w")}
         config = {"config": bootstrap_parameters(small_world(tmp_path / "files"))}
-        (disk / "ballast").write_bytes(bytes(140_000))
+        (disk / "ballast").write_bytes(bytes(940_000))
         assert ended(fake("bootstrap", config, tmp_path, environment, "first")) != 0
         assert "no room is left. Free some space" in only_line(tmp_path / "first.log")
         (disk / "ballast").unlink()

@@ -73,12 +73,12 @@ def test_the_steps_deploy_run_wait_and_summarise(project, fails):
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     run = shell(own["Run and wait"], place, env)
     assert (run.returncode != 0) == fails, run.stdout + run.stderr
-    summary = shell(own["Summary"], place, env)
-    assert summary.returncode == 0, summary.stderr
+    summarised = shell(own["Summary"], place, env)
+    assert summarised.returncode == 0, summarised.stderr
     text = summary.read_text()
     assert re.search(r"^\*\*[a-z-]+\*\*: " + ("Failed" if fails else "Completed"), text)
     assert "| sft | 0.5 |" in text
-    assert KEY not in "".join(each.stdout + each.stderr for each in (deployed, run, summary)) + text
+    assert KEY not in "".join(each.stdout + each.stderr for each in (deployed, run, summarised)) + text
 
 
 @pytest.mark.parametrize("name", ["test.yml", "run.yml"])

@@ -160,6 +160,7 @@ def test_another_method_goes_on_from_the_same_sft_model(
     place: Path, method: str, given: tuple[str, ...], made: set[str]
 ) -> None:
     """What is sampled and scored before is the same, so that only the training and what follows is made."""
+    finished(place)  # if an earlier test has not done so
     summary = finished(place, f"config.online.method={method}", *RL, *given)
     after = {f"{what}-online-1-{how}" for what in ("answers", "grades") for how in ("sampled", "greedy")}
     assert {step["name"] for step in summary["steps"] if not step["cached"]} - {"guards-0"} == made | after | {
