@@ -71,7 +71,7 @@ def kill_at(step: int, folder: Path, words: str) -> threading.Thread:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stage"),
-    [("sft", 2), ("on_policy", 2), *(pytest.param(each, 3, marks=pytest.mark.faults) for each in ("dpo", "rl"))],
+    [("sft", 2), *(pytest.param(each, 3, marks=pytest.mark.faults) for each in ("dpo", "rl", "on_policy"))],
 )
 def test_a_killed_training_goes_on_and_ends_with_the_same_model(
     method: str, stage: int, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
