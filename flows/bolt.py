@@ -22,6 +22,7 @@ from flows.stages.problems import problems_for
 from flows.stages.run import TASK_RUNNER, begin
 from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary, show_training
+from infra.errors import GuardError
 from infra.training.config import Recipe, SftRecipe
 
 
@@ -127,5 +128,9 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         summary = publish_summary(run, config.evaluate.benchmark, stages, stage_gains(run, grades), policy, watch.rows)
         publish_report(run.store, summary)
         show_longcot(run.store, longcot)
-        watch.stop_if_tripped()  # the last policy: what was done is shown first
+        try:
+            watch.stop_if_tripped()  # the last policy: what was done is shown first
+        except GuardError as error:
+            error.summary = summary
+            raise
         return summary

@@ -108,12 +108,13 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         if config.only and cell not in config.only:
             continue
         print(f"\ncell {cell}")
+        summary: dict[str, Any] | None = None
         try:
             summary = bolt(parameters)
         except (BadInput, GuardError, TrainerError, TruncationError) as error:  # that a variant fails is a result
             failed[cell] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             print(f"cell {cell} failed: {failed[cell]}")
-            continue
+            summary = error.summary if isinstance(error, GuardError) else None
         if summary is not None:
             arm, _, seed = cell.rpartition("/")
             rows += stages_of(summary, arm, int(seed))
