@@ -40,7 +40,7 @@ def test_cells_are_seeded_and_differ_in_their_settings(base: BoltConfig) -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"arms": [{"name": "a", "settings": {"online.methd": "rloo"}}]}, "a: there is no setting online.methd"),
+        ({"arms": [{"name": "a", "settings": {"online.nothing": "rloo"}}]}, "a: there is no setting online.nothing"),
         ({"arms": [{"name": "a", "settings": {"online.model.x": 1}}]}, "a: there is no setting online.model.x"),
         (
             {"arms": [{"name": "a", "settings": {"online.method": "ppo"}}]},
