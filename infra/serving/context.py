@@ -42,7 +42,7 @@ def context_length(config: Mapping[str, Any]) -> tuple[int, str] | None:
     if "gemma3" not in str(told.get("model_type")):
         for rope in _ropes(told):
             kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
-            if kind not in _ALREADY_SCALED and _is_number(factor):
+            if str(kind) not in _ALREADY_SCALED and _is_number(factor):
                 return math.floor(length * factor), f"{said}, stretched by {factor:g} ({kind})"
     return math.floor(length), said
 

@@ -119,7 +119,7 @@ def test_an_unknown_parameter_is_refused_by_name(each):
     ("assignment", "field"),
     [
         ("config.online.dpo.betta=1", "betta"),
-        ("config.online.iterations=0", "iterations"),
+        ("config.online.iterations=-1", "iterations"),
         ("config.bootstrap.generate.max_truncated_share=2", "max_truncated_share"),
         ("config.bootstrap.examples.format=plain", "format"),
         ("config.sft.ranks=many", "ranks"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infra.errors import BadInput
@@ -95,6 +95,7 @@ for folder, length in json.loads(sys.argv[1]):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@example(config={"max_position_embeddings": 8, "rope_scaling": {"rope_type": [], "factor": 2.0}})
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=4),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
                         st.sampled_from(["rope_scaling", "rope_parameters", "factor", "rope_type", "type",
