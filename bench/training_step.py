@@ -70,8 +70,7 @@ def step(rows: int, ranks: int, folder: Path) -> dict[str, float]:
         table.append({"query_id": f"q{number}", "sample": 0, "reward": 0.0, **text})
     load_tokenizer(HERE / "nano" / "models" / "instruct")  # imports transformers, as a flow's check of the model does
     longcot = write_table(store, "longcot", "k", LONGCOT, [table], Provenance())
-    settings_of = getattr(sft, "SftStage", sft.SftRecipe)  # its name until f4997de
-    config = settings_of(
+    config = sft.SftRecipe(
         ranks=ranks, epochs=1, learning_rate=1e-3, batch=16, micro_batch=8, max_length=640, overlong="drop"
     )
     options = ServerOptions(max_model_len=640)

@@ -135,18 +135,24 @@ def no_reward(**_: Any) -> None:
     """Stands for TRL's reward functions: the rewards are known or computed elsewhere."""
 
 
-def arguments(config: RlConfig, batches: Batches) -> RLOOConfig | GRPOConfig:
-    """TRL's configuration. TRL is told of no KL penalty, since it would load the policy as its own reference."""
+def arguments(config: RlConfig, batches: Batches, samples: int, **more: Any) -> RLOOConfig | GRPOConfig:
+    """TRL's configuration. TRL is told of no KL penalty, since it would load the policy as its own reference.
+
+    `samples`: of each query, as far as TRL samples them.
+    """
     common = {
         **training.arguments(config, batches),
         "beta": 0.0,
         "epsilon": config.clip,
         "temperature": config.temperature,
         "disable_dropout": True,
-        "num_generations": config.batch,  # of whatever query: nothing is sampled
+        "num_generations": samples,
         "remove_unused_columns": False,
+        **more,
     }
-    return GRPOConfig(**common, loss_type="grpo") if config.method == "grpo" else RLOOConfig(**common)
+    if config.method == "grpo":
+        return GRPOConfig(**common, loss_type="grpo", scale_rewards="group" if config.scale_rewards else "none")
+    return RLOOConfig(**common)
 
 
 def main(config_path: Path) -> None:
@@ -157,7 +163,8 @@ def main(config_path: Path) -> None:
     rows, counts = training.token_rows(config, converter(tokenizer), NUMBERS)
     batches = batches_of(config, rows, found)
     make = OnSamplesGrpo if config.method == "grpo" else OnSamplesRloo
-    given = arguments(config, batches)  # before the model: only then ZeRO-3 shards it while it is loaded
+    # Before the model: only then ZeRO-3 shards it while it is loaded. Nothing is sampled, so any number will do.
+    given = arguments(config, batches, config.batch)
     trainer = make(
         model=training.load_model(config.model, config),
         reward_funcs=no_reward,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -63,7 +63,7 @@ def group(
     counts: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
-        for query_id, samples in samples_by_query(store, responses, list(texts)):
+        for query_id, samples in samples_by_query(store, responses, COLUMNS, list(texts)):
             prompt = prompt_text(tokenizer, [{"role": "user", "content": texts[query_id]}])
             made = [rewarded(row, iteration, prompt, rewards, lowest) for row in samples]
             counts["samples"] += len(made)
@@ -77,14 +77,22 @@ def group(
 
 
 def samples_by_query(
-    store: Store, responses: Sequence[Ref], order: Sequence[str]
+    store: Store,
+    responses: Sequence[Ref],
+    columns: Sequence[str],
+    order: Sequence[str],
+    wanted: Collection[tuple[str, int]] | None = None,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The samples of each query of `order`, which is also the order of each shard's rows."""
+    """The samples of each query of `order`, which is also the order of each shard's rows.
+
+    `wanted`: the only samples to take, by query id and number.
+    """
     place = {query_id: number for number, query_id in enumerate(order)}
 
     def stream(shard: Ref) -> Iterator[dict[str, Any]]:
-        for batch in scan(store, shard, COLUMNS, batch_rows=BATCH_ROWS):
-            yield from batch.to_pylist()
+        for batch in scan(store, shard, columns, batch_rows=BATCH_ROWS):
+            rows = batch.to_pylist()
+            yield from (row for row in rows if wanted is None or (row["query_id"], row["sample"]) in wanted)
 
     merged = heapq.merge(*map(stream, responses), key=lambda row: place[row["query_id"]])
     for query_id, rows in groupby(merged, key=lambda row: str(row["query_id"])):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,8 +15,9 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.schemas import PAIRS
 from infra.store.store import Store
-from infra.store.tables import batched, read_rows, scan, write_table
+from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import load_tokenizer, prompt_text
+from tasks.rewards.group import samples_by_query
 
 
 class PairConfig(BaseModel):
@@ -109,7 +108,10 @@ def pair(
         )
 
     def rows() -> Iterator[dict[str, Any]]:
-        for query_id, texts in texts_by_query(store, responses, paired, list(query_texts)):
+        wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
+        columns = ["query_id", "sample", "text"]
+        for query_id, samples in samples_by_query(store, responses, columns, list(query_texts), wanted):
+            texts = {row["sample"]: row["text"] for row in samples}
             chosen, rejected = paired[query_id]
             yield {
                 "query_id": query_id,
@@ -126,22 +128,3 @@ def pair(
             }
 
     return write_table(store, plan.step, plan.key, PAIRS, batched(rows()), plan.provenance, counts=dict(funnel))
-
-
-def texts_by_query(
-    store: Store,
-    responses: Sequence[Ref],
-    paired: dict[str, tuple[dict[str, Any], dict[str, Any]]],
-    order: Sequence[str],
-) -> Iterator[tuple[str, dict[int, str]]]:
-    """The texts of the paired samples by sample number, for each query in `order`, which is also the shards' order."""
-    wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
-    place = {query_id: number for number, query_id in enumerate(order)}
-
-    def stream(shard: Ref) -> Iterator[dict[str, Any]]:
-        for batch in scan(store, shard, ["query_id", "sample", "text"], batch_rows=100):  # all shards are open at once
-            yield from (row for row in batch.to_pylist() if (row["query_id"], row["sample"]) in wanted)
-
-    merged = heapq.merge(*map(stream, responses), key=lambda row: place[row["query_id"]])
-    for query_id, rows in groupby(merged, key=lambda row: str(row["query_id"])):
-        yield query_id, {row["sample"]: row["text"] for row in rows}

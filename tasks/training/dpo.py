@@ -11,12 +11,10 @@ from infra.serving.servers import Servers
 from infra.steps.inputs import artifact_parts
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
-from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import DpoConfig, DpoRecipe
 from infra.training.hosts import HERE, Hosts
-from infra.training.inputs import check_reference
-from tasks.training.train import OUTSIDE_KEY, check_table, format_in, train_and_publish
+from tasks.training.train import OUTSIDE_KEY, check_table, format_in, policies, train_and_publish
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -38,8 +36,7 @@ def train_dpo(
         BadInput: there are no pairs; the reference has another vocabulary; or as `train_and_publish`.
     """
     check_table(pairs, "dpo")
-    model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
-    check_reference(model, fixed)
+    model, fixed = policies(store, servers, policy, reference)
     make_config = partial(
         DpoConfig,
         **config.model_dump(),

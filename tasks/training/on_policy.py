@@ -24,10 +24,9 @@ from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import generation_prefix, load_tokenizer, prompt_text
 from infra.training.config import PolicyGradient, RlRecipe
 from infra.training.hosts import HERE, Hosts
-from infra.training.inputs import check_reference
 from tasks.rewards.score import ScoreConfig
 from tasks.training.on_policy_config import OnPolicyConfig, Rewarding, rollouts_path
-from tasks.training.train import OUTSIDE_KEY, check_table, train_and_publish
+from tasks.training.train import OUTSIDE_KEY, check_table, policies, train_and_publish
 
 PROMPTS = pa.schema([(name, pa.string()) for name in ("query_id", "prompt", "query", "reference")])
 TRAINER = "tasks.training.on_policy_trainer"
@@ -65,8 +64,7 @@ def train_on_policy(
         BadInput: there are no queries; the reference has another vocabulary; or as `train_and_publish`.
     """
     check_table(queries, method)
-    model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
-    check_reference(model, fixed)
+    model, fixed = policies(store, servers, policy, reference)
     prefix = generation_prefix(load_tokenizer(model))
 
     def make_config(output: Path) -> OnPolicyConfig:

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
 from torch.utils.data import Sampler
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
@@ -31,7 +31,7 @@ from infra.training.gate import stop_tokens
 from infra.training.limits import is_finite
 from infra.training.log_probs import REFERENCE
 from infra.training.policy_gradient import PolicyGradient
-from infra.training.rl import no_reward
+from infra.training.rl import arguments, no_reward
 from infra.training.switches import decided
 from tasks.training.on_policy_config import ROLLOUTS, OnPolicyConfig, rollouts_path
 from tasks.training.rewarder import Rewarder, RewardError
@@ -183,31 +183,17 @@ def converter(tokenizer: Any, max_tokens: int) -> training.Convert:
             "query_id": row["query_id"],
             "prompt_ids": prompt,
             training.LENGTH: length,
-            training.TOKENS: length,
+            training.TOKENS: len(prompt),
         }
 
     return convert
 
 
-def arguments(config: OnPolicyConfig, lengths: Sequence[int]) -> RLOOConfig | GRPOConfig:
-    """TRL's configuration: samples are drawn anew for each optimiser step."""
+def batches_of(config: OnPolicyConfig, lengths: Sequence[int]) -> Batches:
+    """The training's batches, as far as its schedule depends on them. `lengths`: of each query's samples at most."""
     count = config.accumulation(training.ranks()) * training.ranks()
     repeated = np.repeat(np.array(lengths), config.samples_per_query)
-    batches = Batches(repeated, config.batch, count, training.ranks(), "random", config.seed)
-    common = {
-        **training.arguments(config, batches),
-        "beta": 0.0,  # the reference policy is set after TRL's own set-up, which would take the policy itself
-        "epsilon": config.clip,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_completion_length": config.max_tokens,
-        "num_generations": config.samples_per_query,
-        "disable_dropout": True,
-        "remove_unused_columns": False,
-    }
-    if config.method == "grpo":
-        return GRPOConfig(**common, loss_type="grpo", scale_rewards="group" if config.scale_rewards else "none")
-    return RLOOConfig(**common)
+    return Batches(repeated, config.batch, count, training.ranks(), "random", config.seed)
 
 
 def main(config_path: Path) -> None:
@@ -218,7 +204,10 @@ def main(config_path: Path) -> None:
     tokenizer = training.tokenizer_for(config)
     rows, counts = training.token_rows(config, converter(tokenizer, config.max_tokens))
     rows = rows.rename_column("prompt_ids", "prompt")
-    given = arguments(config, rows[training.LENGTH])  # before the model: only then ZeRO-3 shards it while it is loaded
+    counts["samples"] *= config.samples_per_query
+    batches, sampling = batches_of(config, rows[training.LENGTH]), {"max_completion_length": config.max_tokens}
+    # Before the model: only then ZeRO-3 shards it while it is loaded.
+    given = arguments(config, batches, config.samples_per_query, top_p=config.top_p, **sampling)
     model = training.load_model(config.model, config)
     model.generation_config.eos_token_id = sorted(stops := stop_tokens(model, tokenizer))
     with ExitStack() as held:

@@ -12,13 +12,11 @@ from infra.serving.servers import Servers
 from infra.steps.inputs import artifact_parts
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref, expect
-from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.training.config import PolicyGradient, RlConfig, RlRecipe
 from infra.training.hosts import HERE, Hosts
-from infra.training.inputs import check_reference
 from tasks.rewards.group import NO_SIGNAL
-from tasks.training.train import OUTSIDE_KEY, check_table, format_in, train_and_publish
+from tasks.training.train import OUTSIDE_KEY, check_table, format_in, policies, train_and_publish
 
 
 @step(outside_key=OUTSIDE_KEY)
@@ -49,8 +47,7 @@ def train_rl(
             f"{method}: the samples of each query have equal rewards, so that there is nothing to learn from them: use "
             "other queries, more samples, or a higher generate.temperature"
         )
-    model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
-    check_reference(model, fixed)
+    model, fixed = policies(store, servers, policy, reference)
     make_config = partial(
         RlConfig,
         **config.model_dump(),

@@ -18,7 +18,7 @@ from infra.serving.servers import Servers
 from infra.steps.progress import progress
 from infra.steps.step import Plan
 from infra.store.manifest import Ref
-from infra.store.models import publish_model
+from infra.store.models import fetch_model, publish_model
 from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import scan
@@ -27,6 +27,7 @@ from infra.training.checkpoint_copies import drop, kept_copied, latest, place
 from infra.training.checkpoints import check_settings, checkpoints_folder, read
 from infra.training.config import WITHOUT_EFFECT, Recipe, TrainingConfig, resumable_settings, trained_path
 from infra.training.hosts import Hosts
+from infra.training.inputs import check_reference
 from infra.training.nodes import launch
 from infra.training.switches import decided, ranks_of
 from infra.training.trackers import events_folder
@@ -125,6 +126,13 @@ def train(
         kept_copied(store, plan.step, plan.key, checkpoints, config.checkpoint_copy_minutes),
     ):
         launch(module, config, ranks=ranks, log_path=log_path, hosts=hosts, folder=shared)
+
+
+def policies(store: Store, servers: Servers, policy: Ref, reference: Ref) -> tuple[Path, Path]:
+    """The folders of a policy and its reference policy. Raises `BadInput` if the reference has another vocabulary."""
+    model, fixed = (fetch_model(store, each, servers.work_dir) for each in (policy, reference))
+    check_reference(model, fixed)
+    return model, fixed
 
 
 def check_table(table: Ref, what: str) -> None:

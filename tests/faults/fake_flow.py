@@ -1,6 +1,7 @@
 """Run one flow with faked answers of the models: `fake_flow.py FLOW PARAMETERS.json ASKED.txt`.
 
-Everything else is real: Prefect, the store, claims, ledgers. Each sampling request is noted in ASKED.txt.
+Everything else is real: Prefect, the store, claims, ledgers. Each sampling request is noted in ASKED.txt. With
+FAKE_HOLD in the environment, no request is answered until a run whose log is beside ASKED.txt waits for another one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -22,6 +25,7 @@ from infra.serving.completions import Completion
 from infra.serving.pool import Pool
 
 PAUSE_S = 0.1  # per request
+HOLD_S = 60.0
 
 
 class Healthy:
@@ -39,6 +43,11 @@ def fake_answers(asked: Path) -> None:
     """Make this process use no server; every sampling request is written to the file `asked`."""
 
     async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
+        deadline = time.monotonic() + HOLD_S
+        while "FAKE_HOLD" in os.environ and time.monotonic() < deadline:
+            if any("waiting for it" in log.read_text() for log in asked.parent.glob("run-*.log")):
+                break
+            await asyncio.sleep(PAUSE_S)
         for request in map(request_of, chain.from_iterable(groups)):
             await asyncio.sleep(PAUSE_S)
             text = bolt.render("plan : one .", "answer : 1 .")

@@ -52,12 +52,13 @@ def place(request, tmp_path) -> tuple[Store, dict[str, str]]:
 def test_two_runs_of_one_flow_at_once(place, prefect: PrefectServer, tmp_path):
     store, environment = place
     config = bootstrap_parameters(small_world(tmp_path / "files"))
-    logs = together(tmp_path, [config, config], prefect.environment() | environment)
+    logs = together(tmp_path, [config, config], prefect.environment() | environment | {"FAKE_HOLD": "1"})
     each_once(logs, store)
     ends = {log.read_text().strip().splitlines()[-1] for log in logs if "made longcot/" in log.read_text()}
     assert len({line for log in logs for line in log.read_text().splitlines() if line.startswith("made ")}) == 1, ends
     asked = (tmp_path / "asked.txt").read_text().split()
     assert len(asked) == len(set(asked)) == 12
+    assert any("waiting for it" in log.read_text() for log in logs)
 
 
 @pytest.mark.faults
