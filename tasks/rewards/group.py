@@ -91,8 +91,8 @@ def samples_by_query(
 
     def stream(shard: Ref) -> Iterator[dict[str, Any]]:
         for batch in scan(store, shard, columns, batch_rows=BATCH_ROWS):
-            rows = batch.to_pylist()
-            yield from (row for row in rows if wanted is None or (row["query_id"], row["sample"]) in wanted)
+            taken = (row for row in batch.to_pylist() if wanted is None or (row["query_id"], row["sample"]) in wanted)
+            yield from taken
 
     merged = heapq.merge(*map(stream, responses), key=lambda row: place[row["query_id"]])
     for query_id, rows in groupby(merged, key=lambda row: str(row["query_id"])):
