@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field, model_validator
 
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
-from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary
+from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.online import OnlineStage, online_iteration, online_queries
 from flows.publish import show_longcot
 from flows.sft import sft_stage
@@ -124,7 +124,8 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
 
         if run.dry:
             return None
-        stages = [stage_summary(run, name, found) for name, found in grades.items()]
+        steps = steps_of(run, problems)
+        stages = [stage_summary(run, name, found, steps) for name, found in grades.items()]
         summary = publish_summary(run, config.evaluate.benchmark, stages, stage_gains(run, grades), policy, watch.rows)
         publish_report(run.store, summary)
         show_longcot(run.store, longcot)

@@ -5,6 +5,7 @@ All models answer a benchmark with the same sampling settings. Only solutions ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
@@ -23,6 +24,7 @@ from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import sample
 from infra.store.manifest import Ref
 from infra.store.tables import read_table
+from tasks.evaluation.by_steps import by_steps
 from tasks.evaluation.grade import grade
 from tasks.evaluation.problems import SHORT_ANSWER, Judged, Verifiable, step_of
 from tasks.evaluation.summarise import gain, summarise
@@ -117,8 +119,10 @@ def evaluate_stage(
     """Sample one model's answers and grade them, once per decoding: `sampled` and `greedy`."""
     grades: Grades = {}
     for decoding in DECODINGS:
-        changes = {"format": format} | ({"samples": 1, "temperature": 0.0} if decoding == "greedy" else {})
-        draw = config.generate.model_copy(update=changes)
+        draw = config.generate.model_copy(update={"format": format})
+        if decoding == "greedy":  # as many sequences at a time as when sampled
+            in_flight = draw.in_flight * draw.samples
+            draw = draw.model_copy(update={"samples": 1, "temperature": 0.0, "in_flight": in_flight})
         shards = config.shards if decoding == "sampled" else 1
         step = step_of("answers", config.benchmark, name, decoding)
         answers = sample(run, step, draw, problems, model, shards=shards, prompt=prompt, examples=examples)
@@ -127,9 +131,16 @@ def evaluate_stage(
     return grades
 
 
-def stage_summary(run: Run, name: str, grades: Grades) -> dict[str, Any]:
-    """A stage's figures, one entry of `stages` in summary.json."""
-    return summarise(name, graded_frame(run, grades["sampled"]), graded_frame(run, grades["greedy"]))
+def stage_summary(run: Run, name: str, grades: Grades, steps: Mapping[str, int]) -> dict[str, Any]:
+    """A stage's figures, one entry of `stages` in summary.json. `steps`: as `steps_of`."""
+    sampled, greedy = (graded_frame(run, grades[decoding]) for decoding in DECODINGS)
+    return {**summarise(name, sampled, greedy), "by_steps": by_steps(sampled, steps)}
+
+
+def steps_of(run: Run, problems: Ref) -> dict[str, int]:
+    """The number of steps of each mined problem whose source states it, by the problem's id."""
+    rows = read_table(run.store, problems).to_pylist()
+    return {row["query_id"]: row["step_count"] for row in rows if row.get("step_count") is not None}
 
 
 def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from infra.errors import BadInput, GuardError
 from infra.processes.torchrun import TrainerError
 from infra.settings import Settings
 from infra.store.store import Store
-from tasks.report.study import difference_rows, stages_of, study_page, study_plot, table_rows
+from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
 from tasks.responses.generate import TruncationError
 
 
@@ -103,6 +103,7 @@ def found(parameters: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 def study(config: StudyConfig) -> dict[str, Any] | None:
     """Compare variants of the method over seeds."""
     rows: list[dict[str, Any]] = []
+    costs: dict[str, dict[str, int]] = {}
     failed: dict[str, str] = {}
     for cell, parameters in cells(config):
         if config.only and cell not in config.only:
@@ -118,11 +119,15 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         if summary is not None:
             arm, _, seed = cell.rpartition("/")
             rows += stages_of(summary, arm, int(seed))
-    return None if config.dry_run else publish_study(config, rows, failed)
+            costs[cell] = cost_of(Store.open(Settings.load()), summary)
+    return None if config.dry_run else publish_study(config, rows, costs, failed)
 
 
-def publish_study(config: StudyConfig, rows: list[dict[str, Any]], failed: dict[str, str]) -> dict[str, Any]:
-    """Write `runs/RUN/study.json`, `study.md` and `study.svg` to the store. Returns the study and its path.
+def publish_study(
+    config: StudyConfig, rows: list[dict[str, Any]], costs: dict[str, dict[str, int]], failed: dict[str, str]
+) -> dict[str, Any]:
+    """Write `runs/RUN/study.json`, `study.md` and plots (`study.svg`, and `by-steps.svg` if the problems state their
+    numbers of steps) to the store. Returns the study and its path.
 
     Raises:
         BadInput: no cell has a result.
@@ -131,12 +136,14 @@ def publish_study(config: StudyConfig, rows: list[dict[str, Any]], failed: dict[
         raise BadInput(f"study: no cell has a result: {failed}: correct the settings of the arms")
     store = Store.open(Settings.load())
     arms = {arm.name: arm.settings for arm in config.arms}
-    made = {"arms": arms, "rows": rows, "failed": failed}
-    path = f"runs/{run_folder()}/study"
-    store.write_bytes(f"{path}.json", json.dumps(made, indent=1).encode())
-    store.write_bytes(f"{path}.svg", study_plot(rows))
-    page = study_page(table_rows(rows), difference_rows(rows, config.arms[0].name), failed)
-    store.write_bytes(f"{path}.md", page.encode())
+    made = {"arms": arms, "rows": rows, "cells": costs, "failed": failed}
+    folder = f"runs/{run_folder()}"
+    store.write_bytes(f"{folder}/study.json", json.dumps(made, indent=1).encode())
+    store.write_bytes(f"{folder}/study.svg", study_plot(rows))
+    if (plot := by_steps_plot(rows, config.arms[0].name)) is not None:
+        store.write_bytes(f"{folder}/by-steps.svg", plot)
+    page = study_page(made)
+    store.write_bytes(f"{folder}/study.md", page.encode())
     create_markdown_artifact(page, key="bolt-study", description="Variants of the method, over seeds")
     print(f"\n{page}")
-    return {**made, "path": store.uri(f"{path}.json")}
+    return {**made, "path": store.uri(f"{folder}/study.json")}

@@ -108,7 +108,7 @@ def reward_queries(plan: Plan, store: Store, *, count: int) -> Ref:
     """The `reward` problems as a table `queries`, for the instruct model to answer."""
     rows = [
         {"query_id": identity, "query": problem.query, "source": "nano", "source_row": row, "reference": problem.answer}
-        | {"criteria": None, "difficulty": None, "topic": problem.family}
+        | {"criteria": None, "difficulty": None, "topic": problem.family, "step_count": None}
         for row, (identity, problem) in enumerate(reward_problems(count).items())
     ]
     return write_table(store, plan.step, plan.key, QUERIES, [rows], plan.provenance)

@@ -34,15 +34,21 @@ def distinct(rng: random.Random, split: str, count: int, levels: tuple[int, ...]
     raise ValueError(f"split {split} has fewer than {count} distinct problems of the levels {levels}")
 
 
-def record(problem: Problem, *, with_reference: bool) -> str:
-    """A problem as a JSON line in the OpenAI messages layout."""
+def steps_of(problem: Problem) -> int:
+    """How many steps solve the problem: those of a writer who neither slips nor checks, after naming goal and plan."""
+    worked = FAMILIES[problem.family].derive(problem, random.Random(0), Habits(slip=0, careful=False))
+    return worked.thoughts.count(" .") - 2
+
+
+def record(problem: Problem, *, held_out: bool) -> str:
+    """A problem as a JSON line in the OpenAI messages layout; a held-out one with its answer and number of steps."""
     row = {
         "messages": [{"role": "user", "content": problem.query}],
         "topic": problem.family,
         "difficulty": DIFFICULTY[problem.level],
     }
-    if with_reference:
-        row["reference"] = problem.answer
+    if held_out:
+        row |= {"reference": problem.answer, "step_count": steps_of(problem)}
     return json.dumps(row)
 
 
@@ -74,12 +80,12 @@ def main() -> None:
     write_examples(rng)
     queries = distinct(rng, "queries", 3000)
     easy = distinct(rng, "queries", 120, (0,))
-    rows = [record(problem, with_reference=False) for problem in [*queries, *easy, *rng.sample(queries, 60)]]
+    rows = [record(problem, held_out=False) for problem in [*queries, *easy, *rng.sample(queries, 60)]]
     rng.shuffle(rows)
-    rows += [record(problem, with_reference=False) for problem in further(queries, 1620)]
+    rows += [record(problem, held_out=False) for problem in further(queries, 1620)]
     (HERE / "data" / "queries.jsonl").write_text("\n".join(rows) + "\n")
     for split, count in (("dev", 300), ("test", 510)):
-        held_out = [record(problem, with_reference=True) for problem in distinct(rng, split, count)]
+        held_out = [record(problem, held_out=True) for problem in distinct(rng, split, count)]
         (HERE / "data" / f"{split}.jsonl").write_text("\n".join(held_out) + "\n")
 
 

@@ -83,7 +83,7 @@ class MadeRun:
 
     def query(self, query_id: str, text: str, topic: str | None) -> dict[str, Any]:
         plain = {"query_id": query_id, "query": text, "source": "f", "source_row": 0, "reference": "sun"}
-        return {**plain, "criteria": None, "difficulty": 5, "topic": topic}
+        return {**plain, "criteria": None, "difficulty": 5, "topic": topic, "step_count": None}
 
     def response(
         self, query_id: str, sample: int, solution: str, thoughts: str | None, **changes: Any
@@ -179,4 +179,6 @@ class MadeRun:
         low_high = {"accuracy_low": 0.4, "accuracy_high": 0.6, "tokens_low": 7.0, "tokens_high": 9.0}
         figures = {"accuracy": 0.5, "greedy_accuracy": 0.5, "thought_tokens": 4.0, "solution_tokens": 4.0}
         shares = {"truncated": 0.0, "malformed": 0.0}
-        return {"name": name, "problems": problems, "samples": SAMPLES * problems, **figures, **low_high, **shares}
+        group = {"first": 2, "last": 3, "problems": problems, **figures, **low_high}
+        counted = {"problems": problems, "samples": SAMPLES * problems, "by_steps": [group]}
+        return {"name": name, **counted, **figures, **low_high, **shares}

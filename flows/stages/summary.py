@@ -21,7 +21,7 @@ from infra.store.manifest import Ref, expect
 from infra.store.store import Store
 from infra.text.markdown import as_text, markdown_table
 from tasks.evaluation.problems import Verifiable
-from tasks.report.plot import stages_plot, training_plot
+from tasks.report.plot import by_steps_plot, stages_plot, training_plot
 from tasks.report.report import TABLES, curve, data_uri, points, stage_rows, titles, training_title, write_page
 
 
@@ -111,10 +111,13 @@ def publish_report(store: Store, summary: dict[str, Any]) -> None:
 
 
 def put_into_readme(path: Path, world: str, root: Path) -> None:
-    """Write the figures of a run to README.md (between its two marks), docs/WORLD-summary.json and docs/WORLD.svg."""
+    """Write the figures of a run to README.md (between its two marks), docs/WORLD-summary.json and
+    docs/WORLD.svg, and docs/WORLD-by-steps.svg if the problems state their numbers of steps."""
     summary = json.loads(path.read_text())
     (root / "docs" / f"{world}-summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (root / "docs" / f"{world}.svg").write_bytes(stages_plot(summary["stages"]))
+    if summary["stages"][0]["by_steps"]:
+        (root / "docs" / f"{world}-by-steps.svg").write_bytes(by_steps_plot(summary["stages"]))
     readme, begin, end = root / "README.md", f"<!-- {world}: begin -->\n", f"<!-- {world}: end -->"
     before, _, rest = readme.read_text().partition(begin)
     _, _, after = rest.partition(end)

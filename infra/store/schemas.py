@@ -41,6 +41,7 @@ QUERIES = _table(
     criteria=_optional(TEXTS),
     difficulty=_optional(INT32),
     topic=_optional(TEXT),
+    step_count=_optional(INT32),
 )
 
 PROBLEMS = _table(

@@ -215,11 +215,13 @@ def _csv(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any]
                 yield BadInput(f"{where}: expected {len(rows.fieldnames or [])} fields, as in the first line")
                 continue
             given: dict[str, Any] = {name: text for name, text in record.items() if text or name not in OPTIONAL}
-            text = given.get("difficulty", "0").strip()
-            if not re.fullmatch(r"\d{1,9}(\.0*)?|(?i:nan)", text):
-                yield BadInput(f"{where}: field difficulty must be a whole number or empty, found {text[:40]!r}")
+            numbers = {name: given[name].strip() for name in NUMBERS if name in given}
+            odd = [name for name, text in numbers.items() if not re.fullmatch(r"\d{1,9}(\.0*)?|(?i:nan)", text)]
+            if odd:
+                found = numbers[odd[0]][:40]
+                yield BadInput(f"{where}: field {odd[0]} must be a whole number or empty, found {found!r}")
                 continue
-            yield given | ({"difficulty": float(text)} if "difficulty" in given else {})
+            yield given | {name: float(text) for name, text in numbers.items()}
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadInput(f"{source.place}: not CSV in UTF-8 ({error}): write it again, with quoted texts") from error
 
@@ -227,7 +229,8 @@ def _csv(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any]
 # ---- one record
 
 
-OPTIONAL = ("reference", "difficulty", "topic")
+OPTIONAL = ("reference", "difficulty", "topic", "step_count")
+NUMBERS = ("difficulty", "step_count")
 
 
 def text_field(record: dict[str, Any], source: Source, where: str) -> tuple[Layout, str]:
@@ -294,14 +297,14 @@ def _is_blank(value: Any) -> bool:
     return not value or (isinstance(value, str) and value.isspace())
 
 
-def _difficulty(record: dict[str, Any], where: str) -> int | None:
-    """The field `difficulty`; 5.0 is 5, since a column with missing numbers becomes one of floats."""
-    held = record.get("difficulty")
+def _whole(record: dict[str, Any], field: str, where: str, most: int, what: str) -> int | None:
+    """A whole number from 0 to `most`; 5.0 is 5, since a column with missing numbers becomes one of floats."""
+    held = record.get(field)
     whole = isinstance(held, float | Decimal) and held % 1 == 0
-    difficulty: int | None = int(held) if whole else typed(record, "difficulty", int, where)  # type: ignore[arg-type]
-    if difficulty is not None and not 0 <= difficulty <= 7:
-        raise BadInput(f"{where}: field difficulty must be 0 to 7, the number of criteria met, found {difficulty}")
-    return difficulty
+    number: int | None = int(held) if whole else typed(record, field, int, where)  # type: ignore[arg-type]
+    if number is not None and not 0 <= number <= most:
+        raise BadInput(f"{where}: field {field} must be 0 to {most}, {what}, found {number}")
+    return number
 
 
 def encodable(text: str, field: str, where: str) -> str:
@@ -380,8 +383,9 @@ def queries_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[
             optional = {
                 "reference": typed(record, "reference", str, where),
                 "criteria": None,
-                "difficulty": _difficulty(record, where),
+                "difficulty": _whole(record, "difficulty", where, 7, "the number of criteria met"),
                 "topic": typed(record, "topic", str, where),
+                "step_count": _whole(record, "step_count", where, 10**6, "the number of steps of a solution"),
             }
         except NoQuery as reason:
             if skipped:

@@ -77,6 +77,37 @@ def stages_plot(stages: list[dict[str, Any]]) -> bytes:
     return svg((10, 3.6), draw)
 
 
+def by_steps_plot(stages: list[dict[str, Any]]) -> bytes:
+    """Accuracy and thoughts' length of each stage against the number of steps of a problem, from their `by_steps`."""
+    groups = [range_text(group) for group in stages[0]["by_steps"]]
+
+    def draw(figure: Any) -> None:
+        accuracy, length = figure.subplots(1, 2)
+        for number, stage in enumerate(stages):
+            rows = stage["by_steps"]
+            places = [place + 0.04 * (number - len(stages) / 2) for place in range(len(rows))]
+            means = [row["accuracy"] for row in rows]
+            reach = [
+                [mean - row["accuracy_low"] for mean, row in zip(means, rows, strict=True)],
+                [row["accuracy_high"] - mean for mean, row in zip(means, rows, strict=True)],
+            ]
+            accuracy.errorbar(places, means, yerr=reach, fmt="o-", capsize=3, label=stage["name"])
+            length.plot(places, [row["thought_tokens"] for row in rows], "o-", label=stage["name"])
+        accuracy.set(ylim=(0, 1), ylabel="accuracy", title="Held-out problems solved (95 % interval)")
+        length.set(ylabel="mean tokens per response", title="Length of the thoughts", ylim=(0, None))
+        length.legend(frameon=False, ncols=2)
+        for axes in (accuracy, length):
+            axes.set_xticks(range(len(groups)), groups)
+            axes.set_xlabel("steps of the problem")
+
+    return svg((10, 3.6), draw)
+
+
+def range_text(group: Mapping[str, Any]) -> str:
+    """A range of numbers of steps, as text."""
+    return f"{group['first']}" if group["first"] == group["last"] else f"{group['first']} to {group['last']}"
+
+
 def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]]) -> bytes:
     """How many of stage 1's samples remain after each step, and the outcome of each iteration's queries."""
 

@@ -40,12 +40,14 @@ TABLES = {
     "stages": "Held-out problems, sampled at temperature 1 and greedily; lengths are mean tokens per response",
     "gains": "Paired differences in accuracy on the same problems",
     "topics": "Accuracy at temperature 1 by topic",
+    "by-steps": "Accuracy at temperature 1, and thought tokens, by the number of steps of a problem",
     "funnel": "Counts of each step; shares are relative to the step's first count",
     "guards": "How far each policy of stage 3 is from pi_0; a figure over its limit stops the run (docs/operations.md)",
     "steps": "Seconds here: in this run, cached or not. Seconds to make: in the run that made it, if it has a summary",
 }
 PLOTS = {
     "stages": "Accuracy and response length by stage, with 95 % intervals",
+    "by-steps": "Accuracy and length of the thoughts by stage and number of steps of a problem",
     "funnel": "Samples of stage 1 that remain after each step, and outcomes of each iteration's queries",
     "scores": "Histograms of the rewards: stage 1 with its threshold, and each iteration",
     "curves": "SFT loss; what the trainer of each iteration of stage 3 logged",
@@ -146,6 +148,15 @@ def topic_rows(store: Store, made: Made, benchmark: Verifiable, stages: Sequence
         for topic, row in rows.items():
             row[stage] = f"{correct[topic] / graded[topic]:.3f}" if graded[topic] else ""
     return [*rows.values()]
+
+
+def steps_rows(stages: Rows) -> Rows:
+    """The table of accuracy and thought tokens by stage and number of steps; empty if no problem states it."""
+    rows: Rows = [{"steps": plot.range_text(group), "problems": group["problems"]} for group in stages[0]["by_steps"]]
+    for stage in stages:
+        for row, group in zip(rows, stage["by_steps"], strict=True):
+            row[stage["name"]] = f"{group['accuracy']:.3f} ({group['thought_tokens']:.1f})"
+    return rows
 
 
 def funnel_rows(found: Mapping[str, Sequence[Manifest]]) -> Rows:
@@ -252,9 +263,11 @@ def plots(
     scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
     online = {step: curve(found[step][0]) for step in iterations(found)}
     trained = {step: plot.training_plot(step, curve(found[step][0])) for step in trainings(found)}
+    steps = {"by-steps": plot.by_steps_plot(summary["stages"])} if summary["stages"][0]["by_steps"] else {}
     in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
     return {
         "stages": plot.stages_plot(summary["stages"]),
+        **steps,
         "funnel": plot.funnel_plot(remaining, outcomes),
         "scores": plot.scores_plot(scores, selected["threshold"]),
         "curves": plot.curves_plot(curve(found["sft"][0]), online),
@@ -311,6 +324,7 @@ def write_page(
         "stages": stage_rows(summary["stages"]),
         "gains": gain_rows(summary["gains"]),
         "topics": topic_rows(store, made, benchmark, stages),
+        "by-steps": steps_rows(summary["stages"]),
         "funnel": funnel_rows(found),
         "guards": guard_rows(summary["guards"]),
         "steps": step_rows(summary, found, seconds),

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 
 from scipy import stats  # type: ignore[import-untyped]
 
+from infra.store.store import Store
 from infra.text.markdown import as_text, markdown_table
-from tasks.report.plot import svg
+from tasks.report import report
+from tasks.report.plot import range_text, svg
 
 Row: TypeAlias = dict[str, Any]
 FIGURES = {
@@ -26,10 +28,26 @@ FIGURES = {
 
 def stages_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
     """The figures of each stage of a cell, a row each."""
+    shown = (*FIGURES, "by_steps")
     return [
-        {"arm": arm, "seed": seed, "stage": stage["name"], **{name: stage[name] for name in FIGURES}}
+        {"arm": arm, "seed": seed, "stage": stage["name"], **{name: stage[name] for name in shown}}
         for stage in summary["stages"]
     ]
+
+
+def cost_of(store: Store, summary: Mapping[str, Any]) -> dict[str, int]:
+    """What a cell cost, the steps that it shares with others included and evaluation left out.
+
+    Returns the numbers of tokens `sampled` for training data and `trained` on (in all epochs).
+
+    Raises:
+        BadArtifact: an artifact of the run is missing or damaged.
+    """
+    made = report.made_by(store, summary)
+    counts = {step: [manifest.counts for manifest in each] for step, each in report.manifests(store, made).items()}
+    sampled = [each["completion_tokens"] for step in counts if step.startswith("responses") for each in counts[step]]
+    trained = [each["tokens_seen"] for step in report.trainings(counts) for each in counts[step]]
+    return {"sampled": sum(sampled), "trained": sum(trained)}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -103,14 +121,67 @@ def difference_rows(rows: Sequence[Row], first: str) -> list[dict[str, str]]:
     return made
 
 
-def study_page(table: Sequence[Row], differences: Sequence[Row], failed: Mapping[str, str]) -> str:
-    """The tables as Markdown. Intervals are over seeds."""
-    parts = ["Means over seeds, with 95 % intervals where there are several seeds.", markdown_table(table)]
-    if differences:
+def cost_rows(cells: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
+    """A row for each arm: what its cells, named ARM/SEED, cost on average."""
+    found: dict[str, list[Mapping[str, int]]] = defaultdict(list)
+    for cell, cost in cells.items():
+        found[cell.rpartition("/")[0]].append(cost)
+    return [
+        {"arm": arm, "seeds": str(len(costs))}
+        | {
+            f"tokens {kind}": f"{statistics.fmean(cost[kind] for cost in costs):,.0f}"
+            for kind in ("sampled", "trained")
+        }
+        for arm, costs in found.items()
+    ]
+
+
+def study_page(study: Mapping[str, Any]) -> str:
+    """The tables of a study as Markdown. Intervals are over seeds."""
+    rows = study["rows"]
+    parts = ["Means over seeds, with 95 % intervals where there are several seeds.", markdown_table(table_rows(rows))]
+    if differences := difference_rows(rows, next(iter(study["arms"]))):
         parts += ["Differences in percentage points, seed by seed.", markdown_table(differences)]
+    parts += [
+        "Tokens sampled for training data and trained on, in all epochs.",
+        markdown_table(cost_rows(study["cells"])),
+    ]
+    failed: Mapping[str, str] = study["failed"]
     if failed:
         parts.append("\n".join(f"- {as_text(cell)} failed: {as_text(reason)}" for cell, reason in failed.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def by_steps_plot(rows: Sequence[Row], arm: str) -> bytes | None:
+    """Accuracy and thoughts' length of an arm's stages against the number of steps of a problem, means over seeds.
+
+    None if the problems do not state their numbers of steps.
+    """
+    found = {stage: held for (name, stage), held in grouped(rows).items() if name == arm and held[0]["by_steps"]}
+    if not found:
+        return None
+    groups = [range_text(group) for group in next(iter(found.values()))[0]["by_steps"]]
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 2)
+        for axes, name in zip(panels, ("accuracy", "thought_tokens"), strict=True):
+            for number, (stage, held) in enumerate(found.items()):
+                seeds = [[group[name] for group in row["by_steps"]] for row in held]
+                curve(axes, [*zip(*seeds, strict=True)], 0.04 * (number - len(found) / 2), stage)
+            axes.set_xticks(range(len(groups)), groups)
+            axes.set(title=FIGURES[name], xlabel="steps of the problem", ylim=(0, None))
+        panels[0].legend(frameon=False)
+
+    return svg((11, 4), draw)
+
+
+def curve(axes: Any, values: Sequence[Sequence[float]], shift: float, label: str, at: Sequence[int] = ()) -> None:
+    """Draw means over seeds with their 95 % intervals, at places 0, 1, ... or `at`, moved to the right by `shift`."""
+    means = [statistics.fmean(each) for each in values]
+    ends = [interval(each)[1] for each in values]
+    reach = [0.0 if math.isnan(end) else end - mean for end, mean in zip(ends, means, strict=True)]
+    places = [place + shift for place in (at or range(len(values)))]
+    axes.errorbar(places, means, yerr=reach, fmt="o-", capsize=3, label=label)
 
 
 def study_plot(rows: Sequence[Row]) -> bytes:
@@ -125,11 +196,8 @@ def study_plot(rows: Sequence[Row]) -> bytes:
             for number, arm in enumerate(arms):
                 shown = [stage for stage in stages if (arm, stage) in found]
                 values = [[row[name] for row in found[arm, stage]] for stage in shown]
-                means = [statistics.fmean(each) for each in values]
-                ends = [interval(each)[1] for each in values]
-                reach = [0.0 if math.isnan(end) else end - mean for end, mean in zip(ends, means, strict=True)]
-                places = [stages.index(stage) + 0.04 * (number - len(arms) / 2) for stage in shown]
-                axes.errorbar(places, means, yerr=reach, fmt="o-", capsize=3, label=arm)
+                at = [stages.index(stage) for stage in shown]
+                curve(axes, values, 0.04 * (number - len(arms) / 2), arm, at)
             axes.set_xticks(range(len(stages)), stages, rotation=20)
             axes.set(title=FIGURES[name])
         panels[0].legend(frameon=False)

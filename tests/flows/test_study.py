@@ -71,7 +71,7 @@ def test_a_cell_that_fails_is_a_result_and_the_others_are_compared(
 
     def bolt(config: BoltConfig) -> dict[str, Any]:
         asked.append((config.online.method, config.sft.seed))
-        figures = {"thought_tokens": 4.0, "solution_tokens": 2.0, "malformed": 0.0}
+        figures = {"thought_tokens": 4.0, "solution_tokens": 2.0, "malformed": 0.0, "by_steps": []}
         stages = [{"name": name, "accuracy": 0.5, "greedy_accuracy": 0.5, **figures} for name in ("sft", "online-1")]
         if config.online.method == "rloo" and config.sft.seed < 3:
             error = GuardError("KL to pi_0 is 3; limit 0.5")
@@ -80,6 +80,7 @@ def test_a_cell_that_fails_is_a_result_and_the_others_are_compared(
         return {"stages": stages}
 
     monkeypatch.setattr(flows.study, "bolt", bolt)
+    monkeypatch.setattr(flows.study, "cost_of", lambda *_: {"sampled": 10, "trained": 20})
     config = StudyConfig(base=base, arms=[{"name": "dpo"}, {"name": "rloo", "settings": RLOO}], seeds=(1, 2))
     found = study(config)
     assert asked == [("dpo", 1), ("rloo", 1), ("dpo", 2), ("rloo", 2)]

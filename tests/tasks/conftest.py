@@ -153,6 +153,6 @@ def query() -> Callable[..., dict[str, Any]]:
 
     def row(query_id: str, text: str = "which day is it ?", **changes: Any) -> dict[str, Any]:
         plain = {"query_id": query_id, "query": text, "source": "f.jsonl", "source_row": 0, "reference": None}
-        return {**plain, "criteria": None, "difficulty": 5, "topic": None, **changes}
+        return {**plain, "criteria": None, "difficulty": 5, "topic": None, "step_count": None, **changes}
 
     return row

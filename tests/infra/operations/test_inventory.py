@@ -233,7 +233,7 @@ def test_prune_takes_no_folder_of_others_for_an_imported_model(store, made):
 
 def test_a_row_is_followed_back_to_its_source(store):
     query = {"query": "what ?", "source": "mine.jsonl", "source_row": 41, "reference": None, "criteria": None}
-    query |= {"difficulty": None, "topic": None}
+    query |= {"difficulty": None, "topic": None, "step_count": None}
     queries = write_table(
         store, "queries", "k", QUERIES, [[{"query_id": name, **query} for name in ("a", "b")]], Provenance()
     )
@@ -261,7 +261,7 @@ def test_a_row_is_followed_back_to_its_source(store):
 
 def test_a_grade_is_followed_to_its_problem(store):
     query = {"query": "what ?", "source": "mine.jsonl", "source_row": 41, "reference": None, "criteria": None}
-    rows = [{"query_id": name, "difficulty": None, "topic": None, **query} for name in ("a", "b")]
+    rows = [{"query_id": name, "difficulty": None, "topic": None, "step_count": None, **query} for name in ("a", "b")]
     problems_ = write_table(store, "problems", "k", QUERIES, [rows], Provenance())
     grade = {"sample": 0, "prediction": None, "correct": False, "thought_tokens": 1, "solution_tokens": 1}
     grade |= {"problem_id": "b", "truncated": False, "malformed": False}

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+from made_run import MadeRun
 
-from tasks.report.study import difference_rows, interval, stages_of, study_page, study_plot, table_rows
+from infra.settings import Settings
+from infra.store.store import Store
+from tasks.report.study import (
+    by_steps_plot,
+    cost_of,
+    cost_rows,
+    difference_rows,
+    interval,
+    stages_of,
+    study_page,
+    study_plot,
+    table_rows,
+)
 
 
 def row(arm: str, seed: int, stage: str, accuracy: float) -> dict[str, object]:
     plain = {"thought_tokens": 40.0, "solution_tokens": 20.0, "malformed": 0.01}
-    return {"arm": arm, "seed": seed, "stage": stage, "accuracy": accuracy, "greedy_accuracy": accuracy, **plain}
+    group = {"first": 1, "last": 3, "accuracy": accuracy, "thought_tokens": 40.0}
+    figures = {"accuracy": accuracy, "greedy_accuracy": accuracy, **plain, "by_steps": [group]}
+    return {"arm": arm, "seed": seed, "stage": stage, **figures}
 
 
 ROWS = [
@@ -51,9 +67,15 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert ends == ["SFT - that of dpo"]
 
 
+COSTS = {"dpo/1": {"sampled": 1000, "trained": 10}, "dpo/2": {"sampled": 3000, "trained": 20}}
+STUDY = {"arms": {"dpo": {}, "rloo": {}}, "rows": ROWS, "cells": COSTS, "failed": {"grpo/1": "GuardError: KL | large"}}
+
+
 def test_the_page_names_cells_that_failed_and_the_plot_has_all_arms() -> None:
-    page = study_page(table_rows(ROWS), difference_rows(ROWS, "dpo"), {"grpo/1": "GuardError: KL | too large"})
+    page = study_page(STUDY)
     assert "- grpo/1 failed: GuardError: KL" in page
+    assert "last stage - that of dpo" in page
+    assert "| dpo | 2 | 2,000 | 15 |" in page
     picture = study_plot([*ROWS, row("alone", 1, "sft", 0.4)])
     assert all(f"<!-- {arm} -->".encode() in picture for arm in ("dpo", "rloo", "alone", "online-1"))
 
@@ -61,3 +83,18 @@ def test_the_page_names_cells_that_failed_and_the_plot_has_all_arms() -> None:
 def test_the_rows_of_a_cell_are_its_stages() -> None:
     stage = {name: value for name, value in ROWS[0].items() if name not in ("arm", "seed", "stage")} | {"name": "sft"}
     assert stages_of({"stages": [stage | {"problems": 3}]}, "dpo", 1) == [ROWS[0]]
+
+
+def test_what_a_cell_cost_is_in_its_artifacts(tmp_path: Path) -> None:
+    store = Store.open(Settings(store=str(tmp_path)))
+    run = MadeRun(store)
+    cost = cost_of(store, run.summary)
+    assert cost == {"sampled": 2 * 90, "trained": 2 * 1200}  # stage 1 and an iteration, SFT and DPO
+    assert cost_rows({"a/b/1": cost})[0]["arm"] == "a/b"
+
+
+def test_a_plot_by_steps_has_all_stages_and_none_without_steps() -> None:
+    picture = by_steps_plot(ROWS, "dpo")
+    assert picture is not None
+    assert all(f"<!-- {word} -->".encode() in picture for word in ("sft", "online-1", "1 to 3"))
+    assert by_steps_plot([{**each, "by_steps": []} for each in ROWS], "dpo") is None
