@@ -21,6 +21,9 @@ class PretrainRecipe(BaseModel, frozen=True, extra="forbid"):
 class PretrainConfig(PretrainRecipe):
     """What a pretraining process reads: a recipe, and paths."""
 
+    layers: int = Field(4, ge=1, description="Instruct model only: number of layers.")
+    width: int = Field(192, ge=64, multiple_of=64, description="Instruct model only: width; a head has 64.")
+    chats: bool = Field(True, description="Instruct model only: whether documents are chats; false makes a base model.")
     output: Path = Field(description="Folder for the model; its metrics are written beside it.")
     start: Path | None = Field(None, description="Reward model only: the instruct model that it grows from.")
     samples: Path | None = Field(

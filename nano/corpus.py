@@ -78,13 +78,18 @@ def few_shot(rng: random.Random) -> str:
     return chat(prompt, answered(work(rng, asked)))
 
 
-def documents(seed: int) -> Iterator[str]:
-    """An endless stream of pretraining documents."""
+def documents(seed: int, *, chats: bool = True) -> Iterator[str]:
+    """An endless stream of pretraining documents.
+
+    `chats`: False for a base model, which reads no short answers, and examples as plain text.
+    """
     rng = random.Random(seed)
     makers = {"short": short, "exercise": exercise, "few_shot": few_shot}
+    shares = SHARES if chats else {kind: share for kind, share in SHARES.items() if kind != "short"}
     while True:
-        kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
-        yield makers[kind](rng)
+        kind = rng.choices(list(shares), weights=list(shares.values()))[0]
+        document = makers[kind](rng)
+        yield document if chats else document.replace(f"{USER} ", "").replace(f"{END} {ASSISTANT} ", "")
 
 
 def with_mistakes(rng: random.Random) -> tuple[Problem, list[str]]:

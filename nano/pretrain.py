@@ -19,16 +19,16 @@ from nano.corpus import documents
 from nano.vocabulary import CONTEXT, END, PAD, encoder, save_tokenizer
 
 
-def architecture(layers: int = 4) -> LlamaConfig:
-    """The shape of both nano models."""
+def architecture(layers: int = 4, width: int = 192) -> LlamaConfig:
+    """The shape of the nano models."""
     ids = encoder()
     return LlamaConfig(
         vocab_size=len(ids),
-        hidden_size=192,
+        hidden_size=width,
         num_hidden_layers=layers,
-        intermediate_size=512,
-        num_attention_heads=3,
-        num_key_value_heads=3,
+        intermediate_size=512 * width // 192,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=ids[PAD],
@@ -37,11 +37,11 @@ def architecture(layers: int = 4) -> LlamaConfig:
     )
 
 
-def rows(seed: int, length: int) -> Iterator[list[int]]:
+def rows(seed: int, length: int, *, chats: bool = True) -> Iterator[list[int]]:
     """Documents packed into rows of `length` tokens. The document at the end of a row is cut."""
     ids = encoder()
     row: list[int] = []
-    for document in documents(seed):
+    for document in documents(seed, chats=chats):
         row += [ids[word] for word in document.split()]
         if len(row) >= length:
             yield row[:length]
@@ -106,8 +106,8 @@ def main(config_path: str) -> None:
     config = PretrainConfig.model_validate_json(Path(config_path).read_text())
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
-    model = LlamaForCausalLM(architecture())
-    stream = rows(config.seed, config.row_tokens)
+    model = LlamaForCausalLM(architecture(config.layers, config.width))
+    stream = rows(config.seed, config.row_tokens, chats=config.chats)
 
     def measure() -> tuple[torch.Tensor, dict[str, float]]:
         batch = torch.tensor([next(stream) for _ in range(config.rows_per_step)])

@@ -1,7 +1,7 @@
 """Write the data files of the nano world: `python -m nano.write_data` (seeded; the files are shipped).
 
 examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenAI messages layout, with a few duplicates
-and easy ones for the miner to drop. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
+and easy ones for the miner to drop. data/queries-large.parquet: many more. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from nano.corpus import draw
 from nano.families import FAMILIES
 from nano.problem import Habits, Problem
 
 HERE = Path(__file__).parent
 HARD = (1, 2, 3)
+LARGE = 12_000  # queries
 DIFFICULTY = {0: 3, 1: 5, 2: 6, 3: 7}  # number of the paper's seven criteria that a problem counts as meeting, by level
 
 
@@ -84,6 +88,13 @@ def main() -> None:
     rng.shuffle(rows)
     rows += [record(problem, held_out=False) for problem in further(queries, 1620)]
     (HERE / "data" / "queries.jsonl").write_text("\n".join(rows) + "\n")
+    many = distinct(random.Random(20261130), "queries", LARGE)
+    columns = {
+        "query": [problem.query for problem in many],
+        "topic": [problem.family for problem in many],
+        "difficulty": [DIFFICULTY[problem.level] for problem in many],
+    }
+    pq.write_table(pa.table(columns), HERE / "data" / "queries-large.parquet", compression="zstd")
     for split, count in (("dev", 300), ("test", 510)):
         held_out = [record(problem, held_out=True) for problem in distinct(rng, split, count)]
         (HERE / "data" / f"{split}.jsonl").write_text("\n".join(held_out) + "\n")

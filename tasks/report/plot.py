@@ -124,7 +124,10 @@ def funnel_plot(kept: Mapping[str, int], pairs: Mapping[str, Mapping[str, int]])
             right.barh([*pairs], queries, left=done, label=outcome)
             done += queries
         right.set(title="Stage 3: outcomes of the queries", xlabel="queries")
-        right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)
+        if pairs:
+            right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)
+        else:  # no iteration of stage 3
+            right.set_axis_off()
         for axes in (left, right):
             axes.invert_yaxis()
 
@@ -145,7 +148,9 @@ def scores_plot(rewards: Mapping[str, Floats], threshold: float) -> bytes:
         for name, scores in others:
             later.hist(scores, bins=60, density=True, histtype="step", linewidth=1.5, label=name)
         later.set(title="Stage 3: rewards by iteration", xlabel="reward", ylabel="density")
-        for axes in (first, later):
+        if not others:  # no iteration of stage 3
+            later.set_axis_off()
+        for axes in (first, later) if others else (first,):
             axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=9)
 
     return svg((10, 3.4), draw)
@@ -188,8 +193,10 @@ def curves_plot(sft: Sequence[Mapping[str, float]], online: Mapping[str, Sequenc
                 panels[3].set(title="implicit reward: chosen —, rejected - -")
         for axes in (loss, *panels):
             axes.set(xlabel="training step")
-        words.set_axis_off()
-        words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="iterations")
+        for axes in (words, *([] if online else panels)):
+            axes.set_axis_off()
+        if online:
+            words.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", title="iterations")
 
     return svg((10, 5.4), draw)
 

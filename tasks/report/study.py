@@ -97,19 +97,20 @@ def last_stages(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
 def difference_rows(rows: Sequence[Row], first: str) -> list[dict[str, str]]:
     """Differences in accuracy in points, seed by seed.
 
-    They are those of each arm's last stage from its SFT, and of its SFT and last stage from those of the arm `first`.
-    Only SFT is compared of an arm that ends with it.
+    They are those of each arm's last stage from its SFT, and of its SFT and last stage from the same stages of the arm
+    `first`. Only SFT is compared of an arm that ends with it.
     """
     last = last_stages(rows)
     sft = {(row["arm"], row["seed"]): row for row in rows if row["stage"] == "sft"}
+    firsts = {(row["stage"], row["seed"]): row for row in rows if row["arm"] == first}
     made = []
     for arm, found in last.items():
         online = {seed: row for seed, row in found.items() if row["stage"] != "sft"}
         pairs = {
             "last stage - SFT": [(row, sft[arm, seed]) for seed, row in online.items() if (arm, seed) in sft],
             f"SFT - that of {first}": [(sft[arm, seed], sft[first, seed]) for seed in found if (first, seed) in sft],
-            f"last stage - that of {first}": [
-                (row, last[first][seed]) for seed, row in online.items() if seed in last.get(first, {})
+            f"last stage - same stage of {first}": [
+                (row, firsts[row["stage"], seed]) for seed, row in online.items() if (row["stage"], seed) in firsts
             ],
         }
         for what, both in pairs.items():

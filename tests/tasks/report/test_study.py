@@ -59,8 +59,8 @@ def test_a_table_has_a_row_for_each_arm_and_stage() -> None:
 def test_differences_are_taken_seed_by_seed() -> None:
     found = {(each["arm"], each["difference, points"]): each for each in difference_rows(ROWS, "dpo")}
     assert found["dpo", "last stage - SFT"]["accuracy (sampled)"] == "10.0 (10.0 to 10.0)"
-    assert found["rloo", "last stage - that of dpo"]["accuracy (sampled)"] == "-5.0 (-5.0 to -5.0)"
-    assert ("dpo", "last stage - that of dpo") not in found
+    assert found["rloo", "last stage - same stage of dpo"]["accuracy (sampled)"] == "-5.0 (-5.0 to -5.0)"
+    assert ("dpo", "last stage - same stage of dpo") not in found
     assert found["rloo", "SFT - that of dpo"]["accuracy (sampled)"] == "0.0 (0.0 to 0.0)"
     only_sft = [each for each in ROWS if each["stage"] == "sft" or each["arm"] == "dpo"]
     ends = [each["difference, points"] for each in difference_rows(only_sft, "dpo") if each["arm"] == "rloo"]
@@ -74,7 +74,7 @@ STUDY = {"arms": {"dpo": {}, "rloo": {}}, "rows": ROWS, "cells": COSTS, "failed"
 def test_the_page_names_cells_that_failed_and_the_plot_has_all_arms() -> None:
     page = study_page(STUDY)
     assert "- grpo/1 failed: GuardError: KL" in page
-    assert "last stage - that of dpo" in page
+    assert "last stage - same stage of dpo" in page
     assert "| dpo | 2 | 2,000 | 15 |" in page
     picture = study_plot([*ROWS, row("alone", 1, "sft", 0.4)])
     assert all(f"<!-- {arm} -->".encode() in picture for arm in ("dpo", "rloo", "alone", "online-1"))
