@@ -153,6 +153,11 @@ def _plain(value: Any, where: str, inputs: dict[str, Ref], outside: Collection[s
             _plain(item, f"{where}/{number}", inputs, outside, covered=covered) for number, item in enumerate(value)
         ]
         return _INPUT if _INPUT in items else items
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        named = {
+            name: _plain(item, f"{where}.{name}", inputs, outside, covered=covered) for name, item in value.items()
+        }
+        return _INPUT if _INPUT in named.values() else named
     raise TypeError(
         f"{where}: {type(value).__name__} has no exact JSON form: declare it in the step's `outside_key` if it changes "
         "no row"

@@ -223,6 +223,7 @@ def test_an_added_or_renamed_example_counts(world):
         ("serving.share_devices", False, set()),
         ("bootstrap.shards", 3, LATER),
         ("bootstrap.queries.draw.limit", 5, {"queries"} | LATER),
+        ("bootstrap.queries.draw.caps", {"": 4}, {"queries"} | LATER),
         (
             "bootstrap.filter.copied_words",
             20,

@@ -123,6 +123,13 @@ def test_the_order_and_place_of_references_count():
     assert len(keys) == 4
 
 
+def test_a_mapping_counts_by_its_names_and_values_in_any_order():
+    keys = {planned(turns={"a": 1, "b": 2}).key, planned(turns={"b": 2, "a": 1}).key}
+    assert len(keys) == 1
+    keys |= {planned(turns={"a": 1}).key, planned(turns={"a": 2, "b": 1}).key, planned(turns={"a": 1, "c": 2}).key}
+    assert len(keys) == 4
+
+
 def test_the_name_of_the_step_counts():
     assert planned().key != thing.plan("other", {"config": Config(), "given": ref("d"), "servers": served()}).key
 
@@ -191,7 +198,8 @@ def test_an_unreadable_file_is_named_with_its_argument(tmp_path, content, messag
     ("changes", "message"),
     [
         ({"given": object()}, "given: object has no exact JSON form"),
-        ({"name": {"a": 1}}, "name: dict has no exact JSON form"),
+        ({"name": {1: "a"}}, "name: dict has no exact JSON form"),
+        ({"name": {"a": object()}}, "name.a: object has no exact JSON form"),
         ({"name": {1, 2}}, "name: set has no exact JSON form"),
         ({"name": b"x"}, "name: bytes has no exact JSON form"),
         ({"name": np.int64(1)}, "name: int64 has no exact JSON form"),
