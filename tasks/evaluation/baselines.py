@@ -14,7 +14,8 @@ from infra.store.schemas import BASELINES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from tasks.evaluation.problems import Judged
-from tasks.queries.sources import Source, encodable, records
+from tasks.queries.fields import encodable
+from tasks.queries.sources import Source, records
 
 Answer: TypeAlias = arenahard.Answer | wildbench.Answer
 READ: Mapping[Judged, Callable[[Mapping[str, Any], int], Answer]] = {

@@ -17,7 +17,8 @@ from infra.store.manifest import Ref
 from infra.store.schemas import PROBLEMS
 from infra.store.store import Store
 from infra.store.tables import batched, write_table
-from tasks.queries.sources import Source, encodable, records
+from tasks.queries.fields import encodable
+from tasks.queries.sources import Source, records
 
 Verifiable = Literal["short-answer", "everyday", "math500", "math-level5", "zebralogic"]
 Judged = Literal["mt-bench", "arena-hard-v0.1", "arena-hard-v2.0", "wildbench"]

@@ -9,12 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -29,6 +27,7 @@ from infra.steps.inputs import digest_of_files
 from infra.store.store import Store
 from infra.text.json_lines import json_lines
 from tasks.queries.arrow_rows import plain_rows
+from tasks.queries.fields import encodable, is_absent, is_blank, is_whole, reference_answer, typed, whole_number
 from tasks.queries.hub import dataset_rows
 from tasks.queries.identity import query_id
 from tasks.queries.turns import NoQuery, first_user_turn, is_conversation, names_of
@@ -66,6 +65,11 @@ class Source(BaseModel):
         "query",
         description="Field with the query, in the layout `column`: a text, or a list with a text or message per turn.",
     )
+    topic: str = Field("topic", description="Field with the query's topic.")
+    one_topic: str | None = Field(
+        None, description="Topic given to every query; the records' own topics are then ignored."
+    )
+    reference: str = Field("reference", description="Field with the query's reference answer: a text, or a number.")
     licence: str = Field("not stated", description="Licence of the source, for the manifest and the data set card.")
 
     @model_validator(mode="after")
@@ -125,13 +129,13 @@ def records(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[
         BadInput: the source does not exist, has no rows, or is not of the type that its name says.
         StoreError, ConnectionError: S3, or the hub, cannot be reached.
     """
-    for row, record in _rows(source, whole):
+    for row, record in records_or_faults(source, whole=whole):
         if isinstance(record, BadInput):
             raise record
         yield row, record
 
 
-def _rows(source: Source, whole: bool = False) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
+def records_or_faults(source: Source, *, whole: bool = False) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
     """As `records`, but with the error about a malformed row in its place."""
     found: Iterator[dict[str, Any] | BadInput] = (
         dataset_rows(source.dataset, source.subset, source.split, partial(_columns, source, whole))
@@ -197,24 +201,40 @@ def _columns(source: Source, whole: bool, names: Sequence[str]) -> list[str]:
     """
     if not whole:
         text_field(dict.fromkeys(names, ""), source, f"{source.place}, row 0")
-    read = [name for name in names if whole or name in {*FIELDS.values(), *OPTIONAL, source.column, "input"}]
+    read = [name for name in names if whole or name in {*FIELDS.values(), *OPTIONAL, *_own(source)}]
     if twice := [name for name, count in Counter(read).items() if count > 1]:
         raise BadInput(f"{source.place}: expected one column {twice[0]}, found several: rename or remove the others")
     return read
 
 
+def _own(source: Source) -> set[str]:
+    """The fields that the source names, and the alpaca layout's."""
+    return {source.column, source.topic, source.reference, "input"}
+
+
 def _csv(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any] | BadInput]:
     csv.field_size_limit(2**27)
     try:
-        rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        # A byte that is not UTF-8 becomes half a character, so that only its row is malformed.
+        text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        rows = csv.DictReader(text_file, strict=True)
+        if not is_whole("".join(rows.fieldnames or [])):
+            raise BadInput(f"{source.place}: not CSV in UTF-8 (its first line is not): write the file again as UTF-8")
         for row, record in enumerate(rows):
             where = f"{source.place}, row {row}"
             if row == 0:
                 _columns(source, whole, rows.fieldnames or [])
+            if odd := [name for name, text in record.items() if isinstance(text, str) and not is_whole(text)]:
+                yield BadInput(f"{where}: field {odd[0]} is not UTF-8: write the file again as UTF-8")
+                continue
             if None in record or None in record.values():
                 yield BadInput(f"{where}: expected {len(rows.fieldnames or [])} fields, as in the first line")
                 continue
-            given: dict[str, Any] = {name: text for name, text in record.items() if text or name not in OPTIONAL}
+            given: dict[str, Any] = {
+                name: text
+                for name, text in record.items()
+                if text or name not in {*OPTIONAL, source.topic, source.reference}
+            }
             numbers = {name: given[name].strip() for name in NUMBERS if name in given}
             odd = [name for name, text in numbers.items() if not re.fullmatch(r"\d{1,9}(\.0*)?|(?i:nan)", text)]
             if odd:
@@ -222,7 +242,7 @@ def _csv(file: BinaryIO, source: Source, whole: bool) -> Iterator[dict[str, Any]
                 yield BadInput(f"{where}: field {odd[0]} must be a whole number or empty, found {found!r}")
                 continue
             yield given | {name: float(text) for name, text in numbers.items()}
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise BadInput(f"{source.place}: not CSV in UTF-8 ({error}): write it again, with quoted texts") from error
 
 
@@ -242,9 +262,9 @@ def text_field(record: dict[str, Any], source: Source, where: str) -> tuple[Layo
     """
     known: dict[Layout, str] = {"column": source.column, **FIELDS}
     tried = known if source.layout is None else {source.layout: known[source.layout]}
-    held = [(layout, field) for layout, field in tried.items() if not _is_absent(record.get(field))]
+    held = [(layout, field) for layout, field in tried.items() if not is_absent(record.get(field))]
     if held:
-        return next((each for each in held if not _is_blank(record[each[1]])), held[0])
+        return next((each for each in held if not is_blank(record[each[1]])), held[0])
     if any(field in record for field in tried.values()):
         raise NoQuery("empty")
     wanted = " or ".join(tried.values())
@@ -277,46 +297,6 @@ def first_turn(record: dict[str, Any], source: Source, where: str) -> str:
     return str(text.strip())
 
 
-def typed(record: dict[str, Any], field: str, kind: type, where: str) -> Any:
-    """The value of an optional field. Raises `BadInput` if it is not of type `kind`."""
-    value = record.get(field)
-    if _is_absent(value):
-        return None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BadInput(f"{where}: field {field} must be {kind.__name__} or absent, found {type(value).__name__}")
-    return encodable(value, field, where) if isinstance(value, str) else value
-
-
-def _is_absent(value: Any) -> bool:
-    """Whether a field holds nothing; a number that is missing is NaN where a column was written by pandas."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _is_blank(value: Any) -> bool:
-    """Whether a field holds no text and no turns."""
-    return not value or (isinstance(value, str) and value.isspace())
-
-
-def _whole(record: dict[str, Any], field: str, where: str, most: int, what: str) -> int | None:
-    """A whole number from 0 to `most`; 5.0 is 5, since a column with missing numbers becomes one of floats."""
-    held = record.get(field)
-    whole = isinstance(held, float | Decimal) and held % 1 == 0
-    number: int | None = int(held) if whole else typed(record, field, int, where)  # type: ignore[arg-type]
-    if number is not None and not 0 <= number <= most:
-        raise BadInput(f"{where}: field {field} must be 0 to {most}, {what}, found {number}")
-    return number
-
-
-def encodable(text: str, field: str, where: str) -> str:
-    """The text, unchanged. Raises `BadInput` if a broken JSON escape left half a character (a lone surrogate) in it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])
-        raise BadInput(f"{where}: field {field} holds {half}, half of a character at {error.start}: fix it") from error
-    return text
-
-
 class Skipped:
     """The rows of a source that are passed over, counted by reason."""
 
@@ -332,11 +312,11 @@ class Skipped:
             self._first = fault
         self.reasons["malformed"] += 1
         if row >= 10_000:
-            self._refuse_many(row + 1)
+            self.refuse_many(row + 1)
 
     def check(self, read: int) -> None:
         """Raise `BadInput` if, of all rows, too many are malformed or none is left."""
-        self._refuse_many(read)
+        self.refuse_many(read)
         if self.reasons.total() == read:
             why = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
             raise BadInput(
@@ -344,7 +324,8 @@ class Skipped:
                 "are, or remove the source"
             )
 
-    def _refuse_many(self, read: int) -> None:
+    def refuse_many(self, read: int) -> None:
+        """Raise `BadInput` if, of all rows `read` so far, too many are malformed."""
         bad = self.reasons["malformed"]
         if self._first is not None and bad > MALFORMED * read:
             more = f" ({bad} of {read} rows are malformed; up to {MALFORMED:.0%} are skipped)" if bad > 1 else ""
@@ -374,18 +355,18 @@ def queries_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[
 
     Raises as `records`, and `BadInput` for a malformed row, a bad optional field included.
     """
-    for row, record in _rows(source):
+    for row, record in records_or_faults(source):
         where = f"{source.place}, row {row}"
         try:
             if isinstance(record, BadInput):
                 raise record
             query = first_turn(record, source, where)
             optional = {
-                "reference": typed(record, "reference", str, where),
+                "reference": reference_answer(record, source.reference, where),
                 "criteria": None,
-                "difficulty": _whole(record, "difficulty", where, 7, "the number of criteria met"),
-                "topic": typed(record, "topic", str, where),
-                "step_count": _whole(record, "step_count", where, 10**6, "the number of steps of a solution"),
+                "difficulty": whole_number(record, "difficulty", where, 7, "the number of criteria met"),
+                "topic": source.one_topic or typed(record, source.topic, str, where),
+                "step_count": whole_number(record, "step_count", where, 10**6, "the number of steps of a solution"),
             }
         except NoQuery as reason:
             if skipped:

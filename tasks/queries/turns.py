@@ -1,4 +1,4 @@
-"""The first user turn of a conversation, in the layouts of public data sets.
+"""The first user turn of a conversation, and the answer to it, in the layouts of public data sets.
 
 A turn has a role (`role` or `from`) and a text (`content`, `value` or `text`), which may be a list of parts as in
 OpenAI's messages. Turns may be columns too: {"from": [...], "value": [...]}.
@@ -14,6 +14,7 @@ from infra.errors import BadInput
 ROLES = ("role", "from")
 TEXTS = ("content", "value", "text")
 USER = ("user", "human", "prompter")
+ASSISTANT = ("assistant", "gpt", "model", "bot", "chatbot")
 BEFORE = ("system", "developer", "context", "tool", "function")  # whose turns may come before the user's
 
 
@@ -30,15 +31,30 @@ def first_user_turn(turns: Any, field: str, where: str) -> str:
         BadInput: the turns are not in a known layout; `where` and `field` are named.
     """
     for turn in _turns(turns, field, where):
-        role = next((turn[name] for name in ROLES if turn.get(name) is not None), None)
-        if not isinstance(role, str):
-            names = names_of(turn) or "none"
-            raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(ROLES)}, found {names}")
-        if role.strip().lower() in USER:
+        role = _role(turn, field, where)
+        if role in USER:
             return _text(turn, field, where)
-        if role.strip().lower() not in BEFORE:
+        if role not in BEFORE:
             raise NoQuery("the first turn is not the user's")
     raise NoQuery("no user turn")
+
+
+def assistant_turn(turns: Any, field: str, where: str) -> dict[str, Any]:
+    """The turn after the first user turn, with its text as `text`.
+
+    Raises:
+        NoQuery: there is none, it is not the assistant's, or it is empty or not text alone.
+        BadInput: the turns are not in a known layout; `where` and `field` are named.
+    """
+    asked = False
+    for turn in _turns(turns, field, where):
+        role = _role(turn, field, where)
+        if asked:
+            if role not in ASSISTANT:
+                raise NoQuery("the assistant does not answer")
+            return {**turn, "text": _text(turn, field, where)}
+        asked = role in USER
+    raise NoQuery("the assistant does not answer")
 
 
 def names_of(record: Mapping[str, Any]) -> str:
@@ -62,6 +78,15 @@ def _turns(turns: Any, field: str, where: str) -> Iterator[Mapping[str, Any]]:
         yield turn
 
 
+def _role(turn: Mapping[str, Any], field: str, where: str) -> str:
+    """A turn's role in lower case. Raises `BadInput` if it has none."""
+    role = next((turn[name] for name in ROLES if turn.get(name) is not None), None)
+    if not isinstance(role, str):
+        names = names_of(turn) or "none"
+        raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(ROLES)}, found {names}")
+    return role.strip().lower()
+
+
 def _text(turn: Mapping[str, Any], field: str, where: str) -> str:
     content = next((turn[name] for name in TEXTS if turn.get(name) is not None), None)
     if content is None or content == []:
@@ -70,7 +95,7 @@ def _text(turn: Mapping[str, Any], field: str, where: str) -> str:
         return content
     if isinstance(content, list):
         return "\n".join(_parts(content))
-    raise BadInput(f"{where}: field {field}: the first user turn has no string {' or '.join(TEXTS)}")
+    raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(TEXTS)}")
 
 
 def _parts(parts: Sequence[Any]) -> Iterator[str]:
