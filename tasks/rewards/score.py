@@ -7,17 +7,20 @@ The thoughts never reach the reward model: no reward model for them exists.
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib.util
 import math
 import shutil
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cot_formats.responses import is_well_formed
 from infra.errors import BadInput
@@ -25,6 +28,7 @@ from infra.processes.limited import Limited, NoResult
 from infra.serving.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
 from infra.serving.completions import classify
 from infra.serving.servers import Servers
+from infra.steps.inputs import digest_of_files
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -36,6 +40,8 @@ from infra.text.chat import load_tokenizer, neutralise
 
 Rows = list[dict[str, Any]]
 Verifier = Literal["math500", "everyday", "short-answer"]
+Own = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+"""A function of the user's, as `package.module:name`."""
 Answer = tuple[str, str]  # query id, solution
 TOO_LONG = "too long for the reward model"  # in the manifest's counts, if there are any
 COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
@@ -57,10 +63,12 @@ class ScoreConfig(BaseModel):
         description="Added to the reward if the solution gives the query's reference answer; queries "
         "without one get nothing (this project's option; BOLT has none).",
     )
-    verifier: Verifier = Field(
+    verifier: Verifier | Own = Field(
         "math500",
         description="How a solution is compared with the reference answer: `math500` (math-verify, for any formula), "
-        "`everyday` (a number or a day of the week, in any wording), `short-answer` (`answer : VALUE .`).",
+        "`everyday` (a number or a day of the week, in any wording), `short-answer` (`answer : VALUE .`), or a "
+        "function of your own, as `package.module:name`, which gets both texts and returns whether they agree "
+        "(the file of the module is a part of cache keys, what it imports is not).",
     )
     max_too_long_share: float = Field(
         0.01,
@@ -70,6 +78,34 @@ class ScoreConfig(BaseModel):
         "`serving.reward.max_model_len`; the step fails as soon as there are more (this project's choice).",
     )
     in_flight: int = Field(64, ge=1, description="Concurrent scoring requests.")
+
+    @field_validator("verifier")
+    @classmethod
+    def _exists(cls, named: str) -> str:
+        """Refuse a function of the user's that is not there, before anything is sampled."""
+        module, _, name = named.partition(":")
+        if name:
+            tree = ast.parse(_module_file(module).read_bytes())
+            if name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
+                raise ValueError(f"module {module} defines no function {name}")
+        return named
+
+    def contents(self) -> str:
+        """The digest of the module that holds the user's own verifier; "" for the others."""
+        module, _, name = self.verifier.partition(":")
+        return digest_of_files([_module_file(module)]) if name else ""
+
+
+def _module_file(module: str) -> Path:
+    """The source file of a user's module. Raises `ValueError` if there is none."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        path = ", ".join(filter(None, sys.path[:3]))
+        raise ValueError(f"there is no module {module} with a source file on Python's path: {path}, ...")
+    return Path(found.origin)
 
 
 def reward_input_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
@@ -140,7 +176,7 @@ def score(
 
     with verifier(config) as verify, progress(plan.step, done, total, "responses"):
         rows = score_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
-        rows = check_too_long(rows, config, counts, total)
+        rows = check_verified(check_too_long(rows, config, counts, total), verify, counts)
         made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
     if parts.exists():
         shutil.rmtree(parts)  # the table holds it all now
@@ -197,6 +233,13 @@ def check_too_long(rows: Iterable[Rows], config: ScoreConfig, counts: Mapping[st
                 "limit is in its config.json), lower generate.max_tokens, or raise score.max_too_long_share to go on "
                 "without them"
             )
+
+
+def check_verified(rows: Iterable[Rows], verify: Verify, counts: dict[str, int]) -> Iterator[Rows]:
+    """The rows; then the verifier's failures are added to `counts`. Raises `BadInput` as `Verify.check`."""
+    yield from rows
+    verify.check()
+    counts.update(verify.failed)
 
 
 def modelled_rewards(
@@ -267,16 +310,39 @@ def references_of(store: Store, queries: Ref) -> dict[str, str]:
     return {row["query_id"]: row["reference"] for row in rows if row["reference"] is not None}
 
 
+class Verify:
+    """Tells whether a solution gives a reference answer. A call without a result (it raised, or took too long) is a
+    wrong answer, counted by its reason."""
+
+    def __init__(self, config: ScoreConfig, child: Limited) -> None:
+        self.config, self._child = config, child
+        self.calls, self.failed = 0, Counter[str]()
+        self._last = ""
+
+    def __call__(self, solution: str, reference: str) -> bool:
+        self.calls += 1
+        found = self._child(solution, reference)
+        if isinstance(found, NoResult):
+            self.failed[f"not verified: {found.reason}"] += 1
+            self._last = f"{found.reason}: {found.detail[:500]}"
+            return False
+        return bool(found if ":" in self.config.verifier else found["correct"])
+
+    def check(self) -> None:
+        """Raise `BadInput` if no call of the user's own verifier had a result."""
+        if ":" in self.config.verifier and 0 < self.failed.total() == self.calls:
+            raise BadInput(
+                f"score.verifier: none of {self.calls} calls of {self.config.verifier} had a result; the last one: "
+                f"{self._last}"
+            )
+
+
 @contextmanager
-def verifier(config: ScoreConfig) -> Iterator[Callable[[str, str], bool]]:
-    """A function that tells whether a solution gives a reference answer, in a process that the first call starts."""
-    with Limited(f"evals.graders:{config.verifier.replace('-', '_')}") as child:
-
-        def verify(solution: str, reference: str) -> bool:
-            found = child(solution, reference)
-            return not isinstance(found, NoResult) and bool(found["correct"])
-
-        yield verify
+def verifier(config: ScoreConfig) -> Iterator[Verify]:
+    """The configured verifier, in a process that the first call starts."""
+    own = ":" in config.verifier
+    with Limited(config.verifier if own else f"evals.graders:{config.verifier.replace('-', '_')}") as child:
+        yield Verify(config, child)
 
 
 def score_row(
