@@ -1,6 +1,7 @@
 """`python -m flows study/nano`: run the whole method in several variants, each with several seeds, and compare them.
 
-A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt`. Cells
+A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt` or
+`still2`. Cells
 share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one SFT model per
 seed. A study that was interrupted goes on with what it lacks.
 """
@@ -20,12 +21,15 @@ from flows.bolt import BoltConfig, bolt
 from flows.stages.common import ALERTS
 from flows.stages.run import TASK_RUNNER
 from flows.stages.summary import run_folder
+from flows.still2 import Still2Config, still2
 from infra.errors import BadInput, GuardError
 from infra.processes.torchrun import TrainerError
 from infra.settings import Settings
 from infra.store.store import Store
 from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
 from tasks.responses.generate import TruncationError
+
+Config = BoltConfig | Still2Config
 
 
 class Arm(BaseModel, frozen=True, extra="forbid"):
@@ -42,7 +46,7 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
     arms: tuple[Arm, ...] = Field(min_length=1, description="The variants; each is compared with the first.")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of sampling and training.")
     only: tuple[str, ...] = Field((), description="Cells to run, as ARM/SEED. Empty: all.")
-    base: BoltConfig = Field(description="The parameters of `bolt` that all variants begin with.")
+    base: Config = Field(description="The parameters of `bolt`, or of `still2`, that all variants begin with.")
     dry_run: bool = Field(False, description="Print the plan of each cell and stop.")
 
     @model_validator(mode="after")
@@ -56,7 +60,7 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def cells(config: StudyConfig) -> Iterator[tuple[str, BoltConfig]]:
+def cells(config: StudyConfig) -> Iterator[tuple[str, Config]]:
     """The parameters of each cell by its name ARM/SEED: all arms with the first seed, then with the next.
 
     Raises:
@@ -69,25 +73,33 @@ def cells(config: StudyConfig) -> Iterator[tuple[str, BoltConfig]]:
                 yield f"{arm.name}/{seed}", cell_config(config.base, arm, seed, dry_run=config.dry_run)
 
 
-def cell_config(base: BoltConfig, arm: Arm, seed: int, *, dry_run: bool) -> BoltConfig:
+def cell_config(base: Config, arm: Arm, seed: int, *, dry_run: bool) -> Config:
     """The base with an arm's settings, and everything that is random seeded. Raises `ValueError`."""
     parameters = base.model_dump()
     for path, value in {**arm.settings, "dry_run": dry_run}.items():
         place, name = found(parameters, path)
         if name not in place:
-            raise ValueError(f"arms: {arm.name}: there is no setting {path} in the parameters of `bolt`")
+            raise ValueError(f"arms: {arm.name}: there is no setting {path} in the parameters of the flow")
         place[name] = deepcopy(value)
-    recipe = "online.dpo.seed" if parameters["online"]["method"] == "dpo" else "online.rl.seed"
-    for path in ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe):
+    for path in seeded(parameters):
         if path in arm.settings:
             raise ValueError(f"arms: {arm.name}: {path} is set, but the study seeds it: use `seeds`")
         place, name = found(parameters, path)
         place[name] = seed
     try:
-        return BoltConfig(**parameters)
+        return type(base)(**parameters)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise ValueError(f"arms: {arm.name}: {said}") from error
+
+
+def seeded(parameters: dict[str, Any]) -> tuple[str, ...]:
+    """The paths of all seeds in the parameters of `bolt` or `still2`."""
+    if "online" in parameters:
+        recipe = "online.dpo.seed" if parameters["online"]["method"] == "dpo" else "online.rl.seed"
+        return ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe)
+    explore = ("explore.generate.seed", "explore.pick.seed", "improve.dpo.seed")
+    return ("serving.policy.seed", "imitate.choose.seed", "sft.seed", *explore)
 
 
 def found(parameters: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
@@ -111,9 +123,9 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         print(f"\ncell {cell}")
         summary: dict[str, Any] | None = None
         try:
-            summary = bolt(parameters)
+            summary = bolt(parameters) if isinstance(parameters, BoltConfig) else still2(parameters)
         except (BadInput, GuardError, TrainerError, TruncationError) as error:  # that a variant fails is a result
-            failed[cell] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            failed[cell] = f"{type(error).__name__}: {short(str(error))}"
             print(f"cell {cell} failed: {failed[cell]}")
             summary = error.summary if isinstance(error, GuardError) else None
         if summary is not None:
@@ -121,6 +133,13 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
             rows += stages_of(summary, arm, int(seed))
             costs[cell] = cost_of(Store.open(Settings.load()), summary)
     return None if config.dry_run else publish_study(config, rows, costs, failed)
+
+
+def short(text: str) -> str:
+    """What went wrong, in 500 characters: of a trainer's failure, its cause without the log."""
+    whole = " ".join(text.split())
+    cause = whole.partition("; cause: ")[2].partition("; its last lines: ")[0]
+    return (cause or whole)[:500]
 
 
 def publish_study(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -47,12 +48,44 @@ def named_paths(text: str) -> set[str]:
     }
 
 
-@pytest.fixture
-def parameters():
-    spec = importlib.util.spec_from_file_location("parameters", ROOT / "docs" / "parameters.py")
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def parameters():
+    return script("parameters")
+
+
+def test_the_study_page_shows_the_study_in_the_repository():
+    page = (ROOT / "docs" / "study.md").read_text()
+    found = json.loads((ROOT / "docs" / "study.json").read_text())
+    assert script("study").page_with(page, found) == page, "run: python docs/study.py"
+
+
+def test_a_study_made_in_parts_is_one_study():
+    def part(arm, *cells, failed=()):
+        rows = [
+            {"arm": arm, "seed": seed, "stage": stage, "of": n} for seed, n in cells for stage in ("sft", "online-1")
+        ]
+        costs = {f"{arm}/{seed}": {"sampled": n, "trained": n} for seed, n in cells}
+        return {"arms": {arm: {}}, "rows": rows, "cells": costs, "failed": {f"{arm}/{seed}": "no" for seed in failed}}
+
+    found = script("study").merged([part("b", (2, 1), failed=[1]), part("a", (1, 1)), part("b", (1, 2), failed=[3])])
+    assert [*found["arms"]] == ["b", "a"]
+    assert [(row["arm"], row["seed"], row["stage"], row["of"]) for row in found["rows"]] == [
+        ("b", 1, "sft", 2),
+        ("b", 1, "online-1", 2),
+        ("b", 2, "sft", 1),
+        ("b", 2, "online-1", 1),
+        ("a", 1, "sft", 1),
+        ("a", 1, "online-1", 1),
+    ]
+    assert found["failed"] == {"b/3": "no"}
 
 
 def test_the_parameter_tables_are_up_to_date(parameters):

@@ -73,7 +73,7 @@ def made_by(store: Store, summary: Mapping[str, Any]) -> Made:
             )
         made[manifest.step] = [ref_of(store, manifest)]
         shards = [ref for name, ref in manifest.inputs.items() if name.startswith("responses/")]
-        made |= {ref.step: shards for ref in shards}
+        made |= {ref.step: [each for each in shards if each.step == ref.step] for ref in shards}
     return made
 
 

@@ -24,6 +24,8 @@ FIGURES = {
     "malformed": "malformed",
 }
 """The figures of a stage in summary.json, and their titles here."""
+FIRST = ("sft", "imitated")
+"""The stage after the first training, of `bolt` and of `still2`."""
 
 
 def stages_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
@@ -43,11 +45,10 @@ def cost_of(store: Store, summary: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         BadArtifact: an artifact of the run is missing or damaged.
     """
-    made = report.made_by(store, summary)
-    counts = {step: [manifest.counts for manifest in each] for step, each in report.manifests(store, made).items()}
-    sampled = [each["completion_tokens"] for step in counts if step.startswith("responses") for each in counts[step]]
-    trained = [each["tokens_seen"] for step in report.trainings(counts) for each in counts[step]]
-    return {"sampled": sum(sampled), "trained": sum(trained)}
+    made = report.manifests(store, report.made_by(store, summary))
+    counts = [each.counts for step, shards in made.items() if not step.startswith("answers") for each in shards]
+    names = {"sampled": "completion_tokens", "trained": "tokens_seen"}
+    return {kind: sum(each.get(name) or 0 for each in counts) for kind, name in names.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -74,6 +75,17 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
     return mean if math.isnan(low) else f"{mean} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
 
 
+def own_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows without those of a model that an earlier arm has evaluated: arms share models."""
+    seen: set[tuple[Any, ...]] = set()
+    own = []
+    for row in rows:
+        model = (row["seed"], row["stage"], *(row[name] for name in FIGURES))
+        own += [row] if (model not in seen) else []
+        seen.add(model)
+    return own
+
+
 def table_rows(rows: Iterable[Row]) -> list[dict[str, str]]:
     """A row for each arm and stage: means over seeds with 95 % intervals."""
     made = []
@@ -97,24 +109,28 @@ def last_stages(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
 def difference_rows(rows: Sequence[Row], first: str) -> list[dict[str, str]]:
     """Differences in accuracy in points, seed by seed.
 
-    They are those of each arm's last stage from its SFT, and of its SFT and last stage from the same stages of the arm
-    `first`. Only SFT is compared of an arm that ends with it.
+    They are those of each arm's last stage from its first training (`FIRST`), and of both from the same stages of the
+    arm `first`. Only the first training is compared of an arm that ends with it.
     """
+    base = next((row["stage"] for row in rows if row["stage"] in FIRST), FIRST[0])
     last = last_stages(rows)
-    sft = {(row["arm"], row["seed"]): row for row in rows if row["stage"] == "sft"}
+    bases = {(row["arm"], row["seed"]): row for row in rows if row["stage"] == base}
     firsts = {(row["stage"], row["seed"]): row for row in rows if row["arm"] == first}
     made = []
     for arm, found in last.items():
-        online = {seed: row for seed, row in found.items() if row["stage"] != "sft"}
+        later = {seed: row for seed, row in found.items() if row["stage"] != base}
         pairs = {
-            "last stage - SFT": [(row, sft[arm, seed]) for seed, row in online.items() if (arm, seed) in sft],
-            f"SFT - that of {first}": [(sft[arm, seed], sft[first, seed]) for seed in found if (first, seed) in sft],
+            f"last stage - {base}": [(row, bases[arm, seed]) for seed, row in later.items() if (arm, seed) in bases],
+            f"{base} - that of {first}": [
+                (bases[arm, seed], bases[first, seed]) for seed in found if {(arm, seed), (first, seed)} <= bases.keys()
+            ],
             f"last stage - same stage of {first}": [
-                (row, firsts[row["stage"], seed]) for seed, row in online.items() if (row["stage"], seed) in firsts
+                (row, firsts[row["stage"], seed]) for seed, row in later.items() if (row["stage"], seed) in firsts
             ],
         }
         for what, both in pairs.items():
-            if both and (arm != first or not what.endswith(first)):
+            same_model = all(a["accuracy"] == b["accuracy"] for a, b in both)
+            if both and not (same_model and what.endswith(first)):
                 shown = {"arm": arm, "difference, points": what, "seeds": str(len(both))}
                 for name, title in list(FIGURES.items())[:2]:
                     shown[title] = spread([a[name] - b[name] for a, b in both], 100, 1)
@@ -140,7 +156,10 @@ def cost_rows(cells: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
 def study_page(study: Mapping[str, Any]) -> str:
     """The tables of a study as Markdown. Intervals are over seeds."""
     rows = study["rows"]
-    parts = ["Means over seeds, with 95 % intervals where there are several seeds.", markdown_table(table_rows(rows))]
+    parts = [
+        "Means over seeds, with 95 % intervals for several seeds. A model that several arms share is listed once.",
+        markdown_table(table_rows(own_rows(rows))),
+    ]
     if differences := difference_rows(rows, next(iter(study["arms"]))):
         parts += ["Differences in percentage points, seed by seed.", markdown_table(differences)]
     parts += [

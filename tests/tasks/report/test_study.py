@@ -16,6 +16,7 @@ from tasks.report.study import (
     cost_rows,
     difference_rows,
     interval,
+    own_rows,
     stages_of,
     study_page,
     study_plot,
@@ -58,17 +59,30 @@ def test_a_table_has_a_row_for_each_arm_and_stage() -> None:
 
 def test_differences_are_taken_seed_by_seed() -> None:
     found = {(each["arm"], each["difference, points"]): each for each in difference_rows(ROWS, "dpo")}
-    assert found["dpo", "last stage - SFT"]["accuracy (sampled)"] == "10.0 (10.0 to 10.0)"
+    assert found["dpo", "last stage - sft"]["accuracy (sampled)"] == "10.0 (10.0 to 10.0)"
     assert found["rloo", "last stage - same stage of dpo"]["accuracy (sampled)"] == "-5.0 (-5.0 to -5.0)"
     assert ("dpo", "last stage - same stage of dpo") not in found
-    assert found["rloo", "SFT - that of dpo"]["accuracy (sampled)"] == "0.0 (0.0 to 0.0)"
-    only_sft = [each for each in ROWS if each["stage"] == "sft" or each["arm"] == "dpo"]
+    assert ("rloo", "sft - that of dpo") not in found  # it is the same model
+    only_sft = [
+        each | ({"accuracy": 0.4} if each["arm"] == "rloo" else {})
+        for each in ROWS
+        if each["stage"] == "sft" or each["arm"] == "dpo"
+    ]
     ends = [each["difference, points"] for each in difference_rows(only_sft, "dpo") if each["arm"] == "rloo"]
-    assert ends == ["SFT - that of dpo"]
+    assert ends == ["sft - that of dpo"]
 
 
 COSTS = {"dpo/1": {"sampled": 1000, "trained": 10}, "dpo/2": {"sampled": 3000, "trained": 20}}
 STUDY = {"arms": {"dpo": {}, "rloo": {}}, "rows": ROWS, "cells": COSTS, "failed": {"grpo/1": "GuardError: KL | large"}}
+
+
+def test_a_model_that_arms_share_is_listed_once() -> None:
+    assert {(row["arm"], row["stage"]) for row in own_rows(ROWS)} == {
+        ("dpo", "sft"),
+        ("dpo", "online-1"),
+        ("rloo", "online-1"),
+    }
+    assert len(own_rows(ROWS)) == 9
 
 
 def test_the_page_names_cells_that_failed_and_the_plot_has_all_arms() -> None:
