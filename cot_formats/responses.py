@@ -54,6 +54,24 @@ def continuation(response: str, opened: str) -> str:
     return response.removeprefix(opened) if response.startswith(opened) else response[len(opened.rstrip()) :].lstrip()
 
 
+def beginning(format: Format) -> str:
+    """What comes before the thoughts of a response in `format`; "" in free text."""
+    tagged = tagged_form(format)
+    return tagged.layout.partition("{thoughts}")[0] if tagged else ""
+
+
+def unfinished(format: Format, thoughts: str) -> str:
+    """A response in `format` up to where its solution begins.
+
+    Raises:
+        ValueError: the format has no delimiters; or the thoughts are blank, unstripped or spell one.
+    """
+    tagged = tagged_form(format)
+    if tagged is None:
+        raise ValueError(f"a response in the format {format} does not say where its solution begins")
+    return tagged.render(thoughts, "x")[: tagged.layout.index("{solution}") - len("{thoughts}") + len(thoughts)]
+
+
 def is_well_formed(response: dict[str, Any]) -> bool:
     """Whether the response ended by itself and has no violations."""
     return not response["violations"] and response["finish_reason"] == "stop"

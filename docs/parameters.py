@@ -26,6 +26,7 @@ from flows.publish import PublishConfig
 from flows.rerun import RerunConfig
 from flows.sft import SftFlowConfig
 from flows.stages.parameters import about, bounds_text, default_text, nested, type_text
+from flows.still2 import Still2Config
 from flows.study import StudyConfig
 
 TARGET = Path(__file__).resolve().with_name("parameters.md")
@@ -37,6 +38,7 @@ FLOWS: dict[str, type[BaseModel]] = {
     "sft": SftFlowConfig,
     "online": OnlineConfig,
     "evaluate": EvaluateConfig,
+    "still2": Still2Config,
     "study": StudyConfig,
     "nano": NanoConfig,
     "publish": PublishConfig,

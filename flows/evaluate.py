@@ -143,12 +143,15 @@ def steps_of(run: Run, problems: Ref) -> dict[str, int]:
     return {row["query_id"]: row["step_count"] for row in rows if row.get("step_count") is not None}
 
 
-def stage_gains(run: Run, grades: dict[str, Grades]) -> list[dict[str, Any]]:
-    """The paired gain in sampled accuracy of each stage over the one before it, and of SFT and the last iteration over
-    the instruct model and SFT."""
+def stage_gains(
+    run: Run, grades: dict[str, Grades], anchors: tuple[str, str] = ("instruct", "sft")
+) -> list[dict[str, Any]]:
+    """The paired gain in sampled accuracy of each stage over the one before it, of the second of `anchors` over the
+    first, and of the last stage over both."""
     frames = {name: graded_frame(run, found["sampled"]) for name, found in grades.items()}
     last = [*frames][-1]
-    pairs = [*pairwise(frames), ("instruct", "sft"), ("sft", last), ("instruct", last)]
+    first, second = anchors
+    pairs = [*pairwise(frames), anchors, (second, last), (first, last)]
     return [
         {"from": a, "to": b, **gain(frames[a], frames[b])}
         for a, b in dict.fromkeys(pairs)

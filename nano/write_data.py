@@ -1,7 +1,9 @@
 """Write the data files of the nano world: `python -m nano.write_data` (seeded; the files are shipped).
 
 examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenAI messages layout, with a few duplicates
-and easy ones for the miner to drop. data/queries-large.parquet: many more. data/dev.jsonl and data/test.jsonl: held-out problems with their reference answers.
+and easy ones for the miner to drop. data/queries-large.parquet: many more. data/dev.jsonl and data/test.jsonl: held-out
+problems with their reference answers. data/teacher.jsonl: thoughts of a program that stands in for a stronger model, in
+STILL-2's layout. data/hard.jsonl: other problems of the highest level with their answers, to explore.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cot_formats import still2
 from nano.corpus import draw
 from nano.families import FAMILIES
 from nano.problem import Habits, Problem
@@ -20,6 +23,7 @@ from nano.problem import Habits, Problem
 HERE = Path(__file__).parent
 HARD = (1, 2, 3)
 LARGE = 12_000  # queries
+TAUGHT, EXPLORED = 900, 1_200  # problems
 DIFFICULTY = {0: 3, 1: 5, 2: 6, 3: 7}  # number of the paper's seven criteria that a problem counts as meeting, by level
 
 
@@ -71,6 +75,16 @@ def write_examples(rng: random.Random) -> None:
         (folder / f"{number:02d}-{problem.family}.md").write_text(front + body)
 
 
+def taught(rng: random.Random, problem: Problem) -> str:
+    """A problem as a JSON line in STILL-2's layout: a careful writer who slips, notices it, and reaches the answer."""
+    while True:
+        worked = FAMILIES[problem.family].derive(problem, rng, Habits(0.1, careful=True, catch=1.0))
+        if worked.answer == problem.answer:
+            break
+    text = still2.render(worked.thoughts, worked.solution)
+    return json.dumps({"question": problem.query, "combined_text": text, "domain": problem.family})
+
+
 def further(queries: list[Problem], count: int) -> list[Problem]:
     """`count` more queries for stage 3, none of them in `queries`."""
     known = {problem.query for problem in queries}
@@ -95,6 +109,13 @@ def main() -> None:
         "difficulty": [DIFFICULTY[problem.level] for problem in many],
     }
     pq.write_table(pa.table(columns), HERE / "data" / "queries-large.parquet", compression="zstd")
+    used = {problem.query for problem in [*queries, *easy]}
+    others = [problem for problem in distinct(random.Random(20261129), "queries", 9000) if problem.query not in used]
+    teacher, hard = others[:TAUGHT], [problem for problem in others[TAUGHT:] if problem.level == max(HARD)][:EXPLORED]
+    lessons = [taught(random.Random(n), problem) for n, problem in enumerate(teacher)]
+    (HERE / "data" / "teacher.jsonl").write_text("\n".join(lessons) + "\n")
+    explored = [record(problem, held_out=True) for problem in hard]
+    (HERE / "data" / "hard.jsonl").write_text("\n".join(explored) + "\n")
     for split, count in (("dev", 300), ("test", 510)):
         held_out = [record(problem, held_out=True) for problem in distinct(rng, split, count)]
         (HERE / "data" / f"{split}.jsonl").write_text("\n".join(held_out) + "\n")

@@ -22,9 +22,10 @@ QUERIES = INFRA | PURE | {"tasks/queries"}
 EXAMPLES = INFRA | PURE | {"tasks/examples"}
 RESPONSES = QUERIES | EXAMPLES | {"tasks/responses"}
 REWARDS = RESPONSES | {"tasks/rewards"}
+IMITATION = RESPONSES | {"tasks/imitation"}
 EVALUATION = REWARDS | {"tasks/training", "tasks/evaluation"}
 REPORT = EVALUATION | {"tasks/report"}
-TASKS = REPORT | {"tasks/curation"}
+TASKS = REPORT | IMITATION | {"tasks/curation", "tasks/exploration"}
 OPERATIONS = INFRA | {"infra/operations"}
 ALLOWED = {
     "cot_formats": set(),
@@ -41,6 +42,8 @@ ALLOWED = {
     "tasks/examples": INFRA | PURE,
     "tasks/responses": QUERIES | EXAMPLES,
     "tasks/rewards": RESPONSES,
+    "tasks/imitation": RESPONSES,
+    "tasks/exploration": RESPONSES,
     "tasks/training": REWARDS,
     "tasks/evaluation": REWARDS | {"tasks/training"},
     "tasks/report": EVALUATION,

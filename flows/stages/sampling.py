@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cot_formats.responses import LongFormat
 from flows.stages.mining import MineStage
 from flows.stages.run import Run
 from infra.errors import BadInput
 from infra.serving.vllm_server import runs_on_cpu
 from infra.store.manifest import Ref
 from tasks.responses.generate import GenerateConfig, generate
+from tasks.responses.perplexity import PerplexityConfig, measure_perplexity
 from tasks.responses.prompt import PromptConfig
 from tasks.rewards.score import ScoreConfig, score
 
@@ -28,17 +30,22 @@ def sample(
     """Sample responses of `model` to all `queries`, a table per shard; with `prompt` and `examples`, in context.
 
     Raises:
-        infra.errors.BadInput: vLLM for CPU is to give each request a seed of its own, which kills it.
+        infra.errors.BadInput: as `check_seeds`.
     """
+    check_seeds(run, step, config, model)
+    expected = queries.rows * config.samples * run.estimates.tokens_per_response
+    inputs = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
+    return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)
+
+
+def check_seeds(run: Run, step: str, config: GenerateConfig, model: Ref) -> None:
+    """Raise `BadInput` if vLLM for CPU is to give each request a seed of its own, which kills it."""
     on_cpu = runs_on_cpu() and not run.servers.is_remote(model)
     if config.request_seeds and on_cpu and not run.dry:  # a dry run may plan for another machine
         raise BadInput(
             f"{step}: request_seeds is true, but a request with a seed of its own kills vLLM's CPU build: set "
             "generate.request_seeds to false (the engine's own seed is serving.policy.seed)"
         )
-    expected = queries.rows * config.samples * run.estimates.tokens_per_response
-    inputs = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
-    return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)
 
 
 def scored(
@@ -46,6 +53,23 @@ def scored(
 ) -> Ref:
     """Score all responses: a table of rewards."""
     return run.do(score, step, config=config, responses=responses, queries=queries, reward_model=reward_model)
+
+
+def perplexities_of(
+    run: Run,
+    step: str,
+    config: PerplexityConfig,
+    texts: Sequence[Ref],
+    queries: Ref,
+    format: LongFormat,
+    model: Ref,
+    *,
+    shards: int,
+) -> list[Ref]:
+    """The perplexity of the thoughts in `texts` under `model`, a table per shard."""
+    expected = sum(table.rows for table in texts) * run.estimates.tokens_per_response
+    inputs = {"config": config, "texts": texts, "queries": queries, "format": format, "model": model}
+    return run.do_shards(measure_perplexity, step, shards, expected_tokens=expected, **inputs)
 
 
 def check_rewards(reward_model: str | None, score: ScoreConfig, place: str) -> None:

@@ -90,6 +90,7 @@ class Sampling(BaseModel, frozen=True, extra="forbid"):
         description="Constraint that the server enforces on the text (vLLM's `structured_outputs`): {regex: ...} or "
         "{choice: [...]}",
     )
+    prompt_log_probs: bool = Field(False, description="Whether the prompt's own log-probabilities are wanted as well")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Completion:
     """`stop` (an end token) or `length` (cut at `max_tokens` or at the model's maximum length)."""
     token_ids: tuple[int, ...]
     """Sampled ids, including the end token."""
+    prompt_log_probs: tuple[float, ...] = ()
+    """Log-probability of each token of the prompt but the first, in nats, if they were asked for."""
 
     @property
     def tokens(self) -> int:
@@ -266,6 +269,8 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
     }
     if sampling.constraint is not None:
         payload["structured_outputs"] = sampling.constraint
+    if sampling.prompt_log_probs:
+        payload["prompt_logprobs"] = 0  # of the prompt's own tokens, and no others
     if request.seed is not None:
         payload["seed"] = request.seed
     what = f"request {request.request_id} ({len(request.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
@@ -278,9 +283,18 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
             text=choice["text"] + _stop_string(choice),
             finish_reason=choice["finish_reason"],
             token_ids=tuple(choice["token_ids"]),
+            prompt_log_probs=_own_log_probs(choice, request) if sampling.prompt_log_probs else (),
         )
         for choice in choices
     ]
+
+
+def _own_log_probs(choice: dict[str, Any], request: Request) -> tuple[float, ...]:
+    """The log-probability of each token of the prompt but the first, which has none."""
+    found, ids = (choice.get("prompt_logprobs") or [])[1:], request.prompt_ids[1:]
+    if len(found) != len(ids):
+        raise CompletionError(f"request {request.request_id}: the server gives no log-probabilities of the prompt")
+    return tuple(each[str(token)]["logprob"] for each, token in zip(found, ids, strict=True))
 
 
 def _stop_string(choice: dict[str, Any]) -> str:

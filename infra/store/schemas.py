@@ -174,6 +174,41 @@ ROLLOUTS = _table(
 )
 """A sample that was drawn inside a trainer, at one of its steps. Without a reward it counts as the step's worst."""
 
+DISTILLED = _table(
+    query_id=TEXT,
+    sample=INT32,
+    query=TEXT,
+    topic=_optional(TEXT),
+    source=TEXT,
+    source_row=INT64,
+    thoughts=_optional(TEXT),
+    solution=_optional(TEXT),
+    violations=TEXTS,
+    continued=FLAG,
+    thought_tokens=INT32,
+    solution_tokens=INT32,
+)
+"""A long-form text of another model. `continued`: it has no solution, which a trained model is to write."""
+
+EXPLORED = _table(
+    query_id=TEXT,
+    sample=INT32,
+    thoughts=TEXT,
+    solution=TEXT,
+    thought_tokens=INT32,
+    solution_tokens=INT32,
+    correct=FLAG,
+)
+"""A well-formed rollout, right or wrong. Samples are numbered over all waves of a round."""
+
+PERPLEXITIES = _table(
+    query_id=TEXT,
+    sample=INT32,
+    tokens=INT32,
+    perplexity=REAL,
+)
+"""The perplexity of a response's thoughts, which are as many `tokens`."""
+
 GRADES = _table(
     problem_id=TEXT,
     sample=INT32,

@@ -191,6 +191,9 @@ class DpoRecipe(Recipe, frozen=True):
     sft_coefficient: float = Field(
         0.0, ge=0, description="Weight of an additional SFT loss on the chosen completion; 0 is the paper's DPO"
     )
+    end_token: bool = Field(
+        True, description="Put the end token after each completion; false where completions are the thoughts alone"
+    )
     guards: DpoGuards = Field(DpoGuards(), description="Limits that stop the training with a reason")
 
 

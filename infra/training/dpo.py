@@ -21,6 +21,8 @@ from infra.training.guards import completion_tokens
 from infra.training.reference import add_reference, reference_path
 from infra.training.switches import decided
 
+SIDES = ("chosen", "rejected")
+
 
 class PretokenisedDpoTrainer(Divided, DPOTrainer):  # type: ignore[misc]
     """TRL's DPO, with checkpoints, on rows of token ids: neither a chat template nor joint tokenisation can shift the
@@ -33,14 +35,14 @@ class PretokenisedDpoTrainer(Divided, DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-def converter(tokenizer: PreTrainedTokenizerBase) -> training.Convert:
+def converter(tokenizer: PreTrainedTokenizerBase, ends: bool = True) -> training.Convert:
     """A function that converts a pair to `prompt_ids`, `chosen_ids` and `rejected_ids`. The loss covers all of the last
     two, including their end tokens."""
     _, end = end_token(tokenizer)
 
     def convert(row: dict[str, str]) -> dict[str, Any]:
         prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
-        chosen, rejected = (training.completion_ids(tokenizer, row[side], end) for side in ("chosen", "rejected"))
+        chosen, rejected = (training.completion_ids(tokenizer, row[side], end if ends else None) for side in SIDES)
         sides = [len(prompt) + len(side) for side in (chosen, rejected)]
         ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         return {**ids, training.LENGTH: max(sides), training.TOKENS: sum(sides)}
@@ -56,7 +58,7 @@ def main(config_path: Path) -> None:
     if config.sft_coefficient:
         losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.sft_coefficient]}
     tokenizer = training.tokenizer_for(config)
-    rows, counted = training.token_rows(config, converter(tokenizer))
+    rows, counted = training.token_rows(config, converter(tokenizer, config.end_token))
     counts = {**counted, **completion_tokens(rows)}
     batches = batches_of(config, rows, found)
     arguments = DPOConfig(

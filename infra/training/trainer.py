@@ -106,13 +106,14 @@ def tokenizer_for(config: TrainingConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, end: int) -> list[int]:
-    """Token ids of a completion with one token `end`, which ends an assistant's turn in the chat template.
+def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, end: int | None) -> list[int]:
+    """Token ids of a completion with one token `end`, which ends an assistant's turn in the chat template; if it is
+    None, without one.
 
     Like sampling, this keeps it apart from the prompt's tokens.
     """
     ids: list[int] = tokenizer.encode(completion, add_special_tokens=False)
-    return ids if ids and ids[-1] == end else [*ids, end]
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def token_rows(config: TrainingConfig, convert: Convert, plain: Sequence[str] = ()) -> tuple[Dataset, dict[str, Any]]:

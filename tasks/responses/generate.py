@@ -141,10 +141,10 @@ class Limits:
             )
 
 
-@step(
-    outside_key=("config.in_flight", "config.max_truncated_share", "config.max_quarantined_share"),
-    serves={"model": "policy"},
-)
+OUTSIDE_KEY = ("config.in_flight", "config.max_truncated_share", "config.max_quarantined_share")
+
+
+@step(outside_key=OUTSIDE_KEY, serves={"model": "policy"})
 def generate(
     plan: Plan,
     store: Store,

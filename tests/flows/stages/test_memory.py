@@ -22,6 +22,8 @@ LLAMA_8B = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 143
 LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
 LLAMA_70B = LLAMA_8B | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
 LLAMA_70B |= {"num_attention_heads": 64}
+QWEN_32B = LLAMA_8B | {"model_type": "qwen2", "hidden_size": 5120, "intermediate_size": 27648}
+QWEN_32B |= {"num_hidden_layers": 64, "num_attention_heads": 40, "vocab_size": 152064}
 MISTRAL_7B = LLAMA_8B | {"model_type": "mistral", "vocab_size": 32768}
 HERE = Machine(gpus=0, capability=0.0, cpu_bf16=True, liger=False)
 NODE = Device(Machine(gpus=8, capability=9.0, cpu_bf16=True, liger=False), 79 * GIB)
@@ -154,6 +156,16 @@ def test_the_presets_of_real_models_fit_gpus_of_80_gb_at_the_papers_batch(name):
         longest = 10240 if isinstance(stage, DpoRecipe) and "70b" in name else 16384
         assert stage.max_length == longest
         assert checked(stage, on, shape, nodes)
+
+
+def test_still_2_with_32b_fits_its_nodes_and_not_fewer():
+    each = deployments()["still2/qwen-32b"]
+    config = flow_of(each).validate_parameters(each["parameters"])["config"]
+    on = Device(NODE.machine, config.estimates.gpu_memory_gib * GIB)
+    assert (config.sft.batch, config.sft.learning_rate) == (96, 1e-5)  # the paper's
+    assert checked(config.sft, on, QWEN_32B, config.training.nodes)
+    with pytest.raises(BadInput):
+        checked(config.sft, on, QWEN_32B, config.training.nodes // 2)
 
 
 def test_a_hub_model_whose_configuration_was_downloaded_before_is_estimated(tmp_path: Path, monkeypatch):

@@ -61,6 +61,21 @@ def alive(process: int) -> bool:
         return False
 
 
+def test_the_prompts_log_probabilities_are_those_of_transformers(policy: Path, served: VllmServer) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 5, 30], list(range(5, 60))]
+    sampling = Sampling(n=1, temperature=0, max_tokens=1, prompt_log_probs=True)
+    found = sample(served, [Request(str(n), ids, None) for n, ids in enumerate(prompts)], sampling)
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    for number, ids in enumerate(prompts):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        expected = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+        assert found[str(number)][0].prompt_log_probs == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_missing_model_is_reported_before_any_start(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"config\.json does not exist"):
         VllmServer(tmp_path / "none", OPTIONS, tmp_path / "log").start()

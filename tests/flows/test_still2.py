@@ -1,0 +1,99 @@
+"""STILL-2, small: real Prefect, vLLM and DeepSpeed; imitation with continued texts, a round by SFT, one by DPO."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from small import environment
+from still2_small import SMALL, lessons
+
+from flows.__main__ import deployment
+from flows.still2 import Still2Config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(place: Path, *more: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "flows", "still2/nano"]
+    for assignment in (*SMALL, *more):
+        command += ["--set", assignment]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
+    summary: dict[str, Any] = json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_imitate_explore_and_improve_then_all_of_it_is_cached(tmp_path: Path) -> None:
+    sources = f"config.imitate.sources={json.dumps(lessons(tmp_path))}"
+    first = run(tmp_path, sources)
+    assert [stage["name"] for stage in first["stages"]] == ["instruct", "imitated", "round-1"]
+    made = {step["name"]: step["rows"] for step in first["steps"]}
+    assert made["distilled"] == 240
+    assert 0 < made["continued"] <= 40
+    assert made["imitated"] > made["imitated-whole"]
+    assert made["longcot-1"] == made["imitated"] + made["picked-1"]
+    (round_1,) = first["rounds"]
+    assert round_1["problems"] == 16
+    assert 0 < round_1["solved"] == made["picked-1"] == round_1["learned"]
+    assert 32 <= round_1["rollouts"] <= 64 - 2 * round_1["solved"] // 2
+    again = run(tmp_path, sources)
+    assert all(step["cached"] for step in again["steps"])
+    assert (again["stages"], again["rounds"]) == (first["stages"], first["rounds"])
+
+    preferred = run(tmp_path, sources, "config.improve.method=dpo")
+    fresh = {step["name"] for step in preferred["steps"] if not step["cached"]}
+    assert {"perplexities-1", "pairs-1", "dpo-1"} <= fresh
+    assert not {"sft-imitated", "rollouts-round-1-1", "explored-1"} & fresh
+    gains = [(gain["from"], gain["to"]) for gain in preferred["gains"]]
+    assert gains == [("instruct", "imitated"), ("imitated", "round-1"), ("instruct", "round-1")]
+    assert preferred["imitation"]["distilled-filtered"]["kept"] > 200
+
+
+def test_the_presets_defaults_are_the_papers() -> None:
+    config = Still2Config(**deployment("still2/nano")["parameters"]["config"])
+    assert (config.improve.method, config.explore.pick.by) == ("sft", "length")
+    fields = Still2Config.model_fields
+    assert fields["sft"].default.learning_rate == 1e-5
+    assert fields["sft"].default.batch == 96
+    parameters = deployment("still2/nano")["parameters"]["config"]
+    partly = {"sft": {"ranks": 1}, "improve": {"dpo": {"beta": 0.2}}}
+    partly |= {"imitate": {**parameters["imitate"], "write_solutions": {"max_tokens": 9}}}
+    partly |= {"explore": {**parameters["explore"], "score": {"verifier": "everyday"}, "generate": {"max_tokens": 9}}}
+    config = Still2Config(**{**parameters, **partly})  # what is set in part keeps the other defaults of STILL-2
+    assert (config.sft.learning_rate, config.sft.batch) == (1e-5, 96)
+    assert (config.imitate.write_solutions.temperature, config.imitate.write_solutions.samples) == (0, 1)
+    assert (config.explore.score.verified_weight, config.explore.generate.max_truncated_share) == (1, 1)
+    assert config.improve.dpo.end_token is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "qwq", "improve": {"method": "dpo"}}, "format is qwq, which does not say where thoughts end"),
+        ({"improve": {"method": "dpo", "dpo": {"end_token": True}}}, "dpo.end_token is true"),
+        ({"improve": {"method": "dpo", "start": "base"}}, "start is base, but DPO begins with the model after"),
+        ({"imitate": {"sources": [{"path": "a.jsonl", "continued": True}]}}, "sources: all are `continued`"),
+        ({"explore": {"score": {"verified_weight": 0}}}, "verified_weight"),
+        ({"explore": {"rollouts": 2}}, "generate.samples is 4, but a problem gets at most 2 rollouts"),
+        (
+            {"explore": {"generate": {"format": "r1", "max_tokens": 320}}},
+            "explore.generate.format is r1, but the policy writes `format`, bolt",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], said: str) -> None:
+    parameters = deployment("still2/nano")["parameters"]["config"]
+    for name, value in changes.items():
+        parameters[name] = {**parameters[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValidationError, match=said):
+        Still2Config(**parameters)
