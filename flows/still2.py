@@ -97,7 +97,7 @@ class Still2Config(Trains):
             ("explore.generate", self.explore.generate),
             ("imitate.write_solutions", self.imitate.write_solutions),
         ):
-            if "format" in sampling.model_fields_set and sampling.format != self.format:
+            if sampling.format not in (None, self.format):
                 raise ValueError(
                     f"{place}.format is {sampling.format}, but the policy writes `format`, {self.format}: leave it out"
                 )

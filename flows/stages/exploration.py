@@ -36,7 +36,7 @@ class RolloutSampling(GenerateConfig):
         description="Largest share of rollouts cut at max_tokens; the step fails if there are more. Truncated rollouts "
         "are left out of `explored`. 1: no limit.",
     )
-    format: Format = Field("bolt", description="Leave out: it is `config.format`.")
+    format: Format | None = Field(None, description="Leave out: it is `config.format`.")  # type: ignore[assignment]
     seed: int = Field(0, description="Seed of sampling.")
 
 

@@ -32,7 +32,7 @@ class SolutionSampling(GenerateConfig):
 
     samples: Literal[1] = Field(1, description="One solution per text.")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature (this project's choice).")
-    format: Format = Field("bolt", description="Leave out: it is `config.format`.")
+    format: Format | None = Field(None, description="Leave out: it is `config.format`.")  # type: ignore[assignment]
     seed: int = Field(0, description="Seed of sampling.")
     max_truncated_share: float = Field(
         1.0, ge=0, le=1, description="Largest share of solutions cut at max_tokens; the text is then dropped."

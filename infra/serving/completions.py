@@ -90,7 +90,7 @@ class Sampling(BaseModel, frozen=True, extra="forbid"):
         description="Constraint that the server enforces on the text (vLLM's `structured_outputs`): {regex: ...} or "
         "{choice: [...]}",
     )
-    prompt_log_probs: bool = Field(False, description="Whether the prompt's own log-probabilities are wanted as well")
+    prompt_log_probs: bool = Field(False, description="Whether the prompt's log-probabilities are wanted too")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class Completion:
     """`stop` (an end token) or `length` (cut at `max_tokens` or at the model's maximum length)."""
     token_ids: tuple[int, ...]
     """Sampled ids, including the end token."""
-    prompt_log_probs: tuple[float, ...] = ()
-    """Log-probability of each token of the prompt but the first, in nats, if they were asked for."""
+    prompt_log_probs: tuple[float, ...] = ()  # of each token of the prompt but the first, in nats, if asked for
 
     @property
     def tokens(self) -> int:
@@ -290,11 +289,11 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
 
 
 def _own_log_probs(choice: dict[str, Any], request: Request) -> tuple[float, ...]:
-    """The log-probability of each token of the prompt but the first, which has none."""
-    found, ids = (choice.get("prompt_logprobs") or [])[1:], request.prompt_ids[1:]
-    if len(found) != len(ids):
+    """The log-probability of each token of the prompt but the first."""
+    found = choice.get("prompt_logprobs") or []
+    if len(found) != len(request.prompt_ids):
         raise CompletionError(f"request {request.request_id}: the server gives no log-probabilities of the prompt")
-    return tuple(each[str(token)]["logprob"] for each, token in zip(found, ids, strict=True))
+    return tuple(each[str(token)]["logprob"] for each, token in zip(found[1:], request.prompt_ids[1:], strict=True))
 
 
 def _stop_string(choice: dict[str, Any]) -> str:
