@@ -5,12 +5,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import is_solution, read
 
-from cot_formats import bolt
+from cot_formats import bolt, still2
 from cot_formats.actions import ACTIONS, find_actions
 from infra.settings import PROJECT_ROOT
 from nano import write_data
@@ -54,20 +55,41 @@ def test_splits_have_their_shares(family):
     assert all(abs(found[name] / 4000 - share / 20) < 0.03 for name, share in shares.items())
 
 
-@pytest.mark.parametrize(("name", "count"), [("queries", 4800), ("dev", 300), ("test", 510)])
+@pytest.mark.parametrize(("name", "count"), [("queries", 4800), ("dev", 300), ("test", 510), ("hard", 1200)])
 def test_shipped_problems_are_in_their_own_split_with_the_right_answers(name, count):
     found = rows(f"{name}.jsonl")
     assert len(found) == count
     for row in found:
         given_problem = problem(row["messages"][0]["content"])
-        assert given_problem.split == name
+        assert given_problem.split == ("queries" if name == "hard" else name)
         assert row["topic"] == given_problem.family
         assert set(given_problem.query.split()) <= set(encoder())
         if name == "queries":
             assert "reference" not in row  # the method never sees a gold answer
         else:
             assert row["reference"] == given_problem.answer
+            assert row["step_count"] >= 1
     assert {row["topic"] for row in found} == set(FAMILIES)
+
+
+def test_the_teacher_is_right_and_wrote_on_no_problem_that_is_explored_or_held_out():
+    lessons = rows("teacher.jsonl")
+    assert len(lessons) == 900
+    for row in lessons:
+        given_problem = problem(row["question"])
+        assert (given_problem.split, given_problem.family) == ("queries", row["domain"])
+        parsed = still2.parse(row["combined_text"])
+        assert parsed.ok
+        assert parsed.solution.endswith(f"answer : {given_problem.answer} .")
+        assert set(f"{parsed.thoughts} {parsed.solution}".split()) <= set(encoder())
+    asked = {query_id(row["question"]) for row in lessons}
+    assert not asked & {query_id(text) for text in texts("hard.jsonl")}
+
+
+def test_many_more_queries_are_of_the_same_split():
+    found = pq.read_table(NANO / "data" / "queries-large.parquet").to_pylist()
+    assert len({row["query"] for row in found}) == 12_000
+    assert all(problem(row["query"]).split == "queries" for row in found[::50])
 
 
 def test_shipped_examples_are_in_their_own_split_and_right():
@@ -110,6 +132,9 @@ def test_the_shipped_files_are_what_the_seed_gives(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(write_data, "HERE", tmp_path)
     write_data.main()
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
-    assert len(made) == 13
+    assert len(made) == 16
     for path in made:
-        assert (tmp_path / path).read_text() == (NANO / path).read_text(), path
+        if path.suffix == ".parquet":
+            assert pq.read_table(tmp_path / path).equals(pq.read_table(NANO / path)), path
+        else:
+            assert (tmp_path / path).read_text() == (NANO / path).read_text(), path

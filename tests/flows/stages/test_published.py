@@ -30,7 +30,7 @@ def test_the_report_is_published(tmp_path: Path):
     page = tmp_path / "a store" / "runs" / "able-eagle" / "report.html"
     assert page.read_text().startswith("<!doctype html>")
     assert found["bolt-report"] == f"[report.html]({page.as_uri()})"
-    assert found["bolt-plots"].count("](data:image/svg+xml;base64,") == 7  # five of the run, and one for each training
+    assert found["bolt-plots"].count("](data:image/svg+xml;base64,") == 8  # six of the run, and one for each training
     assert {"bolt-stages", "bolt-gains", "bolt-topics", "bolt-funnel", "bolt-steps"} <= found.keys()
 
 

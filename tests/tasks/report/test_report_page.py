@@ -63,8 +63,8 @@ def query(page: Page) -> str:
 
 def test_the_overview_shows_tables_and_plots(page):
     expect(page.locator("#reader")).to_be_hidden()
-    assert page.locator("#overview table").count() == 6
-    assert page.locator("img.plot").count() == 7
+    assert page.locator("#overview table").count() == 7
+    assert page.locator("img.plot").count() == 8
     widths = page.evaluate("[...document.querySelectorAll('img.plot')].map((img) => img.naturalWidth)")
     assert all(width > 100 for width in widths)
     page.click("text=Counts of each step")
