@@ -17,7 +17,7 @@ from tasks.exploration.pick import PickConfig, pick_explored
 from tasks.exploration.unsolved import unsolved
 from tasks.responses.generate import GenerateConfig
 from tasks.responses.perplexity import PerplexityConfig
-from tasks.rewards.score import ScoreConfig
+from tasks.rewards.score import Own, ScoreConfig, Verifier
 
 
 class RolloutSampling(GenerateConfig):
@@ -40,15 +40,6 @@ class RolloutSampling(GenerateConfig):
     seed: int = Field(0, description="Seed of sampling.")
 
 
-class Verification(ScoreConfig):
-    """How a solution is compared with the reference answer. No reward model is asked."""
-
-    verified_weight: float = Field(1.0, gt=0, description="Without effect here: an answer is right or wrong.")
-    format_weight: float = Field(1.0, ge=0, description="Without effect here.")
-    max_too_long_share: float = Field(0.01, ge=0, le=1, description="Without effect here.")
-    in_flight: int = Field(64, ge=1, description="Without effect here.")
-
-
 class ExploreStage(BaseModel, frozen=True, extra="forbid"):
     """Exploration: rollouts on hard problems, of which the right ones are kept."""
 
@@ -60,7 +51,10 @@ class ExploreStage(BaseModel, frozen=True, extra="forbid"):
         description="Number of right rollouts after which a problem gets no more in a round (this project's choice).",
     )
     generate: RolloutSampling = Field(RolloutSampling(), description="How rollouts are sampled.")
-    score: Verification = Field(Verification(), description="How solutions are checked.")
+    verifier: Verifier | Own = Field(
+        "math500",
+        description="How a solution is compared with the reference answer: as `score.verifier` of other flows.",
+    )
     pick: PickConfig = Field(PickConfig(), description="Which of the right rollouts are learned from.")
     perplexity: PerplexityConfig = Field(PerplexityConfig(), description="How perplexity is measured, if it is used.")
     shards: int = Field(4, ge=1, le=400, description="Number of shards that the problems are split into.")
@@ -82,13 +76,14 @@ def explore_round(
     left, responses, scores = problems, list[Ref](), list[Ref]()
     done = 0
     found: dict[str, Any] = {"queries": problems, "shards": config.shards}
+    checked = ScoreConfig(verified_weight=1.0, verifier=config.verifier)  # no reward model is asked
     while done < config.rollouts and (run.dry or left.rows):
         samples = min(config.generate.samples, config.rollouts - done)
         wave = f"round-{number}-{len(scores) + 1}"
         seed = config.generate.seed + 1000 * number + done
         draw = config.generate.model_copy(update={"samples": samples, "format": format, "seed": seed})
         responses += sample(run, f"rollouts-{wave}", draw, left, policy, shards=config.shards)
-        scores.append(scored(run, f"scores-{wave}", config.score, responses[-config.shards :], left, None))
+        scores.append(scored(run, f"scores-{wave}", checked, responses[-config.shards :], left, None))
         found |= {"responses": responses, "scores": scores}
         left = run.do(unsolved, f"left-{wave}", expected_rows=problems.rows, enough=config.enough, **found)
         done += samples

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cot_formats.responses import is_well_formed
 from infra.errors import BadInput
@@ -40,11 +40,34 @@ from infra.text.chat import load_tokenizer, neutralise
 
 Rows = list[dict[str, Any]]
 Verifier = Literal["math500", "everyday", "short-answer"]
-Own = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
-"""A function of the user's, as `package.module:name`."""
 Answer = tuple[str, str]  # query id, solution
 TOO_LONG = "too long for the reward model"  # in the manifest's counts, if there are any
 COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
+
+
+def _module_file(module: str) -> Path:
+    """The source file of a user's module. Raises `ValueError` if there is none."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        path = ", ".join(filter(None, sys.path[:3]))
+        raise ValueError(f"there is no module {module} with a source file on Python's path: {path}, ...")
+    return Path(found.origin)
+
+
+def _there(named: str) -> str:
+    """Refuse a function of the user's that is not there, before anything is sampled."""
+    module, _, name = named.partition(":")
+    tree = ast.parse(_module_file(module).read_bytes())
+    if name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
+        raise ValueError(f"module {module} defines no function {name}")
+    return named
+
+
+Own = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"), AfterValidator(_there)]
+"""A function of the user's, as `package.module:name`, which must be there."""
 
 
 class ScoreConfig(BaseModel):
@@ -79,33 +102,10 @@ class ScoreConfig(BaseModel):
     )
     in_flight: int = Field(64, ge=1, description="Concurrent scoring requests.")
 
-    @field_validator("verifier")
-    @classmethod
-    def _exists(cls, named: str) -> str:
-        """Refuse a function of the user's that is not there, before anything is sampled."""
-        module, _, name = named.partition(":")
-        if name:
-            tree = ast.parse(_module_file(module).read_bytes())
-            if name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
-                raise ValueError(f"module {module} defines no function {name}")
-        return named
-
     def contents(self) -> str:
         """The digest of the module that holds the user's own verifier; "" for the others."""
         module, _, name = self.verifier.partition(":")
         return digest_of_files([_module_file(module)]) if name else ""
-
-
-def _module_file(module: str) -> Path:
-    """The source file of a user's module. Raises `ValueError` if there is none."""
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
-        path = ", ".join(filter(None, sys.path[:3]))
-        raise ValueError(f"there is no module {module} with a source file on Python's path: {path}, ...")
-    return Path(found.origin)
 
 
 def reward_input_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
