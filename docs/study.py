@@ -15,9 +15,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.settings import PROJECT_ROOT
+from infra.text.markdown import with_part
 from tasks.report.study import by_steps_plot, study_page, study_plot
-
-BEGIN, END = "<!-- study: begin -->\n", "<!-- study: end -->"
 
 
 def merged(studies: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -34,13 +33,6 @@ def merged(studies: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def page_with(page: str, study: dict[str, Any]) -> str:
-    """The page with the study's tables between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + study_page(study) + END + after
-
-
 def main() -> None:
     """Add the given studies to docs/study.json, and write the tables and plots."""
     held = PROJECT_ROOT / "docs" / "study.json"
@@ -51,7 +43,7 @@ def main() -> None:
     if (plot := by_steps_plot(study["rows"], next(iter(study["arms"])))) is not None:
         (held.parent / "by-steps.svg").write_bytes(plot)
     page = held.parent / "study.md"
-    page.write_text(page_with(page.read_text(), study))
+    page.write_text(with_part(page.read_text(), "study", study_page(study)))
 
 
 if __name__ == "__main__":

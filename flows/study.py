@@ -23,9 +23,11 @@ from flows.stages.run import TASK_RUNNER
 from flows.stages.summary import run_folder
 from flows.still2 import Still2Config, still2
 from infra.errors import BadInput, GuardError
+from infra.processes.causes import LAST_LINES
 from infra.processes.torchrun import TrainerError
 from infra.settings import Settings
 from infra.store.store import Store
+from infra.text.markdown import short
 from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
 from tasks.responses.generate import TruncationError
 
@@ -125,7 +127,7 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         try:
             summary = bolt(parameters) if isinstance(parameters, BoltConfig) else still2(parameters)
         except (BadInput, GuardError, TrainerError, TruncationError) as error:  # that a variant fails is a result
-            failed[cell] = f"{type(error).__name__}: {short(str(error))}"
+            failed[cell] = f"{type(error).__name__}: {reason(str(error))}"
             print(f"cell {cell} failed: {failed[cell]}")
             summary = error.summary if isinstance(error, GuardError) else None
         if summary is not None:
@@ -135,11 +137,10 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
     return None if config.dry_run else publish_study(config, rows, costs, failed)
 
 
-def short(text: str) -> str:
-    """What went wrong, in 500 characters: of a trainer's failure, its cause without the log."""
-    whole = " ".join(text.split())
-    cause = whole.partition("; cause: ")[2].partition("; its last lines: ")[0]
-    return (cause or whole)[:500]
+def reason(text: str) -> str:
+    """What went wrong: of a trainer's failure, its cause without the log."""
+    named = text.partition("; cause: ")[2].partition(LAST_LINES)[0]
+    return short(named or text, 500)
 
 
 def publish_study(

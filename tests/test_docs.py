@@ -12,6 +12,8 @@ import yaml
 
 from flows.__main__ import flow_name
 from flows.bolt import BoltConfig
+from infra.text.markdown import with_part
+from tasks.report.study import study_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -64,7 +66,7 @@ def parameters():
 def test_the_study_page_shows_the_study_in_the_repository():
     page = (ROOT / "docs" / "study.md").read_text()
     found = json.loads((ROOT / "docs" / "study.json").read_text())
-    assert script("study").page_with(page, found) == page, "run: python docs/study.py"
+    assert with_part(page, "study", study_page(found)) == page, "run: python docs/study.py"
 
 
 def test_a_study_made_in_parts_is_one_study():

@@ -19,7 +19,7 @@ from flows.stages.run import Run
 from infra.settings import PROJECT_ROOT
 from infra.store.manifest import Ref, expect
 from infra.store.store import Store
-from infra.text.markdown import as_text, markdown_table
+from infra.text.markdown import as_text, markdown_table, with_part
 from tasks.evaluation.problems import Verifiable
 from tasks.report.plot import by_steps_plot, stages_plot, training_plot
 from tasks.report.report import TABLES, curve, data_uri, points, stage_rows, titles, training_title, write_page
@@ -118,11 +118,9 @@ def put_into_readme(path: Path, world: str, root: Path) -> None:
     (root / "docs" / f"{world}.svg").write_bytes(stages_plot(summary["stages"]))
     if summary["stages"][0]["by_steps"]:
         (root / "docs" / f"{world}-by-steps.svg").write_bytes(by_steps_plot(summary["stages"]))
-    readme, begin, end = root / "README.md", f"<!-- {world}: begin -->\n", f"<!-- {world}: end -->"
-    before, _, rest = readme.read_text().partition(begin)
-    _, _, after = rest.partition(end)
+    readme = root / "README.md"
     shown = f"{markdown_table(stage_rows(summary['stages']))}\n\n{gains_sentence(summary['gains'])}\n"
-    readme.write_text(before + begin + shown + end + after)
+    readme.write_text(with_part(readme.read_text(), world, shown))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,20 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)])
 
 
+def with_part(page: str, name: str, text: str) -> str:
+    """The page with `text` between its marks `<!-- NAME: begin -->` and `<!-- NAME: end -->`, in place of what was.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise ValueError(f"the page lacks the marks of {name}: {begin.strip()} and {end}")
+    return before + begin + text + end + after
+
+
 def short(text: str, longest: int = 300) -> str:
     """The text on one line, cut after `longest` characters."""
     text = " ".join(text.split())

@@ -13,8 +13,9 @@ from small import small_world
 import flows.study
 from flows.__main__ import deployment
 from flows.bolt import BoltConfig
-from flows.study import StudyConfig, cells, study
+from flows.study import StudyConfig, cells, reason, study
 from infra.errors import GuardError
+from infra.processes.causes import last_words
 
 RLOO = {"online.method": "rloo", "online.rl": {"learning_rate": 1e-4}}
 
@@ -60,6 +61,13 @@ def test_wrong_arms_are_refused_by_name(base: BoltConfig, changes: dict[str, Any
 def test_the_preset_has_all_methods() -> None:
     config = StudyConfig(**deployment("study/nano")["parameters"]["config"])
     assert {cell.online.method for _, cell in cells(config)} == {"dpo", "rloo", "reinforce", "grpo"}
+
+
+def test_the_reason_of_a_failed_training_is_its_cause_without_the_log() -> None:
+    log = last_words(Path("/x/train.log"), "ValueError: no", "tail")
+    said = f"infra.training.rl on 1 ranks ended with status 1; {log}"
+    assert reason(said) == "ValueError: no"
+    assert reason("a  bad\nsetting") == "a bad setting"
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -10,6 +10,7 @@ from cot_formats import bolt
 from evals.short_answer import extract
 from nano.corpus import PROMPT_TEMPLATE, documents, garbled, similar, with_mistakes
 from nano.families import FAMILIES
+from nano.pretrain import architecture
 from nano.problem import Problem
 from nano.vocabulary import ASSISTANT, CONTEXT, END, USER, encoder
 
@@ -139,3 +140,18 @@ def test_a_word_is_garbled_into_a_similar_one():
     assert {similar(rng, "20") for _ in range(60)} == {"17", "18", "19", "21", "22", "23"}
     assert {similar(rng, "0") for _ in range(60)} == {"0", "1", "2", "3"}
     assert similar(rng, "answer") == "wait"
+
+
+def test_a_base_model_reads_no_chats_and_no_short_answers():
+    stream = list(islice(documents(5, chats=False), 300))
+    assert not any(mark in document for document in stream for mark in (USER, ASSISTANT))
+    assert all(document.endswith(f" {END}") for document in stream)
+    assert all("plan :" in document for document in stream)  # worked, all of them
+
+
+def test_the_shape_of_the_shipped_model_is_the_default_and_another_width_keeps_the_size_of_heads():
+    for layers, width in ((4, 192), (6, 256)):
+        shape = architecture(layers, width)
+        assert shape.hidden_size // shape.num_attention_heads == 64
+        assert (shape.num_hidden_layers, shape.hidden_size) == (layers, width)
+    assert (architecture().hidden_size, architecture().intermediate_size) == (192, 512)

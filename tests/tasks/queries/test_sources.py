@@ -14,7 +14,7 @@ from s3_for_tests import KEY, SECRET, boto_client, s3_bucket, s3_url
 
 from infra.errors import BadInput
 from tasks.queries.collect import collect_queries
-from tasks.queries.sources import Skipped, Source, problems_of, queries_of, records
+from tasks.queries.sources import Source, problems_of, queries_of, records
 
 __all__ = ["s3_bucket", "s3_url"]
 RECORDS = {
@@ -155,30 +155,6 @@ def test_a_bad_csv_file_is_named(tmp_path, text, message):
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(BadInput, match=rf"q\.csv(, |: ){message}"):
         found(str(tmp_path / "q.csv"))
-
-
-def test_a_byte_that_is_not_utf8_costs_a_csv_file_one_row(tmp_path):
-    path = tmp_path / "q.csv"
-    rows = [f"which day is {n} ?".encode() for n in range(300)]
-    path.write_bytes(b"query\n" + b"\n".join([*rows[:7], "café ?".encode("latin-1"), *rows[7:]]) + b"\n")
-    skipped = Skipped("q.csv")
-    assert len(list(queries_of(Source(path=str(path)), skipped))) == 300
-    assert skipped.reasons == {"malformed": 1}
-    with pytest.raises(BadInput, match=r"q\.csv, row 7: field query is not UTF-8: write the file again as UTF-8"):
-        found(str(path))
-    path.write_bytes("query\nwhich day ?\n".encode("utf-16"))
-    with pytest.raises(BadInput, match=r"q\.csv: not CSV in UTF-8 \(its first line is not\)"):
-        found(str(path))
-
-
-def test_fields_of_other_names_and_answers_that_are_numbers(tmp_path):
-    row = {"problem": "1 + 1 ?", "answer": 2, "subject": "math"}
-    path = written(tmp_path / "q.jsonl", row, {**row, "problem": "3 / 2 ?", "answer": 1.5})
-    named = Source(path=path, column="problem", reference="answer", topic="subject")
-    assert [(each["reference"], each["topic"]) for each in queries_of(named)] == [("2", "math"), ("1.5", "math")]
-    pq.write_table(pa.Table.from_pylist([{**row, "more": "x"}]), tmp_path / "q.parquet")
-    named = named.model_copy(update={"path": str(tmp_path / "q.parquet")})
-    assert [(each["reference"], each["topic"]) for each in queries_of(named)] == [("2", "math")]
 
 
 def test_two_columns_of_one_name_are_an_error_where_they_are_read(tmp_path):
