@@ -1,7 +1,7 @@
-"""Write the results of studies into docs/study.md: `python docs/study.py [STUDY.json ...]`.
+"""Write the results of studies into a page: `python docs/study.py docs/study.md [STUDY.json ...]`.
 
-The cells of each study.json are added to docs/study.json, in place of earlier ones of the same names, so that a study
-can be run in parts. Then the tables and plots are written anew from docs/study.json.
+The cells of each study.json are added to the JSON file beside the page, in place of earlier ones of the same names, so
+that a study can be run in parts. Then the page's tables and its plots are written anew from that file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from infra.settings import PROJECT_ROOT
 from infra.text.markdown import with_part
 from tasks.report.study import by_steps_plot, study_page, study_plot
 
@@ -34,15 +33,14 @@ def merged(studies: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Add the given studies to docs/study.json, and write the tables and plots."""
-    held = PROJECT_ROOT / "docs" / "study.json"
-    paths = [held] if held.exists() else []
-    study = merged(json.loads(path.read_text()) for path in [*paths, *map(Path, sys.argv[1:])])
+    """Add the given studies to the page's JSON file, and write its tables and plots."""
+    page, *added = map(Path, sys.argv[1:])
+    held = page.with_suffix(".json")
+    study = merged(json.loads(path.read_text()) for path in ([held] if held.exists() else []) + added)
     held.write_text(json.dumps(study, indent=1) + "\n")
-    (held.parent / "study.svg").write_bytes(study_plot(study["rows"]))
+    page.with_suffix(".svg").write_bytes(study_plot(study["rows"]))
     if (plot := by_steps_plot(study["rows"], next(iter(study["arms"])))) is not None:
-        (held.parent / "by-steps.svg").write_bytes(plot)
-    page = held.parent / "study.md"
+        page.with_name(f"{page.stem}-by-steps.svg").write_bytes(plot)
     page.write_text(with_part(page.read_text(), "study", study_page(study)))
 
 

@@ -11,7 +11,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal, Self
@@ -148,14 +149,14 @@ class VllmServer:
         if not (self.model_dir / CONFIG).is_file():
             raise ServerError(f"no model to serve: {self.model_dir}/{CONFIG} does not exist")
         check_served_length(ModelFiles.in_folder(self.model_dir), self.options, f"serving.{self.served_name}")
-        self._port = _free_port()
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
-        self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
-        try:
-            self._wait_until_healthy(process)
-        except BaseException:
-            self.stop()
-            raise
+        with _held_port() as self._port:
+            self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
+            try:
+                self._wait_until_healthy(process)
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
         """End the server and every process below it, and wait until all are gone. Calling it again does nothing."""
@@ -244,10 +245,17 @@ class VllmServer:
         self.stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _held_port() -> Iterator[int]:
+    """A free port that nothing else takes until vLLM listens on it, seconds later.
+
+    The socket that holds it does not listen. Linux lets a second one with SO_REUSEADDR, as vLLM's is, have the port
+    then, and gives it to no outgoing connection and to nobody who asks for any port.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((_HOST, 0))
+        yield int(held.getsockname()[1])
 
 
 def _environment(runner: Literal["generate", "pooling"]) -> dict[str, str]:

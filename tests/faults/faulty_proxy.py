@@ -27,7 +27,7 @@ class FaultyProxy:
         self.rate, self.kinds, self.stall_s = rate, kinds, stall_s
         self.most = most  # maximum number of faults
         self.faults: Counter[str] = Counter()
-        self.requests = 0
+        self.lines: list[str] = []  # the first line of each request
         self._random = random.Random(seed)
         self.url = ""
 
@@ -38,8 +38,11 @@ class FaultyProxy:
         async with server:
             await server.serve_forever()
 
+    @property
+    def requests(self) -> int:
+        return len(self.lines)
+
     def _drawn(self) -> str | None:
-        self.requests += 1
         if self.faults.total() >= self.most or self._random.random() >= self.rate:
             return None
         kind = self._random.choice(self.kinds)
@@ -59,6 +62,7 @@ class FaultyProxy:
         lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
         size = int(headers.get("content-length", 0))
+        self.lines.append(lines[0])
         fault = self._drawn()
         if fault == "reset":
             return _reset(writer)

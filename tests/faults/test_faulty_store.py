@@ -141,7 +141,8 @@ def test_an_s3_that_stays_down_ends_in_one_clear_error(s3_url, s3_bucket, monkey
             with pytest.raises(StoreError, match=r"overloaded or failing|cannot be reached") as raised:
                 action()
             assert raised.value.transient
-        assert proxy.requests < 60
+        # Two attempts of the store, of botocore and, after a reset, of aiohttp. A port may have had other users before.
+        assert sum(s3_bucket in line for line in proxy.lines) <= 6 * 2 * 2 * 2, proxy.lines
     assert store.list() == ["a"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,6 +120,14 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
     assert command[command.index("--runner") + 1] == "pooling"
     assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
     assert not any("hf_secret" in part for part in command)
+
+
+def test_only_a_server_as_vllms_can_take_the_port_that_is_held_for_it() -> None:
+    with vllm_server._held_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.create_server(("127.0.0.1", port)):  # with SO_REUSEADDR
+            socket.create_connection(("127.0.0.1", port)).close()
 
 
 @pytest.mark.parametrize(
