@@ -24,6 +24,7 @@ from flows.stages.sampling import check_rewards, reward_model_of, rewardable
 from flows.stages.summary import publish_report, publish_summary, show_training
 from infra.errors import GuardError
 from infra.training.config import Recipe, SftRecipe
+from tasks.report.bolt_page import bolt_content
 
 
 class BoltBootstrap(BootstrapStage):
@@ -127,7 +128,7 @@ def bolt(config: BoltConfig) -> dict[str, Any] | None:
         steps = steps_of(run, problems)
         stages = [stage_summary(run, name, found, steps) for name, found in grades.items()]
         summary = publish_summary(run, config.evaluate.benchmark, stages, stage_gains(run, grades), policy, watch.rows)
-        publish_report(run.store, summary)
+        publish_report(run.store, summary, bolt_content(run.store, summary))
         show_longcot(run.store, longcot)
         try:
             watch.stop_if_tripped()  # the last policy: what was done is shown first

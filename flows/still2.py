@@ -28,11 +28,12 @@ from flows.stages.mining import MineStage, drawn, mined, publish_mining
 from flows.stages.problems import problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.still2_summary import publish_still2
-from flows.stages.summary import show_training
+from flows.stages.summary import publish_report, show_training
 from infra.store.manifest import Ref
 from infra.training.config import DpoRecipe, Recipe
 from tasks.exploration.merge import merge_longcot
 from tasks.exploration.pairs import pair_thoughts
+from tasks.report.still2_page import still2_content
 from tasks.training.dpo import train_dpo
 
 
@@ -217,6 +218,8 @@ def still2(config: Still2Config) -> dict[str, Any] | None:
         steps = steps_of(run, problems)
         stages = [stage_summary(run, name, found, steps) for name, found in grades.items()]
         gains = stage_gains(run, grades, anchors=("instruct", "imitated"))
-        return publish_still2(
+        summary = publish_still2(
             run, config.evaluate.benchmark, stages, gains, policy, first, rounds.explored, rounds.learned, rounds.ended
         )
+        publish_report(run.store, summary, still2_content(run.store, summary), key="bolt-still2")
+        return summary

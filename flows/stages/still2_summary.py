@@ -16,7 +16,7 @@ from infra.store.manifest import Ref, expect
 from infra.text.markdown import markdown_table
 from tasks.evaluation.problems import Verifiable
 from tasks.report.plot import stages_plot
-from tasks.report.report import data_uri, stage_rows
+from tasks.report.report import stage_rows
 from tasks.report.rounds import lengths_plot, round_rows
 
 
@@ -61,11 +61,11 @@ def publish_still2(
     text = f"{markdown_table(stage_rows(stages))}\n\n{gains_sentence(gains)}\n\n"
     text += f"{markdown_table(round_rows(rounds))}\n\n" if rounds else ""
     text += f"The rounds ended: {ended}."
-    shown = [f"## Round {number}\n\n![lengths]({data_uri(each)})" for number, each in pictures.items()]
-    page = "\n\n".join([f"# STILL-2\n\n{text}", *shown])
     if not run.store.is_local:
         create_link_artifact(run.store.uri(path), key="bolt-still2-file", link_text="summary.json")
-    create_markdown_artifact(page, key="bolt-still2", description="Accuracy by round, and what each round explored")
+    create_markdown_artifact(
+        f"# STILL-2\n\n{text}\n", key="bolt-still2", description="Accuracy by round, and what each round explored"
+    )
     seconds, cached = sum(record.seconds for record in run.steps), sum(record.cached for record in run.steps)
     print(f"\n{text}\n\n{len(steps)} steps, {cached} cached, {seconds:.0f} s in steps")
     return {**summary, "path": run.store.uri(path)}

@@ -22,7 +22,7 @@ from infra.store.store import Store
 from infra.text.markdown import as_text, markdown_table, with_part
 from tasks.evaluation.problems import Verifiable
 from tasks.report.plot import by_steps_plot, stages_plot, training_plot
-from tasks.report.report import TABLES, curve, data_uri, points, stage_rows, titles, training_title, write_page
+from tasks.report.report import Content, curve, data_uri, points, stage_rows, training_title, write_page
 
 
 def gains_sentence(gains: list[dict[str, Any]]) -> str:
@@ -87,26 +87,26 @@ def show_training(run: Run, model: Ref) -> None:
     )
 
 
-def publish_report(store: Store, summary: dict[str, Any]) -> None:
+def publish_report(store: Store, summary: dict[str, Any], content: Content, key: str = "bolt") -> None:
     """Write `runs/NAME/report.html` to the store: one page that needs no server.
 
-    Its tables, its plots and a link to it become Prefect artifacts.
+    Its tables, its plots and a link to it become Prefect artifacts, whose keys begin with `key`.
 
     Raises:
         BadArtifact: an artifact of the run is gone or damaged.
     """
     path = f"runs/{summary['run']}/report.html"
     with store.open_write(path) as page:
-        tables, plots = write_page(page.write, store, summary)
-    for name, rows in tables.items():
+        write_page(page.write, summary, content)
+    for name, rows in content.tables.items():
         cells = [{column: as_text(cell) for column, cell in row.items()} for row in rows]
-        create_table_artifact(cells, key=f"bolt-{name}", description=TABLES[name])
-    shown = titles(plots)
-    pictures = "\n\n".join(f"## {shown[name]}\n\n![{name}]({data_uri(svg)})" for name, svg in plots.items())
-    create_markdown_artifact(pictures, key="bolt-plots", description="The plots of the report")
+        create_table_artifact(cells, key=f"{key}-{name}", description=content.captions[name])
+    shown = ((content.titles[name], name, svg) for name, svg in content.plots.items())
+    pictures = "\n\n".join(f"## {title}\n\n![{name}]({data_uri(svg)})" for title, name, svg in shown)
+    create_markdown_artifact(pictures, key=f"{key}-plots", description="The plots of the report")
     address = store.local_path(path).as_uri() if store.is_local else store.uri(path)
     described = f"The whole report on one page: `{store.uri(path)}`"  # a browser may refuse to follow a link to a file
-    create_link_artifact(address, key="bolt-report", link_text="report.html", description=described)
+    create_link_artifact(address, key=f"{key}-report", link_text="report.html", description=described)
     print(f"report: {store.uri(path)}")
 
 

@@ -10,8 +10,9 @@ import base64
 import hashlib
 import json
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,37 +23,32 @@ from markupsafe import Markup
 from infra.store.manifest import BadArtifact, Manifest, Ref, expect, load, ref_of
 from infra.store.store import Store
 from infra.store.tables import read_rows
-from infra.training.config import METHODS
 from tasks.evaluation.problems import Verifiable, step_of, topic_of
 from tasks.report import plot
-from tasks.report.guards import guard_rows
-from tasks.report.reader import held_out_items, sliced, training_items
-from tasks.rewards.group import NO_SIGNAL
-from tasks.rewards.select import rewards
+from tasks.report.reader import sliced
 from tasks.training.card import TRAINED_BY
 
 log = logging.getLogger(__name__)
 
 Made: TypeAlias = dict[str, list[Ref]]
 Rows: TypeAlias = list[dict[str, Any]]
+Found: TypeAlias = Mapping[str, Sequence[Manifest]]
+Seconds: TypeAlias = Mapping[str, float]
 PAGE = Path(__file__).parent / "page"
-TABLES = {
-    "stages": "Held-out problems, sampled at temperature 1 and greedily; lengths are mean tokens per response",
+CAPTIONS = {
+    "stages": "Held-out problems, sampled and greedily; lengths are mean tokens per response",
     "gains": "Paired differences in accuracy on the same problems",
-    "topics": "Accuracy at temperature 1 by topic",
-    "by-steps": "Accuracy at temperature 1, and thought tokens, by the number of steps of a problem",
-    "funnel": "Counts of each step; shares are relative to the step's first count",
-    "guards": "How far each policy of stage 3 is from pi_0; a figure over its limit stops the run (docs/operations.md)",
+    "topics": "Accuracy of the sampled answers by topic",
+    "by-steps": "Accuracy of the sampled answers, and thought tokens, by the number of steps of a problem",
     "steps": "Seconds here: in this run, cached or not. Seconds to make: in the run that made it, if it has a summary",
 }
-PLOTS = {
+"""What the tables show that every method has."""
+TITLES = {
     "stages": "Accuracy and response length by stage, with 95 % intervals",
     "by-steps": "Accuracy and length of the thoughts by stage and number of steps of a problem",
-    "funnel": "Samples of stage 1 that remain after each step, and outcomes of each iteration's queries",
-    "scores": "Histograms of the rewards: stage 1 with its threshold, and each iteration",
-    "curves": "SFT loss; what the trainer of each iteration of stage 3 logged",
     "steps": "Seconds to make each step's artifacts",
 }
+"""What the plots show that every method has."""
 LISTED = 200  # characters of a query in the reader's list
 
 
@@ -72,7 +68,7 @@ def made_by(store: Store, summary: Mapping[str, Any]) -> Made:
                 f"{store.uri(record['name'], record['key'])} is missing: start the run again to remake it"
             )
         made[manifest.step] = [ref_of(store, manifest)]
-        shards = [ref for name, ref in manifest.inputs.items() if name.startswith("responses/")]
+        shards = [ref for name, ref in manifest.inputs.items() if "/" in name]  # an argument's numbered tables
         made |= {ref.step: [each for each in shards if each.step == ref.step] for ref in shards}
     return made
 
@@ -80,16 +76,6 @@ def made_by(store: Store, summary: Mapping[str, Any]) -> Made:
 def manifests(store: Store, made: Made) -> dict[str, list[Manifest]]:
     """The manifests of all artifacts, by step. Raises `BadArtifact` if one is missing or damaged."""
     return {step: [expect(store, ref) for ref in refs] for step, refs in made.items()}
-
-
-def trainings(made: Iterable[str]) -> list[str]:
-    """The names of the steps that trained a model, in order."""
-    return [*(name for name in made if name == "sft"), *iterations(made)]
-
-
-def iterations(made: Iterable[str]) -> list[str]:
-    """The names of the steps that trained a policy online, in order; a run uses one method."""
-    return [step for method in METHODS for step in numbered(made, f"{method}-")]
 
 
 def numbered(names: Iterable[str], prefix: str) -> list[str]:
@@ -159,19 +145,6 @@ def steps_rows(stages: Rows) -> Rows:
     return rows
 
 
-def funnel_rows(found: Mapping[str, Sequence[Manifest]]) -> Rows:
-    """The table of counts of each filtering step, from its manifest, with shares of the step's first count."""
-    rows = []
-    for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-"), *numbered(found, "samples-")]:
-        counts = {name: count for name, count in found[step][0].counts.items() if isinstance(count, int)}
-        whole = next(iter(counts.values()))
-        for name, count in counts.items():
-            rows.append(
-                {"step": step, "counted": name, "rows": count, "share": f"{count / whole:.1%}" if whole else ""}
-            )
-    return rows
-
-
 def making_seconds(store: Store, summary: Mapping[str, Any]) -> dict[str, float]:
     """Seconds that each step took in the run that made its artifact: this run, or an earlier one that has a summary.
 
@@ -202,9 +175,7 @@ def _seconds_in_file(store: Store, path: str) -> dict[tuple[str, str], float]:
         return {}
 
 
-def step_rows(
-    summary: Mapping[str, Any], found: Mapping[str, Sequence[Manifest]], seconds: Mapping[str, float]
-) -> Rows:
+def step_rows(summary: Mapping[str, Any], found: Found, seconds: Seconds) -> Rows:
     """The table of times and tokens by step; tokens are those sampled, or those trained on in all epochs.
 
     `seconds`: as `making_seconds`. The column `seconds here` has the time in this run, cached or not.
@@ -234,59 +205,6 @@ def curve(model: Manifest) -> list[dict[str, float]]:
     return [line for line in model.counts["curve"] if "loss" in line]
 
 
-def plots(
-    store: Store,
-    summary: Mapping[str, Any],
-    made: Made,
-    found: Mapping[str, Sequence[Manifest]],
-    seconds: Mapping[str, float],
-) -> dict[str, bytes]:
-    """The page's plots by name, as SVG. That of a training has its step's name."""
-    filtered, scored, selected = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
-    remaining = {
-        "sampled": filtered["read"],
-        "passed the rules": filtered.get("kept", 0),
-        "scored": scored["scored"],
-        "above the threshold": scored["scored"] - selected["below the percentile"],
-        "best of their query": selected["kept"],
-    }
-    outcomes: dict[str, dict[str, int]] = defaultdict(dict)
-    for step in numbered(found, "pairs-"):
-        counts = found[step][0].counts
-        outcomes[step] = {
-            name: counts[name] for name in sorted(counts, reverse=True) if name.startswith(("kept", "dropped"))
-        }
-    for step in numbered(found, "samples-"):
-        counts = found[step][0].counts
-        outcomes[step] = {NO_SIGNAL: counts[NO_SIGNAL], "trained on": counts["queries"] - counts[NO_SIGNAL]}
-    scored_steps = ["scores", *numbered(made, "scores-online-")]
-    scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
-    online = {step: curve(found[step][0]) for step in iterations(found)}
-    trained = {step: plot.training_plot(step, curve(found[step][0])) for step in trainings(found)}
-    steps = {"by-steps": plot.by_steps_plot(summary["stages"])} if summary["stages"][0]["by_steps"] else {}
-    in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
-    return {
-        "stages": plot.stages_plot(summary["stages"]),
-        **steps,
-        "funnel": plot.funnel_plot(remaining, outcomes),
-        "scores": plot.scores_plot(scores, selected["threshold"]),
-        "curves": plot.curves_plot(curve(found["sft"][0]), online),
-        **trained,
-        "steps": plot.steps_plot(in_order),
-    }
-
-
-def reader_sets(
-    store: Store, made: Made, benchmark: Verifiable, stages: Sequence[str], max_answers: int, max_queries: int
-) -> dict[str, Any]:
-    """The reader's sets of items by name; items are made as they are iterated over."""
-    sets = {"held-out problems": held_out_items(store, made, benchmark, stages, max_answers)}
-    for step in ["responses", *numbered(made, "responses-online-")]:
-        stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
-        sets[f"training samples, {stage}"] = training_items(store, made, step, max_queries)
-    return sets
-
-
 def indexed(sets: Mapping[str, Iterable[dict[str, Any]]], index: Rows) -> Iterator[Rows]:
     """The items of all sets in slices; on the way, what the page needs to list and filter them is put into `index`."""
     slices = ((name, held) for name, items in sets.items() for held in sliced(items))
@@ -298,71 +216,95 @@ def indexed(sets: Mapping[str, Iterable[dict[str, Any]]], index: Rows) -> Iterat
         yield held
 
 
-def write_page(
-    write: Callable[[bytes], object],
-    store: Store,
-    summary: Mapping[str, Any],
-    max_answers: int = 20_000,
-    max_queries: int = 100,
-) -> tuple[dict[str, Rows], dict[str, bytes]]:
-    """Write the page of a run, in UTF-8. Returns its tables and its plots (as SVG) by name.
+@dataclass(frozen=True)
+class Content:
+    """What the report of a run shows.
+
+    Attributes:
+        title: the method's name.
+        template: the file in `page/` that lays tables and plots out.
+        tables: rows by name; each has a caption.
+        plots: SVG by name; each has a title. That of a training has its step's name.
+        trainings: the names of the steps that trained a model, in order.
+        sets: the reader's sets of items by name.
+    """
+
+    title: str
+    template: str
+    tables: dict[str, Rows]
+    captions: Mapping[str, str]
+    plots: dict[str, bytes]
+    titles: Mapping[str, str]
+    trainings: list[str]
+    sets: Mapping[str, Iterable[dict[str, Any]]]
+
+
+def write_page(write: Callable[[bytes], object], summary: Mapping[str, Any], content: Content) -> None:
+    """Write the page of a run, in UTF-8.
 
     Args:
         write: called with the page, piece by piece.
         summary: a run's summary.json.
-        max_answers: most held-out answers in the reader, of all stages together; the first problems are shown.
-        max_queries: most queries of each training table in the reader.
 
     Raises:
         BadArtifact: an artifact of the run is missing or damaged.
     """
-    made = made_by(store, summary)
-    found = manifests(store, made)
-    seconds = making_seconds(store, summary)
-    benchmark, stages = summary["benchmark"], [stage["name"] for stage in summary["stages"]]
-    tables = {
-        "stages": stage_rows(summary["stages"]),
-        "gains": gain_rows(summary["gains"]),
-        "topics": topic_rows(store, made, benchmark, stages),
-        "by-steps": steps_rows(summary["stages"]),
-        "funnel": funnel_rows(found),
-        "guards": guard_rows(summary["guards"]),
-        "steps": step_rows(summary, found, seconds),
-    }
-    pictures = plots(store, summary, made, found, seconds)
     script, style = ((PAGE / name).read_text() for name in ("reader.js", "report.css"))
     index: Rows = []
     jinja = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}  # ASCII only
-    page = jinja.get_template("report.html").stream(
+    page = jinja.get_template(content.template).stream(
         summary=summary,
+        title=content.title,
         method=TRAINED_BY.get(summary["model"].partition("-")[0], ("",))[0],
-        tables=tables,
-        captions=TABLES,
-        plots={name: data_uri(svg) for name, svg in pictures.items()},
-        alternatives=titles(pictures),
-        trainings=trainings(made),
+        tables=content.tables,
+        captions=content.captions,
+        plots={name: data_uri(svg) for name, svg in content.plots.items()},
+        alternatives=content.titles,
+        trainings=content.trainings,
         script=Markup(script),  # noqa: S704  # the project's own
         style=Markup(style),  # noqa: S704
         script_hash=content_hash(script),
         style_hash=content_hash(style),
-        slices=indexed(reader_sets(store, made, benchmark, stages, max_answers, max_queries), index),
+        slices=indexed(content.sets, index),
         index=index,
     )
     page.enable_buffering(50)
     for piece in page:
         write(piece.encode())
-    return tables, pictures
-
-
-def titles(pictures: Iterable[str]) -> dict[str, str]:
-    """What each plot shows, by name."""
-    return {name: PLOTS.get(name) or training_title(name) for name in pictures}
 
 
 def training_title(step: str) -> str:
     """What the plot of a training shows."""
     return f"What the trainer of {step} logged: loss, learning rate, gradient norm and speed at each step"
+
+
+def common_tables(
+    store: Store, summary: Mapping[str, Any], made: Made, found: Found, seconds: Seconds
+) -> dict[str, Rows]:
+    """The tables that every method has, as in `CAPTIONS`."""
+    stages = summary["stages"]
+    return {
+        "stages": stage_rows(stages),
+        "gains": gain_rows(summary["gains"]),
+        "topics": topic_rows(store, made, summary["benchmark"], [stage["name"] for stage in stages]),
+        "by-steps": steps_rows(stages),
+        "steps": step_rows(summary, found, seconds),
+    }
+
+
+def common_plots(
+    summary: Mapping[str, Any], found: Found, trained: Iterable[str], seconds: Seconds
+) -> dict[str, bytes]:
+    """The plots that every method has, as SVG: those in `TITLES`, and one for each training step `trained`."""
+    stages = summary["stages"]
+    in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
+    return {
+        "stages": plot.stages_plot(stages),
+        **({"by-steps": plot.by_steps_plot(stages)} if stages[0]["by_steps"] else {}),
+        **{step: plot.training_plot(step, curve(found[step][0])) for step in trained},
+        "steps": plot.steps_plot(in_order),
+    }
 
 
 def content_hash(text: str) -> str:

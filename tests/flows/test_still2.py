@@ -46,6 +46,9 @@ def test_imitate_explore_and_improve_then_all_of_it_is_cached(tmp_path: Path) ->
     assert round_1["problems"] == 16
     assert 0 < round_1["solved"] == made["picked-1"] == round_1["learned"]
     assert round_1["rollouts"] == 2 * 16 + 2 * made["left-round-1-1"]  # no rollout is paid for that nothing needs
+    page = (Path(first["path"]).parent / "report.html").read_text()
+    assert "<title>STILL-2: " in page
+    assert "rollouts, round 1" in page
     again = run(tmp_path, sources)
     assert all(step["cached"] for step in again["steps"])
     assert (again["stages"], again["rounds"]) == (first["stages"], first["rounds"])

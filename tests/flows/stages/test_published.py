@@ -14,6 +14,7 @@ from shown import artifacts_of
 from flows.stages.summary import as_text, publish_report
 from infra.settings import Settings
 from infra.store.store import Store
+from tasks.report.bolt_page import bolt_content
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -23,7 +24,7 @@ def test_the_report_is_published(tmp_path: Path):
 
     @flow
     def publishing() -> UUID:
-        publish_report(store, run.summary)
+        publish_report(store, run.summary, bolt_content(store, run.summary))
         return UUID(flow_run.id)
 
     found = artifacts_of(publishing())

@@ -15,6 +15,7 @@ from infra.settings import Settings
 from infra.store.manifest import BadArtifact
 from infra.store.store import Store
 from tasks.report import report
+from tasks.report.bolt_page import bolt_content, funnel_rows
 from tasks.rewards.group import NO_SIGNAL
 
 HOSTILE = (
@@ -55,7 +56,7 @@ def store(tmp_path: Path) -> Store:
 
 def page_of(store: Store, run: MadeRun, **limits: int) -> Page:
     pieces: list[bytes] = []
-    report.write_page(pieces.append, store, run.summary, **limits)
+    report.write_page(pieces.append, run.summary, bolt_content(store, run.summary, **limits))
     return Page(b"".join(pieces).decode())
 
 
@@ -126,7 +127,9 @@ def test_a_run_by_a_policy_gradient_is_shown_like_one_by_dpo(store):
     items = items_of(page, "training samples, online-1")
     assert [item["outcomes"] for item in items] == [[["", "trained on"]]] * 4
     html = []
-    tables, pictures = report.write_page(html.append, store, run.summary)
+    content = bolt_content(store, run.summary)
+    report.write_page(html.append, run.summary, content)
+    tables, pictures = content.tables, content.plots
     assert "grpo-1/k</code>, by iterative online GRPO." in b"".join(html).decode()
     assert {"grpo-1", "curves"} <= set(pictures)
     for words in ("KL to pi_0, nats per token", "mean reward of the samples"):
@@ -203,7 +206,7 @@ def test_figures_come_from_the_manifests(store):
     run = MadeRun(store)
     made = report.made_by(store, run.summary)
     found = report.manifests(store, made)
-    funnel = report.funnel_rows(found)
+    funnel = funnel_rows(found)
     assert funnel[0] == {"step": "filtered", "counted": "read", "rows": 10, "share": "100.0%"}
     assert {"step": "pairs-1", "counted": "dropped: equal scores", "rows": 1, "share": "25.0%"} in funnel
     topics = report.topic_rows(store, made, "short-answer", STAGES)
@@ -240,7 +243,7 @@ def test_twenty_thousand_answers(store, tmp_path, capsys):
     path = tmp_path / "report.html"
     began = time.perf_counter()
     with path.open("wb") as out:
-        report.write_page(out.write, store, run.summary, max_answers=30_000)
+        report.write_page(out.write, run.summary, bolt_content(store, run.summary, max_answers=30_000))
     with capsys.disabled():
         size = path.stat().st_size / 1e6
         print(f"\n20,004 answers: {size:.1f} MB in {time.perf_counter() - began:.1f} s")

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from infra.settings import Settings
 from infra.store.store import Store
+from tasks.report.bolt_page import bolt_content
 from tasks.report.report import write_page
 
 HOSTILE = (
@@ -30,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = {("sft", 0, 0): HOSTILE, ("online-1", 0, 1): HOSTILE, ("sft", 440, 1): "a needle in the hay"}
     run = MadeRun(store, PROBLEMS, texts)
     with (folder / "report.html").open("wb") as out:
-        write_page(out.write, store, run.summary)
+        write_page(out.write, run.summary, bolt_content(store, run.summary))
     return folder / "report.html"
 
 
@@ -201,7 +202,7 @@ def test_twenty_thousand_long_answers_open(browser: Browser, tmp_path: Path):
     run = LongRun(store, problems)
     path = tmp_path / "report.html"
     with path.open("wb") as out:
-        write_page(out.write, store, run.summary, max_answers=30_000)
+        write_page(out.write, run.summary, bolt_content(store, run.summary, max_answers=30_000))
     troubles: list[Any] = []
     shown = browser.new_page()
     shown.on("console", lambda message: troubles.append(message.text))

@@ -1,0 +1,114 @@
+"""What the report of a run of `bolt` shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from infra.store.store import Store
+from infra.training.config import METHODS
+from tasks.report import plot, report
+from tasks.report.guards import guard_rows
+from tasks.report.reader import held_out_items, training_items
+from tasks.report.report import Content, Found, Made, Rows, curve, numbered, training_title
+from tasks.rewards.group import NO_SIGNAL
+from tasks.rewards.select import rewards
+
+CAPTIONS = report.CAPTIONS | {
+    "funnel": "Counts of each step; shares are relative to the step's first count",
+    "guards": "How far each policy of stage 3 is from pi_0; a figure over its limit stops the run (docs/operations.md)",
+}
+TITLES = report.TITLES | {
+    "funnel": "Samples of stage 1 that remain after each step, and outcomes of each iteration's queries",
+    "scores": "Histograms of the rewards: stage 1 with its threshold, and each iteration",
+    "curves": "SFT loss; what the trainer of each iteration of stage 3 logged",
+}
+
+
+def bolt_content(
+    store: Store, summary: Mapping[str, Any], max_answers: int = 20_000, max_queries: int = 100
+) -> Content:
+    """What the report of a run shows.
+
+    Args:
+        summary: a run's summary.json.
+        max_answers: most held-out answers in the reader, of all stages together; the first problems are shown.
+        max_queries: most queries of each training table in the reader.
+
+    Raises:
+        BadArtifact: an artifact of the run is missing or damaged.
+    """
+    made = report.made_by(store, summary)
+    found, seconds = report.manifests(store, made), report.making_seconds(store, summary)
+    trained = trainings(found)
+    tables = report.common_tables(store, summary, made, found, seconds)
+    tables |= {"funnel": funnel_rows(found), "guards": guard_rows(summary["guards"])}
+    common = report.common_plots(summary, found, trained, seconds)
+    stages = [stage["name"] for stage in summary["stages"]]
+    sets = {"held-out problems": held_out_items(store, made, summary["benchmark"], stages, max_answers)}
+    for step in ["responses", *numbered(made, "responses-online-")]:
+        stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
+        sets[f"training samples, {stage}"] = training_items(store, made, step, max_queries)
+    return Content(
+        title="BOLT",
+        template="bolt.html",
+        tables=tables,
+        captions=CAPTIONS,
+        plots=common | plots(store, made, found),
+        titles=TITLES | {step: training_title(step) for step in trained},
+        trainings=trained,
+        sets=sets,
+    )
+
+
+def trainings(made: Iterable[str]) -> list[str]:
+    """The names of the steps that trained a model, in order."""
+    return [*(name for name in made if name == "sft"), *iterations(made)]
+
+
+def iterations(made: Iterable[str]) -> list[str]:
+    """The names of the steps that trained a policy online, in order; a run uses one method."""
+    return [step for method in METHODS for step in numbered(made, f"{method}-")]
+
+
+def funnel_rows(found: Found) -> Rows:
+    """The table of counts of each filtering step, from its manifest, with shares of the step's first count."""
+    rows = []
+    for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-"), *numbered(found, "samples-")]:
+        counts = {name: count for name, count in found[step][0].counts.items() if isinstance(count, int)}
+        whole = next(iter(counts.values()))
+        for name, count in counts.items():
+            rows.append(
+                {"step": step, "counted": name, "rows": count, "share": f"{count / whole:.1%}" if whole else ""}
+            )
+    return rows
+
+
+def plots(store: Store, made: Made, found: Found) -> dict[str, bytes]:
+    """The plots of BOLT's data and trainings, as SVG."""
+    filtered, scored, selected = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
+    remaining = {
+        "sampled": filtered["read"],
+        "passed the rules": filtered.get("kept", 0),
+        "scored": scored["scored"],
+        "above the threshold": scored["scored"] - selected["below the percentile"],
+        "best of their query": selected["kept"],
+    }
+    outcomes: dict[str, dict[str, int]] = defaultdict(dict)
+    for step in numbered(found, "pairs-"):
+        counts = found[step][0].counts
+        outcomes[step] = {
+            name: counts[name] for name in sorted(counts, reverse=True) if name.startswith(("kept", "dropped"))
+        }
+    for step in numbered(found, "samples-"):
+        counts = found[step][0].counts
+        outcomes[step] = {NO_SIGNAL: counts[NO_SIGNAL], "trained on": counts["queries"] - counts[NO_SIGNAL]}
+    scored_steps = ["scores", *numbered(made, "scores-online-")]
+    scores = {step.removeprefix("scores-"): rewards(store, made[step][0]) for step in scored_steps}
+    online = {step: curve(found[step][0]) for step in iterations(found)}
+    return {
+        "funnel": plot.funnel_plot(remaining, outcomes),
+        "scores": plot.scores_plot(scores, selected["threshold"]),
+        "curves": plot.curves_plot(curve(found["sft"][0]), online),
+    }
