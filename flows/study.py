@@ -1,9 +1,8 @@
 """`python -m flows study/nano`: run the whole method in several variants, each with several seeds, and compare them.
 
 A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt` or
-`still2`. Cells
-share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one SFT model per
-seed. A study that was interrupted goes on with what it lacks.
+`still2`. Cells share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one SFT
+model per seed. A study that was interrupted goes on with what it lacks.
 """
 
 from __future__ import annotations
@@ -77,17 +76,18 @@ def cells(config: StudyConfig) -> Iterator[tuple[str, Config]]:
 
 def cell_config(base: Config, arm: Arm, seed: int, *, dry_run: bool) -> Config:
     """The base with an arm's settings, and everything that is random seeded. Raises `ValueError`."""
-    parameters = base.model_dump()
+    # What is not set stays unset: a default may depend on other settings.
+    whole, parameters = base.model_dump(), base.model_dump(exclude_unset=True)
     for path, value in {**arm.settings, "dry_run": dry_run}.items():
-        place, name = found(parameters, path)
+        place, name = found(whole, path)
         if name not in place:
             raise ValueError(f"arms: {arm.name}: there is no setting {path} in the parameters of the flow")
-        place[name] = deepcopy(value)
-    for path in seeded(parameters):
+        put(whole, path, value)
+        put(parameters, path, value)
+    for path in seeded(whole):
         if path in arm.settings:
             raise ValueError(f"arms: {arm.name}: {path} is set, but the study seeds it: use `seeds`")
-        place, name = found(parameters, path)
-        place[name] = seed
+        put(parameters, path, seed)
     try:
         return type(base)(**parameters)
     except ValidationError as error:
@@ -111,6 +111,14 @@ def found(parameters: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     for folder in folders:
         place = place.get(folder) if isinstance(place, dict) else None
     return place if isinstance(place, dict) else {}, name
+
+
+def put(parameters: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a path in the parameters; objects on the way are added if they are missing."""
+    *folders, name = path.split(".")
+    for folder in folders:
+        parameters = parameters.setdefault(folder, {})
+    parameters[name] = deepcopy(value)
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)

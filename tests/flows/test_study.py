@@ -13,6 +13,7 @@ from small import small_world
 import flows.study
 from flows.__main__ import deployment
 from flows.bolt import BoltConfig
+from flows.still2 import Still2Config
 from flows.study import StudyConfig, cells, reason, study
 from infra.errors import GuardError
 from infra.processes.causes import last_words
@@ -61,6 +62,18 @@ def test_wrong_arms_are_refused_by_name(base: BoltConfig, changes: dict[str, Any
 def test_the_preset_has_all_methods() -> None:
     config = StudyConfig(**deployment("study/nano")["parameters"]["config"])
     assert {cell.online.method for _, cell in cells(config)} == {"dpo", "rloo", "reinforce", "grpo"}
+
+
+def test_arms_of_still2_leave_unset_what_depends_on_others() -> None:
+    config = StudyConfig(**deployment("study/still2-nano")["parameters"]["config"])
+    found = {cell: parameters for cell, parameters in cells(config) if isinstance(parameters, Still2Config)}
+    assert len(found) == 12
+    assert (found["dpo/2"].improve.method, found["dpo/2"].improve.dpo.seed, found["dpo/2"].sft.seed) == ("dpo", 2, 2)
+    assert found["sft-random/1"].explore.pick.model_dump() == {
+        **found["sft/1"].explore.pick.model_dump(),
+        "by": "random",
+    }
+    assert (found["all/3"].imitate.choose.share, found["all/3"].improve.rounds) == (1.0, 0)
 
 
 def test_the_reason_of_a_failed_training_is_its_cause_without_the_log() -> None:
