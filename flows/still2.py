@@ -15,11 +15,12 @@ from pydantic import BaseModel, Field, model_validator
 from cot_formats.responses import LongFormat, delimiters
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
-from flows.stages.exploration import ExploreStage, explore_round, picked, solved_in, thoughts_measured
+from flows.stages.exploration import ExploreStage, check_references, explore_round, picked, solved_in, thoughts_measured
 from flows.stages.imitation import (
     Imitated,
     ImitateStage,
     ImitationSft,
+    check_lengths,
     imitate_stage,
     imitation_texts,
     trained,
@@ -27,6 +28,7 @@ from flows.stages.imitation import (
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
 from flows.stages.problems import problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
+from flows.stages.sampling import check_seeds
 from flows.stages.still2_summary import publish_still2
 from flows.stages.summary import publish_report, show_training
 from infra.store.manifest import Ref
@@ -90,6 +92,15 @@ class Still2Config(Trains):
         needs = any(source.continued for source in self.imitate.sources) or self.improve.method == "dpo"
         if needs and not delimiters(self.format):
             raise ValueError(f"format is {self.format}, which does not say where thoughts end: set another one")
+        return self
+
+    @model_validator(mode="after")
+    def _right_and_wrong(self) -> Self:
+        if self.improve.method == "dpo" and self.improve.rounds and self.explore.rollouts < 2:
+            raise ValueError(
+                "explore.rollouts is 1, but improve.method dpo compares a right and a wrong rollout of a "
+                "problem: raise it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -177,6 +188,10 @@ def still2(config: Still2Config) -> dict[str, Any] | None:
         problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
         to_explore = drawn(run, "to-explore", hard.draw, mined(run, hard))
         to_imitate, texts = imitation_texts(run, imitate, config.format, base)
+        check_lengths(run, imitate, config.sft, texts)
+        check_references(run, to_explore)
+        for step, sampling in (("rollouts", config.explore.generate), ("continued", imitate.write_solutions)):
+            check_seeds(run, step, sampling, base)
         publish_mining(run, [to_imitate, to_explore])
         grades: dict[str, Grades] = {}
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, base, format="plain")

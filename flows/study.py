@@ -1,8 +1,8 @@
 """`python -m flows study/nano`: run the whole method in several variants, each with several seeds, and compare them.
 
 A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt` or
-`still2`. Cells share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one SFT
-model per seed. A study that was interrupted goes on with what it lacks.
+`still2`. Cells share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one
+SFT model per seed. A study that was interrupted goes on with what it lacks.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from flows.bolt import BoltConfig, bolt
 from flows.stages.common import ALERTS
@@ -30,7 +30,15 @@ from infra.text.markdown import short
 from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
 from tasks.responses.generate import TruncationError
 
-Config = BoltConfig | Still2Config
+
+def method_of(base: Any) -> str:
+    """Which method the parameters of a base are those of."""
+    return "still2" if "imitate" in (base if isinstance(base, dict) else type(base).model_fields) else "bolt"
+
+
+Config = Annotated[
+    Annotated[BoltConfig, Tag("bolt")] | Annotated[Still2Config, Tag("still2")], Discriminator(method_of)
+]
 
 
 class Arm(BaseModel, frozen=True, extra="forbid"):
@@ -38,7 +46,9 @@ class Arm(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="Name of the variant in tables and plots.")
     settings: dict[str, Any] = Field({}, description="What differs from `base`, by path: {online.method: rloo}.")
-    seeds: tuple[int, ...] | None = Field(None, description="Seeds of this variant. Null: those of the study.")
+    seeds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="Seeds of this variant. Null: those of the study."
+    )
 
 
 class StudyConfig(BaseModel, frozen=True, extra="forbid"):
@@ -85,7 +95,7 @@ def cell_config(base: Config, arm: Arm, seed: int, *, dry_run: bool) -> Config:
         put(whole, path, value)
         put(parameters, path, value)
     for path in seeded(whole):
-        if path in arm.settings:
+        if path in flat(arm.settings):
             raise ValueError(f"arms: {arm.name}: {path} is set, but the study seeds it: use `seeds`")
         put(parameters, path, seed)
     try:
@@ -113,6 +123,14 @@ def found(parameters: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     return place if isinstance(place, dict) else {}, name
 
 
+def flat(settings: dict[str, Any], place: str = "") -> set[str]:
+    """The paths of all values in settings, those in objects included."""
+    paths: set[str] = set()
+    for name, value in settings.items():
+        paths |= flat(value, f"{place}{name}.") if isinstance(value, dict) else {f"{place}{name}"}
+    return paths
+
+
 def put(parameters: dict[str, Any], path: str, value: Any) -> None:
     """Set the value at a path in the parameters; objects on the way are added if they are missing."""
     *folders, name = path.split(".")
@@ -123,7 +141,11 @@ def put(parameters: dict[str, Any], path: str, value: Any) -> None:
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def study(config: StudyConfig) -> dict[str, Any] | None:
-    """Compare variants of the method over seeds."""
+    """Compare variants of the method over seeds.
+
+    Raises:
+        BadInput: a dry run found a cell that cannot be run.
+    """
     rows: list[dict[str, Any]] = []
     costs: dict[str, dict[str, int]] = {}
     failed: dict[str, str] = {}
@@ -142,7 +164,11 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
             arm, _, seed = cell.rpartition("/")
             rows += stages_of(summary, arm, int(seed))
             costs[cell] = cost_of(Store.open(Settings.load()), summary)
-    return None if config.dry_run else publish_study(config, rows, costs, failed)
+    if config.dry_run:
+        if failed:
+            raise BadInput("\n".join(f"cell {cell} cannot be run: {why}" for cell, why in failed.items()))
+        return None
+    return publish_study(config, rows, costs, failed)
 
 
 def reason(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -11,6 +12,7 @@ from flows.stages.imitation import Imitated
 from flows.stages.mining import MineStage
 from flows.stages.run import Run
 from flows.stages.sampling import perplexities_of, sample, scored
+from infra.errors import BadInput
 from infra.store.manifest import Ref, expect
 from tasks.exploration.gather import gather
 from tasks.exploration.pick import PickConfig, pick_explored
@@ -18,6 +20,9 @@ from tasks.exploration.unsolved import unsolved
 from tasks.responses.generate import GenerateConfig
 from tasks.responses.perplexity import PerplexityConfig
 from tasks.rewards.score import Own, ScoreConfig, Verifier
+
+LONGEST_ANSWER = 40
+"""Words of a reference answer; a longer one is taken for a solution."""
 
 
 class RolloutSampling(GenerateConfig):
@@ -66,7 +71,24 @@ class ExploreStage(BaseModel, frozen=True, extra="forbid"):
                 f"generate.samples is {self.generate.samples}, but a problem gets at most {self.rollouts} rollouts: "
                 "lower generate.samples, or raise rollouts"
             )
+        if self.rollouts > 1 and not self.generate.temperature:
+            raise ValueError(
+                f"generate.temperature is 0, but the {self.rollouts} rollouts of a problem would then be the same: "
+                "raise it, or set rollouts and generate.samples to 1"
+            )
         return self
+
+
+def check_references(run: Run, problems: Ref) -> None:
+    """Refuse references that are whole solutions, which no rollout's answer would equal. Raises `BadInput`."""
+    shown = [row["reference"] for row in islice(run.rows(problems, ["reference"]), 100)]
+    solutions = [each for each in shown if "####" in each or len(each.split()) > LONGEST_ANSWER]
+    if len(solutions) * 2 > len(shown):
+        raise BadInput(
+            f"explore.problems: most references are whole solutions, such as {solutions[0][:80]!r}, and not "
+            "answers that a rollout's answer can be compared with: set `reference` of the sources to a field with "
+            "the final answer alone (of GSM8K, what follows ####)"
+        )
 
 
 def explore_round(

@@ -10,11 +10,12 @@ from pydantic import BaseModel, Field, model_validator
 from cot_formats.responses import Format, LongFormat
 from flows.stages.mining import MineStage, mined
 from flows.stages.run import Run
-from flows.stages.sampling import check_seeds, perplexities_of
+from flows.stages.sampling import perplexities_of
 from flows.stages.summary import show_training
+from infra.errors import BadInput
 from infra.store.manifest import Ref, expect
 from infra.training.config import SftRecipe
-from tasks.imitation.choose import ChooseConfig, choose_imitated
+from tasks.imitation.choose import NO_TOPIC, ChooseConfig, check_mix, choose_imitated
 from tasks.imitation.continue_thoughts import continue_thoughts
 from tasks.imitation.filter import DistilledFilter, filter_distilled
 from tasks.imitation.read import read_distilled
@@ -93,10 +94,40 @@ class Imitated:
 def imitation_texts(run: Run, config: ImitateStage, format: LongFormat, model: Ref) -> tuple[Ref, Ref]:
     """The queries of another model's texts, mined, and the texts that no rule drops: the table `distilled-filtered`."""
     queries = mined(run, config.queries)
+    topics = {row["topic"] or NO_TOPIC for row in run.rows(queries, ["topic"])}
+    if topics:
+        check_mix(config.choose, topics)
     distilled = run.do(
         read_distilled, "distilled", expected_rows=queries.rows, sources=config.sources, queries=queries, model=model
     )
     return queries, filtered(run, "distilled-filtered", config.filter, format, distilled)
+
+
+def check_lengths(run: Run, config: ImitateStage, sft: SftRecipe, texts: Ref) -> None:
+    """Refuse texts that a later step would end the run for, since they are too long for it.
+
+    Only the tokens of thoughts and solutions are counted; prompt and delimiters come on top.
+
+    Raises:
+        BadInput: texts exceed `sft.max_length`, and `sft.overlong` is "error"; or the thoughts of too many exceed the
+            server's context, and their perplexity is measured.
+    """
+    rows = list(run.rows(texts, ["thought_tokens", "solution_tokens"]))
+    most = max((row["thought_tokens"] + row["solution_tokens"] for row in rows), default=0)
+    if most > sft.max_length and sft.overlong == "error":
+        raise BadInput(
+            f"imitate.sources: the longest text has {most} tokens, more than sft.max_length, {sft.max_length}: raise "
+            "it, set sft.overlong to drop, or set imitate.filter.max_thought_tokens"
+        )
+    context = run.servers.options("policy").max_model_len
+    over = sum(row["thought_tokens"] > context for row in rows)
+    measured = config.choose.max_perplexity_percentile < 100
+    if measured and over > max(1, config.perplexity.max_quarantined_share * len(rows)):
+        raise BadInput(
+            f"imitate.sources: the thoughts of {over} of {len(rows)} texts have more tokens than "
+            f"serving.policy.max_model_len, {context}, so that their perplexity cannot be measured: raise it, set "
+            "imitate.filter.max_thought_tokens below it, or imitate.choose.max_perplexity_percentile to 100"
+        )
 
 
 def filtered(run: Run, step: str, rules: DistilledFilter, format: LongFormat, distilled: Ref) -> Ref:
@@ -127,7 +158,6 @@ def imitate_stage(
         whole = chosen(run, "imitated-whole", config, format, texts, measured)
         teacher = trained(run, "sft-imitated-whole", sft, whole, model)
         draw = config.write_solutions.model_copy(update={"format": format})
-        check_seeds(run, "continued", draw, teacher)
         written = run.do(continue_thoughts, "continued", config=draw, distilled=found, model=teacher)
         if written.rows or run.dry:  # their thoughts have passed the test for gibberish among the others
             rules = config.filter.model_copy(update={"max_unusual_share": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("min_length", "length ≥"))
+_INNER = re.compile(r"[\[(]|^constrained-|^tagged-")
+"""Parts of an error's place that name a validator or a type, not a setting."""
 NAMES = {"str": "text", "bool": "true, false", "float": "number", "Path": "path"}
 
 
@@ -86,15 +89,20 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def problems(error: ValidationError, model: type[BaseModel], place: str = "config") -> list[str]:
     """What is wrong with each parameter, by its path, with the nearest name for an unknown one; no value is shown."""
     found = []
-    for each in error.errors(include_input=False):
+    errors = error.errors(include_input=False)
+    for each in errors:
+        below = any(other["loc"][: len(each["loc"])] == each["loc"] != other["loc"] for other in errors)
+        if each["type"] == "too_short" and below:  # its items are wrong, which is said of them
+            continue
         where, message = each["loc"], each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":
             fields = _fields_at(model, where[:-1])
             near = nearest(str(where[-1]), fields)
             hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(fields)}"
             message = f"there is no such setting; {hint}"
-        found.append(f"{'.'.join([place, *map(str, where)])}: {message}")
-    return found
+        named = (str(part) for part in where if not _INNER.search(str(part)))
+        found.append(f"{'.'.join([place, *named])}: {message}")
+    return list(dict.fromkeys(found))
 
 
 def _fields_at(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:

@@ -188,10 +188,13 @@ class Run:
 
     def first_row(self, table: Ref) -> dict[str, Any] | None:
         """The first row of a table, for a dry run to show; None if the table does not exist."""
-        if table.digest.startswith(PENDING):
-            return None
-        rehearsed = (table.step, table.key) in self.rehearsed
-        return next(read_rows(Store.open(self.scratch) if rehearsed else self.store, table), None)
+        return next(self.rows(table), None)
+
+    def rows(self, table: Ref, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of a table, also of one that a dry run has rehearsed; none if it does not exist yet."""
+        if not table.digest.startswith(PENDING):
+            rehearsed = (table.step, table.key) in self.rehearsed
+            yield from read_rows(Store.open(self.scratch) if rehearsed else self.store, table, columns)
 
     def model(
         self,

@@ -76,7 +76,9 @@ def pair_thoughts(
         rollouts: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in read_rows(store, table, ["query_id", "sample", "correct", "thought_tokens"]):
             perplexity = measured.get((row["query_id"], row["sample"]))
-            if perplexity is not None:
+            if perplexity is None:
+                funnel["rollouts without a perplexity"] += 1
+            else:
                 rollouts[row["query_id"]].append({**row, "perplexity": perplexity})
         for query_id, tried in rollouts.items():
             if both := choose(tried, funnel):

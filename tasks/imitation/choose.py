@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
@@ -16,8 +17,10 @@ from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
-from tasks.queries.draw import order_key
+from tasks.queries.draw import order_key, quotas
 from tasks.responses.perplexity import name_of
+
+log = logging.getLogger(__name__)
 
 NO_TOPIC = "(none)"
 
@@ -49,6 +52,13 @@ class ChooseConfig(BaseModel):
     )
     seed: int = Field(0, description="Seed of the draw within a domain.")
 
+    @field_validator("mix")
+    @classmethod
+    def _some(cls, mix: dict[str, int] | None) -> dict[str, int] | None:
+        if mix is not None and (min(mix.values(), default=0) < 0 or not sum(mix.values())):
+            raise ValueError("the numbers of texts must be 0 or more, and one of them above 0; null uses all texts")
+        return mix
+
 
 def limit_of(perplexities: Sequence[float], percentile: float) -> float:
     """The perplexity above which texts are dropped; infinite if there are none."""
@@ -77,27 +87,27 @@ def fates_of(
             fates.append("kept")
     topics = [row["topic"] or NO_TOPIC for row in rows]
     left = Counter(topic for topic, fate in zip(topics, fates, strict=True) if fate == "kept")
-    wanted = {
-        topic: round(config.share * (count if config.mix is None else min(count, config.mix.get(topic, 0))))
-        for topic, count in left.items()
+    mixed = {
+        topic: count if config.mix is None else min(count, config.mix.get(topic, 0)) for topic, count in left.items()
     }
+    wanted = quotas(mixed, mixed, max(1, round(config.share * sum(mixed.values()))))
     taken: Counter[str] = Counter()
     order = sorted(range(len(rows)), key=lambda n: order_key(config.seed, name_of(rows[n])))
     for n in order:
         if fates[n] != "kept":
             continue
-        if taken[topics[n]] < wanted[topics[n]]:
+        if taken[topics[n]] < wanted.get(topics[n], 0):
             taken[topics[n]] += 1
         else:
             fates[n] = "dropped: beyond the mix"
     return fates
 
 
-def check_mix(step: str, config: ChooseConfig, topics: Collection[str]) -> None:
-    """Raise `BadInput` if `mix` names a domain that no text has, with or without a solution."""
+def check_mix(config: ChooseConfig, topics: Collection[str]) -> None:
+    """Raise `BadInput` if `mix` names a domain that no query has. `topics`: those of the texts' queries."""
     if missing := sorted({*(config.mix or {})}.difference(topics)):
         raise BadInput(
-            f"{step}: choose.mix names {', '.join(missing)}, but no text has such a domain: there are "
+            f"imitate.choose.mix names {', '.join(missing)}, but no text has such a domain: there are "
             f"{', '.join(sorted(topics))}"
         )
 
@@ -119,7 +129,7 @@ def choose_imitated(
         perplexities: of their thoughts; none if they were not measured.
 
     Raises:
-        BadInput: no text is kept; the message has the funnel. Or as `check_mix`.
+        BadInput: no text is kept; the message has the funnel.
     """
     found = {
         (row["query_id"], row["sample"]): row["perplexity"] for table in perplexities for row in read_rows(store, table)
@@ -130,12 +140,16 @@ def choose_imitated(
         topics_there.add(row["topic"] or NO_TOPIC)
         if row["solution"] is not None:
             rows.append({name: row[name] for name in columns[:3]})
-    check_mix(plan.step, config, topics_there)
+    if gone := sorted({*(config.mix or {})}.difference(topics_there)):
+        log.warning("%s: no text of the domain %s is left after the filters", plan.step, ", ".join(gone))
     fates = fates_of(rows, found, config, bool(perplexities))
     kept = {(row["query_id"], row["sample"]) for row, fate in zip(rows, fates, strict=True) if fate == "kept"}
     funnel = {"read": len(rows), **Counter(fates)}
     if not kept:
-        raise BadInput(f"{plan.step}: no text is left ({funnel}): relax the limits, or name other domains in `mix`")
+        raise BadInput(
+            f"{plan.step}: no text is left ({funnel}): relax the limits, or "
+            "choose.share, or name other domains in choose.mix"
+        )
     topics = Counter(row["topic"] or NO_TOPIC for row in rows if (row["query_id"], row["sample"]) in kept)
     counts = {**funnel, "topics": dict(topics.most_common()), "wanted": config.mix}
 

@@ -39,6 +39,8 @@ def read_distilled(
     funnel: Counter[str] = Counter()
     samples: Counter[str] = Counter()
 
+    shared = Counter(source.name for source in sources)
+
     def rows() -> Iterator[dict[str, Any]]:
         for source in sources:
             skipped, used = Skipped(source.place), 0
@@ -56,7 +58,7 @@ def read_distilled(
                         "sample": samples[identity] - 1,
                         "query": text,
                         "topic": topic,
-                        "source": source.name,
+                        "source": source.name if shared[source.name] == 1 else source.place,
                         "source_row": row,
                         **response,
                         "continued": source.continued,

@@ -6,16 +6,16 @@ conversation, whose thoughts may be a field of the turn (`reasoning_content`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from cot_formats import detect
+from cot_formats import TAGGED, detect
 from cot_formats.responses import LongFormat, delimiters, parse_response
 from infra.errors import BadInput
-from tasks.queries.fields import typed
+from tasks.queries.fields import reference_answer
 from tasks.queries.sources import FIELDS, Skipped, Source, first_turn, records_or_faults, text_field
 from tasks.queries.turns import NoQuery, assistant_turn, is_conversation, names_of
 
@@ -40,7 +40,9 @@ class DistilledSource(Source):
     )
     solution: str | None = Field(None, description="Field with the solution; needed with `thoughts`, unless continued.")
     format: LongFormat | None = Field(
-        None, description="Format of the texts; if omitted, it is recognised in each of them."
+        None,
+        description="Format of the texts; if omitted, it is recognised in each of them by its delimiters. Free text "
+        "(`qwq`) is not recognised: any answer looks like it.",
     )
     continued: bool = Field(
         False,
@@ -50,6 +52,12 @@ class DistilledSource(Source):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        if self.thoughts is not None and not self.thoughts.strip():
+            raise ValueError("thoughts is empty: name the field with the thoughts, or leave it out")
+        if self.thoughts and self.thoughts == self.solution:
+            raise ValueError(f"thoughts and solution are both {self.solution}: if one field has both, use `text`")
+        if self.thoughts and {"text", "format"} & self.model_fields_set:
+            raise ValueError("text or format is set beside thoughts, and would be ignored: leave it out")
         if self.solution and not self.thoughts:
             raise ValueError("solution is set without thoughts: name the fields of both, or use `text`")
         if self.thoughts and not self.solution and not self.continued:
@@ -80,6 +88,8 @@ def texts_of(source: DistilledSource, skipped: Skipped) -> Iterator[tuple[int, s
 def responses_of(record: dict[str, Any], source: DistilledSource, where: str) -> list[dict[str, Any]]:
     """The columns `thoughts`, `solution` and `violations` of each of a record's texts. A continued one has no solution.
 
+    Empty texts among others are left out.
+
     Raises:
         NoQuery: there is no text.
         BadInput: a field is missing or not a text; source, row and field are named.
@@ -92,59 +102,93 @@ def responses_of(record: dict[str, Any], source: DistilledSource, where: str) ->
                 f"{where}: {len(thoughts)} texts in the field {source.thoughts}, {len(solutions)} in "
                 f"{source.solution}: expected as many"
             )
-        both = zip_longest(thoughts, solutions, fillvalue=(thoughts if len(thoughts) == 1 else solutions)[0])
-        return [parts(*each, source) for each in both]
+        one = (thoughts if len(thoughts) == 1 else solutions)[:1]
+        both = zip_longest(thoughts, solutions, fillvalue=one[0] if one else None)
+        return some(parts(*each, source) for each in both if any(part and part.strip() for part in each))
     layout, field = text_field(record, source, where)
-    if layout == "column" and source.text not in record:  # the query has a column of its own, the answer has not
+    if source.text in record or layout == "alpaca":
+        name = source.text if source.text in record else "output"
+        return some(whole(text, source) for text in texts_in(record, name, where) if text and text.strip())
+    if layout == "column":  # the query has a column of its own, the answer has not
         field = next((name for name in CONVERSATIONS if is_conversation(record.get(name))), "")
-        if not field:
-            raise BadInput(
-                f"{where}: expected a field {source.text}, found {names_of(record)}: set `text`, or `thoughts` and "
-                "`solution`, to the fields with the texts"
-            )
-    elif layout in ("column", "alpaca"):
-        name = source.text if layout == "column" else "output"
-        return [whole(text, source) for text in texts_in(record, name, where)]
+    if not field:
+        raise BadInput(
+            f"{where}: expected a field {source.text}, found {names_of(record)}: set `text`, or `thoughts` and "
+            "`solution`, to the fields with the texts"
+        )
     turn = assistant_turn(record[field], field, where)
-    apart = next((turn[name] for name in THOUGHT_FIELDS if isinstance(turn.get(name), str) and turn[name]), None)
+    apart = next(
+        (turn[name] for name in THOUGHT_FIELDS if isinstance(turn.get(name), str) and turn[name].strip()), None
+    )
     return [parts(apart, turn["text"], source) if apart else whole(turn["text"], source)]
 
 
+def some(responses: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The responses. Raises `NoQuery` if there are none."""
+    found = list(responses)
+    if not found:
+        raise NoQuery("no text")
+    return found
+
+
 def texts_in(record: dict[str, Any], field: str, where: str) -> list[str | None]:
-    """The text in a field, or the texts in a list of them. Raises `BadInput` if it is missing or neither."""
+    """The text in a field, or the texts in a list of them; a number counts as one. Raises `BadInput` if the field is
+    missing or holds anything else."""
     if field not in record:
-        raise BadInput(f"{where}: expected a field {field}, found {names_of(record)}")
+        raise BadInput(
+            f"{where}: expected a field {field}, found {names_of(record)}: set `text`, or `thoughts` and `solution`, "
+            "to the fields with the texts (and `column` to the field with the query)"
+        )
     held = record[field]
-    return [typed({field: each}, field, str, where) for each in (held if isinstance(held, list) and held else [held])]
+    return [reference_answer({field: each}, field, where) for each in (held if isinstance(held, list) else [held])]
 
 
 def parts(thoughts: str | None, solution: str | None, source: DistilledSource) -> dict[str, Any]:
-    """The columns of thoughts and a solution that come apart. Delimiters at the thoughts' ends are taken off.
+    """The columns of thoughts and a solution that come apart. Delimiters around them are taken off; of a whole response
+    in either field, only the field's own part is taken.
 
     Raises:
         NoQuery: both are empty.
     """
     if not thoughts and not solution:
         raise NoQuery("no text")
-    for format in ("r1", "still2", "bolt"):
-        opening, closing = delimiters(format)[:2]
-        thoughts = thoughts and thoughts.strip().removeprefix(opening).removesuffix(closing)
-    held = {"thoughts": (thoughts or "").strip() or None, "solution": (solution or "").strip() or None}
+    held = {"thoughts": own_part(thoughts or "", "thoughts"), "solution": own_part(solution or "", "solution")}
     if source.continued:
         held["solution"] = None
     missing = [f"missing_{name}" for name, part in held.items() if part is None]
     return {**held, "violations": [] if source.continued and held["thoughts"] else missing}
 
 
-def whole(text: str | None, source: DistilledSource) -> dict[str, Any]:
+def own_part(text: str, name: Literal["thoughts", "solution"]) -> str | None:
+    """One part of a response without its delimiters; None if it is empty."""
+    text = unix(text).strip()
+    if (format := detect(text)) in TAGGED:
+        tags = delimiters(cast(LongFormat, format))
+        alone = text.removeprefix(tags[0]).removesuffix(tags[1]).strip()
+        if name == "thoughts" and not any(tag in alone for tag in tags):
+            return alone or None
+        text = parse_response(text, cast(LongFormat, format), opened=tags[0] not in text)[name] or text
+    return (without_answer_tags(text) if name == "solution" else text).strip() or None
+
+
+def without_answer_tags(solution: str) -> str:
+    """A solution without `<answer>` around it, which R1's followers write after the thoughts."""
+    return solution.strip().removeprefix("<answer>").removesuffix("</answer>").strip()
+
+
+def unix(text: str) -> str:
+    """A text with the line ends of Unix."""
+    return text.replace("\r\n", "\n")
+
+
+def whole(text: str, source: DistilledSource) -> dict[str, Any]:
     """The columns of a text that holds thoughts and solution. The prompt may have opened the thoughts, as R1's does.
 
-    Raises:
-        NoQuery: the text is empty.
+    Free text is no format that can be recognised: any answer looks like it.
     """
-    if not text or not text.strip():
-        raise NoQuery("no text")
-    format = source.format or cast(LongFormat | None, detect(text))
+    text = unix(text)
+    recognised = detect(text)
+    format = source.format or cast(LongFormat | None, recognised if recognised in TAGGED else None)
     tags = delimiters(format) if format else ()
     opened = bool(tags) and tags[0] not in text and tags[1] in text
     if source.continued:
@@ -152,4 +196,5 @@ def whole(text: str | None, source: DistilledSource) -> dict[str, Any]:
         return parts(thoughts, None, source)
     if format is None:
         return {"thoughts": None, "solution": None, "violations": ["no known format"]}
-    return parse_response(text, format, opened)
+    found = parse_response(text, format, opened)
+    return {**found, "solution": without_answer_tags(found["solution"] or "") or None}

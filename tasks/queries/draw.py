@@ -107,6 +107,13 @@ def quotas(available: Mapping[str, int], weights: Mapping[str, float], limit: in
     return full
 
 
+def advice(count: Mapping[str, int]) -> str:
+    """What to do if too few queries are left. `count`: the number of queries by fate."""
+    if count["dropped: no reference"] > sum(count.values()) / 2:
+        return "set `reference` of the sources to the field with the answer, or add queries that have one"
+    return "add queries, ask for fewer, or lower min_difficulty or skip"
+
+
 def fates_of(batches: Iterator[pa.RecordBatch], config: DrawConfig) -> npt.NDArray[np.int8]:
     """The fate of every row, as indices into FATES.
 
@@ -158,8 +165,7 @@ def subsample(plan: Plan, store: Store, *, config: DrawConfig, queries: Ref) -> 
         found = count["kept"] + count["dropped: passed over"] + count["dropped: beyond the limit"]
         raise BadInput(
             f"{config.skip + config.min_queries} queries are needed (skip {config.skip}, then "
-            f"{config.min_queries}), found {found} ({funnel}): add queries, ask for fewer, or lower min_difficulty "
-            "or skip"
+            f"{config.min_queries}), found {found} ({funnel}): {advice(count)}"
         )
     rows = batched(compress(read_rows(store, queries), fates == 0))
     return write_table(store, plan.step, plan.key, QUERIES, rows, plan.provenance, counts=funnel)

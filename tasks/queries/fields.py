@@ -25,7 +25,7 @@ def reference_answer(record: dict[str, Any], field: str, where: str) -> str | No
     if isinstance(held, int | float | Decimal) and not isinstance(held, bool) and not is_absent(held):
         return str(int(held)) if held % 1 == 0 else str(held)
     text: str | None = typed(record, field, str, where)
-    return text
+    return text if text and text.strip() else None
 
 
 def is_absent(value: Any) -> bool:

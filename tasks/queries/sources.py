@@ -69,6 +69,9 @@ class Source(BaseModel):
     one_topic: str | None = Field(
         None, description="Topic given to every query; the records' own topics are then ignored."
     )
+    difficulty: str | None = Field(
+        "difficulty", description="Field with the number of the 7 criteria that the query meets. Null: none is read."
+    )
     reference: str = Field("reference", description="Field with the query's reference answer: a text, or a number.")
     licence: str = Field("not stated", description="Licence of the source, for the manifest and the data set card.")
 
@@ -297,6 +300,16 @@ def first_turn(record: dict[str, Any], source: Source, where: str) -> str:
     return str(text.strip())
 
 
+def difficulty_of(record: dict[str, Any], source: Source, where: str) -> int | None:
+    """The number of criteria that a query meets. Raises `BadInput` if the field holds anything else."""
+    if source.difficulty is None:
+        return None
+    try:
+        return whole_number(record, source.difficulty, where, 7, "the number of criteria met")
+    except BadInput as fault:
+        raise BadInput(f"{fault}; if it is another scale, set the source's `difficulty` to null") from fault
+
+
 class Skipped:
     """The rows of a source that are passed over, counted by reason."""
 
@@ -364,7 +377,7 @@ def queries_of(source: Source, skipped: Skipped | None = None) -> Iterator[dict[
             optional = {
                 "reference": reference_answer(record, source.reference, where),
                 "criteria": None,
-                "difficulty": whole_number(record, "difficulty", where, 7, "the number of criteria met"),
+                "difficulty": difficulty_of(record, source, where),
                 "topic": source.one_topic or typed(record, source.topic, str, where),
                 "step_count": whole_number(record, "step_count", where, 10**6, "the number of steps of a solution"),
             }

@@ -15,6 +15,7 @@ ROLES = ("role", "from")
 TEXTS = ("content", "value", "text")
 USER = ("user", "human", "prompter")
 ASSISTANT = ("assistant", "gpt", "model", "bot", "chatbot")
+THINKING = ("thinking", "redacted_thinking")
 BEFORE = ("system", "developer", "context", "tool", "function")  # whose turns may come before the user's
 
 
@@ -52,7 +53,7 @@ def assistant_turn(turns: Any, field: str, where: str) -> dict[str, Any]:
         if asked:
             if role not in ASSISTANT:
                 raise NoQuery("the assistant does not answer")
-            return {**turn, "text": _text(turn, field, where)}
+            return {**_thinking(turn), **turn, "text": _text(turn, field, where)}
         asked = role in USER
     raise NoQuery("the assistant does not answer")
 
@@ -98,9 +99,21 @@ def _text(turn: Mapping[str, Any], field: str, where: str) -> str:
     raise BadInput(f"{where}: field {field}: a turn has no string {' or '.join(TEXTS)}")
 
 
+def _thinking(turn: Mapping[str, Any]) -> dict[str, str]:
+    """The thoughts in a turn's parts, as Anthropic's messages have them; empty if there are none."""
+    content = turn.get("content")
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    found = [
+        part["thinking"] for part in parts if part.get("type") in THINKING and isinstance(part.get("thinking"), str)
+    ]
+    return {"thinking": "\n".join(found)} if found else {}
+
+
 def _parts(parts: Sequence[Any]) -> Iterator[str]:
-    """The texts of a turn's parts. A part without a text is an image, a sound, a file."""
+    """The texts of a turn's parts, thoughts left out. A part without a text is an image, a sound, a file."""
     for part in parts:
+        if isinstance(part, dict) and part.get("type") in THINKING:
+            continue
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             raise NoQuery("not text alone")

@@ -16,7 +16,7 @@ from tasks.report.rounds import lengths_plot, round_rows
 
 CAPTIONS = report.CAPTIONS | {
     "imitation": "Texts of another model: what each step kept and dropped",
-    "rounds": "What each round explored, and how many of its rollouts or pairs were learned from",
+    "rounds": "What each round explored. Learned from: rollouts picked in this round, or pairs of all rounds so far",
 }
 PICKED = ("good", "learned from")
 

@@ -145,7 +145,8 @@ def test_pairs_are_thoughts_without_solutions(world, queries, model):
     assert first["prompt"] == "<|user|> a ? <|end|><|assistant|>"
     assert (second["chosen_sample"], second["rejected_sample"]) == (0, 2)
     assert (second["chosen_score"], second["rejected_score"]) == (2.5, 1.0)
-    assert world.counts(made) == {"problems": 3, "kept": 2, "dropped: no right rollout": 1}
+    funnel = {"problems": 3, "kept": 2, "dropped: no right rollout": 1, "rollouts without a perplexity": 1}
+    assert world.counts(made) == funnel
     made = world.do(pair_thoughts, key="none", explored=rounds[:1], perplexities=[measured[0], measured[3]], **common)
     assert made.rows == 0
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from infra.errors import BadInput
 from infra.store.schemas import DISTILLED, PERPLEXITIES
-from tasks.imitation.choose import ChooseConfig, choose_imitated, fates_of
+from tasks.imitation.choose import ChooseConfig, check_mix, choose_imitated, fates_of
 
 
 def rows(*topics):
@@ -61,4 +62,23 @@ def test_the_step_writes_longcot_data_of_texts_with_solutions(world):
     ]
     assert world.counts(made) == {"read": 3, "kept": 3, "topics": {"math": 2, "(none)": 1}, "wanted": None}
     with pytest.raises(BadInput, match=r"mix names law, but no text has such a domain: there are \(none\), math"):
-        world.do(choose_imitated, key="2", config=ChooseConfig(mix={"law": 3}), distilled=[first], **common)
+        check_mix(ChooseConfig(mix={"law": 3}), {"math", "(none)"})
+    made = world.do(
+        choose_imitated, key="2", config=ChooseConfig(mix={"law": 3, "math": 1}), distilled=[first], **common
+    )
+    assert made.rows == 1  # all texts on law were dropped before: a warning
+    with pytest.raises(BadInput, match=r"made: no text is left .*or choose.share, or name other domains in choose.mix"):
+        world.do(choose_imitated, key="3", config=ChooseConfig(mix={"law": 3}), distilled=[first], **common)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.1, 1), (0.4, 4), (0.5, 5), (0.7, 7), (0.9, 9), (1.0, 10)])
+@pytest.mark.parametrize("domains", [1, 2, 10])
+def test_a_share_is_of_all_texts_however_many_domains_there_are(share: float, kept: int, domains: int) -> None:
+    rows = [{"query_id": f"q{n}", "sample": 0, "topic": f"d{n % domains}"} for n in range(10)]
+    assert fates_of(rows, {}, ChooseConfig(share=share), False).count("kept") == kept
+
+
+@pytest.mark.parametrize("mix", [{}, {"math": 0}, {"math": -3, "code": 5}])
+def test_a_mix_without_texts_is_refused(mix: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="one of them above 0"):
+        ChooseConfig(mix=mix)

@@ -19,6 +19,7 @@ from tasks.queries.collect import collect_queries
 from tasks.queries.sources import Skipped, queries_of
 
 TEXT = still2.render("first , think .", "answer : 4 .")
+R1 = r1.render("first , think .", "answer : 4 .")
 
 
 def source(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DistilledSource:
@@ -100,6 +101,8 @@ def test_a_text_is_found_in_each_layout(tmp_path: Path, row: dict[str, Any], set
     ("row", "settings", "violations"),
     [
         ({"combined_text": "4"}, {}, ["no known format"]),
+        ({"combined_text": "To solve it, add.\n\nSo it is \\boxed{4}."}, {}, ["no known format"]),
+        ({"combined_text": "<thinking>first\n\nthen</thinking>\n\n\\boxed{4}"}, {}, ["no known format"]),
         ({"combined_text": "<think>\nfirst"}, {}, ["unclosed_thoughts", "missing_solution"]),
         ({"t": "x", "s": None}, {"thoughts": "t", "solution": "s"}, ["missing_solution"]),
     ],
@@ -113,6 +116,8 @@ def test_what_is_not_well_formed_says_why(tmp_path, row, settings, violations):
     [
         ({"question": "2 + 2 ?", "combined_text": "  "}, "no text"),
         ({"question": " ", "combined_text": "x"}, "empty"),
+        ({"question": "2 + 2 ?", "combined_text": []}, "no text"),
+        ({"question": "2 + 2 ?", "combined_text": [None, ""]}, "no text"),
         ({"conversations": [{"from": "user", "value": "2 + 2 ?"}]}, "the assistant does not answer"),
     ],
 )
@@ -129,9 +134,9 @@ def test_what_cannot_be_used_is_counted(tmp_path, row, reason):
             "row 0: expected a field combined_text, found question, answer: set",
         ),
         (
-            {"question": "2 + 2 ?", "combined_text": 4},
+            {"question": "2 + 2 ?", "combined_text": {"a": 4}},
             {},
-            "row 0: field combined_text must be str or absent, found int",
+            "row 0: field combined_text must be str or absent, found dict",
         ),
         ({"question": "2 + 2 ?", "t": "x"}, {"thoughts": "t", "solution": "s"}, "row 0: expected a field s, found"),
         (
@@ -174,6 +179,72 @@ def test_a_list_holds_several_texts(tmp_path, row, settings, solutions):
     assert not any(response[2] for _, response in found)
 
 
+APART = {"thoughts": "t", "solution": "s"}
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"combined_text": "<think>\nfirst , think .\n</think>\n<answer>answer : 4 .</answer>"}, {}),
+        ({"combined_text": [None, TEXT, " "]}, {}),
+        ({"t": ["first , think .", None], "s": ["answer : 4 .", None]}, APART),
+        ({"combined_text": "<think>\r\nfirst , think .\r\n</think>\r\n\r\nanswer : 4 ."}, {}),
+        ({"t": TEXT, "s": "answer : 4 ."}, APART),
+        ({"t": "<think>first , think .</think>\n\nSo it is 4.", "s": "answer : 4 ."}, APART),
+        ({"t": "first , think .", "s": TEXT}, APART),
+        ({"t": "<Thought>first , think .</Thought>", "s": "<Output>answer : 4 .</Output>"}, APART),
+        ({"t": "first , think .", "s": "<|begin_of_solution|>answer : 4 .<|end_of_solution|>"}, APART),
+        ({"t": "first , think .", "s": "<answer>\nanswer : 4 .\n</answer>"}, APART),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "2 + 2 ?"},
+                    {"role": "assistant", "content": R1, "reasoning_content": "first , think ."},
+                ]
+            },
+            {},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "2 + 2 ?"},
+                    {"role": "assistant", "content": R1, "reasoning_content": "  "},
+                ]
+            },
+            {},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "2 + 2 ?"},
+                    {
+                        "role": "assistant",
+                        "content": [
+                            {"type": "thinking", "thinking": "first , think .", "signature": "x"},
+                            {"type": "text", "text": "answer : 4 ."},
+                        ],
+                    },
+                ]
+            },
+            {},
+        ),
+        (
+            {"messages": [{"role": "user", "content": "no"}, {"role": "assistant", "content": "no"}], "gen": [TEXT]},
+            {"text": "gen"},
+        ),
+        ({"instruction": "2 + 2 ?", "response": TEXT}, {"text": "response"}),
+    ],
+)
+def test_thoughts_and_solution_come_without_anybodys_delimiters(tmp_path, row, settings):
+    """Published sets mix fields and delimiters: whole responses in one of two fields, `<answer>`, other tags."""
+    plain = {} if {"messages", "instruction"} & row.keys() else {"question": "2 + 2 ?"}
+    assert read(tmp_path, {**plain, **row}, **settings)[-1] == WHOLE[-1]
+
+
+def test_a_number_is_a_solution(tmp_path):
+    assert read(tmp_path, {"question": "2 + 2 ?", "t": "first , think .", "s": 4}, **APART)[1][1] == "4"
+
+
 @pytest.mark.parametrize(
     ("text", "thoughts"),
     [
@@ -189,7 +260,13 @@ def test_all_of_a_continued_text_is_thoughts(tmp_path: Path, text: str, thoughts
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"solution": "s"}, "solution is set without thoughts"), ({"thoughts": "t"}, "without solution")],
+    [
+        ({"solution": "s"}, "solution is set without thoughts"),
+        ({"thoughts": "t"}, "without solution"),
+        ({"thoughts": "", "solution": "s"}, "thoughts is empty"),
+        ({"thoughts": "s", "solution": "s"}, "thoughts and solution are both s"),
+        ({"thoughts": "t", "solution": "s", "text": "x"}, "text or format is set beside thoughts"),
+    ],
 )
 def test_half_a_setting_is_refused(settings: dict[str, str], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
