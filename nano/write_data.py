@@ -4,6 +4,7 @@ examples/*.md: ten in-context examples. data/queries.jsonl: queries in the OpenA
 and easy ones for the miner to drop. data/queries-large.parquet: many more. data/dev.jsonl and data/test.jsonl: held-out
 problems with their reference answers. data/teacher.jsonl: thoughts of a program that stands in for a stronger model, in
 STILL-2's layout. data/hard.jsonl: other problems of the highest level with their answers, to explore.
+data/answered.parquet: queries with their answers, for STILL-1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from nano.problem import Habits, Problem
 
 HERE = Path(__file__).parent
 HARD = (1, 2, 3)
-LARGE = 12_000  # queries
+LARGE, ANSWERED = 12_000, 4_800  # queries
 TAUGHT, EXPLORED = 900, 1_200  # problems
 DIFFICULTY = {0: 3, 1: 5, 2: 6, 3: 7}  # number of the paper's seven criteria that a problem counts as meeting, by level
 
@@ -109,6 +110,15 @@ def main() -> None:
         "difficulty": [DIFFICULTY[problem.level] for problem in many],
     }
     pq.write_table(pa.table(columns), HERE / "data" / "queries-large.parquet", compression="zstd")
+    asked = distinct(random.Random(20261201), "queries", ANSWERED)
+    columns = {
+        "query": [problem.query for problem in asked],
+        "topic": [problem.family for problem in asked],
+        "difficulty": [DIFFICULTY[problem.level] for problem in asked],
+        "reference": [problem.answer for problem in asked],
+        "step_count": [steps_of(problem) for problem in asked],
+    }
+    pq.write_table(pa.table(columns), HERE / "data" / "answered.parquet", compression="zstd")
     used = {problem.query for problem in [*queries, *easy]}
     others = [problem for problem in distinct(random.Random(20261129), "queries", 9000) if problem.query not in used]
     teacher, hard = others[:TAUGHT], [problem for problem in others[TAUGHT:] if problem.level == max(HARD)][:EXPLORED]

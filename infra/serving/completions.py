@@ -91,6 +91,9 @@ class Sampling(BaseModel, frozen=True, extra="forbid"):
         "{choice: [...]}",
     )
     prompt_log_probs: bool = Field(False, description="Whether the prompt's log-probabilities are wanted too")
+    first_log_probs: tuple[int, ...] = Field(
+        (), description="Token ids whose log-probabilities as the first sampled token are wanted too"
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Completion:
     token_ids: tuple[int, ...]
     """Sampled ids, including the end token."""
     prompt_log_probs: tuple[float, ...] = ()  # of each token of the prompt but the first, in nats, if asked for
+    first_log_probs: tuple[float, ...] = ()  # of the tokens that were asked for, as the first sampled one, in nats
 
     @property
     def tokens(self) -> int:
@@ -270,6 +274,9 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
         payload["structured_outputs"] = sampling.constraint
     if sampling.prompt_log_probs:
         payload["prompt_logprobs"] = 0  # of the prompt's own tokens, and no others
+    if sampling.first_log_probs:
+        payload |= {"logprobs": len(sampling.first_log_probs), "logprob_token_ids": list(sampling.first_log_probs)}
+        payload["return_tokens_as_token_ids"] = True
     if request.seed is not None:
         payload["seed"] = request.seed
     what = f"request {request.request_id} ({len(request.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
@@ -283,6 +290,7 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
             finish_reason=choice["finish_reason"],
             token_ids=tuple(choice["token_ids"]),
             prompt_log_probs=_own_log_probs(choice, request) if sampling.prompt_log_probs else (),
+            first_log_probs=_first_log_probs(choice, request, sampling.first_log_probs),
         )
         for choice in choices
     ]
@@ -294,6 +302,18 @@ def _own_log_probs(choice: dict[str, Any], request: Request) -> tuple[float, ...
     if len(found) != len(request.prompt_ids):
         raise CompletionError(f"request {request.request_id}: the server gives no log-probabilities of the prompt")
     return tuple(each[str(token)]["logprob"] for each, token in zip(found[1:], request.prompt_ids[1:], strict=True))
+
+
+def _first_log_probs(choice: dict[str, Any], request: Request, wanted: Sequence[int]) -> tuple[float, ...]:
+    """The log-probabilities of the wanted tokens as the first one of a sample."""
+    if not wanted:
+        return ()
+    found = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0] or {}
+    if missing := [token for token in wanted if f"token_id:{token}" not in found]:
+        raise CompletionError(
+            f"request {request.request_id}: the server gives no log-probability of token {missing[0]}"
+        )
+    return tuple(float(found[f"token_id:{token}"]) for token in wanted)
 
 
 def _stop_string(choice: dict[str, Any]) -> str:

@@ -209,6 +209,25 @@ PERPLEXITIES = _table(
 )
 """The perplexity of a response's thoughts, which are as many `tokens`."""
 
+JUDGED = _table(
+    query_id=TEXT,
+    sample=INT32,
+    right=FLAG,
+    probability=_optional(REAL),
+)
+"""A solution whose answer is known to be right or wrong, and the probability of being right that a generative reward
+model gives it; null without such a model, or if it could not read the solution."""
+
+CALIBRATION = _table(
+    low=REAL,
+    high=REAL,
+    solutions=INT32,
+    probability=REAL,
+    right=REAL,
+)
+"""Solutions judged to be right with a probability from `low` to `high`: their number, the mean probability, and the
+share of right ones."""
+
 GRADES = _table(
     problem_id=TEXT,
     sample=INT32,

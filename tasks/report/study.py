@@ -161,7 +161,7 @@ def study_page(study: Mapping[str, Any]) -> str:
         markdown_table(table_rows(own_rows(rows))),
     ]
     if differences := difference_rows(rows, next(iter(study["arms"]))):
-        parts += ["Differences in percentage points, seed by seed.", markdown_table(differences)]
+        parts += ["Mean differences in percentage points, paired by seed.", markdown_table(differences)]
     parts += [
         "Tokens sampled for training data and trained on, in all epochs.",
         markdown_table(cost_rows(study["cells"])),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,24 +107,39 @@ def pair(
             "pair.boundary, pair.min_margin or pair.min_samples"
         )
 
-    def rows() -> Iterator[dict[str, Any]]:
-        wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
-        columns = ["query_id", "sample", "text"]
-        for query_id, samples in samples_by_query(store, responses, columns, list(query_texts), wanted):
-            texts = {row["sample"]: row["text"] for row in samples}
-            chosen, rejected = paired[query_id]
-            yield {
-                "query_id": query_id,
-                "iteration": iteration,
-                "prompt": prompt_text(tokenizer, [{"role": "user", "content": query_texts[query_id]}]),
-                "chosen": texts[chosen["sample"]],
-                "rejected": texts[rejected["sample"]],
-                "chosen_sample": chosen["sample"],
-                "rejected_sample": rejected["sample"],
-                "chosen_score": chosen["total"],
-                "rejected_score": rejected["total"],
-                "chosen_tokens": chosen["completion_tokens"],
-                "rejected_tokens": rejected["completion_tokens"],
-            }
+    rows = pair_rows(store, paired, iteration, responses, query_texts, tokenizer)
+    return write_table(store, plan.step, plan.key, PAIRS, batched(rows), plan.provenance, counts=dict(funnel))
 
-    return write_table(store, plan.step, plan.key, PAIRS, batched(rows()), plan.provenance, counts=dict(funnel))
+
+def pair_rows(
+    store: Store,
+    paired: Mapping[str, tuple[dict[str, Any], dict[str, Any]]],
+    iteration: int,
+    responses: Sequence[Ref],
+    queries: Mapping[str, str],
+    tokenizer: Any,
+) -> Iterator[dict[str, Any]]:
+    """The rows of `pairs`; the texts of the responses are streamed.
+
+    Args:
+        paired: the chosen and the rejected sample by query id, each with sample, total and completion_tokens.
+        queries: the texts of all queries by id, in the order of each shard's rows.
+    """
+    wanted = {(query_id, row["sample"]) for query_id, both in paired.items() for row in both}
+    columns = ["query_id", "sample", "text"]
+    for query_id, samples in samples_by_query(store, responses, columns, list(queries), wanted):
+        texts = {row["sample"]: row["text"] for row in samples}
+        chosen, rejected = paired[query_id]
+        yield {
+            "query_id": query_id,
+            "iteration": iteration,
+            "prompt": prompt_text(tokenizer, [{"role": "user", "content": queries[query_id]}]),
+            "chosen": texts[chosen["sample"]],
+            "rejected": texts[rejected["sample"]],
+            "chosen_sample": chosen["sample"],
+            "rejected_sample": rejected["sample"],
+            "chosen_score": chosen["total"],
+            "rejected_score": rejected["total"],
+            "chosen_tokens": chosen["completion_tokens"],
+            "rejected_tokens": rejected["completion_tokens"],
+        }

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cot_formats.responses import LongFormat, opened_part, parse_response
+from cot_formats.responses import Format, opened_part, parse_response
 from infra.errors import BadInput
 from infra.steps.step import Plan
 from infra.store.manifest import BadArtifact, Ref, expect
@@ -52,7 +52,7 @@ long thoughts in `max_tokens`. The chat template and the settings of generation 
 FIGURES = ("samples", "dropped", "skipped", "steps", "tokens", "tokens_seen", "final_loss", "mean_loss")
 
 
-def judged(answer: Mapping[str, Any], format: LongFormat | None) -> dict[str, Any]:
+def judged(answer: Mapping[str, Any], format: Format | None) -> dict[str, Any]:
     """The answer that the trained model gave at the gate, with the format's verdict.
 
     Args:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cot_formats import FORMATS, TAGGED
-from cot_formats.responses import PLAIN, Format, LongFormat, continuation, delimiters, opened_part
+from cot_formats.responses import PLAIN, Format, continuation, delimiters, opened_part
 from infra.errors import BadInput
 from infra.store.manifest import Ref
 from infra.store.store import Store
@@ -62,6 +62,8 @@ def completion_of(row: dict[str, Any], prefix: str, model: Path) -> str | None:
     Raises:
         BadInput: the format is unknown; or as `check_prefix`.
     """
+    if row["format"] == PLAIN:
+        return row["solution"] or None
     if row["format"] not in FORMATS:
         raise BadInput(
             f"query {row['query_id']}: unknown format {row['format']!r} in the column `format`: expected one of "
@@ -100,7 +102,7 @@ def check_prefix(prefix: str, format: Format, title: str) -> None:
         )
 
 
-def format_of(store: Store, longcot: Ref) -> LongFormat:
+def format_of(store: Store, longcot: Ref) -> Format:
     """The format of the first row of `longcot`, which is that of all rows unless tables were mixed by hand."""
     found = next(scan(store, longcot, ["format"], batch_rows=1)).column("format")[0].as_py()
-    return cast(LongFormat, found)
+    return cast(Format, found)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cot_formats import detect
-from cot_formats.responses import LongFormat
+from cot_formats.responses import Format, LongFormat
 from infra.errors import BadInput
 from infra.processes.torchrun import metrics_path
 from infra.serving.servers import Servers
@@ -50,7 +50,7 @@ def train_and_publish(
     make_config: Callable[..., TrainingConfig],
     recipe: Recipe,
     hosts: Hosts,
-    format: LongFormat | None,
+    format: Format | None,
     keep: Callable[[Path], dict[str, Any]] = lambda _: {},
 ) -> Ref:
     """Free the devices, run the trainer `module` on `make_config(output=...)`, and publish the model that it wrote.

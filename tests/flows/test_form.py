@@ -21,6 +21,7 @@ FIRST = {
     "publish": ("longcot", "repo"),
     "rerun": ("hours",),
     "sft": ("model", "longcot", "sft"),
+    "still1": ("model", "steps", "adapt", "sft", "improve", "evaluate"),
     "still2": ("model", "format", "imitate", "sft", "explore", "improve", "evaluate"),
     "study": ("arms", "seeds", "only", "base"),
 }

@@ -92,6 +92,14 @@ def test_many_more_queries_are_of_the_same_split():
     assert all(problem(row["query"]).split == "queries" for row in found[::50])
 
 
+def test_answered_queries_are_right_and_of_the_same_split():
+    found = pq.read_table(NANO / "data" / "answered.parquet").to_pylist()
+    assert len({row["query"] for row in found}) == 4_800
+    for row in found[::20]:
+        given_problem = problem(row["query"])
+        assert (given_problem.split, given_problem.answer) == ("queries", row["reference"])
+
+
 def test_shipped_examples_are_in_their_own_split_and_right():
     files = sorted((NANO / "examples").glob("*.md"))
     assert len(files) == 10
@@ -132,7 +140,7 @@ def test_the_shipped_files_are_what_the_seed_gives(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(write_data, "HERE", tmp_path)
     write_data.main()
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
-    assert len(made) == 16
+    assert len(made) == 17
     for path in made:
         if path.suffix == ".parquet":
             assert pq.read_table(tmp_path / path).equals(pq.read_table(NANO / path)), path

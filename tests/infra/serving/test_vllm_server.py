@@ -77,6 +77,20 @@ def test_the_prompts_log_probabilities_are_those_of_transformers(policy: Path, s
         assert found[str(number)][0].prompt_log_probs == pytest.approx(expected, abs=1e-3)
 
 
+def test_the_first_tokens_log_probabilities_are_those_of_transformers(policy: Path, served: VllmServer) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompts, wanted = [[5, 6, 7, 8, 9, 10, 11], [12, 5, 30]], (7, 33, 12)
+    sampling = Sampling(n=1, temperature=0, max_tokens=1, first_log_probs=wanted)
+    found = sample(served, [Request(str(n), ids, None) for n, ids in enumerate(prompts)], sampling)
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    for number, ids in enumerate(prompts):
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[list(wanted)].tolist()
+        assert found[str(number)][0].first_log_probs == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_missing_model_is_reported_before_any_start(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"config\.json does not exist"):
         VllmServer(tmp_path / "none", OPTIONS, tmp_path / "log").start()

@@ -1,0 +1,263 @@
+"""Mutual improvement (STILL-1): each round trains the reward model on the policy's samples, and the policy on pairs
+that the reward model chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from cot_formats.responses import PLAIN, Format
+from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
+from flows.stages.mining import MineStage, ProblemsConfig, drawn, mined
+from flows.stages.run import Run
+from flows.stages.sampling import sample, scored
+from flows.stages.summary import show_training
+from infra.store.manifest import Ref, expect
+from infra.training.config import DpoRecipe, SftRecipe
+from tasks.exploration.merge import merge_longcot
+from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
+from tasks.mutual.choose import ActiveConfig, choose_judged
+from tasks.mutual.judge import JudgeConfig, judge
+from tasks.mutual.measure import measure_judge
+from tasks.mutual.pair import OutcomePairConfig, pair_outcomes
+from tasks.queries.clean import CleanConfig
+from tasks.queries.decontaminate import DecontaminateConfig
+from tasks.queries.draw import DrawConfig
+from tasks.responses.generate import GenerateConfig
+from tasks.rewards.score import Own, ScoreConfig, Verifier
+from tasks.training.dpo import train_dpo
+from tasks.training.sft import train_sft
+
+
+class GivenSolutions(BaseModel, frozen=True, extra="forbid"):
+    """Step-by-step solutions that somebody else wrote."""
+
+    sources: tuple[SolvedSource, ...] = Field(
+        min_length=1, description="Files and data sets of queries with solutions."
+    )
+    clean: CleanConfig = Field(CleanConfig(), description="Which queries are usable: length, language, duplicates.")
+    decontaminate: DecontaminateConfig = Field(
+        DecontaminateConfig(), description="Evaluation sets, and which overlap with them drops a query."
+    )
+    draw: DrawConfig = Field(DrawConfig(), description="Which of the queries are used.")
+
+    @property
+    def queries(self) -> MineStage:
+        """How the queries of the solutions are mined."""
+        return MineStage(sources=self.sources, clean=self.clean, decontaminate=self.decontaminate, draw=self.draw)
+
+
+class AdaptStage(BaseModel, frozen=True, extra="forbid"):
+    """Format adaptation: what the policy is first fine-tuned on. Set one of the two."""
+
+    given: GivenSolutions | None = Field(None, description="Solutions that somebody else wrote.")
+    sampled: BootstrapStage | None = Field(
+        None,
+        description="Solutions that the model itself samples with examples in its prompt, as in BOLT's stage 1. Only "
+        "the solutions are learned, without thoughts.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.given is None) == (self.sampled is None):
+            raise ValueError("adapt: set `given` or `sampled`, and only one of them")
+        if self.sampled and not self.sampled.score.verified_weight:
+            raise ValueError(
+                "adapt.sampled.score.verified_weight is 0, but only right solutions are kept: set it above 0"
+            )
+        return self
+
+
+class SolutionSampling(GenerateConfig):
+    """How solutions are sampled."""
+
+    samples: int = Field(8, ge=2, description="Number K of solutions per question (STILL-1 does not state it).")
+    max_tokens: int = Field(2048, ge=1, description="Maximum length of a solution, in tokens (this project's choice).")
+    max_truncated_share: float = Field(
+        0.2, ge=0, le=1, description="Largest share of solutions cut at max_tokens; the step fails if there are more."
+    )
+    format: Format | None = Field(None, description="Leave out: solutions are plain text in steps.")  # type: ignore[assignment]
+    seed: int = Field(0, description="Seed of sampling.")
+
+
+class ImproveStage(BaseModel, frozen=True, extra="forbid"):
+    """Mutual improvement, in rounds."""
+
+    rounds: int = Field(2, ge=0, le=20, description="Maximum number of rounds.")
+    queries: MineStage = Field(
+        description="Questions with a `reference` answer, for all rounds. Each round draws its own part, so "
+        "`draw.limit` cannot be set here."
+    )
+    queries_per_round: int = Field(4_000, ge=1, description="Number of questions per round (this project's choice).")
+    held_out: ProblemsConfig = Field(
+        description="Held-out questions with a `reference` answer, on which reward model and policy are measured each "
+        "round. They must not be the problems of the evaluation: they decide when the rounds end."
+    )
+    generate: SolutionSampling = Field(SolutionSampling(), description="How solutions are sampled.")
+    verifier: Verifier | Own = Field("math500", description="How an answer is compared with the reference answer.")
+    judge: JudgeConfig = Field(JudgeConfig(), description="How the reward model is asked about a solution.")
+    choose: ActiveConfig = Field(ActiveConfig(), description="Which solutions the reward model is trained on.")
+    reward: SftRecipe = Field(SftRecipe(), description="How the reward model is trained, from the adapted policy.")
+    pair: OutcomePairConfig = Field(OutcomePairConfig(), description="Which samples become a preference pair.")
+    dpo: DpoRecipe = Field(DpoRecipe(), description="How the policy is trained on the pairs.")
+    reference: Literal["first", "previous"] = Field(
+        "previous",
+        description="The reference policy of each round's DPO: the adapted policy, or the policy of the round before "
+        "(STILL-1 does not state it; this project's choice).",
+    )
+    min_gain: float | None = Field(
+        None,
+        description="The rounds end once the policy's accuracy on the held-out questions rises by less than this, as a "
+        "share. Null: all rounds are done.",
+    )
+    shards: int = Field(4, ge=1, le=400, description="Number of shards that the questions are split into.")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.queries.draw.limit is not None:
+            raise ValueError("queries.draw.limit: set queries_per_round instead, the number of questions of each round")
+        if self.generate.format not in (None, PLAIN):
+            raise ValueError(f"generate.format is {self.generate.format}, but solutions are plain text: leave it out")
+        return self
+
+    def draw_of(self, number: int) -> DrawConfig:
+        """How a round draws its own part of the questions. Fewer than `queries_per_round` are an error."""
+        each = self.queries_per_round
+        skip = self.queries.draw.skip + (number - 1) * each
+        return self.queries.draw.model_copy(update={"skip": skip, "limit": each, "min_queries": each})
+
+
+@dataclass
+class Round:
+    """What a round made."""
+
+    reward_model: Ref
+    measured: Ref
+    """The reward model's calibration on held-out solutions of the adapted policy."""
+    policy: Ref
+    pairs: Ref
+    chosen: Ref
+    """What the reward model learned from in this round."""
+    accuracy: float = 0.0
+    """The policy's, on the held-out questions."""
+
+
+def adaptation_data(run: Run, config: AdaptStage, steps: StepFormat, model: Ref) -> tuple[Ref, Ref]:
+    """The mined queries, and the solutions in steps that the policy is first fine-tuned on: the table `adapted`."""
+    if config.given:
+        given = config.given
+        queries = drawn(run, "queries", given.draw, mined(run, given.queries))
+        data = run.do(
+            read_solutions, "adapted", expected_rows=queries.rows, format=steps, sources=given.sources, queries=queries
+        )
+        return queries, data
+    assert config.sampled is not None
+    stage = config.sampled.model_copy(update={"queries": config.sampled.queries.with_references()})
+    examples = curated_for(run, stage, model, run.servers.options("policy").max_model_len)
+    queries = drawn(run, "queries", stage.queries.draw, mined(run, stage.queries))
+    longcot = bootstrap_stage(run, stage, examples, queries, model, None)
+    return queries, run.do(adapt_solutions, "adapted", expected_rows=longcot.rows, format=steps, longcot=longcot)
+
+
+def fine_tuned(run: Run, step: str, config: SftRecipe, data: Ref, model: Ref) -> Ref:
+    """A model fine-tuned on a table of queries and answers."""
+    expected = int(data.rows * run.estimates.tokens_per_response * config.epochs)
+    made = run.do(train_sft, step, expected_tokens=expected, config=config, longcot=data, model=model, hosts=run.hosts)
+    show_training(run, made)
+    return made
+
+
+def solutions(run: Run, config: ImproveStage, name: str, queries: Ref, policy: Ref, seed: int) -> tuple[list[Ref], Ref]:
+    """K solutions of each question by the policy, and whether the answer of each is right."""
+    draw = config.generate.model_copy(update={"format": PLAIN, "seed": config.generate.seed + seed})
+    responses = sample(run, f"responses-{name}", draw, queries, policy, shards=config.shards)
+    checked = ScoreConfig(verified_weight=1.0, verifier=config.verifier)  # no reward model is asked
+    return responses, scored(run, f"scores-{name}", checked, responses, queries, None)
+
+
+def accuracy_of(run: Run, scores: Ref) -> float:
+    """The share of right solutions; those without words are wrong."""
+    counts = expect(run.store, scores).counts
+    return float(counts["correct"] / max(1, counts["scored"] + counts["without a solution"]))
+
+
+def improve_round(
+    run: Run,
+    config: ImproveStage,
+    steps: StepFormat,
+    number: int,
+    queries: Ref,
+    held_out: Ref,
+    first: Ref,
+    policy: Ref,
+    reward_model: Ref | None,
+    earlier: list[Ref],
+    held_out_solutions: tuple[list[Ref], Ref],
+) -> Round:
+    """One round: sample, label, train the reward model, judge, pair, train the policy.
+
+    Args:
+        held_out: the held-out questions.
+        first: the adapted policy P_0, which every reward model is trained from.
+        policy: the policy of the round before.
+        reward_model: that of the round before; None in the first round.
+        earlier: what reward models learned from in earlier rounds.
+        held_out_solutions: P_0's solutions of the held-out questions, and whether each is right.
+    """
+    responses, scores = solutions(run, config, f"round-{number}", queries, policy, number)
+    asked: dict[str, Any] = {"config": config.judge, "responses": responses, "scores": scores, "queries": queries}
+    before = run.do(judge, f"judged-before-{number}", model=reward_model, **asked)
+    chosen = run.do(
+        choose_judged,
+        f"chosen-{number}",
+        expected_rows=config.choose.limit,
+        config=config.choose,
+        judge=config.judge,
+        judged=before,
+        responses=responses,
+        queries=queries,
+    )
+    tables = [*earlier, chosen]
+    data = run.do(
+        merge_longcot, f"reward-data-{number}", expected_rows=sum(each.rows for each in tables), tables=tables
+    )
+    reward_model = fine_tuned(run, f"sft-reward-{number}", config.reward, data, first)
+    held, right = held_out_solutions
+    tested = run.do(
+        judge,
+        f"judged-held-out-{number}",
+        config=config.judge,
+        responses=held,
+        scores=right,
+        queries=held_out,
+        model=reward_model,
+    )
+    measured = run.do(measure_judge, f"calibration-{number}", judged=tested)
+    judged = run.do(judge, f"judged-{number}", model=reward_model, **asked)
+    pairs = run.do(
+        pair_outcomes,
+        f"pairs-{number}",
+        expected_rows=queries.rows,
+        config=config.pair,
+        format=steps,
+        iteration=number,
+        responses=responses,
+        judged=judged,
+        queries=queries,
+        model=policy,
+    )
+    expected = int(4 * pairs.rows * run.estimates.tokens_per_response * config.dpo.epochs)
+    trained = run.do(
+        train_dpo,
+        f"dpo-{number}",
+        expected_tokens=expected,
+        config=config.dpo,
+        pairs=pairs,
+        policy=policy,
+        reference=first if config.reference == "first" else policy,
+        hosts=run.hosts,
+    )
+    show_training(run, trained)
+    return Round(reward_model, measured, trained, pairs, chosen)

@@ -1,0 +1,141 @@
+"""`python -m flows still1/nano`: policy and reward model improve each other (STILL-1, arXiv 2411.11694).
+
+A policy learns to solve questions step by step. In rounds, a reward model learns to tell its right solutions from its
+wrong ones, and the policy is trained on pairs that the reward model chose.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from prefect import flow
+from pydantic import Field, model_validator
+
+from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
+from flows.stages.common import A_MODEL, ALERTS, Trains
+from flows.stages.mining import drawn, mined, problems_stage, publish_mining
+from flows.stages.mutual import (
+    AdaptStage,
+    ImproveStage,
+    Round,
+    accuracy_of,
+    adaptation_data,
+    fine_tuned,
+    improve_round,
+    solutions,
+)
+from flows.stages.problems import problems_for
+from flows.stages.run import TASK_RUNNER, Run, begin
+from flows.stages.still1_summary import publish_still1
+from flows.stages.summary import publish_report
+from infra.store.manifest import Ref
+from infra.training.config import Recipe, SftRecipe
+from tasks.mutual.adapt import StepFormat
+from tasks.report.still1_page import still1_content
+
+
+class Still1Config(Trains):
+    """Parameters of the flow `still1`. STILL-1 publishes few figures: where it is silent, the defaults are BOLT's or
+    this project's choice."""
+
+    model: str = Field(description=f"Instruct model that is trained: {A_MODEL}.")
+    steps: StepFormat = Field(StepFormat(), description="How a solution is written step by step.")
+    adapt: AdaptStage = Field(description="Format adaptation.")
+    sft: SftRecipe = Field(SftRecipe(), description="How the policy is fine-tuned on solutions in steps.")
+    improve: ImproveStage = Field(description="Mutual improvement of policy and reward model.")
+    evaluate: EvaluateStage = Field(description="Held-out evaluation of the instruct model and of every policy.")
+
+    @model_validator(mode="after")
+    def _held_out_is_not_the_test(self) -> Self:
+        tested = {source.place for source in self.evaluate.problems.sources}
+        if shared := [each.place for each in self.improve.held_out.sources if each.place in tested]:
+            raise ValueError(
+                f"improve.held_out: {shared[0]} is also in evaluate.problems, but the held-out questions decide when "
+                "the rounds end: use other ones"
+            )
+        return self
+
+    @property
+    def trainings(self) -> dict[str, Recipe]:
+        """How the model is trained, by parameter."""
+        rounds: dict[str, Recipe] = {
+            "config.improve.reward": self.improve.reward,
+            "config.improve.dpo": self.improve.dpo,
+        }
+        return {"config.sft": self.sft, **(rounds if self.improve.rounds else {})}
+
+
+def held_out(config: Still1Config) -> tuple[AdaptStage, ImproveStage]:
+    """Both stages, with the evaluation problems and the held-out questions left out of their queries."""
+    tests = (config.evaluate.problems, config.improve.held_out)
+    adapt, improve = config.adapt, config.improve
+    for problems in tests:
+        improve = improve.model_copy(update={"queries": improve.queries.with_references().without(problems)})
+        if adapt.given:
+            own = adapt.given.queries.without(problems).decontaminate
+            adapt = adapt.model_copy(update={"given": adapt.given.model_copy(update={"decontaminate": own})})
+        if adapt.sampled:
+            queries = adapt.sampled.queries.without(problems)
+            adapt = adapt.model_copy(update={"sampled": adapt.sampled.model_copy(update={"queries": queries})})
+    return adapt, improve
+
+
+def questions(run: Run, config: ImproveStage) -> tuple[dict[int, Ref], Ref]:
+    """The questions of every round, by its number, and the held-out ones."""
+    rounds = range(config.rounds, 0, -1)  # the last draws first: an error then says how many all rounds need
+    found = mined(run, config.queries) if rounds else None
+    drawn_for = {
+        number: drawn(run, f"queries-round-{number}", config.draw_of(number), found) for number in rounds if found
+    }
+    return drawn_for, problems_stage(run, config.held_out)
+
+
+@flow(task_runner=TASK_RUNNER, **ALERTS)
+def still1(config: Still1Config) -> dict[str, Any] | None:
+    """Adapt the policy to the step format, then let policy and reward model improve each other."""
+    with begin(config) as run:
+        instruct = run.model(config.model, trains=config.trainings)
+        adapt, improve = held_out(config)
+
+        # Whatever is wrong with the user's files is found here, before a GPU is used.
+        problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
+        asked, held = questions(run, improve)
+        publish_mining(run, [*asked.values()])
+        grades: dict[str, Grades] = {}
+        grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
+
+        _, data = adaptation_data(run, adapt, config.steps, instruct)  # format adaptation
+        first = policy = fine_tuned(run, "sft-adapted", config.sft, data, instruct)
+        grades["adapted"] = evaluate_stage(run, config.evaluate, "adapted", problems, policy, format="plain")
+
+        rounds: list[Round] = []
+        ended = "the number of rounds is reached"
+        if improve.rounds:  # mutual improvement
+            held_solutions = solutions(run, improve, "held-out-0", held, first, 0)
+            before = 0.0 if run.dry else accuracy_of(run, held_solutions[1])
+            reward_model: Ref | None = None
+            for number, queries in sorted(asked.items()):
+                earlier = [each.chosen for each in rounds]
+                given = (number, queries, held, first, policy, reward_model, earlier, held_solutions)
+                found = improve_round(run, improve, config.steps, *given)
+                policy, reward_model = found.policy, found.reward_model
+                rounds.append(found)
+                name = f"round-{number}"
+                grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format="plain")
+                _, right = solutions(run, improve, f"held-out-{number}", held, policy, 0)
+                if run.dry:
+                    continue
+                found.accuracy = accuracy_of(run, right)
+                if improve.min_gain is not None and found.accuracy - before < improve.min_gain:
+                    ended = f"round {number} gained {found.accuracy - before:+.3f} on the held-out questions"
+                    break
+                before = found.accuracy
+
+        if run.dry:
+            return None
+        steps = steps_of(run, problems)
+        stages = [stage_summary(run, name, found, steps) for name, found in grades.items()]
+        gains = stage_gains(run, grades, anchors=("instruct", "adapted"))
+        summary = publish_still1(run, config.evaluate.benchmark, stages, gains, policy, data, rounds, ended)
+        publish_report(run.store, summary, still1_content(run.store, summary), key="bolt-still1")
+        return summary

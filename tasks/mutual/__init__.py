@@ -1,0 +1,1 @@
+"""What STILL-1's policy and reward model learn from each other."""

@@ -1,0 +1,81 @@
+"""How good a reward model is: accuracy, AUROC and calibration on solutions of held-out questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+from infra.errors import BadInput
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.schemas import CALIBRATION
+from infra.store.store import Store
+from infra.store.tables import read_rows, write_table
+
+BINS = 10
+
+
+def auroc(probabilities: Sequence[float], right: Sequence[bool]) -> float:
+    """The chance that a right solution has a higher probability than a wrong one, ties counting half (the
+    Mann-Whitney statistic); NaN if all are right, or all are wrong."""
+    positive = sum(right)
+    negative = len(right) - positive
+    if not positive or not negative:
+        return math.nan
+    ranks = rankdata(probabilities)
+    above = float(ranks[np.asarray(right)].sum()) - positive * (positive + 1) / 2
+    return above / (positive * negative)
+
+
+def calibration(probabilities: Sequence[float], right: Sequence[bool]) -> list[dict[str, Any]]:
+    """The solutions in ten bins of equal width by probability; empty bins are left out."""
+    bins = [min(int(each * BINS), BINS - 1) for each in probabilities]
+    rows = []
+    for number in sorted(set(bins)):
+        own = [n for n, each in enumerate(bins) if each == number]
+        rows.append(
+            {
+                "low": number / BINS,
+                "high": (number + 1) / BINS,
+                "solutions": len(own),
+                "probability": float(np.mean([probabilities[n] for n in own])),
+                "right": float(np.mean([right[n] for n in own])),
+            }
+        )
+    return rows
+
+
+def figures(probabilities: Sequence[float], right: Sequence[bool]) -> dict[str, float | None]:
+    """Accuracy (right above one half), AUROC, and the expected calibration error: the mean distance between
+    probability and share of right ones over the bins, weighted by their solutions (Guo et al., arXiv 1706.04599)."""
+    rows = calibration(probabilities, right)
+    error = sum(row["solutions"] * abs(row["probability"] - row["right"]) for row in rows) / len(right)
+    area = auroc(probabilities, right)
+    return {
+        "accuracy": float(np.mean([(each > 0.5) == label for each, label in zip(probabilities, right, strict=True)])),
+        "auroc": None if math.isnan(area) else area,
+        "calibration_error": float(error),
+        "share_right": float(np.mean(right)),
+    }
+
+
+@step
+def measure_judge(plan: Plan, store: Store, *, judged: Ref) -> Ref:
+    """Write the table `calibration` of a reward model. `counts` has `figures`.
+
+    Raises:
+        BadInput: no solution was judged.
+    """
+    rows = [row for row in read_rows(store, judged) if row["probability"] is not None]
+    if not rows:
+        raise BadInput(
+            f"{plan.step}: none of {judged.rows} held-out solutions was judged: see the counts of {judged.uri}"
+        )
+    probabilities, right = [row["probability"] for row in rows], [row["right"] for row in rows]
+    counts = {"solutions": len(rows), **figures(probabilities, right)}
+    made = [calibration(probabilities, right)]
+    return write_table(store, plan.step, plan.key, CALIBRATION, made, plan.provenance, counts=counts)

@@ -1,0 +1,45 @@
+"""The rounds of STILL-1: the reward models' figures, and how well their probabilities agree with what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.report.plot import svg
+
+Row = dict[str, Any]
+
+
+def mutual_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row for each round: what the reward model learned from, how good it is on held-out questions, pairs, and the
+    policy's accuracy there."""
+    return [
+        {
+            "round": str(number),
+            "solutions learned from": f"{each['chosen']['chosen']:,}",
+            "reward model: accuracy": f"{each['held_out']['accuracy']:.3f}",
+            "AUROC": "" if each["held_out"]["auroc"] is None else f"{each['held_out']['auroc']:.3f}",
+            "calibration error": f"{each['held_out']['calibration_error']:.3f}",
+            "pairs": f"{each['pairs'].get('kept', 0):,} of {each['pairs']['queries']:,} questions",
+            "policy: held-out accuracy": f"{each['accuracy']:.3f}",
+        }
+        for number, each in enumerate(rounds, 1)
+    ]
+
+
+def calibration_plot(rounds: Mapping[str, Sequence[Row]]) -> bytes:
+    """The share of right solutions against the probability that a reward model gives them, by round.
+
+    `rounds`: the rows of each round's table `calibration`, by label.
+    """
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfect")
+        for label, rows in rounds.items():
+            shown = [row["probability"] for row in rows], [row["right"] for row in rows]
+            axes.plot(*shown, marker="o", markersize=3, label=label)
+        axes.set(xlabel="probability of being right", ylabel="share of right solutions", xlim=(0, 1), ylim=(0, 1))
+        axes.legend(frameon=False)
+
+    return svg((4.2, 3.6), draw)

@@ -1,0 +1,105 @@
+"""What the report of a run of `still1` shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from infra.store.store import Store
+from infra.store.tables import read_rows
+from tasks.report import report
+from tasks.report.mutual import calibration_plot, mutual_rows
+from tasks.report.reader import card, faults, held_out_items, rows_of
+from tasks.report.report import Content, Made, Rows, training_title
+
+CAPTIONS = report.CAPTIONS | {
+    "adaptation": "Solutions that the policy was first fine-tuned on, and why others were dropped",
+    "rounds": "Each round: the reward model on held-out questions, and the policy's accuracy there",
+}
+TITLES = report.TITLES | {"calibration": "Share of right held-out solutions by the reward model's probability"}
+
+
+def still1_content(
+    store: Store, summary: Mapping[str, Any], max_answers: int = 20_000, max_queries: int = 100
+) -> Content:
+    """What the report of a run shows.
+
+    Args:
+        summary: a run's summary.json.
+        max_answers: most held-out answers in the reader, of all stages together; the first problems are shown.
+        max_queries: most questions of each round in the reader.
+
+    Raises:
+        BadArtifact: an artifact of the run is missing or damaged.
+    """
+    made = report.made_by(store, summary)
+    found, seconds = report.manifests(store, made), report.making_seconds(store, summary)
+    trained = [step for step in found if step.startswith(("sft-", "dpo-"))]
+    tables = report.common_tables(store, summary, made, found, seconds)
+    counted = summary["adaptation"]
+    tables["adaptation"] = [
+        {"counted": name, "rows": rows, "share": f"{rows / counted['read']:.1%}"} for name, rows in counted.items()
+    ]
+    tables["rounds"] = [*mutual_rows(summary["rounds"])]
+    numbers = range(1, len(summary["rounds"]) + 1)
+    measured = {f"round {n}": list(read_rows(store, made[f"calibration-{n}"][0])) for n in numbers}
+    plots = report.common_plots(summary, found, trained, seconds)
+    plots |= {"calibration": calibration_plot(measured)} if measured else {}
+    stages = [stage["name"] for stage in summary["stages"]]
+    sets = {"held-out problems": held_out_items(store, made, summary["benchmark"], stages, max_answers)}
+    for number in numbers:
+        sets[f"samples, round {number}"] = sample_items(store, made, number, max_queries)
+    return Content(
+        title="STILL-1",
+        template="still1.html",
+        tables=tables,
+        captions=CAPTIONS,
+        plots=plots,
+        titles=TITLES | {step: training_title(step) for step in trained},
+        trainings=trained,
+        sets=sets,
+    )
+
+
+def sample_items(store: Store, made: Made, number: int, max_queries: int) -> Iterator[dict[str, Any]]:
+    """The first questions of a round, each with its samples: right or wrong, the probability that the reward model
+    gives them, and which became a preference pair. Samples are in order of probability, highest first."""
+    (queries,), (judged,), (pairs,) = (made[f"{step}-{number}"] for step in ("queries-round", "judged", "pairs"))
+    first = {row["query_id"]: row for row in islice(read_rows(store, queries), max_queries)}
+    known = {(row["query_id"], row["sample"]): row for row in read_rows(store, judged) if row["query_id"] in first}
+    used: dict[tuple[str, int], tuple[str, str]] = {}
+    for row in read_rows(store, pairs, ["query_id", "chosen_sample", "rejected_sample"]):
+        used[row["query_id"], row["chosen_sample"]] = ("good", "chosen")
+        used[row["query_id"], row["rejected_sample"]] = ("bad", "rejected")
+    samples: dict[str, Rows] = defaultdict(list)
+    for row in rows_of(store, made[f"responses-round-{number}"], first):
+        samples[row["query_id"]].append(row)
+
+    def likely(row: Mapping[str, Any]) -> float:
+        found = known.get((row["query_id"], row["sample"]), {}).get("probability")
+        return 1.0 if found is None else -found
+
+    for query_id, query in first.items():
+        own = sorted(samples.pop(query_id, []), key=likely)
+        answers = []
+        for row in own:
+            found = known.get((query_id, row["sample"]))
+            marks = [("plain", "not judged")]
+            if found is not None:
+                marks = [("good", "right") if found["right"] else ("bad", "wrong")]
+                marks += [("plain", f"p = {found['probability']:.2f}")] if found["probability"] is not None else []
+            answers.append(
+                card(row, [*marks, *([used[query_id, row["sample"]]] if (query_id, row["sample"]) in used else [])])
+            )
+        paired = any((query_id, row["sample"]) in used for row in own)
+        yield {
+            "query": query["query"],
+            "topic": query["topic"],
+            "reference": query["reference"],
+            "columns": [f"sample {row['sample']}" for row in own],
+            "rows": [{"name": "", "answers": answers}],
+            "outcomes": [("", each) for each in ["gave a pair" if paired else "not used", *faults(own)]],
+            "shares": [],
+        }
