@@ -134,7 +134,7 @@ def test_refused_solutions_are_counted_and_too_many_stop_the_step(world, queries
     servers = TinyServers(world.work_dir, FakeVllm(completions=answer))
     given = {"responses": [responses], "scores": scores, "queries": queries, "model": model, "servers": servers}
     made = world.do(judge, config=ASKS, **given)
-    assert [row["probability"] for row in world.rows(made)][0] is None
+    assert world.rows(made)[0]["probability"] is None
     assert world.counts(made)["not judged"] == 1
     servers = TinyServers(world.work_dir, FakeVllm(completions=lambda _: {"status": 400, "error": {"message": "no"}}))
     with pytest.raises(QuarantineError, match=r"6 of 6 solutions were not judged, limit 1.0%; the first is a-0"):
