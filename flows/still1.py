@@ -9,17 +9,16 @@ from __future__ import annotations
 from typing import Any, Self
 
 from prefect import flow
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
-from flows.stages.mining import drawn, mined, problems_stage, publish_mining
+from flows.stages.mining import MineStage, drawn, mined, problems_stage, publish_mining
 from flows.stages.mutual import (
-    AdaptStage,
     ImproveStage,
     Round,
     accuracy_of,
-    adaptation_data,
     fine_tuned,
     improve_round,
     solutions,
@@ -30,8 +29,50 @@ from flows.stages.still1_summary import publish_still1
 from flows.stages.summary import publish_report
 from infra.store.manifest import Ref
 from infra.training.config import Recipe, SftRecipe
-from tasks.mutual.adapt import StepFormat
+from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
+from tasks.queries.clean import CleanConfig
+from tasks.queries.decontaminate import DecontaminateConfig
+from tasks.queries.draw import DrawConfig
 from tasks.report.still1_page import still1_content
+
+
+class GivenSolutions(BaseModel, frozen=True, extra="forbid"):
+    """Step-by-step solutions that somebody else wrote."""
+
+    sources: tuple[SolvedSource, ...] = Field(
+        min_length=1, description="Files and data sets of queries with solutions."
+    )
+    clean: CleanConfig = Field(CleanConfig(), description="Which queries are usable: length, language, duplicates.")
+    decontaminate: DecontaminateConfig = Field(
+        DecontaminateConfig(), description="Evaluation sets, and which overlap with them drops a query."
+    )
+    draw: DrawConfig = Field(DrawConfig(), description="Which of the queries are used.")
+
+    @property
+    def queries(self) -> MineStage:
+        """How the queries of the solutions are mined."""
+        return MineStage(sources=self.sources, clean=self.clean, decontaminate=self.decontaminate, draw=self.draw)
+
+
+class AdaptStage(BaseModel, frozen=True, extra="forbid"):
+    """Format adaptation: what the policy is first fine-tuned on. Set one of the two."""
+
+    given: GivenSolutions | None = Field(None, description="Solutions that somebody else wrote.")
+    sampled: BootstrapStage | None = Field(
+        None,
+        description="Solutions that the model itself samples with examples in its prompt, as in BOLT's stage 1. Only "
+        "the solutions are learned, without thoughts.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.given is None) == (self.sampled is None):
+            raise ValueError("adapt: set `given` or `sampled`, and only one of them")
+        if self.sampled and not self.sampled.score.verified_weight:
+            raise ValueError(
+                "adapt.sampled.score.verified_weight is 0, but only right solutions are kept: set it above 0"
+            )
+        return self
 
 
 class Still1Config(Trains):
@@ -78,6 +119,23 @@ def held_out(config: Still1Config) -> tuple[AdaptStage, ImproveStage]:
             queries = adapt.sampled.queries.without(problems)
             adapt = adapt.model_copy(update={"sampled": adapt.sampled.model_copy(update={"queries": queries})})
     return adapt, improve
+
+
+def adaptation_data(run: Run, config: AdaptStage, steps: StepFormat, model: Ref) -> tuple[Ref, Ref]:
+    """The mined queries, and the solutions in steps that the policy is first fine-tuned on: the table `adapted`."""
+    if config.given:
+        given = config.given
+        queries = drawn(run, "queries", given.draw, mined(run, given.queries))
+        data = run.do(
+            read_solutions, "adapted", expected_rows=queries.rows, format=steps, sources=given.sources, queries=queries
+        )
+        return queries, data
+    assert config.sampled is not None
+    stage = config.sampled.model_copy(update={"queries": config.sampled.queries.with_references()})
+    examples = curated_for(run, stage, model, run.servers.options("policy").max_model_len)
+    queries = drawn(run, "queries", stage.queries.draw, mined(run, stage.queries))
+    longcot = bootstrap_stage(run, stage, examples, queries, model, None)
+    return queries, run.do(adapt_solutions, "adapted", expected_rows=longcot.rows, format=steps, longcot=longcot)
 
 
 def questions(run: Run, config: ImproveStage) -> tuple[dict[int, Ref], Ref]:

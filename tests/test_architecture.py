@@ -25,7 +25,9 @@ REWARDS = RESPONSES | {"tasks/rewards"}
 IMITATION = RESPONSES | {"tasks/imitation"}
 EVALUATION = REWARDS | {"tasks/training", "tasks/evaluation"}
 REPORT = EVALUATION | {"tasks/report"}
-TASKS = REPORT | IMITATION | {"tasks/curation", "tasks/exploration"}
+MUTUAL = REWARDS | {"tasks/mutual"}
+SEARCH = MUTUAL | {"tasks/search"}
+TASKS = REPORT | IMITATION | SEARCH | {"tasks/curation", "tasks/exploration"}
 OPERATIONS = INFRA | {"infra/operations"}
 ALLOWED = {
     "cot_formats": set(),
@@ -44,6 +46,8 @@ ALLOWED = {
     "tasks/rewards": RESPONSES,
     "tasks/imitation": RESPONSES,
     "tasks/exploration": RESPONSES,
+    "tasks/mutual": REWARDS,
+    "tasks/search": MUTUAL,
     "tasks/training": REWARDS,
     "tasks/evaluation": REWARDS | {"tasks/training"},
     "tasks/report": EVALUATION,

@@ -9,65 +9,23 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from cot_formats.responses import PLAIN, Format
-from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
-from flows.stages.mining import MineStage, ProblemsConfig, drawn, mined
+from flows.stages.mining import MineStage, ProblemsConfig
 from flows.stages.run import Run
 from flows.stages.sampling import sample, scored
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref, expect
 from infra.training.config import DpoRecipe, SftRecipe
 from tasks.exploration.merge import merge_longcot
-from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
+from tasks.mutual.adapt import StepFormat
 from tasks.mutual.choose import ActiveConfig, choose_judged
 from tasks.mutual.judge import JudgeConfig, judge
 from tasks.mutual.measure import measure_judge
 from tasks.mutual.pair import OutcomePairConfig, pair_outcomes
-from tasks.queries.clean import CleanConfig
-from tasks.queries.decontaminate import DecontaminateConfig
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
 from tasks.rewards.score import Own, ScoreConfig, Verifier
 from tasks.training.dpo import train_dpo
 from tasks.training.sft import train_sft
-
-
-class GivenSolutions(BaseModel, frozen=True, extra="forbid"):
-    """Step-by-step solutions that somebody else wrote."""
-
-    sources: tuple[SolvedSource, ...] = Field(
-        min_length=1, description="Files and data sets of queries with solutions."
-    )
-    clean: CleanConfig = Field(CleanConfig(), description="Which queries are usable: length, language, duplicates.")
-    decontaminate: DecontaminateConfig = Field(
-        DecontaminateConfig(), description="Evaluation sets, and which overlap with them drops a query."
-    )
-    draw: DrawConfig = Field(DrawConfig(), description="Which of the queries are used.")
-
-    @property
-    def queries(self) -> MineStage:
-        """How the queries of the solutions are mined."""
-        return MineStage(sources=self.sources, clean=self.clean, decontaminate=self.decontaminate, draw=self.draw)
-
-
-class AdaptStage(BaseModel, frozen=True, extra="forbid"):
-    """Format adaptation: what the policy is first fine-tuned on. Set one of the two."""
-
-    given: GivenSolutions | None = Field(None, description="Solutions that somebody else wrote.")
-    sampled: BootstrapStage | None = Field(
-        None,
-        description="Solutions that the model itself samples with examples in its prompt, as in BOLT's stage 1. Only "
-        "the solutions are learned, without thoughts.",
-    )
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.given is None) == (self.sampled is None):
-            raise ValueError("adapt: set `given` or `sampled`, and only one of them")
-        if self.sampled and not self.sampled.score.verified_weight:
-            raise ValueError(
-                "adapt.sampled.score.verified_weight is 0, but only right solutions are kept: set it above 0"
-            )
-        return self
 
 
 class SolutionSampling(GenerateConfig):
@@ -142,23 +100,6 @@ class Round:
     """What the reward model learned from in this round."""
     accuracy: float = 0.0
     """The policy's, on the held-out questions."""
-
-
-def adaptation_data(run: Run, config: AdaptStage, steps: StepFormat, model: Ref) -> tuple[Ref, Ref]:
-    """The mined queries, and the solutions in steps that the policy is first fine-tuned on: the table `adapted`."""
-    if config.given:
-        given = config.given
-        queries = drawn(run, "queries", given.draw, mined(run, given.queries))
-        data = run.do(
-            read_solutions, "adapted", expected_rows=queries.rows, format=steps, sources=given.sources, queries=queries
-        )
-        return queries, data
-    assert config.sampled is not None
-    stage = config.sampled.model_copy(update={"queries": config.sampled.queries.with_references()})
-    examples = curated_for(run, stage, model, run.servers.options("policy").max_model_len)
-    queries = drawn(run, "queries", stage.queries.draw, mined(run, stage.queries))
-    longcot = bootstrap_stage(run, stage, examples, queries, model, None)
-    return queries, run.do(adapt_solutions, "adapted", expected_rows=longcot.rows, format=steps, longcot=longcot)
 
 
 def fine_tuned(run: Run, step: str, config: SftRecipe, data: Ref, model: Ref) -> Ref:

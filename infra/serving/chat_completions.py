@@ -17,7 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr
 
-from infra.serving.completions import Client, RefusedError, run_all, without_key
+from infra.serving.completions import Client, RefusedError, run_all
+from infra.serving.failures import without_key
 from infra.text.chat import without_system_turn
 
 log = logging.getLogger(__name__)

@@ -20,12 +20,11 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type
 
 from infra.processes.watchdog import refuse_when_ending
 from infra.proxies import may_use_proxy
+from infra.serving.failures import answer_of, complaint_of, error_text, status_of_failure, without_key
 from infra.serving.patience import Patience, retry_after_s
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_STATUS = {408, 425, 429}
-_PASSING = re.compile("overload|rate_limit|server_error|timeout|unavailable", re.IGNORECASE)
-_ECHOES = {"input", "content", "prompt"}  # fields in which a server repeats what it was sent
 _DENIED_STATUS = {401, 402, 404, 405}
 IDLE_S = 30.0
 """Seconds for which an idle connection is kept. More than the pauses of a busy machine, after which a connection that a
@@ -188,12 +187,12 @@ class Client:
             lives = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout | httpx.DecodingError)
             kind = _TransientError if lives else UnreachableError
             raise kind(f"{what}: {type(error).__name__}: {error}") from error
-        sent, status, answer = response.request.headers, response.status_code, _answer(response)
-        said = _error_text(response, answer)
+        sent, status, answer = response.request.headers, response.status_code, answer_of(response)
+        said = error_text(response, answer)
         if response.is_success:
             if not isinstance(answer, dict):
                 raise RefusedError(f"{what}: expected a JSON object, got {said[:500]!r}")
-            if (failed := _status_of_failure(answer)) is None:
+            if (failed := status_of_failure(answer)) is None:
                 return answer
             status = failed
         if 300 <= status < 400:
@@ -205,19 +204,8 @@ class Client:
             raise _TransientError(message, put_off_s=retry_after_s(response))
         if status in self.denied:
             raise DeniedError(message)
-        complaint = without_key(_complaint(answer), sent)[:20_000] if status in (400, 422) else ""
+        complaint = without_key(complaint_of(answer), sent)[:20_000] if status in (400, 422) else ""
         raise RefusedError(message, reason=f"{status}: {said}", complaint=complaint)
-
-
-def _status_of_failure(answer: dict[str, Any]) -> int | None:
-    """The status of a failure that a gateway reports with HTTP 200; None if the answer is none."""
-    if not answer.get("error") or answer.get("choices") or answer.get("data"):
-        return None
-    places = [answer["error"], answer] if isinstance(answer["error"], dict) else [answer]
-    said = [str(place.get(name)) for place in places for name in ("code", "status", "type")]
-    if codes := [int(each) for each in said if re.fullmatch("[45][0-9][0-9]", each)]:
-        return codes[0]
-    return 503 if any(map(_PASSING.search, said)) else 400
 
 
 async def complete(
@@ -379,42 +367,3 @@ async def run_all(items: Iterable[_Item], work: Callable[[_Item], Awaitable[None
                 await asyncio.wait(workers, timeout=1.0)
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
-
-
-def _answer(response: httpx.Response) -> Any:
-    """A response's JSON, or its text if it is none, or nested too deeply."""
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        return _text(response)
-
-
-def _text(response: httpx.Response) -> str:
-    return response.content.decode(errors="replace")  # the charset that it names may be no text encoding
-
-
-def _error_text(response: httpx.Response, answer: Any) -> str:
-    """The server's error message. If it repeats the API key that it was sent, the key is removed."""
-    try:
-        text = str(answer["error"]["message"])
-    except (KeyError, TypeError):  # not vLLM's error form: show the body as it is
-        text = _text(response)
-    return without_key(text, response.request.headers)[:2000]
-
-
-def _complaint(answer: Any) -> str:
-    """The words of a server's answer, one value per line, without the names of fields and without what it repeats."""
-    found = [answer]
-    for each in found:  # which grows
-        if isinstance(each, dict):
-            found += [value for name, value in each.items() if name not in _ECHOES]
-        elif isinstance(each, list):
-            found += each
-    return "\n".join(str(each) for each in found if not isinstance(each, dict | list))
-
-
-def without_key(text: str, headers: Mapping[str, str]) -> str:
-    """A server's text without the API key that it was sent in these headers."""
-    for key in (headers.get("Authorization", "").removeprefix("Bearer "), headers.get("api-key", "")):
-        text = text.replace(key, "(the key)") if key else text
-    return text

@@ -21,7 +21,7 @@ from infra.store.store import Store
 
 log = logging.getLogger(__name__)
 
-Role = Literal["policy", "reward"]
+Role = Literal["policy", "reward", "judge"]
 
 
 class ServingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -102,6 +102,11 @@ class Servers:
         """One server of a policy, for a step that needs only one. Raises as `policies`."""
         return self.policies(model).living()[0]
 
+    def judges(self, model: Ref) -> Pool:
+        """The server of a generative reward model, with the options of `reward`. Raises as `policies`."""
+        with self._lock:
+            return self._pool("judge", model)
+
     def reward(self, model: Ref) -> Server:
         """The server of a sequence-classification reward model. Raises as `policies`."""
         with self._lock:
@@ -152,7 +157,7 @@ class Servers:
             numbers[new] = numbers.pop(dead)
             return new
 
-        pool = Pool(started, restart if role == "policy" else None)
+        pool = Pool(started, None if role == "reward" else restart)
         self._live[role] = (model, pool)
         return pool
 
@@ -164,7 +169,7 @@ class Servers:
             folder,
             self.options(role),
             log_path=self.work_dir / "logs" / (f"{name}-{number}.log" if number else f"{name}.log"),
-            runner="generate" if is_policy else "pooling",
+            runner="pooling" if role == "reward" else "generate",
             served_name=role,
             devices=devices[number] if devices else None,
         )

@@ -218,6 +218,23 @@ JUDGED = _table(
 """A solution whose answer is known to be right or wrong, and the probability of being right that a generative reward
 model gives it; null without such a model, or if it could not read the solution."""
 
+SEARCHED = _table(
+    query_id=TEXT,
+    node=INT32,
+    parent=_optional(INT32),
+    text=TEXT,
+    tokens=INT32,
+    visits=INT32,
+    value=REAL,
+    solution=FLAG,
+    reward=_optional(REAL),
+    answer=_optional(TEXT),
+    chosen=FLAG,
+)
+"""A node of a problem's search tree, or a finished solution. A node's `text` is one step; a solution's is what follows
+its `parent`. Of the root, `tokens` are all that were sampled for the problem, and `parent` is null. `visits` and
+`value` are the number and the mean reward of the solutions through a node."""
+
 CALIBRATION = _table(
     low=REAL,
     high=REAL,

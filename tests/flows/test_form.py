@@ -20,6 +20,7 @@ FIRST = {
     "online": ("model", "reward_model", "online"),
     "publish": ("longcot", "repo"),
     "rerun": ("hours",),
+    "search": ("model", "reward_model", "judge", "steps", "problems", "verifier", "searches", "sampling"),
     "sft": ("model", "longcot", "sft"),
     "still1": ("model", "steps", "adapt", "sft", "improve", "evaluate"),
     "still2": ("model", "format", "imitate", "sft", "explore", "improve", "evaluate"),

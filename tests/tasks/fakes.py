@@ -61,6 +61,9 @@ class TinyServers:
     def options(self, _role: str) -> ServerOptions:
         return self.scorer()
 
+    def judges(self, model: Ref) -> Pool:
+        return self.policies(model)
+
     def policies(self, model: Ref) -> Pool:
         return Pool([self.generation(model)])
 

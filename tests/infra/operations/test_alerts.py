@@ -123,7 +123,7 @@ def test_every_flow_posts_every_end():
     """Every flow in prefect.yaml."""
     entries = yaml.safe_load((Path(__file__).parents[3] / "prefect.yaml").read_text())["deployments"]
     places = {each["entrypoint"].removesuffix(".py").replace("/", ".").replace(".py:", ":") for each in entries}
-    assert len(places) == 12
+    assert len(places) == 14
     for module, _, name in (place.partition(":") for place in places):
         each = getattr(importlib.import_module(module), name)
         assert each.on_completion_hooks == each.on_failure_hooks == each.on_crashed_hooks == [alert]

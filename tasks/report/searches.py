@@ -1,0 +1,54 @@
+"""Ways of searching side by side: accuracy against the tokens that each sampled."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.report.plot import svg
+
+Row = Mapping[str, Any]
+
+
+def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
+    """A row for each search; means per problem."""
+    rows = []
+    for each in found:
+        known = each["accuracy"] is not None
+        rows.append(
+            {
+                "search": each["name"],
+                "strategy": each["search"]["strategy"],
+                "answer": each["search"]["answer"],
+                "accuracy": f"{each['accuracy']:.3f}" if known else "",
+                "95 % interval": f"{each['accuracy_low']:.3f} to {each['accuracy_high']:.3f}" if known else "",
+                "tokens": f"{each['tokens']:,.0f}",
+                "solutions": f"{each['solutions']:.1f}",
+                "without a solution": str(each["without_a_solution"]),
+                "seconds": f"{each['seconds']:.1f}",
+            }
+        )
+    return rows
+
+
+def tokens_plot(found: Sequence[Row]) -> bytes:
+    """Accuracy with its 95 % interval against the tokens sampled per problem, a line for each strategy and answer."""
+    lines: defaultdict[str, list[Row]] = defaultdict(list)
+    for each in found:
+        lines[f"{each['search']['strategy']}, {each['search']['answer']}"].append(each)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for label, rows in lines.items():
+            ordered = sorted(rows, key=lambda row: row["tokens"])
+            heights = [row["accuracy"] for row in ordered]
+            below = [row["accuracy"] - row["accuracy_low"] for row in ordered]
+            above = [row["accuracy_high"] - row["accuracy"] for row in ordered]
+            axes.errorbar(
+                [row["tokens"] for row in ordered], heights, yerr=[below, above], marker="o", markersize=3, label=label
+            )
+        axes.set(xlabel="tokens sampled per problem", ylabel="accuracy", xscale="log")
+        axes.legend(frameon=False)
+
+    return svg((5.6, 3.8), draw)

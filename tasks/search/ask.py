@@ -1,0 +1,209 @@
+"""What searches ask for, as requests to the servers: steps and solutions of the policy, rewards of the reward model.
+
+Every answer goes into a ledger under the name of its problem, its turn and its place in the turn. A search that is
+begun again asks for the same, and finds it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cot_formats.steps import Steps
+from infra.serving.completions import Completion, Request, Sampling, classify
+from infra.serving.ledger import Ledger
+from infra.serving.pool import Pool, complete_on
+from infra.serving.servers import Servers
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model
+from infra.store.store import Store
+from infra.text.chat import load_tokenizer, prompt_text
+from tasks.mutual.judge import JudgeConfig, answer_tokens, probability
+from tasks.rewards.score import reward_input_ids
+from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
+
+log = logging.getLogger(__name__)
+
+
+Scorer: TypeAlias = Callable[[Mapping[str, str], Callable[[str, dict[str, Any]], None]], None]
+"""Scores texts by name ("QUERY_ID/TURN/PLACE"), and passes name and record of each on."""
+
+
+class SearchSampling(BaseModel):
+    """How steps and solutions are sampled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling.")
+    step_tokens: int = Field(256, ge=1, description="Maximum length of a step, in tokens.")
+    solution_tokens: int = Field(2048, ge=1, description="Maximum length of a solution, in tokens; others are lost.")
+    in_flight: int = Field(256, ge=1, description="Concurrent requests per server.")
+
+
+class Wish(NamedTuple):
+    """One request of a search."""
+
+    query_id: str
+    ask: Ask
+    tree: Tree
+
+
+@dataclass
+class Asker:
+    """Sends the wishes of all searches, and keeps the answers."""
+
+    step: str
+    sampling: SearchSampling
+    format: Steps
+    queries: Mapping[str, str]
+    """The problems' texts by id."""
+    policy: Any
+    """The policy's tokenizer."""
+    pool: Pool
+    score: Scorer | None
+    """How solutions are scored; None if they are not."""
+    ledger: Ledger
+
+    def answers(self, wishes: Mapping[str, Wish]) -> dict[str, Result]:
+        """The results of all wishes by name; those that the ledger has are not asked again."""
+        owed = {name: wish for name, wish in wishes.items() if name not in self.ledger}
+        for kind in (NextSteps, Solve):
+            counts: defaultdict[int, list[str]] = defaultdict(list)
+            for name, wish in owed.items():
+                if isinstance(wish.ask, kind):
+                    counts[wish.ask.count].append(name)
+            for count, names in counts.items():
+                self._sample({name: owed[name] for name in names}, count, stepwise=kind is NextSteps)
+        texts = {name: wish.ask.text for name, wish in owed.items() if isinstance(wish.ask, Score)}
+        if texts:
+            assert self.score is not None
+            self.score(texts, self.ledger.append)
+        return {name: result_of(self.ledger[name]) for name in wishes}
+
+    def _sample(self, wishes: Mapping[str, Wish], count: int, *, stepwise: bool) -> None:
+        """Sample `count` texts for each wish, up to the end of a step or of the solution."""
+        groups: defaultdict[str, list[str]] = defaultdict(list)
+        for name, wish in wishes.items():
+            groups[wish.query_id].append(name)
+        limits = self.sampling
+        sampling = Sampling(
+            n=count,
+            temperature=limits.temperature,
+            top_p=limits.top_p,
+            max_tokens=limits.step_tokens if stepwise else limits.solution_tokens,
+            stop=(self.format.delimiter,) if stepwise else (),
+        )
+
+        def request_for(name: str) -> Request:
+            wish = wishes[name]
+            assert not isinstance(wish.ask, Score)
+            prompt = prompt_text(self.policy, [{"role": "user", "content": self.queries[wish.query_id]}])
+            text = prompt + wish.tree.text(wish.ask.node)
+            return Request(name, self.policy.encode(text, add_special_tokens=False), None)
+
+        def keep(request: Request, completions: list[Completion]) -> None:
+            samples = [self._sample_of(each, stepwise=stepwise) for each in completions]
+            self.ledger.append(request.request_id, {"samples": samples})
+
+        def refused(request: Request, reason: str) -> None:
+            log.warning("%s: request %s is left out: it %s", self.step, request.request_id, reason)
+            self.ledger.append(request.request_id, {"quarantined": reason})
+
+        asking = complete_on(
+            self.pool,
+            list(groups.values()),
+            request_for,
+            sampling,
+            max_in_flight=limits.in_flight,
+            on_result=keep,
+            on_quarantine=refused,
+        )
+        asyncio.run(asking)
+
+    def _sample_of(self, completion: Completion, *, stepwise: bool) -> dict[str, Any]:
+        ended = completion.finish_reason == "stop"
+        if stepwise:  # the delimiter ends a step, and only the answer or an end token the solution
+            cut = completion.text.endswith(self.format.delimiter)
+            ended = ended and (not cut or self.format.states_answer(completion.text))
+        return {"text": completion.text, "tokens": completion.tokens, "ended": ended}
+
+
+def result_of(record: Mapping[str, Any]) -> Result:
+    """The result that a ledger's record holds."""
+    if "samples" in record:
+        return [Sampled(each["text"], each["tokens"], each["ended"]) for each in record["samples"]]
+    reward = record.get("reward")
+    return float(reward) if reward is not None else None
+
+
+def generative(
+    step: str,
+    config: JudgeConfig,
+    queries: Mapping[str, str],
+    store: Store,
+    model: Ref,
+    servers: Servers,
+    in_flight: int,
+) -> Scorer:
+    """Scores by a generative reward model: the probability that it answers "right"."""
+    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    tokens = answer_tokens(tokenizer, config)
+    sampling = Sampling(n=1, temperature=0, max_tokens=1, first_log_probs=tokens)
+
+    def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+        def request_for(name: str) -> Request:
+            question = config.question(queries[name.partition("/")[0]], texts[name])
+            text = prompt_text(tokenizer, [{"role": "user", "content": question}])
+            return Request(name, tokenizer.encode(text, add_special_tokens=False), None)
+
+        def refused(request: Request, reason: str) -> None:
+            log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)
+            keep(request.request_id, {"reward": None})
+
+        asking = complete_on(
+            servers.judges(model),
+            [list(texts)],
+            request_for,
+            sampling,
+            max_in_flight=in_flight,
+            on_result=lambda request, found: keep(
+                request.request_id, {"reward": probability(found[0].first_log_probs)}
+            ),
+            on_quarantine=refused,
+        )
+        asyncio.run(asking)
+
+    return score
+
+
+def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers: Servers, in_flight: int) -> Scorer:
+    """Scores by a sequence classifier: the sigmoid of its logit. A solution that is too long for it has none."""
+    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    limit = servers.options("reward").max_model_len
+
+    def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+        ids = {name: reward_input_ids(tokenizer, queries[name.partition("/")[0]], text) for name, text in texts.items()}
+        fitting = [name for name in texts if len(ids[name]) <= limit]
+        server = servers.reward(model)
+        asking = classify(
+            server.url, server.served_name, [ids[name] for name in fitting], max_in_flight=in_flight, alive=server.check
+        )
+        logits = dict(zip(fitting, asyncio.run(asking), strict=True)) if fitting else {}
+        for name in texts:
+            logit = logits.get(name)
+            keep(name, {"reward": None if logit is None else 1 / (1 + math.exp(min(-logit, 700.0)))})
+
+    return score
+
+
+def named(query_id: str, turn: int, asks: Sequence[Ask]) -> list[str]:
+    """The names of a turn's wishes."""
+    return [f"{query_id}/{turn}/{place}" for place in range(len(asks))]

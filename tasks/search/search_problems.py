@@ -1,0 +1,176 @@
+"""Search a shard of problems, all trees at once: in each turn, the wishes of all of them go to the servers together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from infra.errors import BadInput
+from infra.processes.limited import Limited, NoResult
+from infra.serving.servers import Servers
+from infra.serving.shard_ledger import shard_ledger
+from infra.steps.progress import progress
+from infra.steps.step import Plan, step
+from infra.store.manifest import Ref
+from infra.store.models import fetch_model
+from infra.store.schemas import SEARCHED
+from infra.store.store import Store
+from infra.store.tables import batched, write_table
+from infra.text.chat import load_tokenizer
+from tasks.mutual.adapt import StepFormat
+from tasks.mutual.judge import JudgeConfig
+from tasks.responses.generate import shard_of
+from tasks.rewards.score import Verifier
+from tasks.search.ask import Asker, Scorer, SearchSampling, Wish, discriminative, generative, named
+from tasks.search.strategies import SearchConfig, search
+from tasks.search.tree import Ask, Result, Search, Solution, Tree
+from tasks.search.vote import chosen, is_decided
+
+log = logging.getLogger(__name__)
+
+
+class Problem:
+    """A problem that is being searched."""
+
+    def __init__(self, query_id: str, config: SearchConfig) -> None:
+        self.query_id, self.config, self.tree = query_id, config, Tree()
+        self.answers: list[str | None] = []
+        """What each of the tree's solutions answers."""
+        self.turn = 0
+        self._search: Search = search(self.tree, config)
+        self.asks: list[Ask] | None = next(self._search, None)
+
+    @property
+    def wishes(self) -> dict[str, Wish]:
+        """What it asks for in this turn, by name."""
+        names = named(self.query_id, self.turn, self.asks or [])
+        return {name: Wish(self.query_id, ask, self.tree) for name, ask in zip(names, self.asks or [], strict=True)}
+
+    def go_on(self, results: list[Result], read: Any) -> None:
+        """Take the results of a turn, and ask for what is needed next. `read`: gives the answer of a solution."""
+        self.turn += 1
+        try:
+            self.asks = self._search.send(results)
+        except StopIteration:
+            self.asks = None
+        self.answers += [read(each.text) for each in self.tree.solutions[len(self.answers) :]]
+        if is_decided(self.tree.solutions, self.answers, self.config):
+            self.asks = None
+            self._search.close()
+
+
+@step(
+    outside_key=("sampling.in_flight", "judge.in_flight", "judge.max_quarantined_share"),
+    serves={"policy": "policy", "reward_model": "reward"},
+)
+def search_problems(
+    plan: Plan,
+    store: Store,
+    *,
+    config: SearchConfig,
+    sampling: SearchSampling,
+    format: StepFormat,
+    judge: JudgeConfig | None,
+    verifier: Verifier,
+    queries: Ref,
+    policy: Ref,
+    reward_model: Ref | None,
+    servers: Servers,
+    shard: int = 0,
+    shards: int = 1,
+) -> Ref:
+    """Write the table `searched`: every node and every solution of each problem's tree.
+
+    Every finished request is in the shard's ledger: a search that was killed asks none of them again.
+
+    Args:
+        judge: how a generative reward model is asked; None for a sequence classifier.
+        verifier: reads the answer of a solution, for votes.
+
+    Raises:
+        BadInput: the strategy needs a reward model, and there is none.
+        infra.serving.vllm_server.ServerError: no server is left.
+    """
+    if config.scores and reward_model is None:
+        raise BadInput(
+            f"{plan.step}: strategy {config.strategy} with answer {config.answer} needs a reward model: name one, or "
+            "use strategy sampling with answer majority"
+        )
+    asked = {row["query_id"]: row["query"] for row in shard_of(store, queries, shard, shards)}
+    tokenizer = load_tokenizer(fetch_model(store, policy, servers.work_dir))
+    problems = [Problem(query_id, config) for query_id in asked]
+    with (
+        shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger,
+        Limited(f"evals.graders:{verifier.replace('-', '_')}") as child,
+    ):
+
+        def read(text: str) -> str | None:
+            found = child(text, "")
+            if isinstance(found, NoResult) or found["prediction"] is None:
+                return None
+            return " ".join(str(found["prediction"]).split()).casefold()
+
+        score: Scorer | None = None
+        if config.scores and reward_model is not None:
+            given = (asked, store, reward_model, servers, sampling.in_flight)
+            score = generative(plan.step, judge, *given) if judge else discriminative(*given)
+        asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, servers.policies(policy), score, ledger)
+        active = [each for each in problems if each.asks]
+        with progress(plan.step, lambda: len(problems) - len(active), len(problems), "problems"):
+            while active:
+                wishes = {name: wish for each in active for name, wish in each.wishes.items()}
+                results = asker.answers(wishes)
+                for each in active:
+                    each.go_on([results[name] for name in named(each.query_id, each.turn, each.asks or [])], read)
+                active = [each for each in active if each.asks]
+        counts = {
+            "problems": len(problems),
+            "without a solution": sum(not each.tree.solutions for each in problems),
+            "solutions": sum(len(each.tree.solutions) for each in problems),
+            "steps": sum(len(each.tree.nodes) - 1 for each in problems),
+            "completion_tokens": sum(each.tree.tokens for each in problems),
+        }
+        rows = (row for each in problems for row in tree_rows(each))
+        made = write_table(store, plan.step, plan.key, SEARCHED, batched(rows), plan.provenance, counts=counts)
+        ledger.path.unlink(missing_ok=True)  # the table holds it all now
+    return made
+
+
+def tree_rows(problem: Problem) -> Iterator[dict[str, Any]]:
+    """The rows of `searched` of one problem: its nodes, then its solutions, which follow them in number."""
+    tree = problem.tree
+    best = chosen(tree.solutions, problem.answers, problem.config.answer)
+    for node in tree.nodes:
+        yield {
+            "query_id": problem.query_id,
+            "node": node.number,
+            "parent": node.parent,
+            "text": node.text,
+            "tokens": tree.tokens if node.parent is None else node.tokens,
+            "visits": node.visits,
+            "value": node.value,
+            "solution": False,
+            "reward": None,
+            "answer": None,
+            "chosen": False,
+        }
+    for place, solution in enumerate(tree.solutions):
+        yield solution_row(problem, place, solution, is_chosen=place == best)
+
+
+def solution_row(problem: Problem, place: int, solution: Solution, *, is_chosen: bool) -> dict[str, Any]:
+    """The row of a solution: `text` is what follows its node."""
+    return {
+        "query_id": problem.query_id,
+        "node": len(problem.tree.nodes) + place,
+        "parent": solution.node,
+        "text": solution.rest,
+        "tokens": 0,
+        "visits": 1,
+        "value": solution.reward or 0.0,
+        "solution": True,
+        "reward": solution.reward,
+        "answer": problem.answers[place],
+        "chosen": is_chosen,
+    }

@@ -1,0 +1,129 @@
+"""A shard of problems searched with fake servers: the tree's table, its answers, and what a kill costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeVllm, TinyServers
+
+from infra.errors import BadInput
+from infra.serving.vllm_server import ServerError
+from infra.store.schemas import QUERIES
+from nano.vocabulary import encoder
+from tasks.mutual.adapt import StepFormat
+from tasks.mutual.judge import JudgeConfig
+from tasks.search.answers import searched_answers, solution_text
+from tasks.search.ask import SearchSampling
+from tasks.search.search_problems import search_problems
+from tasks.search.strategies import SearchConfig
+
+NANO = StepFormat(delimiter=" .", answer="answer :")
+ASKS = JudgeConfig(template=Path("nano/prompts/judge.md"), right="yes", wrong="no")
+IDS = encoder()
+WORDS = {number: word for word, number in IDS.items()}
+
+
+def policy_and_judge(body: dict[str, Any]) -> dict[str, Any]:
+    """A policy that writes "N + 1 = ?" with a wrong digit in every second sample, then states the digit as its answer;
+    and a judge that finds the answer 2 right."""
+    text = " ".join(WORDS[number] for number in body["prompt"])
+    if "logprob_token_ids" in body:
+        p = 0.9 if "answer : 2 ." in text else 0.1
+        log_probs = {f"token_id:{IDS['yes']}": math.log(p), f"token_id:{IDS['no']}": math.log(1 - p)}
+        choice = {"index": 0, "text": " yes", "finish_reason": "length", "token_ids": [7]}
+        return {"choices": [{**choice, "logprobs": {"top_logprobs": [log_probs]}}]}
+    written = text.rpartition("<|assistant|>")[2].strip()
+    choices = []
+    for index in range(body["n"]):
+        digit = written.rpartition("= ")[2].split(" ")[0] if "=" in written else str(2 + index % 2)
+        rest = f" answer : {digit} ." if "=" in written else f" 1 + 1 = {digit} . answer : {digit} ."
+        stopped = bool(body["stop"])
+        text = rest.partition(" .")[0] if stopped else rest
+        choice = {"index": index, "text": text, "finish_reason": "stop", "token_ids": list(range(len(text.split())))}
+        choices.append({**choice, "stop_reason": " ." if stopped else None})
+    return {"choices": choices}
+
+
+@pytest.fixture
+def queries(world, query):
+    return world.table(
+        QUERIES,
+        [query(name, f"which day is {day} ?") for name, day in zip("abc", ("mon", "tue", "wed"), strict=True)],
+        "queries",
+    )
+
+
+def given(queries, model, servers, **search):
+    config = SearchConfig(**{"tokens": 60, "branches": 4, **search})
+    common = {"sampling": SearchSampling(), "format": NANO, "judge": ASKS, "verifier": "short-answer"}
+    return {**common, "config": config, "queries": queries, "policy": model, "reward_model": model, "servers": servers}
+
+
+@pytest.mark.parametrize("strategy", ["mctsg", "mcts", "beam", "sampling"])
+def test_the_tree_and_its_answer_are_kept(world, queries, model, strategy):
+    servers = TinyServers(world.work_dir, FakeVllm(completions=policy_and_judge))
+    made = world.do(search_problems, **given(queries, model, servers, strategy=strategy, answer="best"))
+    rows = world.rows(made)
+    counts = world.counts(made)
+    assert counts["problems"] == 3
+    assert counts["without a solution"] == 0
+    for name in "abc":
+        own = [row for row in rows if row["query_id"] == name]
+        assert [row["node"] for row in own] == list(range(len(own)))
+        (best,) = [row for row in own if row["chosen"]]
+        assert solution_text(own, best) == " 1 + 1 = 2 . answer : 2 ."
+        assert (best["answer"], best["reward"]) == ("2", pytest.approx(0.9))
+        root = own[0]
+        assert root["visits"] == sum(row["solution"] for row in own)
+        assert root["tokens"] >= sum(row["tokens"] for row in own[1:])
+    answers = world.do(searched_answers, "answers", searched=[made], policy=model, servers=servers)
+    assert {row["solution"] for row in world.rows(answers)} == {"1 + 1 = 2 . answer : 2 ."}
+    assert sum(row["completion_tokens"] for row in world.rows(answers)) == counts["completion_tokens"]
+
+
+def test_a_search_that_was_killed_asks_no_finished_request_again(world, queries, model, monkeypatch):
+    whole = FakeVllm(completions=policy_and_judge)
+    undisturbed = world.do(search_problems, key="whole", **given(queries, model, TinyServers(world.work_dir, whole)))
+    asked = 0
+    for _ in range(10):
+        server = FakeVllm(completions=policy_and_judge)
+        server.dies_after = 7
+        servers = TinyServers(world.work_dir, server)
+        try:
+            made = world.do(search_problems, key="killed", **given(queries, model, servers))
+        except ServerError:
+            asked += len(server.asked)
+            continue
+        asked += len(server.asked)
+        break
+    assert world.rows(made) == world.rows(undisturbed)
+    assert asked <= len(whole.asked) + 10  # what was in flight when the server died may be asked again
+
+
+def test_without_a_reward_model_only_votes_are_possible(world, queries, model):
+    servers = TinyServers(world.work_dir, FakeVllm(completions=policy_and_judge))
+    plain = {
+        **given(queries, model, servers, strategy="sampling", answer="majority"),
+        "reward_model": None,
+        "judge": None,
+    }
+    made = world.do(search_problems, **plain)
+    assert {row["reward"] for row in world.rows(made)} == {None}
+    with pytest.raises(BadInput, match=r"strategy mctsg with answer weighted needs a reward model"):
+        world.do(search_problems, key="2", **{**plain, "config": SearchConfig()})
+
+
+def test_a_problem_whose_requests_are_refused_has_no_answer(world, queries, model):
+    def refuses(body):
+        text = " ".join(WORDS[number] for number in body["prompt"])
+        bad = "which day is tue" in text
+        return {"status": 400, "error": {"message": "no"}} if bad else policy_and_judge(body)
+
+    servers = TinyServers(world.work_dir, FakeVllm(completions=refuses))
+    made = world.do(search_problems, **given(queries, model, servers))
+    assert world.counts(made)["without a solution"] == 1
+    answers = world.do(searched_answers, "answers", searched=[made], policy=model, servers=servers)
+    assert [row["violations"] for row in world.rows(answers)] == [[], ["empty_solution"], []]
