@@ -17,6 +17,7 @@ from flows.evaluate import graded_frame
 from flows.stages.common import A_MODEL, ALERTS, Common
 from flows.stages.mining import ProblemsConfig, problems_stage
 from flows.stages.run import TASK_RUNNER, Run, begin
+from flows.stages.sampling import check_seeds
 from flows.stages.summary import run_folder
 from infra.store.manifest import Ref, expect
 from infra.text.markdown import markdown_table
@@ -75,6 +76,19 @@ class SearchFlowConfig(Common):
                 "serving.share_devices is true, but a search asks policy and reward model in turn: set it to false, "
                 "and serving.policy.gpu_memory_utilization and that of serving.reward to shares of the GPU's memory"
             )
+        taken = self.serving.policy.gpu_memory_utilization + self.serving.reward.gpu_memory_utilization
+        if scoring and not self.serving.policy_urls and taken > 1:
+            raise ValueError(
+                f"serving.policy.gpu_memory_utilization and that of serving.reward add up to {taken:g}, but both "
+                "models are on the GPU at once: lower them"
+            )
+        for setting in ("step_tokens", "solution_tokens"):
+            if getattr(self.sampling, setting) >= self.serving.policy.max_model_len:
+                raise ValueError(
+                    f"sampling.{setting} is {getattr(self.sampling, setting):,}, but serving.policy.max_model_len is "
+                    f"{self.serving.policy.max_model_len:,}, which leaves no room for the problem: lower the first, or "
+                    "raise the second"
+                )
         if self.reward_model is None and self.judge is not None:
             raise ValueError("judge is set, but reward_model is null: leave it out")
         return self
@@ -92,7 +106,7 @@ def searched(
         config=each.search,
         sampling=config.sampling,
         format=config.steps,
-        judge=config.judge,
+        judge=config.judge if each.search.scores else None,
         verifier=config.verifier,
         queries=problems,
         policy=policy,
@@ -123,7 +137,9 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
         policy = run.model(config.model, formats=())
         judge = None
         if config.reward_model is not None:
-            judge = run.model(config.reward_model, role="policy" if config.judge else "reward", on_server=True)
+            judge = run.model(config.reward_model, role="judge" if config.judge else "reward", on_server=True)
+        for each in config.searches:
+            check_seeds(run, f"search-{each.name}", config.sampling.request_seeds, policy, "sampling")
         problems = problems_stage(run, config.problems)
         graded = all(row["reference"] is not None for row in run.rows(problems, ["reference"]))
         found = []

@@ -6,6 +6,8 @@ wrong ones, and the policy is trained on pairs that the reward model chose.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Self
 
 from prefect import flow
@@ -14,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
+from flows.stages.exploration import check_references
 from flows.stages.mining import MineStage, drawn, mined, problems_stage, publish_mining
 from flows.stages.mutual import (
     ImproveStage,
@@ -25,11 +28,17 @@ from flows.stages.mutual import (
 )
 from flows.stages.problems import problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
+from flows.stages.sampling import check_seeds
 from flows.stages.still1_summary import publish_still1
 from flows.stages.summary import publish_report
+from infra.errors import BadInput
 from infra.store.manifest import Ref
+from infra.store.models import fetch_model
+from infra.text.chat import load_tokenizer
 from infra.training.config import Recipe, SftRecipe
+from tasks.evaluation.grade import references_of
 from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
+from tasks.mutual.judge import answer_tokens
 from tasks.queries.clean import CleanConfig
 from tasks.queries.decontaminate import DecontaminateConfig
 from tasks.queries.draw import DrawConfig
@@ -68,9 +77,10 @@ class AdaptStage(BaseModel, frozen=True, extra="forbid"):
     def _one(self) -> Self:
         if (self.given is None) == (self.sampled is None):
             raise ValueError("adapt: set `given` or `sampled`, and only one of them")
-        if self.sampled and not self.sampled.score.verified_weight:
+        if self.sampled and not (self.sampled.score.verified_weight and self.sampled.select.drop_wrong):
             raise ValueError(
-                "adapt.sampled.score.verified_weight is 0, but only right solutions are kept: set it above 0"
+                "adapt.sampled: only right solutions are kept: set score.verified_weight above 0, and "
+                "select.drop_wrong to true"
             )
         return self
 
@@ -121,21 +131,66 @@ def held_out(config: Still1Config) -> tuple[AdaptStage, ImproveStage]:
     return adapt, improve
 
 
-def adaptation_data(run: Run, config: AdaptStage, steps: StepFormat, model: Ref) -> tuple[Ref, Ref]:
-    """The mined queries, and the solutions in steps that the policy is first fine-tuned on: the table `adapted`."""
+@dataclass
+class Adaptation:
+    """What format adaptation begins with, known before a GPU is used."""
+
+    queries: Ref
+    examples: Ref | None
+    given: Ref | None
+    """Solutions that somebody else wrote."""
+
+
+def adaptation(run: Run, config: AdaptStage, steps: StepFormat, model: Ref) -> Adaptation:
+    """The queries of format adaptation, and the given solutions or the in-context examples."""
     if config.given:
-        given = config.given
-        queries = drawn(run, "queries", given.draw, mined(run, given.queries))
-        data = run.do(
-            read_solutions, "adapted", expected_rows=queries.rows, format=steps, sources=given.sources, queries=queries
-        )
-        return queries, data
+        own = config.given.queries
+        queries = drawn(run, "queries", own.draw, mined(run, own, "-adapt"))
+        found: dict[str, Any] = {"format": steps, "sources": config.given.sources, "queries": queries}
+        readable = all(source.is_local for source in config.given.sources)
+        given = run.do(read_solutions, "adapted", expected_rows=queries.rows, rehearse=readable, **found)
+        return Adaptation(queries, None, given)
     assert config.sampled is not None
-    stage = config.sampled.model_copy(update={"queries": config.sampled.queries.with_references()})
-    examples = curated_for(run, stage, model, run.servers.options("policy").max_model_len)
-    queries = drawn(run, "queries", stage.queries.draw, mined(run, stage.queries))
-    longcot = bootstrap_stage(run, stage, examples, queries, model, None)
-    return queries, run.do(adapt_solutions, "adapted", expected_rows=longcot.rows, format=steps, longcot=longcot)
+    stage = config.sampled.queries.with_references()
+    examples = curated_for(run, config.sampled, model, run.servers.options("policy").max_model_len)
+    return Adaptation(drawn(run, "queries", stage.draw, mined(run, stage, "-adapt")), examples, None)
+
+
+def adaptation_data(run: Run, config: AdaptStage, steps: StepFormat, model: Ref, begun: Adaptation) -> Ref:
+    """The solutions in steps that the policy is first fine-tuned on: the table `adapted`."""
+    if begun.given:
+        return begun.given
+    assert config.sampled is not None
+    assert begun.examples is not None
+    longcot = bootstrap_stage(run, config.sampled, begun.examples, begun.queries, model, None)
+    return run.do(adapt_solutions, "adapted", expected_rows=longcot.rows, format=steps, longcot=longcot)
+
+
+def check_inputs(run: Run, config: Still1Config, problems: Ref, held: Ref, asked: Collection[Ref], model: Ref) -> None:
+    """Refuse what a later step would end the run for, before a GPU is used.
+
+    Raises:
+        BadInput: a held-out question has no reference or is one of the evaluation's problems; references are whole
+            solutions; the reward model's question lacks a field, or its answers cannot be told apart; or vLLM for CPU
+            is to give requests seeds of their own.
+    """
+    improve = config.improve
+    improve.judge.question("", "")
+    sampled = config.adapt.sampled.generate if config.adapt.sampled else improve.generate
+    for step, sampling in (("responses", sampled), ("responses-round-1", improve.generate)):
+        check_seeds(run, step, sampling.request_seeds, model)
+    for place, table in (("improve.held_out", held), *(("improve.queries", each) for each in asked)):
+        check_references(run, place, table)
+    if run.dry:
+        return
+    references_of(run.store, held, "short-answer")
+    tested = {row["query_id"] for row in run.rows(problems, ["query_id"])}
+    if shared := [row for row in run.rows(held, ["query_id", "query"]) if row["query_id"] in tested]:
+        raise BadInput(
+            f"improve.held_out: {len(shared)} questions are also in evaluate.problems, such as "
+            f"{shared[0]['query'][:80]!r}, but the held-out questions decide when the rounds end: use other ones"
+        )
+    answer_tokens(load_tokenizer(fetch_model(run.store, model, run.servers.work_dir)), improve.judge)
 
 
 def questions(run: Run, config: ImproveStage) -> tuple[dict[int, Ref], Ref]:
@@ -145,24 +200,27 @@ def questions(run: Run, config: ImproveStage) -> tuple[dict[int, Ref], Ref]:
     drawn_for = {
         number: drawn(run, f"queries-round-{number}", config.draw_of(number), found) for number in rounds if found
     }
-    return drawn_for, problems_stage(run, config.held_out)
+    return drawn_for, problems_stage(run, config.held_out, "held-out")
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
 def still1(config: Still1Config) -> dict[str, Any] | None:
     """Adapt the policy to the step format, then let policy and reward model improve each other."""
     with begin(config) as run:
-        instruct = run.model(config.model, trains=config.trainings)
+        written = (config.adapt.sampled.generate.format,) if config.adapt.sampled else ()
+        instruct = run.model(config.model, trains=config.trainings, formats=written)
         adapt, improve = held_out(config)
 
         # Whatever is wrong with the user's files is found here, before a GPU is used.
         problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
         asked, held = questions(run, improve)
-        publish_mining(run, [*asked.values()])
+        begun = adaptation(run, adapt, config.steps, instruct)
+        check_inputs(run, config, problems, held, asked.values(), instruct)
+        publish_mining(run, [begun.queries, *asked.values()])
         grades: dict[str, Grades] = {}
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
 
-        _, data = adaptation_data(run, adapt, config.steps, instruct)  # format adaptation
+        data = adaptation_data(run, adapt, config.steps, instruct, begun)  # format adaptation
         first = policy = fine_tuned(run, "sft-adapted", config.sft, data, instruct)
         grades["adapted"] = evaluate_stage(run, config.evaluate, "adapted", problems, policy, format="plain")
 

@@ -186,12 +186,12 @@ def still2(config: Still2Config) -> dict[str, Any] | None:
 
         # Whatever is wrong with the user's files is found here, before a GPU is used.
         problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
-        to_explore = drawn(run, "to-explore", hard.draw, mined(run, hard))
+        to_explore = drawn(run, "to-explore", hard.draw, mined(run, hard, "-to-explore"))
         to_imitate, texts = imitation_texts(run, imitate, config.format, base)
         check_lengths(run, imitate, config.sft, texts)
-        check_references(run, to_explore)
+        check_references(run, "explore.problems", to_explore)
         for step, sampling in (("rollouts", config.explore.generate), ("continued", imitate.write_solutions)):
-            check_seeds(run, step, sampling, base)
+            check_seeds(run, step, sampling.request_seeds, base)
         publish_mining(run, [to_imitate, to_explore])
         grades: dict[str, Grades] = {}
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, base, format="plain")

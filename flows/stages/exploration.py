@@ -79,14 +79,17 @@ class ExploreStage(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def check_references(run: Run, problems: Ref) -> None:
-    """Refuse references that are whole solutions, which no rollout's answer would equal. Raises `BadInput`."""
-    shown = [row["reference"] for row in islice(run.rows(problems, ["reference"]), 100)]
+def check_references(run: Run, place: str, problems: Ref) -> None:
+    """Refuse references that are whole solutions, which no sampled answer would equal. Raises `BadInput`.
+
+    `place`: where the problems are in the flow's parameters.
+    """
+    shown = [row["reference"] or "" for row in islice(run.rows(problems, ["reference"]), 100)]
     solutions = [each for each in shown if "####" in each or len(each.split()) > LONGEST_ANSWER]
     if len(solutions) * 2 > len(shown):
         raise BadInput(
-            f"explore.problems: most references are whole solutions, such as {solutions[0][:80]!r}, and not "
-            "answers that a rollout's answer can be compared with: set `reference` of the sources to a field with "
+            f"{place}: most references are whole solutions, such as {solutions[0][:80]!r}, and not "
+            "answers that a sampled one can be compared with: set `reference` of the sources to a field with "
             "the final answer alone (of GSM8K, what follows ####)"
         )
 

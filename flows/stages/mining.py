@@ -88,13 +88,13 @@ def cleaned(run: Run, step: str, config: CleanConfig, sources: Sequence[Source])
     return run.do(clean_queries, step, rehearse=True, config=config, sources=collected)
 
 
-def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref) -> Ref:
+def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref, part: str = "") -> Ref:
     """The queries that overlap with no evaluation set; those that do are kept in the table `contaminated`."""
     readable = all(source.is_local for source in config.held_out)
-    found = run.do(find_contaminated, "contaminated", rehearse=readable, config=config, queries=queries)
+    found = run.do(find_contaminated, f"contaminated{part}", rehearse=readable, config=config, queries=queries)
     return run.do(
         decontaminate,
-        "decontaminated",
+        f"decontaminated{part}",
         expected_rows=queries.rows,
         rehearse=True,
         queries=queries,
@@ -108,11 +108,14 @@ def drawn(run: Run, step: str, config: DrawConfig, queries: Ref) -> Ref:
     return run.do(subsample, step, expected_rows=most, rehearse=True, config=config, queries=queries)
 
 
-def mined(run: Run, config: MineStage) -> Ref:
-    """All queries that may be drawn. The judge comes last, so that it is asked about as few as possible."""
+def mined(run: Run, config: MineStage, part: str = "") -> Ref:
+    """All queries that may be drawn. The judge comes last, so that it is asked about as few as possible.
+
+    `part` ends the names of the steps, for a flow that mines several sets of queries.
+    """
     check_judging(config.rate, config.topics)
-    queries = cleaned(run, "cleaned", config.clean, config.sources)
-    queries = decontaminated(run, config.decontaminate, queries)
+    queries = cleaned(run, f"cleaned{part}", config.clean, config.sources)
+    queries = decontaminated(run, config.decontaminate, queries, part)
     if config.judge is None:
         return queries
     judge = run.model(config.judge)
@@ -126,9 +129,9 @@ def mine_stage(run: Run, config: MineStage) -> Ref:
     return drawn(run, "queries", config.draw, mined(run, config))
 
 
-def problems_stage(run: Run, config: ProblemsConfig) -> Ref:
-    """The problems to evaluate on: the table `problems`."""
-    return drawn(run, "problems", config.draw, cleaned(run, "problems-cleaned", AS_THEY_ARE, config.sources))
+def problems_stage(run: Run, config: ProblemsConfig, name: str = "problems") -> Ref:
+    """The problems to evaluate on: the table `problems`, or another `name`."""
+    return drawn(run, name, config.draw, cleaned(run, f"{name}-cleaned", AS_THEY_ARE, config.sources))
 
 
 def _slug(source: Source) -> str:

@@ -30,7 +30,7 @@ from infra.serving.model_checks import (
     check_trained,
     loaded_tokenizer,
 )
-from infra.serving.servers import Servers
+from infra.serving.servers import Role, Servers
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
@@ -199,7 +199,7 @@ class Run:
     def model(
         self,
         named: str,
-        role: Literal["policy", "reward"] = "policy",
+        role: Role = "policy",
         trains: Mapping[str, Recipe] | None = None,
         formats: Collection[Format] = (),
         on_server: bool = False,
@@ -251,15 +251,15 @@ class Run:
     def _check(
         self,
         files: ModelFiles,
-        role: Literal["policy", "reward"],
+        role: Role,
         trains: Mapping[str, Recipe] | None,
         formats: Collection[Format],
         on_server: bool,
     ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
-        check = check_policy if role == "policy" else check_reward_model
+        check = check_reward_model if role == "reward" else check_policy  # a generative reward model is a chat model
         check(files, self.servers.options(role))
-        if on_server:
+        if on_server and role == "reward":
             check_served(files)
         if formats:
             with files.without_weights() as folder:

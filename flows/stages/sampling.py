@@ -32,19 +32,22 @@ def sample(
     Raises:
         infra.errors.BadInput: as `check_seeds`.
     """
-    check_seeds(run, step, config, model)
+    check_seeds(run, step, config.request_seeds, model)
     expected = queries.rows * config.samples * run.estimates.tokens_per_response
     inputs = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
     return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)
 
 
-def check_seeds(run: Run, step: str, config: GenerateConfig, model: Ref) -> None:
-    """Raise `BadInput` if vLLM for CPU is to give each request a seed of its own, which kills it."""
+def check_seeds(run: Run, step: str, request_seeds: bool, model: Ref, setting: str = "generate") -> None:
+    """Raise `BadInput` if vLLM for CPU is to give each request a seed of its own, which kills it.
+
+    `setting`: where `request_seeds` is set, for the message.
+    """
     on_cpu = runs_on_cpu() and not run.servers.is_remote(model)
-    if config.request_seeds and on_cpu and not run.dry:  # a dry run may plan for another machine
+    if request_seeds and on_cpu and not run.dry:  # a dry run may plan for another machine
         raise BadInput(
             f"{step}: request_seeds is true, but a request with a seed of its own kills vLLM's CPU build: set "
-            "generate.request_seeds to false (the engine's own seed is serving.policy.seed)"
+            f"{setting}.request_seeds to false (the engine's own seed is serving.policy.seed)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The models being served: at most one policy and one reward model at a time, started on first use."""
+"""The models being served: at most one of each role at a time, started on first use."""
 
 from __future__ import annotations
 

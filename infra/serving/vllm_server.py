@@ -148,7 +148,11 @@ class VllmServer:
             raise ServerError(f"server of {self.model_dir} is already started")
         if not (self.model_dir / CONFIG).is_file():
             raise ServerError(f"no model to serve: {self.model_dir}/{CONFIG} does not exist")
-        check_served_length(ModelFiles.in_folder(self.model_dir), self.options, f"serving.{self.served_name}")
+        check_served_length(
+            ModelFiles.in_folder(self.model_dir),
+            self.options,
+            "serving.policy" if self.served_name == "policy" else "serving.reward",
+        )
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
         with _held_port() as self._port:
             self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)

@@ -25,9 +25,12 @@ def filled(template: Path, **fields: str) -> str:
     """The template's text with its {fields} filled in. The values are not searched for fields.
 
     Raises:
-        BadInput: a field is missing in the template.
+        BadInput: the template cannot be read, or lacks a field.
     """
-    text = text_of(template).strip()
+    try:
+        text = text_of(template).strip()
+    except OSError as error:
+        raise BadInput(f"{template}: the prompt template cannot be read ({error.strerror})") from error
     for name in fields:
         if f"{{{name}}}" not in text:
             raise BadInput(f"{template}: the prompt template lacks the field {{{name}}}")

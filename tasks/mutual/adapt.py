@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from tasks.queries.fields import typed
 from tasks.queries.identity import query_id
 from tasks.queries.sources import Skipped, Source, first_turn, records_or_faults
 from tasks.queries.turns import NoQuery
+
+FEW = 10
+"""Solutions of which all may have a single step."""
 
 
 class StepFormat(BaseModel):
@@ -105,24 +109,31 @@ def _write_solutions(
     plan: Plan, store: Store, format: StepFormat, given: Iterator[dict[str, Any]], funnel: Counter[str]
 ) -> Ref:
     """Write the solutions that are in the step format and differ from others of their query."""
-    seen: set[tuple[str, str]] = set()
+    seen: set[bytes] = set()
+    alone: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in given:
-            solution = row["solution"].strip()
+            solution = row["solution"].replace("\r\n", "\n").strip()
             parsed = format.steps.parse(solution)
             if not parsed.ok:
                 funnel[f"dropped: {parsed.violations[0].name}"] += 1
-            elif (row["query_id"], solution) in seen:
+            elif (mark := hashlib.sha256(f"{row['query_id']} {solution}".encode()).digest()[:16]) in seen:
                 funnel["dropped: duplicate"] += 1
             else:
-                seen.add((row["query_id"], solution))
+                seen.add(mark)
                 funnel["kept"] += 1
+                alone["steps"] += len(parsed.steps) == 1
                 yield {**row, "solution": solution, "thoughts": "", "format": PLAIN}
         if not funnel["kept"]:
             raise BadInput(
                 f"{plan.step}: no solution is in the step format ({dict(funnel)}): set steps.delimiter and "
                 "steps.answer to what ends a step and what marks the answer in your solutions"
+            )
+        if alone["steps"] == funnel["kept"] > FEW:
+            raise BadInput(
+                f"{plan.step}: each of {funnel['kept']} solutions is a single step, so that the policy would learn "
+                f"none: set steps.delimiter, {format.delimiter!r}, to what ends a step in your solutions"
             )
 
     def counts() -> dict[str, int]:

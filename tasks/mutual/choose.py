@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -40,8 +41,10 @@ class ActiveConfig(BaseModel):
 def place(row: Mapping[str, Any], config: ActiveConfig) -> tuple[float, float]:
     """The solutions with the smallest places are chosen."""
     drawn, judged = order_key(config.seed, name_of(dict(row))), row["probability"]
-    if judged is None or config.by == "random":
+    if config.by == "random":
         return 0.0, drawn
+    if judged is None:  # all of them in the first round; later those that could not be judged, which come last
+        return math.inf, drawn
     if config.by == "error":
         return -abs(float(row["right"]) - judged), drawn
     return abs(judged - 0.5), drawn
@@ -54,7 +57,7 @@ def choose(rows: Sequence[dict[str, Any]], config: ActiveConfig) -> list[dict[st
     return [row for side in sides for row in sorted(side, key=lambda row: place(row, config))[:count]]
 
 
-@step
+@step(outside_key=("judge.in_flight", "judge.max_quarantined_share"))
 def choose_judged(
     plan: Plan,
     store: Store,

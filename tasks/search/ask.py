@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +26,7 @@ from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.text.chat import load_tokenizer, prompt_text
 from tasks.mutual.judge import JudgeConfig, answer_tokens, probability
+from tasks.responses.generate import QuarantineError, request_seed
 from tasks.rewards.score import reward_input_ids
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
 
@@ -46,6 +47,19 @@ class SearchSampling(BaseModel):
     step_tokens: int = Field(256, ge=1, description="Maximum length of a step, in tokens.")
     solution_tokens: int = Field(2048, ge=1, description="Maximum length of a solution, in tokens; others are lost.")
     in_flight: int = Field(256, ge=1, description="Concurrent requests per server.")
+    seed: int = Field(0, description="Seed of sampling.")
+    request_seeds: bool = Field(
+        True,
+        description="Give each request its own seed; set to false if the engine cannot take one (on CPU). Without, a "
+        "search that goes on after a kill may draw some samples again that it has already.",
+    )
+    max_refused_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of requests that the servers may refuse, because they are too long, say; the step "
+        "fails if there are more (this project's choice).",
+    )
 
 
 class Wish(NamedTuple):
@@ -71,6 +85,8 @@ class Asker:
     score: Scorer | None
     """How solutions are scored; None if they are not."""
     ledger: Ledger
+    counts: Counter[str] = field(default_factory=Counter)
+    _first: str = ""
 
     def answers(self, wishes: Mapping[str, Wish]) -> dict[str, Result]:
         """The results of all wishes by name; those that the ledger has are not asked again."""
@@ -86,7 +102,27 @@ class Asker:
         if texts:
             assert self.score is not None
             self.score(texts, self.ledger.append)
+        self._count(wishes)
         return {name: result_of(self.ledger[name]) for name in wishes}
+
+    def _count(self, wishes: Mapping[str, Wish]) -> None:
+        """Count what was refused and cut off. Raises `QuarantineError` if too many requests were refused."""
+        for name, wish in wishes.items():
+            record = self.ledger[name]
+            refused = "samples" not in record and record.get("reward") is None
+            self.counts["requests"] += 1
+            self.counts["refused"] += refused
+            if isinstance(wish.ask, Solve):
+                self.counts["cut at solution_tokens"] += sum(not each["ended"] for each in record.get("samples", ()))
+            if refused:
+                self._first = self._first or f"{name}: {record.get('quarantined', 'it is too long')}"
+        if self.counts["refused"] > max(1, self.sampling.max_refused_share * self.counts["requests"]):
+            raise QuarantineError(
+                f"{self.step}: {self.counts['refused']} of {self.counts['requests']} requests were refused, limit "
+                f"{self.sampling.max_refused_share:.1%}; the first is {self._first}; remove the cause (if they are too "
+                "long, raise serving.policy.max_model_len or serving.reward.max_model_len, or lower "
+                "sampling.solution_tokens), or raise sampling.max_refused_share"
+            )
 
     def _sample(self, wishes: Mapping[str, Wish], count: int, *, stepwise: bool) -> None:
         """Sample `count` texts for each wish, up to the end of a step or of the solution."""
@@ -107,7 +143,8 @@ class Asker:
             assert not isinstance(wish.ask, Score)
             prompt = prompt_text(self.policy, [{"role": "user", "content": self.queries[wish.query_id]}])
             text = prompt + wish.tree.text(wish.ask.node)
-            return Request(name, self.policy.encode(text, add_special_tokens=False), None)
+            seed = request_seed(limits.seed, name) if limits.request_seeds else None
+            return Request(name, self.policy.encode(text, add_special_tokens=False), seed)
 
         def keep(request: Request, completions: list[Completion]) -> None:
             samples = [self._sample_of(each, stepwise=stepwise) for each in completions]
@@ -129,11 +166,12 @@ class Asker:
         asyncio.run(asking)
 
     def _sample_of(self, completion: Completion, *, stepwise: bool) -> dict[str, Any]:
-        ended = completion.finish_reason == "stop"
+        text, ended = completion.text, completion.finish_reason == "stop"
         if stepwise:  # the delimiter ends a step, and only the answer or an end token the solution
-            cut = completion.text.endswith(self.format.delimiter)
-            ended = ended and (not cut or self.format.states_answer(completion.text))
-        return {"text": completion.text, "tokens": completion.tokens, "ended": ended}
+            cut = text.endswith(self.format.delimiter)
+            ended = ended and (not cut or self.format.states_answer(text))
+            text = text if ended or self.format.bare(text) else ""  # nothing but a delimiter is no step
+        return {"text": text, "tokens": completion.tokens, "ended": ended}
 
 
 def result_of(record: Mapping[str, Any]) -> Result:

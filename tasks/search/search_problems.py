@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from infra.errors import BadInput
@@ -47,21 +47,29 @@ class Problem:
         names = named(self.query_id, self.turn, self.asks or [])
         return {name: Wish(self.query_id, ask, self.tree) for name, ask in zip(names, self.asks or [], strict=True)}
 
-    def go_on(self, results: list[Result], read: Any) -> None:
-        """Take the results of a turn, and ask for what is needed next. `read`: gives the answer of a solution."""
+    def go_on(self, results: list[Result], read: Callable[[str, str, Sequence[str | None]], str | None]) -> None:
+        """Take the results of a turn, and ask for what is needed next.
+
+        `read`: gives the answer of a solution, by the name under which it is remembered, its text, and the answers so
+        far.
+        """
         self.turn += 1
         try:
             self.asks = self._search.send(results)
         except StopIteration:
             self.asks = None
-        self.answers += [read(each.text) for each in self.tree.solutions[len(self.answers) :]]
+        for place, each in enumerate(self.tree.solutions[len(self.answers) :], len(self.answers)):
+            self.answers.append(read(f"{self.query_id}/answer-{place}", each.text, self.answers))
         if is_decided(self.tree.solutions, self.answers, self.config):
             self.asks = None
             self._search.close()
 
 
 @step(
-    outside_key=("sampling.in_flight", "judge.in_flight", "judge.max_quarantined_share"),
+    outside_key=(
+        *("sampling.in_flight", "sampling.max_refused_share"),
+        *("judge.in_flight", "judge.max_quarantined_share"),
+    ),
     serves={"policy": "policy", "reward_model": "reward"},
 )
 def search_problems(
@@ -90,6 +98,7 @@ def search_problems(
 
     Raises:
         BadInput: the strategy needs a reward model, and there is none.
+        tasks.responses.generate.QuarantineError: the servers refused too many requests; the ledger keeps the others.
         infra.serving.vllm_server.ServerError: no server is left.
     """
     if config.scores and reward_model is None:
@@ -105,11 +114,23 @@ def search_problems(
         Limited(f"evals.graders:{verifier.replace('-', '_')}") as child,
     ):
 
-        def read(text: str) -> str | None:
+        def read(name: str, text: str, known: Sequence[str | None]) -> str | None:
+            """The answer; one that the grader finds equal to an answer so far is that one. It is remembered, so that a
+            search that goes on after a kill decides as before."""
+            if name not in ledger:
+                same = (each for each in dict.fromkeys(known) if each is not None and agrees(text, each))
+                ledger.append(name, {"answer": next(same, None) or answer_in(text)})
+            answer = ledger[name]["answer"]
+            return None if answer is None else str(answer)
+
+        def agrees(text: str, answer: str) -> bool:
+            found = child(text, answer)
+            return not isinstance(found, NoResult) and bool(found["correct"])
+
+        def answer_in(text: str) -> str | None:
             found = child(text, "")
-            if isinstance(found, NoResult) or found["prediction"] is None:
-                return None
-            return " ".join(str(found["prediction"]).split()).casefold()
+            prediction = None if isinstance(found, NoResult) else found["prediction"]
+            return " ".join(str(prediction).split()) if prediction else None
 
         score: Scorer | None = None
         if config.scores and reward_model is not None:
@@ -130,6 +151,7 @@ def search_problems(
             "solutions": sum(len(each.tree.solutions) for each in problems),
             "steps": sum(len(each.tree.nodes) - 1 for each in problems),
             "completion_tokens": sum(each.tree.tokens for each in problems),
+            **asker.counts,
         }
         rows = (row for each in problems for row in tree_rows(each))
         made = write_table(store, plan.step, plan.key, SEARCHED, batched(rows), plan.provenance, counts=counts)

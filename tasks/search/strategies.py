@@ -5,13 +5,13 @@ The budget is in sampled tokens. It is looked at before each round of requests, 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.search.select import ChildSelection, GlobalSelection, Selection
-from tasks.search.tree import Ask, NextSteps, Node, Result, Sampled, Score, Search, Solve, Tree
+from tasks.search.tree import NextSteps, Node, Result, Sampled, Score, Search, Solve, Tree
 
 Strategy: TypeAlias = Literal["mctsg", "mcts", "beam", "sampling"]
 
@@ -60,6 +60,8 @@ class SearchConfig(BaseModel):
             raise ValueError(f"width is set, but strategy {self.strategy} does not use it: leave it out")
         if self.strategy in ("beam", "sampling") and "exploration" in self.model_fields_set:
             raise ValueError(f"exploration is set, but strategy {self.strategy} does not use it: leave it out")
+        if self.patience is not None and not self.scores:
+            raise ValueError("patience is set, but no reward is asked for: use `agree`, or another `answer`")
         return self
 
     @property
@@ -86,27 +88,28 @@ def sampling(tree: Tree, config: SearchConfig) -> Search:
         if not solutions:  # refused, and would be again
             return
         tree.tokens += sum(each.tokens for each in solutions)
-        ended = [each for each in solutions if each.ended]
-        rewards = (yield [Score(each.text) for each in ended]) if config.scores and ended else [None] * len(ended)
-        for each, reward in zip(ended, rewards, strict=True):
-            tree.found(0, each.text, as_reward(reward))
+        yield from kept(tree, config, [(tree.nodes[0], each.text) for each in solutions if each.ended])
 
 
 def tree_search(tree: Tree, config: SearchConfig, selection: Selection) -> Search:
-    """Monte Carlo tree search: select a node, add next steps, solve from each, score, and add the rewards up."""
+    """Monte Carlo tree search: select a node, add next steps, solve from each, score, and add the rewards up.
+
+    An attempt that is cut off, or that the server refuses, counts as one without reward.
+    """
     while tree.tokens < config.tokens and (node := selection.node()) is not None:
-        children = yield from expanded(tree, config, node)
+        (steps,) = yield [NextSteps(node.number, config.branches)]
+        children = grown(tree, config, node, steps)
         ends: list[tuple[Node, str]] = [(child, "") for child in children if child.ended]
         going = [child for child in children if not child.ended]
         results = (yield [Solve(child.number, 1) for child in going]) if going else []
         for child, result in zip(going, results, strict=True):
-            for each in sampled(result):
-                tree.tokens += each.tokens
-                if each.ended:
-                    ends.append((child, each.text))
-        rewards = (yield [Score(tree.text(child.number) + rest) for child, rest in ends]) if ends else []
-        for (child, rest), reward in zip(ends, rewards, strict=True):
-            tree.found(child.number, rest, as_reward(reward))
+            found = sampled(result)
+            tree.tokens += sum(each.tokens for each in found)
+            whole = [(child, each.text) for each in found if each.ended]
+            ends += whole
+            if not whole:
+                tree.lost(child.number)
+        yield from kept(tree, config, ends)
         for child in children:
             selection.updated(child.number)
 
@@ -114,34 +117,47 @@ def tree_search(tree: Tree, config: SearchConfig, selection: Selection) -> Searc
 def beam(tree: Tree, config: SearchConfig) -> Search:
     """Level by level, the `width` partial solutions that the reward model likes best are continued."""
     level = [tree.nodes[0]]
-    while tree.tokens < config.tokens:
-        found: list[Node] = []
-        for node in level:
-            found += yield from expanded(tree, config, node)
-        if not found:
-            return
-        rewards = yield [Score(tree.text(node.number)) for node in found]
-        ranked = []
-        for node, reward in zip(found, rewards, strict=True):
-            if node.ended:
-                tree.found(node.number, "", as_reward(reward))
-            elif (value := as_reward(reward)) is not None:
-                ranked.append((-value, node.number))
+    while level and tree.tokens < config.tokens:
+        results = yield [NextSteps(node.number, config.branches) for node in level]
+        children: list[Node] = []
+        for node, result in zip(level, results, strict=True):
+            children += grown(tree, config, node, result)
+        yield from kept(tree, config, [(child, "") for child in children if child.ended])
+        going = [child for child in children if tree.expandable(child.number)]
+        rewards = (yield [Score(tree.text(child.number)) for child in going]) if going else []
+        ranked = [
+            (-value, child.number)
+            for child, reward in zip(going, rewards, strict=True)
+            if (value := as_reward(reward)) is not None
+        ]
         level = [tree.nodes[number] for _, number in sorted(ranked)[: config.width]]
-        if not level:
-            return
 
 
-def expanded(tree: Tree, config: SearchConfig, node: Node) -> Generator[list[Ask], list[Result], list[Node]]:
-    """Add next steps after a node. Returns the new nodes; the node is closed after `FRUITLESS` attempts without any.
+def kept(tree: Tree, config: SearchConfig, ends: Sequence[tuple[Node, str]]) -> Search:
+    """Score finished solutions, each a node and what follows it, and keep them."""
+    asked = [Score(tree.text(node.number) + rest) for node, rest in ends] if config.scores else []
+    rewards = (yield list(asked)) if asked else [None] * len(ends)
+    for (node, rest), reward in zip(ends, rewards, strict=True):
+        tree.found(node.number, rest, as_reward(reward))
+        if config.scores and as_reward(reward) is None:
+            tree.lost(node.number)
 
-    Steps with the same text are one. A step that repeats the one before it leads nowhere, and is left out.
+
+def grown(tree: Tree, config: SearchConfig, node: Node, result: Result) -> list[Node]:
+    """The next steps that were sampled after a node, as new nodes; the node is closed after `FRUITLESS` attempts
+    without any.
+
+    Steps with the same text are one, of which one that ends the solution comes first. A step that repeats the one
+    before it leads nowhere, and is left out. A blank one is the end of the solution at the node, if it ended.
     """
-    (result,) = yield [NextSteps(node.number, config.branches)]
     steps = sampled(result)
     tree.tokens += sum(each.tokens for each in steps)
-    known = {tree.nodes[child].text.strip() for child in node.children} | {node.text.strip(), ""}
-    different = {each.text.strip(): each for each in steps if each.text.strip() not in known}
+    known = {tree.nodes[child].text.strip() for child in node.children} | {node.text.strip()}
+    different: dict[str, Sampled] = {}
+    for each in sorted(steps, key=lambda each: not each.ended):
+        text = each.text.strip()
+        if text not in known and (text or each.ended):
+            different.setdefault(text, each)
     children = [tree.add(node.number, each) for each in different.values()]
     node.fruitless = 0 if children else node.fruitless + 1
     if node.fruitless >= FRUITLESS or not steps:

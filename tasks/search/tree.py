@@ -53,7 +53,7 @@ Search: TypeAlias = Generator[list[Ask], list[Result], None]
 
 @dataclass(slots=True)
 class Node:
-    """A step. `visits` and `total` are the number and the sum of rewards of solutions that go through it.
+    """A step. `visits` is the number of attempts to solve the problem through it, and `total` the sum of their rewards.
 
     It is expanded no more once it is `closed`, and never if the solution `ended` with it.
     """
@@ -75,7 +75,7 @@ class Node:
 
     @property
     def value(self) -> float:
-        """The mean reward of the solutions that go through the node; 0 without any."""
+        """The mean reward of the attempts through the node; 0 without any."""
         return self.total / self.visits if self.visits else 0.0
 
 
@@ -133,8 +133,13 @@ class Tree:
         for node in self.path(number) if change else ():
             node.open += change
 
+    def lost(self, node: int) -> None:
+        """Count an attempt that gave no solution with a reward, as one of reward 0, so that others are tried too."""
+        for each in self.path(node):
+            each.visits += 1
+
     def found(self, node: int, rest: str, reward: float | None) -> Solution:
-        """Keep a finished solution, and add its reward to all nodes that it goes through."""
+        """Keep a finished solution, and add its reward, if it was scored, to all nodes that it goes through."""
         solution = Solution(node, self.text(node) + rest, rest, reward)
         self.solutions.append(solution)
         if reward is not None:

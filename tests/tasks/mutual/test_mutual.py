@@ -174,6 +174,20 @@ def test_the_reward_model_learns_from_its_errors_as_many_right_as_wrong():
     first = choose(judged(*[(n % 2 == 0, None) for n in range(40)]), ActiveConfig(limit=10))
     assert Counter(row["right"] for row in first) == {True: 5, False: 5}
     assert [row["sample"] for row in first][:5] != [0, 2, 4, 6, 8]  # at random
+    unread = judged((True, None), (True, 0.6), (False, None), (False, 0.4))
+    for by in ("error", "uncertainty"):  # what could not be judged comes last
+        assert [row["sample"] for row in choose(unread, ActiveConfig(by=by, limit=2))] == [1, 3]
+
+
+def test_solutions_of_a_single_step_each_mean_another_delimiter(world):
+    rows = [{"query_id": f"q{n}", "sample": 0, "solution": f"a\r\nb {n}\r\n\\boxed{{1}}"} for n in range(12)]
+    longcot = world.table(
+        LONGCOT, [{**row, "query": "q", "thoughts": "t", "format": "bolt", "reward": 1.0} for row in rows]
+    )
+    with pytest.raises(BadInput, match=r"each of 12 solutions is a single step, .*set steps.delimiter"):
+        world.do(adapt_solutions, format=StepFormat(), longcot=longcot)
+    made = world.do(adapt_solutions, key="2", format=StepFormat(delimiter="\n"), longcot=longcot)
+    assert world.rows(made)[0]["solution"] == "a\nb 0\n\\boxed{1}"
 
 
 def test_what_is_learned_from_are_questions_with_their_answers(world, queries, responses):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tasks.search.select import ChildSelection, GlobalSelection, promise
 from tasks.search.strategies import SearchConfig, search
-from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solution, Tree
+from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solution, Solve, Tree
 from tasks.search.vote import chosen, is_decided
 
 DEPTH, DIGITS = 3, "0123"
@@ -166,7 +166,7 @@ def test_a_beam_keeps_the_best_partial_solutions() -> None:
     level_2 = [node for node in tree.nodes if node.depth == 2]
     assert len({node.parent for node in level_2}) == 2
     assert "213" in {each.text for each in tree.solutions}
-    assert turns == (1 + 1) + 2 * (2 + 1)
+    assert turns == 3 * 2  # of each level: its steps, and their scores
 
 
 @pytest.mark.parametrize("strategy", ["mctsg", "mcts", "beam", "sampling"])
@@ -182,6 +182,47 @@ def test_every_search_ends_whatever_the_policy_does(strategy: Any) -> None:
         tree, turns = run(config, answer)
         assert tree.solutions == []
         assert turns < 200
+
+
+@pytest.mark.parametrize("strategy", ["mctsg", "mcts"])
+def test_a_branch_that_never_ends_does_not_take_the_whole_budget(strategy: Any) -> None:
+    """Solutions after the step "loop" are always cut off; those after "good" are right."""
+
+    def answer(tree: Tree, ask: Ask) -> Result:
+        if isinstance(ask, Score):
+            return 0.5
+        text = tree.text(ask.node)
+        if isinstance(ask, NextSteps) and not text:
+            return [Sampled(step, 1, ended=False) for step in ("loop", "good")]
+        ended = text.startswith("good")
+        return [Sampled(f" {len(tree.nodes)}", 1, ended=ended and isinstance(ask, Solve)) for _ in range(ask.count)]
+
+    tree, _ = run(SearchConfig(strategy=strategy, tokens=300, branches=2, max_steps=6), answer)
+    loop, good = tree.nodes[1], tree.nodes[2]
+    assert loop.value == 0
+    assert good.visits > loop.visits
+
+
+def test_a_beam_ends_at_the_longest_solution_allowed() -> None:
+    def answer(tree: Tree, ask: Ask) -> Result:
+        return 0.5 if isinstance(ask, Score) else [Sampled(f"{len(tree.nodes)} ", 1, ended=False)] * ask.count
+
+    tree, _ = run(SearchConfig(strategy="beam", max_steps=3, tokens=10_000), answer)
+    assert max(node.depth for node in tree.nodes) == 3
+
+
+def test_an_end_after_a_delimiter_ends_the_solution_there() -> None:
+    """The policy ends its turn after a step's delimiter; the same step, ended and not, is one that ended."""
+
+    def answer(tree: Tree, ask: Ask) -> Result:
+        if isinstance(ask, Score):
+            return 0.5
+        if not tree.text(ask.node):
+            return [Sampled("It is 5\n\n", 3, ended=False)]
+        return [Sampled("", 1, ended=True), Sampled("More\n\n", 1, ended=False), Sampled("More", 1, ended=True)]
+
+    tree, _ = run(SearchConfig(strategy="beam", tokens=100), answer)
+    assert [each.text for each in tree.solutions] == ["It is 5\n\n", "It is 5\n\nMore"]
 
 
 def test_a_budget_too_small_for_one_solution_still_gives_one() -> None:
@@ -229,6 +270,7 @@ def test_a_problem_ends_early_when_it_is_decided_or_makes_no_progress() -> None:
     [
         ({"width": 2}, "width is set, but strategy mctsg does not use it"),
         ({"strategy": "sampling", "exploration": 1.0}, "exploration is set, but strategy sampling"),
+        ({"strategy": "sampling", "answer": "majority", "patience": 3}, "patience is set, but no reward is asked for"),
     ],
 )
 def test_settings_without_effect_are_refused(given_: dict[str, Any], said: str) -> None:

@@ -1,0 +1,122 @@
+"""STILL-1, small: real Prefect, vLLM and DeepSpeed; a round, all of it cached, and a search with what it trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from small import environment
+
+from flows.__main__ import deployment
+from flows.search import SearchFlowConfig
+from flows.still1 import Still1Config
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "config.serving.policy_servers=1",
+    "config.adapt.sampled.queries.draw.limit=160",
+    "config.adapt.sampled.generate.samples=4",
+    "config.adapt.sampled.shards=1",
+    "config.improve.rounds=1",
+    "config.improve.queries_per_round=60",
+    "config.improve.held_out.draw.limit=24",
+    "config.improve.choose.limit=120",
+    "config.improve.reward.epochs=1",
+    "config.improve.shards=1",
+    "config.evaluate.problems.draw.limit=8",
+    "config.evaluate.generate.samples=2",
+    "config.evaluate.generate.max_truncated_share=1",
+)
+SEARCHES = [
+    {"name": "mctsg", "search": {"strategy": "mctsg", "tokens": 120}},
+    {"name": "majority", "search": {"strategy": "sampling", "answer": "majority", "tokens": 120}},
+]
+
+
+def run(place: Path, preset: str, *assignments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "flows", preset]
+    for assignment in assignments:
+        command += ["--set", assignment]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
+    result: dict[str, Any] = json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
+    first = run(tmp_path, "still1/nano", *SMALL)
+    assert [stage["name"] for stage in first["stages"]] == ["instruct", "adapted", "round-1"]
+    made = {step["name"]: step for step in first["steps"]}
+    (round_1,) = first["rounds"]
+    assert round_1["chosen"]["right"] + round_1["chosen"]["wrong"] == round_1["chosen"]["different"]
+    assert 0 < made["chosen-1"]["rows"] <= 120
+    assert 0 < made["pairs-1"]["rows"] == round_1["pairs"]["kept"]
+    assert round_1["held_out"]["solutions"] == 24 * 8
+    page = (Path(first["path"]).parent / "report.html").read_text()
+    assert "<title>STILL-1: " in page
+    again = run(tmp_path, "still1/nano", *SMALL)
+    assert all(step["cached"] for step in again["steps"])
+    assert (again["stages"], again["rounds"]) == (first["stages"], first["rounds"])
+
+    models = {name: f"{name}/{made[name]['key']}" for name in ("dpo-1", "sft-reward-1")}
+    given = (
+        f"config.model={models['dpo-1']}",
+        f"config.reward_model={models['sft-reward-1']}",
+        "config.serving.policy_servers=1",
+        "config.problems.draw.limit=12",
+        f"config.searches={json.dumps(SEARCHES)}",
+    )
+    searched = run(tmp_path, "search/nano", *given)
+    for each in searched["searches"]:
+        assert each["problems"] == 12
+        assert each["tokens"] >= 100
+        assert 0 <= each["accuracy_low"] <= each["accuracy"] <= each["accuracy_high"] <= 1
+    again = run(tmp_path, "search/nano", *given)
+    assert all(step["cached"] for step in again["steps"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapt": {}}, "adapt: set `given` or `sampled`, and only one of them"),
+        ({"improve": {"queries": {"draw": {"limit": 5}}}}, "set queries_per_round instead"),
+        ({"improve": {"generate": {"format": "bolt"}}}, "solutions are plain text: leave it out"),
+        ({"improve": {"held_out": {"sources": [{"path": "nano/data/test.jsonl"}]}}}, "is also in evaluate.problems"),
+        ({"improve": {"judge": {"right": "no"}}}, "the two answers must differ"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], said: str) -> None:
+    parameters = deployment("still1/nano")["parameters"]["config"]
+    for name, value in changes.items():
+        held = parameters[name]
+        for inner, own in value.items():
+            held = {**held, inner: {**held[inner], **own} if isinstance(own, dict) else own}
+        parameters[name] = held if value else {}
+    with pytest.raises(ValidationError, match=said):
+        Still1Config(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"searches": [SEARCHES[0], SEARCHES[0]]}, "each name must be unique"),
+        ({"reward_model": None, "judge": None}, "reward_model is null, but search best-4 needs one"),
+        ({"reward_model": None, "searches": [SEARCHES[1]]}, "judge is set, but reward_model is null"),
+        ({"serving": {"share_devices": True}}, "a search asks policy and reward model in turn: set it to false"),
+    ],
+)
+def test_searches_that_cannot_run_are_refused(changes: dict[str, Any], said: str) -> None:
+    parameters = deployment("search/nano")["parameters"]["config"]
+    for name, value in changes.items():
+        parameters[name] = {**parameters[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValidationError, match=said):
+        SearchFlowConfig(**parameters)
