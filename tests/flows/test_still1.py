@@ -11,27 +11,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from small import environment
+from still1_small import SMALL
 
 from flows.__main__ import deployment
 from flows.search import SearchFlowConfig
 from flows.still1 import Still1Config
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    "config.serving.policy_servers=1",
-    "config.adapt.sampled.queries.draw.limit=160",
-    "config.adapt.sampled.generate.samples=4",
-    "config.adapt.sampled.shards=1",
-    "config.improve.rounds=1",
-    "config.improve.queries_per_round=60",
-    "config.improve.held_out.draw.limit=24",
-    "config.improve.choose.limit=120",
-    "config.improve.reward.epochs=1",
-    "config.improve.shards=1",
-    "config.evaluate.problems.draw.limit=8",
-    "config.evaluate.generate.samples=2",
-    "config.evaluate.generate.max_truncated_share=1",
-)
 SEARCHES = [
     {"name": "mctsg", "search": {"strategy": "mctsg", "tokens": 120}},
     {"name": "majority", "search": {"strategy": "sampling", "answer": "majority", "tokens": 120}},
