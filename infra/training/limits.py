@@ -16,8 +16,8 @@ Entry = Mapping[str, Any]
 """What a trainer logs at one step: `loss`, `grad_norm`, and in DPO `rewards/chosen`, `rewards/rejected`, ..."""
 
 KL = "kl_to_pi_0"
-"""What a policy gradient logs: the mean over tokens of an estimate of KL(pi || pi_0) that is never negative (k3 of
-Schulman, "Approximating KL divergence", 2020), on the samples of a step."""
+"""What a policy gradient logs: the mean over tokens of an estimate of KL(pi || pi_0), on the samples of a step
+(`infra.training.policy_gradient.divergence`)."""
 TITLES = {
     "max_nonfinite_steps": "steps that are not finite",
     "max_kl": "KL to pi_0, nats per token",

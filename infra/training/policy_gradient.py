@@ -7,8 +7,19 @@ from typing import Any
 import torch
 
 from infra.training.limits import KL
-from infra.training.log_probs import REFERENCE
+from infra.training.log_probs import OLD, REFERENCE
 from infra.training.resumable import Resumable
+
+
+def divergence(policy: torch.Tensor, old: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """For each token, an estimate of KL(policy || reference) from log-probabilities, in nats; its mean over tokens that
+    `old` sampled is unbiased, and it is never negative.
+
+    It is k3 of Schulman, "Approximating KL divergence" (2020), exp(r) - r - 1 with r = reference - policy, weighted by
+    the ratio of the policy to `old`. Without the weight, a single token that the policy was trained away from, by ten
+    nats, say, would count as 22,000 nats.
+    """
+    return torch.exp(reference - old) - torch.exp(policy - old) * (1 + reference - policy)
 
 
 class PolicyGradient(Resumable):
@@ -34,8 +45,9 @@ class PolicyGradient(Resumable):
         """TRL's loss."""
         loss: torch.Tensor = super()._compute_loss(model, inputs)
         if REFERENCE in inputs:
-            mask, ratio = inputs["completion_mask"], inputs[REFERENCE] - self.log_probs
-            sums = torch.stack([((ratio.exp() - ratio - 1) * mask).sum(), mask.sum()])
+            mask, old = inputs["completion_mask"], inputs.get(OLD)
+            found = divergence(self.log_probs, self.log_probs if old is None else old, inputs[REFERENCE])
+            sums = torch.stack([(found * mask).sum(), mask.sum()])
             self.sums = self.sums + self.accelerator.reduce(sums, reduction="sum")
         return loss
 

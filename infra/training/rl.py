@@ -151,7 +151,9 @@ def arguments(config: RlConfig, batches: Batches, samples: int, **more: Any) -> 
         **more,
     }
     if config.method == "grpo":
-        return GRPOConfig(**common, loss_type="grpo", scale_rewards="group" if config.scale_rewards else "none")
+        scaled = "group" if config.scale_rewards else "none"
+        # The samples are those of the policy that the training began with: as in `policy_gradient.divergence`.
+        return GRPOConfig(**common, loss_type="grpo", scale_rewards=scaled, use_bias_correction_kl=True)
     return RLOOConfig(**common)
 
 

@@ -64,7 +64,8 @@ def by_hand(config: RlConfig, advantages: list[float]) -> tuple[float, float]:
     for ours, theirs, advantage in zip(log_probs(config.model, model), reference, advantages, strict=True):
         if config.method == "grpo":
             ratio = theirs - ours
-            penalty = config.beta * (ratio.exp() - ratio - 1).mean()
+            weight = (ours - ours.detach()).exp()  # 1, but its gradient is not 0
+            penalty = config.beta * (weight * (ratio.exp() - ratio - 1)).mean()
             loss, gradient = loss - advantage + penalty, gradient - advantage * ours.mean() + penalty
         else:
             loss, gradient = loss - advantage, gradient - advantage * ours.sum()
