@@ -63,10 +63,11 @@ def parameters():
     return script("parameters")
 
 
-def test_the_study_page_shows_the_study_in_the_repository():
-    page = (ROOT / "docs" / "study.md").read_text()
-    found = json.loads((ROOT / "docs" / "study.json").read_text())
-    assert with_part(page, "study", study_page(found)) == page, "run: python docs/study.py"
+@pytest.mark.parametrize("name", ["study", "still2"])
+def test_a_page_shows_its_study_in_the_repository(name):
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    found = json.loads((ROOT / "docs" / f"{name}.json").read_text())
+    assert with_part(page, "study", study_page(found)) == page, f"run: python docs/study.py docs/{name}.md"
 
 
 def test_a_study_made_in_parts_is_one_study():
