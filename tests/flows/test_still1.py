@@ -37,6 +37,7 @@ def run(place: Path, preset: str, *assignments: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults  # four minutes, of steps that other tests have
 @pytest.mark.timeout(1500)
 def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
     first = run(tmp_path, "still1/nano", *SMALL)
