@@ -32,8 +32,8 @@ def run(place: Path, preset: str, *assignments: str) -> dict[str, Any]:
         command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
-    result: dict[str, Any] = json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())
-    return result
+    path = done.stdout.strip().splitlines()[-1]
+    return {**json.loads(Path(path).read_text()), "path": path}
 
 
 @pytest.mark.slow

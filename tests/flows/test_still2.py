@@ -27,8 +27,8 @@ def run(place: Path, *more: str) -> dict[str, Any]:
         command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
-    summary: dict[str, Any] = json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())
-    return summary
+    path = done.stdout.strip().splitlines()[-1]
+    return {**json.loads(Path(path).read_text()), "path": path}
 
 
 @pytest.mark.slow
