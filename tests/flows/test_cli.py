@@ -363,7 +363,7 @@ def test_shards_do_not_all_run_at_once(each):
 
 def test_a_reward_model_is_asked_for_only_where_it_is_used():
     using = {each.name for each in FLOWS if "reward_model" in get_type_hints(each.fn)["config"].model_fields}
-    assert using == {"bolt", "bootstrap", "curate-examples", "online"}
+    assert using == {"bolt", "bootstrap", "curate-examples", "online", "search"}
 
 
 def test_flows_load_without_the_heavy_libraries():
