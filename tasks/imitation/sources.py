@@ -56,7 +56,7 @@ class DistilledSource(Source):
             raise ValueError("thoughts is empty: name the field with the thoughts, or leave it out")
         if self.thoughts and self.thoughts == self.solution:
             raise ValueError(f"thoughts and solution are both {self.solution}: if one field has both, use `text`")
-        if self.thoughts and {"text", "format"} & self.model_fields_set:
+        if self.thoughts and (self.text != "combined_text" or self.format):
             raise ValueError("text or format is set beside thoughts, and would be ignored: leave it out")
         if self.solution and not self.thoughts:
             raise ValueError("solution is set without thoughts: name the fields of both, or use `text`")

@@ -56,9 +56,10 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
-        if self.strategy != "beam" and "width" in self.model_fields_set:
+        plain = {name: type(self).model_fields[name].default for name in ("width", "exploration")}
+        if self.strategy != "beam" and self.width != plain["width"]:
             raise ValueError(f"width is set, but strategy {self.strategy} does not use it: leave it out")
-        if self.strategy in ("beam", "sampling") and "exploration" in self.model_fields_set:
+        if self.strategy in ("beam", "sampling") and self.exploration != plain["exploration"]:
             raise ValueError(f"exploration is set, but strategy {self.strategy} does not use it: leave it out")
         if self.patience is not None and not self.scores:
             raise ValueError("patience is set, but no reward is asked for: use `agree`, or another `answer`")
