@@ -15,7 +15,6 @@ VIOLATIONS = {
     "repeated_step": "a step is the same as the one before it; offset of the second",
     "missing_answer": "no step states an answer; offset of the text's end",
     "answer_before_the_end": "steps follow the one that states the answer; offset of the first of them",
-    "unfinished": "the text was cut off before its end; offset of the text's end",
 }
 
 
@@ -74,10 +73,10 @@ class Steps:
         """Whether a step states the answer."""
         return self.answer in piece
 
-    def parse(self, text: str, ended: bool = True) -> Parsed:
+    def parse(self, text: str) -> Parsed:
         """The steps of a solution. Raises nothing: faults are returned as violations.
 
-        `ended`: whether the text ended by itself, and was not cut off.
+        Whether it was cut off, its finish reason says.
         """
         steps: list[str] = []
         offsets: list[int] = []
@@ -98,8 +97,6 @@ class Steps:
             found.append(Violation("missing_answer", len(text), f"no {self.answer!r}"))
         elif stated is not None and stated < len(steps) - 1:
             found.append(Violation("answer_before_the_end", offsets[stated + 1], f"after step {stated + 1}"))
-        if not ended:
-            found.append(Violation("unfinished", len(text), "cut off"))
         return Parsed(tuple(steps), tuple(sorted(found, key=lambda each: each.offset)))
 
     def render(self, steps: tuple[str, ...] | list[str]) -> str:

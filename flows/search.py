@@ -134,12 +134,11 @@ def figures_of(run: Run, each: Searched, trees: list[Ref], grades: Ref | None) -
 def search(config: SearchFlowConfig) -> dict[str, Any] | None:
     """Search problems in several ways, and compare them at the tokens that each sampled."""
     with begin(config) as run:
-        policy = run.model(config.model, formats=())
+        policy = run.model(config.model)
         judge = None
         if config.reward_model is not None:
             judge = run.model(config.reward_model, role="judge" if config.judge else "reward", on_server=True)
-        for each in config.searches:
-            check_seeds(run, f"search-{each.name}", config.sampling.request_seeds, policy, "sampling")
+        check_seeds(run, "search", config.sampling.request_seeds, policy, "sampling")
         problems = problems_stage(run, config.problems)
         graded = all(row["reference"] is not None for row in run.rows(problems, ["reference"]))
         found = []

@@ -16,7 +16,6 @@ from pydantic import BaseModel, Field, model_validator
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
-from flows.stages.exploration import check_references
 from flows.stages.mining import MineStage, drawn, mined, problems_stage, publish_mining
 from flows.stages.mutual import (
     ImproveStage,
@@ -26,7 +25,7 @@ from flows.stages.mutual import (
     improve_round,
     solutions,
 )
-from flows.stages.problems import problems_for
+from flows.stages.problems import check_references, problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
 from flows.stages.still1_summary import publish_still1

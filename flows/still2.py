@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 from cot_formats.responses import LongFormat, delimiters
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
-from flows.stages.exploration import ExploreStage, check_references, explore_round, picked, solved_in, thoughts_measured
+from flows.stages.exploration import ExploreStage, explore_round, picked, solved_in, thoughts_measured
 from flows.stages.imitation import (
     Imitated,
     ImitateStage,
@@ -26,7 +26,7 @@ from flows.stages.imitation import (
     trained,
 )
 from flows.stages.mining import MineStage, drawn, mined, publish_mining
-from flows.stages.problems import problems_for
+from flows.stages.problems import check_references, problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
 from flows.stages.still2_summary import publish_still2

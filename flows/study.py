@@ -33,7 +33,8 @@ from tasks.responses.generate import TruncationError
 
 def method_of(base: Any) -> str:
     """Which method the parameters of a base are those of."""
-    return "still2" if "imitate" in (base if isinstance(base, dict) else type(base).model_fields) else "bolt"
+    names = base if isinstance(base, dict) else getattr(type(base), "model_fields", {})
+    return "still2" if "imitate" in names else "bolt"
 
 
 Config = Annotated[

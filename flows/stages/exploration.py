@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -12,7 +11,6 @@ from flows.stages.imitation import Imitated
 from flows.stages.mining import MineStage
 from flows.stages.run import Run
 from flows.stages.sampling import perplexities_of, sample, scored
-from infra.errors import BadInput
 from infra.store.manifest import Ref, expect
 from tasks.exploration.gather import gather
 from tasks.exploration.pick import PickConfig, pick_explored
@@ -20,9 +18,6 @@ from tasks.exploration.unsolved import unsolved
 from tasks.responses.generate import GenerateConfig
 from tasks.responses.perplexity import PerplexityConfig
 from tasks.rewards.score import Own, ScoreConfig, Verifier
-
-LONGEST_ANSWER = 40
-"""Words of a reference answer; a longer one is taken for a solution."""
 
 
 class RolloutSampling(GenerateConfig):
@@ -77,21 +72,6 @@ class ExploreStage(BaseModel, frozen=True, extra="forbid"):
                 "raise it, or set rollouts and generate.samples to 1"
             )
         return self
-
-
-def check_references(run: Run, place: str, problems: Ref) -> None:
-    """Refuse references that are whole solutions, which no sampled answer would equal. Raises `BadInput`.
-
-    `place`: where the problems are in the flow's parameters.
-    """
-    shown = [row["reference"] or "" for row in islice(run.rows(problems, ["reference"]), 100)]
-    solutions = [each for each in shown if "####" in each or len(each.split()) > LONGEST_ANSWER]
-    if len(solutions) * 2 > len(shown):
-        raise BadInput(
-            f"{place}: most references are whole solutions, such as {solutions[0][:80]!r}, and not "
-            "answers that a sampled one can be compared with: set `reference` of the sources to a field with "
-            "the final answer alone (of GSM8K, what follows ####)"
-        )
 
 
 def explore_round(

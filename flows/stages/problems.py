@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from flows.stages.mining import ProblemsConfig, ProblemsDraw, problems_stage
 from flows.stages.run import Run
+from infra.errors import BadInput
 from infra.store.manifest import Ref
 from tasks.evaluation.grade import references_of
 from tasks.evaluation.problems import MINED, Benchmark, read_problems, step_of
 from tasks.queries.sources import Source
+
+LONGEST_ANSWER = 40
+"""Words of a reference answer; a longer one is taken for a solution."""
+
+
+def check_references(run: Run, place: str, problems: Ref) -> None:
+    """Refuse references that are whole solutions, which no sampled answer would equal. Raises `BadInput`.
+
+    `place`: where the problems are in the flow's parameters.
+    """
+    shown = [row["reference"] or "" for row in islice(run.rows(problems, ["reference"]), 100)]
+    solutions = [each for each in shown if "####" in each or len(each.split()) > LONGEST_ANSWER]
+    if len(solutions) * 2 > len(shown):
+        raise BadInput(
+            f"{place}: most references are whole solutions, such as {solutions[0][:80]!r}, and not "
+            "answers that a sampled one can be compared with: set `reference` of the sources to a field with "
+            "the final answer alone (of GSM8K, what follows ####)"
+        )
 
 
 def refuse_draw(benchmark: Benchmark, problems: ProblemsConfig) -> None:

@@ -17,8 +17,9 @@ from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
-from tasks.mutual.judge import JudgeConfig, name_of
+from tasks.mutual.judge import JudgeConfig
 from tasks.queries.draw import order_key
+from tasks.responses.perplexity import name_of
 
 
 class ActiveConfig(BaseModel):
@@ -40,7 +41,7 @@ class ActiveConfig(BaseModel):
 
 def place(row: Mapping[str, Any], config: ActiveConfig) -> tuple[float, float]:
     """The solutions with the smallest places are chosen."""
-    drawn, judged = order_key(config.seed, name_of(dict(row))), row["probability"]
+    drawn, judged = order_key(config.seed, name_of(row)), row["probability"]
     if config.by == "random":
         return 0.0, drawn
     if judged is None:  # all of them in the first round; later those that could not be judged, which come last

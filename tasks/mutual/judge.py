@@ -7,10 +7,10 @@ that of the right answer's first token against that of the wrong answer's.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -34,8 +34,7 @@ from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import load_tokenizer, prompt_text
 from infra.text.templates import filled
 from tasks.responses.generate import QuarantineError
-
-log = logging.getLogger(__name__)
+from tasks.responses.perplexity import name_of, quarantine
 
 
 class JudgeConfig(BaseModel):
@@ -93,9 +92,15 @@ def probability(log_probs: Sequence[float]) -> float:
     return 1 / (1 + math.exp(min(wrong - right, 700.0)))
 
 
-def name_of(row: dict[str, Any]) -> str:
-    """The request id of a response."""
-    return f"{row['query_id']}-{row['sample']}"
+def judging(tokens: tuple[int, int]) -> Sampling:
+    """How the reward model is asked: only the log-probabilities of its first token are wanted."""
+    return Sampling(n=1, temperature=0, max_tokens=1, first_log_probs=tokens)
+
+
+def request_about(tokenizer: Any, config: JudgeConfig, name: str, query: str, solution: str) -> Request:
+    """The request that asks whether a solution is right."""
+    text = prompt_text(tokenizer, [{"role": "user", "content": config.question(query, solution)}])
+    return Request(name, tokenizer.encode(text, add_special_tokens=False), None)
 
 
 @step(outside_key=("config.in_flight", "config.max_quarantined_share"), serves={"model": "policy"})
@@ -170,27 +175,20 @@ def ask_all(
     total = len(ledger) + len(owed)
 
     def request_for(name: str) -> Request:
-        question = config.question(asked[owed[name]["query_id"]], owed[name]["solution"])
-        text = prompt_text(tokenizer, [{"role": "user", "content": question}])
-        return Request(name, tokenizer.encode(text, add_special_tokens=False), None)
+        return request_about(tokenizer, config, name, asked[owed[name]["query_id"]], owed[name]["solution"])
 
     def keep(request: Request, completions: list[Completion]) -> None:
         ledger.append(request.request_id, {"probability": probability(completions[0].first_log_probs)})
 
-    def quarantine(request: Request, reason: str) -> None:
-        log.warning("%s: request %s is quarantined: it %s", step, request.request_id, reason)
-        ledger.append(request.request_id, {"quarantined": reason})
-
     if owed:
-        sampling = Sampling(n=1, temperature=0, max_tokens=1, first_log_probs=tokens)
         asking = complete_on(
             servers.policies(model),
             [list(owed)],
             request_for,
-            sampling,
+            judging(tokens),
             max_in_flight=config.in_flight,
             on_result=keep,
-            on_quarantine=quarantine,
+            on_quarantine=partial(quarantine, step, ledger),
         )
         with progress(step, lambda: len(ledger), total, "solutions"):
             asyncio.run(asking)

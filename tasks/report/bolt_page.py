@@ -10,16 +10,16 @@ from infra.store.store import Store
 from infra.training.config import METHODS
 from tasks.report import plot, report
 from tasks.report.guards import guard_rows
-from tasks.report.reader import held_out_items, training_items
-from tasks.report.report import Content, Found, Made, Rows, curve, numbered, training_title
+from tasks.report.reader import training_items
+from tasks.report.report import Content, Found, Made, Rows, common_content, curve, numbered
 from tasks.rewards.group import NO_SIGNAL
 from tasks.rewards.select import rewards
 
-CAPTIONS = report.CAPTIONS | {
+CAPTIONS = {
     "funnel": "Counts of each step; shares are relative to the step's first count",
     "guards": "How far each policy of stage 3 is from pi_0; a figure over its limit stops the run (docs/operations.md)",
 }
-TITLES = report.TITLES | {
+TITLES = {
     "funnel": "Samples of stage 1 that remain after each step, and outcomes of each iteration's queries",
     "scores": "Histograms of the rewards: stage 1 with its threshold, and each iteration",
     "curves": "SFT loss; what the trainer of each iteration of stage 3 logged",
@@ -40,26 +40,17 @@ def bolt_content(
         BadArtifact: an artifact of the run is missing or damaged.
     """
     made = report.made_by(store, summary)
-    found, seconds = report.manifests(store, made), report.making_seconds(store, summary)
-    trained = trainings(found)
-    tables = report.common_tables(store, summary, made, found, seconds)
-    tables |= {"funnel": funnel_rows(found), "guards": guard_rows(summary["guards"])}
-    common = report.common_plots(summary, found, trained, seconds)
-    stages = [stage["name"] for stage in summary["stages"]]
-    sets = {"held-out problems": held_out_items(store, made, summary["benchmark"], stages, max_answers)}
+    found = report.manifests(store, made)
+    given = {"title": "BOLT", "template": "bolt.html"}
+    content = common_content(store, summary, made, found, trained=trainings(found), max_answers=max_answers, **given)
+    content.tables.update(funnel=funnel_rows(found), guards=guard_rows(summary["guards"]))
+    content.captions.update(CAPTIONS)
+    content.plots.update(plots(store, made, found))
+    content.titles.update(TITLES)
     for step in ["responses", *numbered(made, "responses-online-")]:
         stage = step.removeprefix("responses-") if step != "responses" else "stage 1"
-        sets[f"training samples, {stage}"] = training_items(store, made, step, max_queries)
-    return Content(
-        title="BOLT",
-        template="bolt.html",
-        tables=tables,
-        captions=CAPTIONS,
-        plots=common | plots(store, made, found),
-        titles=TITLES | {step: training_title(step) for step in trained},
-        trainings=trained,
-        sets=sets,
-    )
+        content.sets[f"training samples, {stage}"] = training_items(store, made, step, max_queries)
+    return content
 
 
 def trainings(made: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.evaluation.problems import Verifiable, step_of, topic_of
 from tasks.report import plot
-from tasks.report.reader import sliced
+from tasks.report.reader import held_out_items, sliced
 from tasks.training.card import TRAINED_BY
 
 log = logging.getLogger(__name__)
@@ -232,11 +232,11 @@ class Content:
     title: str
     template: str
     tables: dict[str, Rows]
-    captions: Mapping[str, str]
+    captions: dict[str, str]
     plots: dict[str, bytes]
-    titles: Mapping[str, str]
+    titles: dict[str, str]
     trainings: list[str]
-    sets: Mapping[str, Iterable[dict[str, Any]]]
+    sets: dict[str, Iterable[dict[str, Any]]]
 
 
 def write_page(write: Callable[[bytes], object], summary: Mapping[str, Any], content: Content) -> None:
@@ -279,32 +279,47 @@ def training_title(step: str) -> str:
     return f"What the trainer of {step} logged: loss, learning rate, gradient norm and speed at each step"
 
 
-def common_tables(
-    store: Store, summary: Mapping[str, Any], made: Made, found: Found, seconds: Seconds
-) -> dict[str, Rows]:
-    """The tables that every method has, as in `CAPTIONS`."""
-    stages = summary["stages"]
-    return {
-        "stages": stage_rows(stages),
-        "gains": gain_rows(summary["gains"]),
-        "topics": topic_rows(store, made, summary["benchmark"], [stage["name"] for stage in stages]),
-        "by-steps": steps_rows(stages),
-        "steps": step_rows(summary, found, seconds),
-    }
+def common_content(
+    store: Store,
+    summary: Mapping[str, Any],
+    made: Made,
+    found: Found,
+    *,
+    title: str,
+    template: str,
+    trained: list[str],
+    max_answers: int,
+) -> Content:
+    """What every method's report shows; a method adds its own tables, plots and sets.
 
-
-def common_plots(
-    summary: Mapping[str, Any], found: Found, trained: Iterable[str], seconds: Seconds
-) -> dict[str, bytes]:
-    """The plots that every method has, as SVG: those in `TITLES`, and one for each training step `trained`."""
-    stages = summary["stages"]
+    Args:
+        trained: the names of the steps that trained a model.
+        max_answers: most held-out answers in the reader, of all stages together; the first problems are shown.
+    """
+    seconds = making_seconds(store, summary)
+    stages, names = summary["stages"], [stage["name"] for stage in summary["stages"]]
     in_order = {each["name"]: seconds[each["name"]] for each in summary["steps"] if each["name"] in seconds}
-    return {
-        "stages": plot.stages_plot(stages),
-        **({"by-steps": plot.by_steps_plot(stages)} if stages[0]["by_steps"] else {}),
-        **{step: plot.training_plot(step, curve(found[step][0])) for step in trained},
-        "steps": plot.steps_plot(in_order),
-    }
+    return Content(
+        title=title,
+        template=template,
+        tables={
+            "stages": stage_rows(stages),
+            "gains": gain_rows(summary["gains"]),
+            "topics": topic_rows(store, made, summary["benchmark"], names),
+            "by-steps": steps_rows(stages),
+            "steps": step_rows(summary, found, seconds),
+        },
+        captions=dict(CAPTIONS),
+        plots={
+            "stages": plot.stages_plot(stages),
+            **({"by-steps": plot.by_steps_plot(stages)} if stages[0]["by_steps"] else {}),
+            **{step: plot.training_plot(step, curve(found[step][0])) for step in trained},
+            "steps": plot.steps_plot(in_order),
+        },
+        titles=TITLES | {step: training_title(step) for step in trained},
+        trainings=trained,
+        sets={"held-out problems": held_out_items(store, made, summary["benchmark"], names, max_answers)},
+    )
 
 
 def content_hash(text: str) -> str:

@@ -11,14 +11,13 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report import report
 from tasks.report.mutual import calibration_plot, mutual_rows
-from tasks.report.reader import card, faults, held_out_items, rows_of
-from tasks.report.report import Content, Made, Rows, training_title
+from tasks.report.reader import card, faults, rows_of
+from tasks.report.report import Content, Made, Rows, common_content
 
-CAPTIONS = report.CAPTIONS | {
+CAPTIONS = {
     "adaptation": "Solutions that the policy was first fine-tuned on, and why others were dropped",
     "rounds": "Each round: the reward model on held-out questions, and the policy's accuracy there",
 }
-TITLES = report.TITLES | {"calibration": "Share of right held-out solutions by the reward model's probability"}
 
 
 def still1_content(
@@ -35,32 +34,24 @@ def still1_content(
         BadArtifact: an artifact of the run is missing or damaged.
     """
     made = report.made_by(store, summary)
-    found, seconds = report.manifests(store, made), report.making_seconds(store, summary)
+    found = report.manifests(store, made)
     trained = [step for step in found if step.startswith(("sft-", "dpo-"))]
-    tables = report.common_tables(store, summary, made, found, seconds)
+    given = {"title": "STILL-1", "template": "still1.html"}
+    content = common_content(store, summary, made, found, trained=trained, max_answers=max_answers, **given)
     counted = summary["adaptation"]
-    tables["adaptation"] = [
+    content.tables["adaptation"] = [
         {"counted": name, "rows": rows, "share": f"{rows / counted['read']:.1%}"} for name, rows in counted.items()
     ]
-    tables["rounds"] = [*mutual_rows(summary["rounds"])]
+    content.tables["rounds"] = [*mutual_rows(summary["rounds"])]
+    content.captions.update(CAPTIONS)
     numbers = range(1, len(summary["rounds"]) + 1)
-    measured = {f"round {n}": list(read_rows(store, made[f"calibration-{n}"][0])) for n in numbers}
-    plots = report.common_plots(summary, found, trained, seconds)
-    plots |= {"calibration": calibration_plot(measured)} if measured else {}
-    stages = [stage["name"] for stage in summary["stages"]]
-    sets = {"held-out problems": held_out_items(store, made, summary["benchmark"], stages, max_answers)}
+    if numbers:
+        measured = {f"round {n}": list(read_rows(store, made[f"calibration-{n}"][0])) for n in numbers}
+        content.plots["calibration"] = calibration_plot(measured)
+        content.titles["calibration"] = "Share of right held-out solutions by the reward model's probability"
     for number in numbers:
-        sets[f"samples, round {number}"] = sample_items(store, made, number, max_queries)
-    return Content(
-        title="STILL-1",
-        template="still1.html",
-        tables=tables,
-        captions=CAPTIONS,
-        plots=plots,
-        titles=TITLES | {step: training_title(step) for step in trained},
-        trainings=trained,
-        sets=sets,
-    )
+        content.sets[f"samples, round {number}"] = sample_items(store, made, number, max_queries)
+    return content
 
 
 def sample_items(store: Store, made: Made, number: int, max_queries: int) -> Iterator[dict[str, Any]]:

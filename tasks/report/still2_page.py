@@ -10,11 +10,11 @@ from typing import Any
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report import report
-from tasks.report.reader import card, held_out_items
-from tasks.report.report import Content, Made, Rows, training_title
+from tasks.report.reader import card
+from tasks.report.report import Content, Made, Rows, common_content
 from tasks.report.rounds import lengths_plot, round_rows
 
-CAPTIONS = report.CAPTIONS | {
+CAPTIONS = {
     "imitation": "Texts of another model: what each step kept and dropped",
     "rounds": "What each round explored. Learned from: rollouts picked in this round, or pairs of all rounds so far",
 }
@@ -35,30 +35,18 @@ def still2_content(
         BadArtifact: an artifact of the run is missing or damaged.
     """
     made = report.made_by(store, summary)
-    found, seconds = report.manifests(store, made), report.making_seconds(store, summary)
+    found = report.manifests(store, made)
     trained = [step for step in found if step.startswith(("sft-", "dpo-"))]
-    tables = report.common_tables(store, summary, made, found, seconds)
-    tables |= {"imitation": imitation_rows(summary["imitation"]), "rounds": [*round_rows(summary["rounds"])]}
-    lengths = {
-        f"lengths-{number}": lengths_plot(each["lengths"])
-        for number, each in enumerate(summary["rounds"], 1)
-        if each["lengths"]
-    }
-    titles = {name: f"Thought tokens in round {name.rpartition('-')[2]}, by type of problem" for name in lengths}
-    stages = [stage["name"] for stage in summary["stages"]]
-    sets = {"held-out problems": held_out_items(store, made, summary["benchmark"], stages, max_answers)}
-    for number, _ in enumerate(summary["rounds"], 1):
-        sets[f"rollouts, round {number}"] = rollout_items(store, made, number, max_queries)
-    return Content(
-        title="STILL-2",
-        template="still2.html",
-        tables=tables,
-        captions=CAPTIONS,
-        plots=report.common_plots(summary, found, trained, seconds) | lengths,
-        titles=report.TITLES | titles | {step: training_title(step) for step in trained},
-        trainings=trained,
-        sets=sets,
-    )
+    given = {"title": "STILL-2", "template": "still2.html"}
+    content = common_content(store, summary, made, found, trained=trained, max_answers=max_answers, **given)
+    content.tables.update(imitation=imitation_rows(summary["imitation"]), rounds=[*round_rows(summary["rounds"])])
+    content.captions.update(CAPTIONS)
+    for number, each in enumerate(summary["rounds"], 1):
+        if each["lengths"]:
+            content.plots[f"lengths-{number}"] = lengths_plot(each["lengths"])
+            content.titles[f"lengths-{number}"] = f"Thought tokens in round {number}, by type of problem"
+        content.sets[f"rollouts, round {number}"] = rollout_items(store, made, number, max_queries)
+    return content
 
 
 def imitation_rows(imitation: Mapping[str, Mapping[str, Any]]) -> Rows:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.text.chat import load_tokenizer, prompt_text
-from tasks.mutual.judge import JudgeConfig, answer_tokens, probability
+from tasks.mutual.judge import JudgeConfig, answer_tokens, judging, probability, request_about
 from tasks.responses.generate import QuarantineError, request_seed
 from tasks.rewards.score import reward_input_ids
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
@@ -109,13 +108,13 @@ class Asker:
         """Count what was refused and cut off. Raises `QuarantineError` if too many requests were refused."""
         for name, wish in wishes.items():
             record = self.ledger[name]
-            refused = "samples" not in record and record.get("reward") is None
+            refused = "quarantined" in record
             self.counts["requests"] += 1
             self.counts["refused"] += refused
             if isinstance(wish.ask, Solve):
                 self.counts["cut at solution_tokens"] += sum(not each["ended"] for each in record.get("samples", ()))
             if refused:
-                self._first = self._first or f"{name}: {record.get('quarantined', 'it is too long')}"
+                self._first = self._first or f"{name}: it {record['quarantined']}"
         if self.counts["refused"] > max(1, self.sampling.max_refused_share * self.counts["requests"]):
             raise QuarantineError(
                 f"{self.step}: {self.counts['refused']} of {self.counts['requests']} requests were refused, limit "
@@ -194,23 +193,20 @@ def generative(
     """Scores by a generative reward model: the probability that it answers "right"."""
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     tokens = answer_tokens(tokenizer, config)
-    sampling = Sampling(n=1, temperature=0, max_tokens=1, first_log_probs=tokens)
 
     def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
         def request_for(name: str) -> Request:
-            question = config.question(queries[name.partition("/")[0]], texts[name])
-            text = prompt_text(tokenizer, [{"role": "user", "content": question}])
-            return Request(name, tokenizer.encode(text, add_special_tokens=False), None)
+            return request_about(tokenizer, config, name, queries[name.partition("/")[0]], texts[name])
 
         def refused(request: Request, reason: str) -> None:
             log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)
-            keep(request.request_id, {"reward": None})
+            keep(request.request_id, {"quarantined": reason})
 
         asking = complete_on(
             servers.judges(model),
             [list(texts)],
             request_for,
-            sampling,
+            judging(tokens),
             max_in_flight=in_flight,
             on_result=lambda request, found: keep(
                 request.request_id, {"reward": probability(found[0].first_log_probs)}
@@ -231,13 +227,15 @@ def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers
         ids = {name: reward_input_ids(tokenizer, queries[name.partition("/")[0]], text) for name, text in texts.items()}
         fitting = [name for name in texts if len(ids[name]) <= limit]
         server = servers.reward(model)
-        asking = classify(
-            server.url, server.served_name, [ids[name] for name in fitting], max_in_flight=in_flight, alive=server.check
-        )
-        logits = dict(zip(fitting, asyncio.run(asking), strict=True)) if fitting else {}
+        read = [ids[name] for name in fitting]
+        asking = classify(server.url, server.served_name, read, max_in_flight=in_flight, alive=server.check)
+        logits = dict(zip(fitting, asyncio.run(asking), strict=True))
         for name in texts:
-            logit = logits.get(name)
-            keep(name, {"reward": None if logit is None else 1 / (1 + math.exp(min(-logit, 700.0)))})
+            if name in logits:
+                keep(name, {"reward": probability((logits[name], 0.0))})  # the sigmoid
+            else:
+                too_long = f"has {len(ids[name]):,} tokens with its problem, and the reward model reads {limit:,}"
+                keep(name, {"quarantined": too_long})
 
     return score
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,8 +25,6 @@ from tasks.search.ask import Asker, Scorer, SearchSampling, Wish, discriminative
 from tasks.search.strategies import SearchConfig, search
 from tasks.search.tree import Ask, Result, Search, Solution, Tree
 from tasks.search.vote import chosen, is_decided
-
-log = logging.getLogger(__name__)
 
 
 class Problem:

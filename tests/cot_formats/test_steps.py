@@ -15,8 +15,8 @@ texts = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(FRAGMENTS), max
 formats = st.sampled_from([PARAGRAPHS, WORDS, Steps("\n", "####")])
 
 
-def names(text: str, format: Steps = PARAGRAPHS, **how: bool) -> list[str]:
-    return [each.name for each in format.parse(text, **how).violations]
+def names(text: str, format: Steps = PARAGRAPHS) -> list[str]:
+    return [each.name for each in format.parse(text).violations]
 
 
 def test_paragraphs_are_steps_and_the_last_states_the_answer() -> None:
@@ -50,10 +50,6 @@ def test_faults_have_names(text: str, violations: list[str]) -> None:
     assert names(text) == violations
 
 
-def test_a_text_that_was_cut_off_is_unfinished() -> None:
-    assert names("One.\n\n\\boxed{1}", ended=False) == ["unfinished"]
-
-
 @pytest.mark.parametrize(
     "steps",
     [
@@ -84,9 +80,9 @@ def test_the_pieces_are_the_text(format: Steps, text: str) -> None:
     assert all(format.bare(piece) for piece in pieces[1:])
 
 
-@given(formats, texts, st.booleans())
-def test_violations_are_known_and_in_the_text(format: Steps, text: str, ended: bool) -> None:
-    parsed = format.parse(text, ended)
+@given(formats, texts)
+def test_violations_are_known_and_in_the_text(format: Steps, text: str) -> None:
+    parsed = format.parse(text)
     assert all(each.name in VIOLATIONS and 0 <= each.offset <= len(text) for each in parsed.violations)
     assert [each.offset for each in parsed.violations] == sorted(each.offset for each in parsed.violations)
     assert len({each.name for each in parsed.violations}) == len(parsed.violations)

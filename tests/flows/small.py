@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,3 +157,17 @@ def command_lines(words: Sequence[str]) -> list[tuple[int, str]]:
         if any(word in line for word in words):
             found.append((int(path.parent.name), line))
     return found
+
+
+def run_preset(place: Path, preset: str, *assignments: str) -> dict[str, Any]:
+    """Run a preset with the command line, in a store of its own. Returns the JSON that it printed the path of, and the
+    path."""
+    command = [sys.executable, "-m", "flows", preset]
+    for assignment in assignments:
+        command += ["--set", assignment]
+    done = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
+    path = done.stdout.strip().splitlines()[-1]
+    return {**json.loads(Path(path).read_text()), "path": path}

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from small import environment
+from small import run_preset
 from still1_small import SMALL
 
 from flows.__main__ import deployment
 from flows.search import SearchFlowConfig
 from flows.still1 import Still1Config
 
-ROOT = Path(__file__).resolve().parents[2]
 SEARCHES = [
     {"name": "mctsg", "search": {"strategy": "mctsg", "tokens": 120}},
     {"name": "majority", "search": {"strategy": "sampling", "answer": "majority", "tokens": 120}},
 ]
 
 
-def run(place: Path, preset: str, *assignments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "flows", preset]
-    for assignment in assignments:
-        command += ["--set", assignment]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
-    path = done.stdout.strip().splitlines()[-1]
-    return {**json.loads(Path(path).read_text()), "path": path}
-
-
 @pytest.mark.slow
 @pytest.mark.faults  # four minutes, of steps that other tests have
 @pytest.mark.timeout(1500)
 def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
-    first = run(tmp_path, "still1/nano", *SMALL)
+    first = run_preset(tmp_path, "still1/nano", *SMALL)
     assert [stage["name"] for stage in first["stages"]] == ["instruct", "adapted", "round-1"]
     made = {step["name"]: step for step in first["steps"]}
     (round_1,) = first["rounds"]
@@ -50,7 +35,7 @@ def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
     assert round_1["held_out"]["solutions"] == 24 * 8
     page = (Path(first["path"]).parent / "report.html").read_text()
     assert "<title>STILL-1: " in page
-    again = run(tmp_path, "still1/nano", *SMALL)
+    again = run_preset(tmp_path, "still1/nano", *SMALL)
     assert all(step["cached"] for step in again["steps"])
     assert (again["stages"], again["rounds"]) == (first["stages"], first["rounds"])
 
@@ -62,12 +47,12 @@ def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
         "config.problems.draw.limit=12",
         f"config.searches={json.dumps(SEARCHES)}",
     )
-    searched = run(tmp_path, "search/nano", *given)
+    searched = run_preset(tmp_path, "search/nano", *given)
     for each in searched["searches"]:
         assert each["problems"] == 12
         assert each["tokens"] >= 100
         assert 0 <= each["accuracy_low"] <= each["accuracy"] <= each["accuracy_high"] <= 1
-    again = run(tmp_path, "search/nano", *given)
+    again = run_preset(tmp_path, "search/nano", *given)
     assert all(step["cached"] for step in again["steps"])
 
 

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from small import environment
+from small import run_preset
 from still2_small import SMALL, lessons
 
 from flows.__main__ import deployment
 from flows.still2 import Still2Config
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def run(place: Path, *more: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "flows", "still2/nano"]
-    for assignment in (*SMALL, *more):
-        command += ["--set", assignment]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
-    path = done.stdout.strip().splitlines()[-1]
-    return {**json.loads(Path(path).read_text()), "path": path}
+    return run_preset(place, "still2/nano", *SMALL, *more)
 
 
 @pytest.mark.slow

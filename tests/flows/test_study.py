@@ -64,6 +64,12 @@ def test_the_preset_has_all_methods() -> None:
     assert {cell.online.method for _, cell in cells(config)} == {"dpo", "rloo", "reinforce", "grpo"}
 
 
+@pytest.mark.parametrize("base", ["bolt", None, ["imitate"], {}])
+def test_a_base_that_is_no_set_of_parameters_is_refused(base: Any) -> None:
+    with pytest.raises(ValidationError, match=r"base"):
+        StudyConfig(base=base, arms=[{"name": "a"}])
+
+
 def test_arms_of_still2_leave_unset_what_depends_on_others() -> None:
     config = StudyConfig(**deployment("study/still2-nano")["parameters"]["config"])
     found = {cell: parameters for cell, parameters in cells(config) if isinstance(parameters, Still2Config)}

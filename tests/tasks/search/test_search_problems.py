@@ -15,6 +15,7 @@ from infra.store.schemas import QUERIES
 from nano.vocabulary import encoder
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
+from tasks.responses.generate import QuarantineError
 from tasks.search.answers import searched_answers, solution_text
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
@@ -114,6 +115,19 @@ def test_without_a_reward_model_only_votes_are_possible(world, queries, model):
     assert {row["reward"] for row in world.rows(made)} == {None}
     with pytest.raises(BadInput, match=r"strategy mctsg with answer weighted needs a reward model"):
         world.do(search_problems, key="2", **{**plain, "config": SearchConfig()})
+
+
+@pytest.mark.parametrize("judging", [True, False])
+def test_too_many_refusals_stop_the_step_with_the_reason(world, queries, model, judging):
+    """Of the judge, or of the policy."""
+
+    def refuses(body):
+        bad = ("logprob_token_ids" in body) is judging
+        return {"status": 400, "error": {"message": "out of sorts"}} if bad else policy_and_judge(body)
+
+    servers = TinyServers(world.work_dir, FakeVllm(completions=refuses))
+    with pytest.raises(QuarantineError, match=r"requests were refused, limit 1.0%; the first is .*: it .*out of sorts"):
+        world.do(search_problems, **given(queries, model, servers))
 
 
 def test_a_problem_whose_requests_are_refused_has_no_answer(world, queries, model):
