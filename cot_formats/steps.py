@@ -105,8 +105,9 @@ class Steps:
         A delimiter that has words, such as " .", is a part of each step; one of white space stands between them.
 
         Raises:
-            ValueError: that is impossible: there is no step, one is blank, contains or lacks a delimiter, or repeats
-                the one before it; or the last, and only the last, does not state the answer.
+            ValueError: that is impossible: there is no step, one is blank, contains or lacks a delimiter, begins with
+                the delimiter's words, or repeats the one before it; or the last, and only the last, does not state the
+                answer.
         """
         words = bool(self.delimiter.strip())
         text = (" " if words else self.delimiter).join(steps)
@@ -115,6 +116,7 @@ class Steps:
             raise ValueError("; ".join(map(str, parsed.violations)))
         if parsed.steps != tuple(steps):
             raise ValueError(
-                f"{len(steps)} steps would be read as {len(parsed.steps)}: a step is blank, or has or lacks a delimiter"
+                f"{len(steps)} steps would be read as {len(parsed.steps)}: a step is blank, has or lacks a delimiter, "
+                "or begins with one"
             )
         return text
