@@ -7,6 +7,8 @@ the tokens that each of them sampled.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Self
 
 from prefect import flow
@@ -26,6 +28,7 @@ from tasks.evaluation.summarise import interval
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
 from tasks.report.searches import search_rows, tokens_plot
+from tasks.report.tree_page import PROBLEMS, trees_of, write_trees
 from tasks.rewards.score import Verifier
 from tasks.search.answers import searched_answers
 from tasks.search.ask import SearchSampling
@@ -141,9 +144,10 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
         check_seeds(run, "search", config.sampling.request_seeds, policy, "sampling")
         problems = problems_stage(run, config.problems)
         graded = all(row["reference"] is not None for row in run.rows(problems, ["reference"]))
-        found = []
+        found, made = [], dict[str, list[Ref]]()
         for each in config.searches:
             trees = searched(run, config, each, problems, policy, judge)
+            made[each.name] = trees
             answers = run.do(searched_answers, f"answers-{each.name}", searched=trees, policy=policy)
             grades = None
             if graded:
@@ -151,7 +155,23 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
                 grades = run.do(grade, f"grades-{each.name}", **given)
             if not run.dry:
                 found.append(figures_of(run, each, trees, grades))
-        return None if run.dry else publish_search(run, found)
+        if run.dry:
+            return None
+        result = publish_search(run, found)
+        shown = (trees_of(run.store, name, shards, problems, config.verifier) for name, shards in made.items())
+        publish_trees(run, result["run"], chain.from_iterable(shown))
+        return result
+
+
+def publish_trees(run: Run, name: str, trees: Iterable[dict[str, Any]]) -> None:
+    """Write `runs/NAME/trees.html` to the store, and a link to it as a Prefect artifact."""
+    path = f"runs/{name}/trees.html"
+    with run.store.open_write(path) as page:
+        write_trees(page.write, name, trees)
+    address = run.store.local_path(path).as_uri() if run.store.is_local else run.store.uri(path)
+    described = f"The trees of the first {PROBLEMS} problems: `{run.store.uri(path)}`"
+    create_link_artifact(address, key="bolt-search-trees", link_text="trees.html", description=described)
+    print(f"trees: {run.store.uri(path)}")
 
 
 def publish_search(run: Run, found: list[dict[str, Any]]) -> dict[str, Any]:

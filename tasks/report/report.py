@@ -239,6 +239,13 @@ class Content:
     sets: dict[str, Iterable[dict[str, Any]]]
 
 
+def page_environment() -> Environment:
+    """How the templates in `page/` are rendered: text is escaped, a missing value is an error, JSON is ASCII only."""
+    jinja = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return jinja
+
+
 def write_page(write: Callable[[bytes], object], summary: Mapping[str, Any], content: Content) -> None:
     """Write the page of a run, in UTF-8.
 
@@ -251,23 +258,25 @@ def write_page(write: Callable[[bytes], object], summary: Mapping[str, Any], con
     """
     script, style = ((PAGE / name).read_text() for name in ("reader.js", "report.css"))
     index: Rows = []
-    jinja = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}  # ASCII only
-    page = jinja.get_template(content.template).stream(
-        summary=summary,
-        title=content.title,
-        method=TRAINED_BY.get(summary["model"].partition("-")[0], ("",))[0],
-        tables=content.tables,
-        captions=content.captions,
-        plots={name: data_uri(svg) for name, svg in content.plots.items()},
-        alternatives=content.titles,
-        trainings=content.trainings,
-        script=Markup(script),  # noqa: S704  # the project's own
-        style=Markup(style),  # noqa: S704
-        script_hash=content_hash(script),
-        style_hash=content_hash(style),
-        slices=indexed(content.sets, index),
-        index=index,
+    page = (
+        page_environment()
+        .get_template(content.template)
+        .stream(
+            summary=summary,
+            title=content.title,
+            method=TRAINED_BY.get(summary["model"].partition("-")[0], ("",))[0],
+            tables=content.tables,
+            captions=content.captions,
+            plots={name: data_uri(svg) for name, svg in content.plots.items()},
+            alternatives=content.titles,
+            trainings=content.trainings,
+            script=Markup(script),  # noqa: S704  # the project's own
+            style=Markup(style),  # noqa: S704
+            script_hash=content_hash(script),
+            style_hash=content_hash(style),
+            slices=indexed(content.sets, index),
+            index=index,
+        )
     )
     page.enable_buffering(50)
     for piece in page:

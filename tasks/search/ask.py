@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.steps import Steps
+from infra.processes.limited import NoResult
 from infra.serving.completions import Completion, Request, Sampling, classify
 from infra.serving.ledger import Ledger
 from infra.serving.pool import Pool, complete_on
@@ -27,10 +28,12 @@ from infra.text.chat import load_tokenizer, prompt_text
 from tasks.mutual.judge import JudgeConfig, answer_tokens, judging, probability, request_about
 from tasks.responses.generate import QuarantineError, request_seed
 from tasks.rewards.score import reward_input_ids
+from tasks.search.calculator import MARKED
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
 
 log = logging.getLogger(__name__)
-
+MAX_CORRECTIONS = 16
+"""Times that the calculator corrects a solution, before it is given up."""
 
 Scorer: TypeAlias = Callable[[Mapping[str, str], Callable[[str, dict[str, Any]], None]], None]
 """Scores texts by name ("QUERY_ID/TURN/PLACE"), and passes name and record of each on."""
@@ -46,6 +49,11 @@ class SearchSampling(BaseModel):
     step_tokens: int = Field(256, ge=1, description="Maximum length of a step, in tokens.")
     solution_tokens: int = Field(2048, ge=1, description="Maximum length of a solution, in tokens; others are lost.")
     in_flight: int = Field(256, ge=1, description="Concurrent requests per server.")
+    calculator: bool = Field(
+        False,
+        description="Compute the marked calculations in steps and solutions, such as `<<48/2=24>>`. The text is cut "
+        "off after the first wrong one, its value is corrected, and the policy goes on from there.",
+    )
     seed: int = Field(0, description="Seed of sampling.")
     request_seeds: bool = Field(
         True,
@@ -67,6 +75,8 @@ class Wish(NamedTuple):
     query_id: str
     ask: Ask
     tree: Tree
+    rest: str = ""
+    """What has been sampled after the node already."""
 
 
 @dataclass
@@ -84,25 +94,62 @@ class Asker:
     score: Scorer | None
     """How solutions are scored; None if they are not."""
     ledger: Ledger
+    calculator: Callable[[str], Any] | None = None
+    """`tasks.search.calculator.corrected`, in a process with limits; None if calculations are not checked."""
     counts: Counter[str] = field(default_factory=Counter)
     _first: str = ""
 
     def answers(self, wishes: Mapping[str, Wish]) -> dict[str, Result]:
         """The results of all wishes by name; those that the ledger has are not asked again."""
         owed = {name: wish for name, wish in wishes.items() if name not in self.ledger}
-        for kind in (NextSteps, Solve):
-            counts: defaultdict[int, list[str]] = defaultdict(list)
-            for name, wish in owed.items():
-                if isinstance(wish.ask, kind):
-                    counts[wish.ask.count].append(name)
-            for count, names in counts.items():
-                self._sample({name: owed[name] for name in names}, count, stepwise=kind is NextSteps)
+        self._sample_all(owed)
+        self._go_on_from_corrections(wishes)
         texts = {name: wish.ask.text for name, wish in owed.items() if isinstance(wish.ask, Score)}
         if texts:
             assert self.score is not None
             self.score(texts, self.ledger.append)
         self._count(wishes)
-        return {name: result_of(self.ledger[name]) for name in wishes}
+        return {name: self._result(name) for name in wishes}
+
+    def _sample_all(self, wishes: Mapping[str, Wish]) -> None:
+        """Sample for the wishes that need it, in batches of equal parameters."""
+        for kind in (NextSteps, Solve):
+            counts: defaultdict[int, list[str]] = defaultdict(list)
+            for name, wish in wishes.items():
+                if isinstance(wish.ask, kind):
+                    counts[wish.ask.count].append(name)
+            for count, names in counts.items():
+                self._sample({name: wishes[name] for name in names}, count, stepwise=kind is NextSteps)
+
+    def _go_on_from_corrections(self, wishes: Mapping[str, Wish]) -> None:
+        """Sample the rest of solutions that the calculator has cut off, each under the name of its solution and its
+        place in it. One that is corrected more than `MAX_CORRECTIONS` times is given up."""
+        going = {name: wish for name, wish in wishes.items() if isinstance(wish.ask, Solve)}
+        for _ in range(MAX_CORRECTIONS):
+            going = {
+                f"{name}+{place}": wish._replace(ask=Solve(wish.ask.node, 1), rest=wish.rest + each["text"])
+                for name, wish in going.items()
+                if not isinstance(wish.ask, Score)
+                for place, each in enumerate(self.ledger[name].get("samples", ()))
+                if each.get("corrected")
+            }
+            self._sample_all({name: wish for name, wish in going.items() if name not in self.ledger})
+
+    def _result(self, name: str) -> Result:
+        """The result that the ledger holds: what the calculator has cut off, which is counted, goes on there."""
+        record = self.ledger[name]
+        if "samples" not in record:
+            reward = record.get("reward")
+            return float(reward) if reward is not None else None
+        found = []
+        for place, each in enumerate(record["samples"]):
+            self.counts["calculations corrected"] += bool(each.get("corrected"))
+            sample = Sampled(each["text"], each["tokens"], each["ended"])
+            rest = self._result(then) if (then := f"{name}+{place}") in self.ledger else None
+            for more in rest if isinstance(rest, list) else ():
+                sample = Sampled(sample.text + more.text, sample.tokens + more.tokens, more.ended)
+            found.append(sample)
+        return found
 
     def _count(self, wishes: Mapping[str, Wish]) -> None:
         """Count what was refused and cut off. Raises `QuarantineError` if too many requests were refused."""
@@ -141,7 +188,7 @@ class Asker:
             wish = wishes[name]
             assert not isinstance(wish.ask, Score)
             prompt = prompt_text(self.policy, [{"role": "user", "content": self.queries[wish.query_id]}])
-            text = prompt + wish.tree.text(wish.ask.node)
+            text = prompt + wish.tree.text(wish.ask.node) + wish.rest
             seed = request_seed(limits.seed, name) if limits.request_seeds else None
             return Request(name, self.policy.encode(text, add_special_tokens=False), seed)
 
@@ -170,15 +217,15 @@ class Asker:
             cut = text.endswith(self.format.delimiter)
             ended = ended and (not cut or self.format.states_answer(text))
             text = text if ended or self.format.bare(text) else ""  # nothing but a delimiter is no step
-        return {"text": text, "tokens": completion.tokens, "ended": ended}
-
-
-def result_of(record: Mapping[str, Any]) -> Result:
-    """The result that a ledger's record holds."""
-    if "samples" in record:
-        return [Sampled(each["text"], each["tokens"], each["ended"]) for each in record["samples"]]
-    reward = record.get("reward")
-    return float(reward) if reward is not None else None
+        found = {"text": text, "tokens": completion.tokens, "ended": ended}
+        fixed = self.calculator(text) if self.calculator and MARKED.search(text) else None
+        if isinstance(fixed, NoResult):
+            log.warning(
+                "%s: a calculation is left as it is: the calculator gave no result (%s)", self.step, fixed.reason
+            )
+        elif fixed is not None:
+            found |= {"text": fixed, "ended": False, "corrected": True}
+        return found
 
 
 def generative(

@@ -22,6 +22,7 @@ from tasks.mutual.judge import JudgeConfig
 from tasks.responses.generate import shard_of
 from tasks.rewards.score import Verifier
 from tasks.search.ask import Asker, Scorer, SearchSampling, Wish, discriminative, generative, named
+from tasks.search.calculator import MEMORY_BYTES, TIMEOUT_S
 from tasks.search.strategies import SearchConfig, search
 from tasks.search.tree import Ask, Result, Search, Solution, Tree
 from tasks.search.vote import chosen, is_decided
@@ -109,6 +110,7 @@ def search_problems(
     with (
         shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger,
         Limited(f"evals.graders:{verifier.replace('-', '_')}") as child,
+        Limited("tasks.search.calculator:corrected", timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES) as calculator,
     ):
 
         def read(name: str, text: str, known: Sequence[str | None]) -> str | None:
@@ -133,7 +135,8 @@ def search_problems(
         if config.scores and reward_model is not None:
             given = (asked, store, reward_model, servers, sampling.in_flight)
             score = generative(plan.step, judge, *given) if judge else discriminative(*given)
-        asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, servers.policies(policy), score, ledger)
+        pool, computes = servers.policies(policy), calculator if sampling.calculator else None
+        asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, pool, score, ledger, computes)
         active = [each for each in problems if each.asks]
         with progress(plan.step, lambda: len(problems) - len(active), len(problems), "problems"):
             while active:

@@ -141,3 +141,40 @@ def test_a_problem_whose_requests_are_refused_has_no_answer(world, queries, mode
     assert world.counts(made)["without a solution"] == 1
     answers = world.do(searched_answers, "answers", searched=[made], policy=model, servers=servers)
     assert [row["violations"] for row in world.rows(answers)] == [[], ["empty_solution"], []]
+
+
+@pytest.mark.parametrize("strategy", ["mctsg", "sampling"])
+def test_a_wrong_calculation_is_corrected_and_the_policy_goes_on(world, queries, model, strategy):
+    """Also after a kill, with the same result."""
+
+    def reckons(body):
+        if "logprob_token_ids" in body:
+            return policy_and_judge(body)
+        known = body["prompt"].count(IDS["<|unk|>"])  # a calculation is one unknown word of the nano world
+        rest = [" <<1+1=3>> . <<2+2=4>> . answer : 3 .", " . <<2+2=5>> . answer : 5 .", " . answer : 4 ."][
+            min(2, known)
+        ]
+        stopped = bool(body["stop"])
+        text = rest.partition(" .")[0] if stopped and not rest.startswith(" . ") else rest
+        choice = {"text": text, "finish_reason": "stop", "token_ids": [9] * 5, "stop_reason": None}
+        return {"choices": [{**choice, "index": index} for index in range(body["n"])]}
+
+    def searched(key, dies_after=None):
+        server = FakeVllm(completions=reckons)
+        server.dies_after = dies_after
+        own = given(queries, model, TinyServers(world.work_dir, server), strategy=strategy, answer="best", tokens=20)
+        return world.do(search_problems, key=key, **{**own, "sampling": SearchSampling(calculator=True)})
+
+    made = searched("whole")
+    rows = world.rows(made)
+    texts = {solution_text([each for each in rows if each["query_id"] == "a"], row) for row in rows if row["chosen"]}
+    assert texts == {" <<1+1=2>> . <<2+2=4>> . answer : 4 ."}
+    assert world.counts(made)["calculations corrected"] > 0
+    for _ in range(10):
+        try:
+            again = searched("killed", dies_after=5)
+        except ServerError:
+            continue
+        break
+    assert world.rows(again) == rows
+    assert world.counts(again) == world.counts(made)

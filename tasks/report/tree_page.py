@@ -1,0 +1,97 @@
+"""A page of search trees: each problem's steps, their values, the path to the answer, and the wrong turns.
+
+Like the report it needs no server, and shows model text as text only (`tasks/report/page/tree.js`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice
+from typing import Any
+
+from markupsafe import Markup
+
+from infra.processes.limited import Limited, NoResult
+from infra.store.manifest import Ref
+from infra.store.store import Store
+from infra.store.tables import read_rows
+from tasks.report.report import PAGE, content_hash, page_environment
+from tasks.rewards.score import Verifier
+from tasks.search.answers import solution_text
+
+PROBLEMS = 12
+"""Problems whose trees are shown."""
+MAX_NODES = 20_000
+"""A tree with more nodes is left out: a browser would be slow."""
+
+
+def trees_of(
+    store: Store, name: str, searched: Sequence[Ref], problems: Ref, verifier: Verifier
+) -> Iterator[dict[str, Any]]:
+    """The trees of the first problems by one search, as the page takes them.
+
+    Args:
+        name: that of the search.
+        searched: its tables `searched`.
+        verifier: grades each different answer, where the problem has a reference.
+    """
+    asked = {row["query_id"]: row for row in read_rows(store, problems, ["query_id", "query", "reference"])}
+    stream = chain.from_iterable(read_rows(store, shard) for shard in searched)
+    with Limited(f"evals.graders:{verifier.replace('-', '_')}") as child:
+
+        def grade(answer: str, reference: str) -> bool | None:
+            found = child(answer, reference)
+            return None if isinstance(found, NoResult) else bool(found["correct"])
+
+        for query_id, group in islice(groupby(stream, key=lambda row: str(row["query_id"])), PROBLEMS):
+            yield tree_of(name, asked[query_id], list(group), grade)
+
+
+def tree_of(
+    name: str, problem: dict[str, Any], rows: Sequence[dict[str, Any]], grade: Callable[[str, str], bool | None]
+) -> dict[str, Any]:
+    """One tree. `grade` says whether a text's answer is right, by the reference; None if it cannot."""
+    reference = problem["reference"]
+    solved = [row for row in rows if row["solution"]]
+    texts = {row["answer"]: solution_text(rows, row) for row in reversed(solved)}
+    correct = {answer: None if reference is None else grade(text, reference) for answer, text in texts.items()}
+    return {
+        "search": name,
+        "problem": problem["query_id"],
+        "query": problem["query"],
+        "reference": reference,
+        "tokens": rows[0]["tokens"],
+        "scored": any(row["reward"] is not None for row in solved),
+        "chosen": next((row["node"] for row in solved if row["chosen"]), None),
+        "nodes": [
+            [
+                *(row["parent"], row["text"], row["visits"], round(row["value"], 4), int(row["solution"])),
+                *((row["answer"], correct[row["answer"]]) if row["solution"] else (None, None)),
+            ]
+            for row in rows
+        ],
+    }
+
+
+def write_trees(write: Callable[[bytes], object], run: str, trees: Iterable[dict[str, Any]]) -> int:
+    """Write the page, in UTF-8, and return the number of trees on it; nothing is written if there is none.
+
+    Args:
+        write: called with the page, piece by piece.
+        run: the run's name.
+        trees: as `trees_of`; those with more than `MAX_NODES` nodes are left out.
+    """
+    shown = [tree for tree in trees if len(tree["nodes"]) <= MAX_NODES]
+    if not shown:
+        return 0
+    script, style = ((PAGE / name).read_text() for name in ("tree.js", "tree.css"))
+    index = [
+        {**{key: tree[key] for key in ("search", "problem")}, "query": tree["query"][:80], "tree": number}
+        for number, tree in enumerate(shown)
+    ]
+    page = page_environment().get_template("tree.html")
+    given = {"run": run, "trees": shown, "index": index}
+    hashes = {"script_hash": content_hash(script), "style_hash": content_hash(style)}
+    own = {"script": Markup(script), "style": Markup(style)}  # noqa: S704  # the project's own
+    write(page.render(**given, **hashes, **own).encode())
+    return len(shown)
