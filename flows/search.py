@@ -34,6 +34,7 @@ from tasks.search.answers import searched_answers
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
 from tasks.search.strategies import SearchConfig
+from tasks.search.vote import Vote
 
 
 class Searched(BaseModel, frozen=True, extra="forbid"):
@@ -41,6 +42,26 @@ class Searched(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="Name of the search in tables and step names.")
     search: SearchConfig = Field(SearchConfig(), description="How problems are searched.")
+    answers: tuple[Vote, ...] = Field(
+        ("weighted",),
+        min_length=1,
+        description="Which of the solutions found is the answer; each gets a row of the table. `best`: the one with "
+        "the highest reward. `majority`: one with the most frequent answer (self-consistency). `weighted`: one with "
+        "the answer whose rewards add up to most.",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if len(set(self.answers)) < len(self.answers):
+            raise ValueError(f"answers: {', '.join(self.answers)}: name each once")
+        if self.search.patience is not None and not self.scores:
+            raise ValueError("patience is set, but no reward is asked for: use `agree`, or other `answers`")
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether the reward model is asked at all."""
+        return self.search.strategy != "sampling" or set(self.answers) != {"majority"}
 
 
 class SearchFlowConfig(Common):
@@ -48,7 +69,7 @@ class SearchFlowConfig(Common):
 
     model: str = Field(description=f"Policy, which writes solutions in steps: {A_MODEL}.")
     reward_model: str | None = Field(
-        description=f"Reward model: {A_MODEL}. Null: none; then only `sampling` with answer `majority` is possible."
+        description=f"Reward model: {A_MODEL}. Null: none; then only `sampling` with answers `majority` is possible."
     )
     judge: JudgeConfig | None = Field(
         None,
@@ -69,7 +90,7 @@ class SearchFlowConfig(Common):
         names = [each.name for each in self.searches]
         if len(set(names)) < len(names):
             raise ValueError(f"searches: {names}: each name must be unique")
-        scoring = [each.name for each in self.searches if each.search.scores]
+        scoring = [each.name for each in self.searches if each.scores]
         if scoring and self.reward_model is None:
             raise ValueError(
                 f"reward_model is null, but search {scoring[0]} needs one: name it, or leave the search out"
@@ -109,20 +130,20 @@ def searched(
         config=each.search,
         sampling=config.sampling,
         format=config.steps,
-        judge=config.judge if each.search.scores else None,
+        judge=config.judge if each.scores else None,
         verifier=config.verifier,
         queries=problems,
         policy=policy,
-        reward_model=judge if each.search.scores else None,
+        reward_model=judge if each.scores else None,
     )
 
 
-def figures_of(run: Run, each: Searched, trees: list[Ref], grades: Ref | None) -> dict[str, Any]:
-    """What a search cost, and its accuracy if its answers were graded."""
+def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: Ref | None) -> dict[str, Any]:
+    """What a search cost, and the accuracy of its answers if they were graded."""
     counts = [expect(run.store, tree).counts for tree in trees]
     total = {name: sum(shard[name] for shard in counts) for name in counts[0]}
     problems = max(1, total["problems"])
-    shown = {"name": each.name, "search": each.search.model_dump(), "problems": total["problems"]}
+    shown = {"name": each.name, "search": each.search.model_dump(), "answer": vote, "problems": total["problems"]}
     shown |= {"tokens": total["completion_tokens"] / problems, "solutions": total["solutions"] / problems}
     shown["without_a_solution"] = total["without a solution"]
     shown["seconds"] = next(record.seconds for record in run.steps if record.name == f"search-{each.name}")
@@ -148,17 +169,21 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
         for each in config.searches:
             trees = searched(run, config, each, problems, policy, judge)
             made[each.name] = trees
-            answers = run.do(searched_answers, f"answers-{each.name}", searched=trees, policy=policy)
-            grades = None
-            if graded:
-                given: dict[str, Any] = {"responses": [answers], "problems": problems, "benchmark": config.verifier}
-                grades = run.do(grade, f"grades-{each.name}", **given)
-            if not run.dry:
-                found.append(figures_of(run, each, trees, grades))
+            for vote in each.answers:
+                answers = run.do(
+                    searched_answers, f"answers-{each.name}-{vote}", searched=trees, vote=vote, policy=policy
+                )
+                grades = None
+                if graded:
+                    given: dict[str, Any] = {"responses": [answers], "problems": problems, "benchmark": config.verifier}
+                    grades = run.do(grade, f"grades-{each.name}-{vote}", **given)
+                if not run.dry:
+                    found.append(figures_of(run, each, vote, trees, grades))
         if run.dry:
             return None
         result = publish_search(run, found)
-        shown = (trees_of(run.store, name, shards, problems, config.verifier) for name, shards in made.items())
+        asked = (problems, config.verifier)
+        shown = (trees_of(run.store, each.name, made[each.name], each.answers[0], *asked) for each in config.searches)
         publish_trees(run, result["run"], chain.from_iterable(shown))
         return result
 

@@ -229,7 +229,6 @@ SEARCHED = _table(
     solution=FLAG,
     reward=_optional(REAL),
     answer=_optional(TEXT),
-    chosen=FLAG,
 )
 """A node of a problem's search tree, or a finished solution. A node's `text` is one step; a solution's is what follows
 its `parent`. Of the root, `tokens` are all that were sampled for the problem, and `parent` is null. `visits` and

@@ -20,7 +20,7 @@ def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
             {
                 "search": each["name"],
                 "strategy": each["search"]["strategy"],
-                "answer": each["search"]["answer"],
+                "answer": each["answer"],
                 "accuracy": f"{each['accuracy']:.3f}" if known else "",
                 "95 % interval": f"{each['accuracy_low']:.3f} to {each['accuracy_high']:.3f}" if known else "",
                 "tokens": f"{each['tokens']:,.0f}",
@@ -36,7 +36,7 @@ def tokens_plot(found: Sequence[Row]) -> bytes:
     """Accuracy with its 95 % interval against the tokens sampled per problem, a line for each strategy and answer."""
     lines: defaultdict[str, list[Row]] = defaultdict(list)
     for each in found:
-        lines[f"{each['search']['strategy']}, {each['search']['answer']}"].append(each)
+        lines[f"{each['search']['strategy']}, {each['answer']}"].append(each)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()

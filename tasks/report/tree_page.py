@@ -17,7 +17,8 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report.report import PAGE, content_hash, page_environment
 from tasks.rewards.score import Verifier
-from tasks.search.answers import solution_text
+from tasks.search.answers import chosen_solution, solution_text
+from tasks.search.vote import Vote
 
 PROBLEMS = 12
 """Problems whose trees are shown."""
@@ -26,13 +27,14 @@ MAX_NODES = 20_000
 
 
 def trees_of(
-    store: Store, name: str, searched: Sequence[Ref], problems: Ref, verifier: Verifier
+    store: Store, name: str, searched: Sequence[Ref], vote: Vote, problems: Ref, verifier: Verifier
 ) -> Iterator[dict[str, Any]]:
     """The trees of the first problems by one search, as the page takes them.
 
     Args:
         name: that of the search.
         searched: its tables `searched`.
+        vote: which solution is the answer.
         verifier: grades each different answer, where the problem has a reference.
     """
     asked = {row["query_id"]: row for row in read_rows(store, problems, ["query_id", "query", "reference"])}
@@ -44,25 +46,29 @@ def trees_of(
             return None if isinstance(found, NoResult) else bool(found["correct"])
 
         for query_id, group in islice(groupby(stream, key=lambda row: str(row["query_id"])), PROBLEMS):
-            yield tree_of(name, asked[query_id], list(group), grade)
+            yield tree_of(name, asked[query_id], list(group), vote, grade)
 
 
 def tree_of(
-    name: str, problem: dict[str, Any], rows: Sequence[dict[str, Any]], grade: Callable[[str, str], bool | None]
+    name: str,
+    problem: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    vote: Vote,
+    grade: Callable[[str, str], bool | None],
 ) -> dict[str, Any]:
     """One tree. `grade` says whether a text's answer is right, by the reference; None if it cannot."""
-    reference = problem["reference"]
+    reference, answer = problem["reference"], chosen_solution(rows, vote)
     solved = [row for row in rows if row["solution"]]
     texts = {row["answer"]: solution_text(rows, row) for row in reversed(solved)}
-    correct = {answer: None if reference is None else grade(text, reference) for answer, text in texts.items()}
+    correct = {found: None if reference is None else grade(text, reference) for found, text in texts.items()}
     return {
-        "search": name,
+        "search": f"{name}, {vote}",
         "problem": problem["query_id"],
         "query": problem["query"],
         "reference": reference,
         "tokens": rows[0]["tokens"],
         "scored": any(row["reward"] is not None for row in solved),
-        "chosen": next((row["node"] for row in solved if row["chosen"]), None),
+        "chosen": answer and answer["node"],
         "nodes": [
             [
                 *(row["parent"], row["text"], row["visits"], round(row["value"], 4), int(row["solution"])),

@@ -15,6 +15,7 @@ from infra.store.schemas import RESPONSES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import count_tokens, load_tokenizer
+from tasks.search.vote import Vote, chosen
 
 
 def solution_text(rows: Sequence[dict[str, Any]], solution: dict[str, Any]) -> str:
@@ -26,8 +27,17 @@ def solution_text(rows: Sequence[dict[str, Any]], solution: dict[str, Any]) -> s
     return "".join(reversed(parts))
 
 
+def chosen_solution(rows: Sequence[dict[str, Any]], how: Vote) -> dict[str, Any] | None:
+    """The row of the solution that is the answer to a problem; None if there is no solution."""
+    solutions = [row for row in rows if row["solution"]]
+    place = chosen([row["reward"] for row in solutions], [row["answer"] for row in solutions], how)
+    return None if place is None else solutions[place]
+
+
 @step
-def searched_answers(plan: Plan, store: Store, *, searched: Sequence[Ref], policy: Ref, servers: Servers) -> Ref:
+def searched_answers(
+    plan: Plan, store: Store, *, searched: Sequence[Ref], vote: Vote, policy: Ref, servers: Servers
+) -> Ref:
     """Write the table `responses` of the chosen solutions, one of each problem; an empty one if there is none.
 
     `completion_tokens` are all tokens that were sampled for the problem.
@@ -39,7 +49,7 @@ def searched_answers(plan: Plan, store: Store, *, searched: Sequence[Ref], polic
         stream = chain.from_iterable(read_rows(store, shard) for shard in searched)
         for query_id, group in groupby(stream, key=lambda row: str(row["query_id"])):
             held = list(group)
-            best = next((row for row in held if row["chosen"]), None)
+            best = chosen_solution(held, vote)
             text = solution_text(held, best) if best else ""
             counts["problems"] += 1
             counts["without a solution"] += best is None

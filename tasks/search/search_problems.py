@@ -25,18 +25,18 @@ from tasks.search.ask import Asker, Scorer, SearchSampling, Wish, discriminative
 from tasks.search.calculator import MEMORY_BYTES, TIMEOUT_S
 from tasks.search.strategies import SearchConfig, search
 from tasks.search.tree import Ask, Result, Search, Solution, Tree
-from tasks.search.vote import chosen, is_decided
+from tasks.search.vote import is_decided
 
 
 class Problem:
     """A problem that is being searched."""
 
-    def __init__(self, query_id: str, config: SearchConfig) -> None:
+    def __init__(self, query_id: str, config: SearchConfig, *, scored: bool) -> None:
         self.query_id, self.config, self.tree = query_id, config, Tree()
         self.answers: list[str | None] = []
         """What each of the tree's solutions answers."""
         self.turn = 0
-        self._search: Search = search(self.tree, config)
+        self._search: Search = search(self.tree, config, scored=scored)
         self.asks: list[Ask] | None = next(self._search, None)
 
     @property
@@ -58,7 +58,7 @@ class Problem:
             self.asks = None
         for place, each in enumerate(self.tree.solutions[len(self.answers) :], len(self.answers)):
             self.answers.append(read(f"{self.query_id}/answer-{place}", each.text, self.answers))
-        if is_decided(self.tree.solutions, self.answers, self.config):
+        if is_decided([each.reward for each in self.tree.solutions], self.answers, self.config):
             self.asks = None
             self._search.close()
 
@@ -92,6 +92,8 @@ def search_problems(
 
     Args:
         judge: how a generative reward model is asked; None for a sequence classifier.
+        reward_model: scores finished solutions; None only with strategy `sampling`, whose solutions have no reward
+            then.
         verifier: reads the answer of a solution, for votes.
 
     Raises:
@@ -99,14 +101,15 @@ def search_problems(
         tasks.responses.generate.QuarantineError: the servers refused too many requests; the ledger keeps the others.
         infra.serving.vllm_server.ServerError: no server is left.
     """
-    if config.scores and reward_model is None:
+    scored = reward_model is not None
+    if not scored and (config.strategy != "sampling" or config.patience is not None):
+        needs = f"strategy {config.strategy}" if config.strategy != "sampling" else "patience"
         raise BadInput(
-            f"{plan.step}: strategy {config.strategy} with answer {config.answer} needs a reward model: name one, or "
-            "use strategy sampling with answer majority"
+            f"{plan.step}: {needs} needs a reward model: name one, or use strategy sampling without patience"
         )
     asked = {row["query_id"]: row["query"] for row in shard_of(store, queries, shard, shards)}
     tokenizer = load_tokenizer(fetch_model(store, policy, servers.work_dir))
-    problems = [Problem(query_id, config) for query_id in asked]
+    problems = [Problem(query_id, config, scored=scored) for query_id in asked]
     with (
         shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger,
         Limited(f"evals.graders:{verifier.replace('-', '_')}") as child,
@@ -132,7 +135,7 @@ def search_problems(
             return " ".join(str(prediction).split()) if prediction else None
 
         score: Scorer | None = None
-        if config.scores and reward_model is not None:
+        if reward_model is not None:
             given = (asked, store, reward_model, servers, sampling.in_flight)
             score = generative(plan.step, judge, *given) if judge else discriminative(*given)
         pool, computes = servers.policies(policy), calculator if sampling.calculator else None
@@ -162,7 +165,6 @@ def search_problems(
 def tree_rows(problem: Problem) -> Iterator[dict[str, Any]]:
     """The rows of `searched` of one problem: its nodes, then its solutions, which follow them in number."""
     tree = problem.tree
-    best = chosen(tree.solutions, problem.answers, problem.config.answer)
     for node in tree.nodes:
         yield {
             "query_id": problem.query_id,
@@ -175,13 +177,12 @@ def tree_rows(problem: Problem) -> Iterator[dict[str, Any]]:
             "solution": False,
             "reward": None,
             "answer": None,
-            "chosen": False,
         }
     for place, solution in enumerate(tree.solutions):
-        yield solution_row(problem, place, solution, is_chosen=place == best)
+        yield solution_row(problem, place, solution)
 
 
-def solution_row(problem: Problem, place: int, solution: Solution, *, is_chosen: bool) -> dict[str, Any]:
+def solution_row(problem: Problem, place: int, solution: Solution) -> dict[str, Any]:
     """The row of a solution: `text` is what follows its node."""
     return {
         "query_id": problem.query_id,
@@ -194,5 +195,4 @@ def solution_row(problem: Problem, place: int, solution: Solution, *, is_chosen:
         "solution": True,
         "reward": solution.reward,
         "answer": problem.answers[place],
-        "chosen": is_chosen,
     }

@@ -30,12 +30,6 @@ class SearchConfig(BaseModel):
         description="`mctsg`: tree search that selects among all nodes (STILL-1). `mcts`: child by child. `beam`: the "
         "best partial solutions, level by level. `sampling`: independent solutions.",
     )
-    answer: Literal["best", "majority", "weighted"] = Field(
-        "weighted",
-        description="Which of the solutions found is the answer. `best`: the one with the highest reward. `majority`: "
-        "one with the most frequent answer (self-consistency). `weighted`: one with the answer whose rewards add up to "
-        "most.",
-    )
     tokens: int = Field(16_384, ge=1, description="Tokens to sample per problem; the last round may exceed it.")
     branches: int = Field(4, ge=1, description="Next steps that are sampled at once, or solutions with `sampling`.")
     width: int = Field(4, ge=1, description="`beam`: number of partial solutions that are kept.")
@@ -61,27 +55,23 @@ class SearchConfig(BaseModel):
             raise ValueError(f"width is set, but strategy {self.strategy} does not use it: leave it out")
         if self.strategy in ("beam", "sampling") and self.exploration != plain["exploration"]:
             raise ValueError(f"exploration is set, but strategy {self.strategy} does not use it: leave it out")
-        if self.patience is not None and not self.scores:
-            raise ValueError("patience is set, but no reward is asked for: use `agree`, or another `answer`")
         return self
 
-    @property
-    def scores(self) -> bool:
-        """Whether the reward model is asked at all."""
-        return self.strategy != "sampling" or self.answer != "majority"
 
+def search(tree: Tree, config: SearchConfig, *, scored: bool = True) -> Search:
+    """Search a problem as configured, until its budget is spent or nothing is left to expand.
 
-def search(tree: Tree, config: SearchConfig) -> Search:
-    """Search a problem as configured, until its budget is spent or nothing is left to expand."""
+    `scored`: whether the reward model is asked about finished solutions; only `sampling` can do without.
+    """
     if config.strategy == "sampling":
-        return sampling(tree, config)
+        return sampling(tree, config, scored=scored)
     if config.strategy == "beam":
         return beam(tree, config)
     rule = GlobalSelection if config.strategy == "mctsg" else ChildSelection
     return tree_search(tree, config, rule(tree, config.exploration))
 
 
-def sampling(tree: Tree, config: SearchConfig) -> Search:
+def sampling(tree: Tree, config: SearchConfig, *, scored: bool) -> Search:
     """Independent solutions, `branches` at a time."""
     while tree.tokens < config.tokens:
         (found,) = yield [Solve(0, config.branches)]
@@ -89,7 +79,7 @@ def sampling(tree: Tree, config: SearchConfig) -> Search:
         if not solutions:  # refused, and would be again
             return
         tree.tokens += sum(each.tokens for each in solutions)
-        yield from kept(tree, config, [(tree.nodes[0], each.text) for each in solutions if each.ended])
+        yield from kept(tree, [(tree.nodes[0], each.text) for each in solutions if each.ended], scored=scored)
 
 
 def tree_search(tree: Tree, config: SearchConfig, selection: Selection) -> Search:
@@ -110,7 +100,7 @@ def tree_search(tree: Tree, config: SearchConfig, selection: Selection) -> Searc
             ends += whole
             if not whole:
                 tree.lost(child.number)
-        yield from kept(tree, config, ends)
+        yield from kept(tree, ends)
         for child in children:
             selection.updated(child.number)
 
@@ -123,7 +113,7 @@ def beam(tree: Tree, config: SearchConfig) -> Search:
         children: list[Node] = []
         for node, result in zip(level, results, strict=True):
             children += grown(tree, config, node, result)
-        yield from kept(tree, config, [(child, "") for child in children if child.ended])
+        yield from kept(tree, [(child, "") for child in children if child.ended])
         going = [child for child in children if tree.expandable(child.number)]
         rewards = (yield [Score(tree.text(child.number)) for child in going]) if going else []
         ranked = [
@@ -134,13 +124,13 @@ def beam(tree: Tree, config: SearchConfig) -> Search:
         level = [tree.nodes[number] for _, number in sorted(ranked)[: config.width]]
 
 
-def kept(tree: Tree, config: SearchConfig, ends: Sequence[tuple[Node, str]]) -> Search:
+def kept(tree: Tree, ends: Sequence[tuple[Node, str]], *, scored: bool = True) -> Search:
     """Score finished solutions, each a node and what follows it, and keep them."""
-    asked = [Score(tree.text(node.number) + rest) for node, rest in ends] if config.scores else []
+    asked = [Score(tree.text(node.number) + rest) for node, rest in ends] if scored else []
     rewards = (yield list(asked)) if asked else [None] * len(ends)
     for (node, rest), reward in zip(ends, rewards, strict=True):
         tree.found(node.number, rest, as_reward(reward))
-        if config.scores and as_reward(reward) is None:
+        if scored and as_reward(reward) is None:
             tree.lost(node.number)
 
 

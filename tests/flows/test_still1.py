@@ -17,7 +17,7 @@ from flows.still1 import Still1Config
 
 SEARCHES = [
     {"name": "mctsg", "search": {"strategy": "mctsg", "tokens": 120}},
-    {"name": "majority", "search": {"strategy": "sampling", "answer": "majority", "tokens": 120}},
+    {"name": "sampling", "search": {"strategy": "sampling", "tokens": 120}, "answers": ["majority"]},
 ]
 
 
@@ -81,8 +81,10 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], s
     ("changes", "said"),
     [
         ({"searches": [SEARCHES[0], SEARCHES[0]]}, "each name must be unique"),
-        ({"reward_model": None, "judge": None}, "reward_model is null, but search best-4 needs one"),
+        ({"reward_model": None, "judge": None}, "reward_model is null, but search sampling-4 needs one"),
         ({"reward_model": None, "searches": [SEARCHES[1]]}, "judge is set, but reward_model is null"),
+        ({"searches": [{**SEARCHES[1], "search": {"strategy": "sampling", "patience": 3}}]}, "no reward is asked for"),
+        ({"searches": [{**SEARCHES[1], "answers": ["best", "best"]}]}, "name each once"),
         ({"serving": {"share_devices": True}}, "a search asks policy and reward model in turn: set it to false"),
     ],
 )

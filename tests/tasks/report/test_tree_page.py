@@ -16,7 +16,7 @@ HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window
 
 
 def node(number: int, parent: int | None, text: str, **given: Any) -> dict[str, Any]:
-    plain = {"tokens": 3, "visits": 1, "value": 0.5, "solution": False, "reward": None, "answer": None, "chosen": False}
+    plain = {"tokens": 3, "visits": 1, "value": 0.5, "solution": False, "reward": None, "answer": None}
     return {"query_id": "a", "node": number, "parent": parent, "text": text, **plain, **given}
 
 
@@ -31,7 +31,7 @@ ROWS = [
     node(2, 0, f" {HOSTILE} .", visits=2, value=0.25),
     node(3, 1, " 5 + 1 = 6 .", visits=1, value=0.9),
     node(4, 1, " 5 + 1 = 7 .", visits=1, value=0.8),
-    solution(5, 3, "6", 0.9, chosen=True),
+    solution(5, 3, "6", 0.9),
     solution(6, 4, "7", 0.8),
     solution(7, 2, "9", 0.3),
     solution(8, 2, HOSTILE, 0.2),
@@ -53,9 +53,9 @@ def written(folder: Path, *trees: dict[str, Any]) -> Path:
 @pytest.fixture
 def page(browser: Browser, tmp_path: Path):
     """The open page. A test must end without errors, scripts run by model text, or network requests."""
-    other = {**tree_of("beam", {**PROBLEM, "reference": None}, ROWS, grade)}
-    small = tree_of("mctsg", {**PROBLEM, "query_id": "b", "query": "nothing"}, ROWS[:1], grade)
-    path = written(tmp_path, tree_of("mctsg", PROBLEM, ROWS, grade), small, other)
+    other = {**tree_of("beam", {**PROBLEM, "reference": None}, ROWS, "best", grade)}
+    small = tree_of("mctsg", {**PROBLEM, "query_id": "b", "query": "nothing"}, ROWS[:1], "best", grade)
+    path = written(tmp_path, tree_of("mctsg", PROBLEM, ROWS, "best", grade), small, other)
     shown = browser.new_page(viewport={"width": 1200, "height": 800})
     troubles: list[Any] = []
     shown.on("console", lambda message: troubles.append(message.text))
@@ -102,7 +102,7 @@ def test_searches_and_problems_are_chosen_by_name(page):
     assert page.locator("#problem option").count() == 2
     page.select_option("#problem", "b")
     expect(page.locator("#found")).to_have_text("0 steps, 0 solutions, 3 tokens")
-    page.select_option("#search", "beam")
+    page.select_option("#search", "beam, best")
     expect(page.locator("#query")).to_have_text(PROBLEM["query"])
     assert page.locator(".node.right, .node.wrong, path.wrong-turn").count() == 0  # no reference
     assert page.locator("#facts").inner_text() == ""
@@ -131,7 +131,7 @@ def test_a_tree_of_two_thousand_nodes_is_drawn(browser, tmp_path):
     rows = [node(0, None, "")]
     rows += [node(n, rng.randrange(max(0, n - 300), n), f" step {n} of the tree .") for n in range(1, 1500)]
     rows += [solution(n, rng.randrange(1, 1500), str(rng.randrange(9)), rng.random()) for n in range(1500, 2000)]
-    path = written(tmp_path, tree_of("mctsg", PROBLEM, rows, grade))
+    path = written(tmp_path, tree_of("mctsg", PROBLEM, rows, "best", grade))
     page = browser.new_page()
     began = time.monotonic()
     page.goto(path.as_uri())
@@ -142,7 +142,7 @@ def test_a_tree_of_two_thousand_nodes_is_drawn(browser, tmp_path):
 
 
 def test_trees_too_large_for_a_browser_are_left_out(tmp_path):
-    big = {**tree_of("mctsg", PROBLEM, ROWS, grade), "nodes": [[]] * (MAX_NODES + 1)}
+    big = {**tree_of("mctsg", PROBLEM, ROWS, "best", grade), "nodes": [[]] * (MAX_NODES + 1)}
     pieces: list[bytes] = []
     assert write_trees(pieces.append, "run", [big]) == 0
     assert not pieces

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tasks.search.select import ChildSelection, GlobalSelection, promise
 from tasks.search.strategies import SearchConfig, search
-from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solution, Solve, Tree
+from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
 from tasks.search.vote import chosen, is_decided
 
 DEPTH, DIGITS = 3, "0123"
@@ -148,11 +148,11 @@ def test_a_tree_search_finds_what_all_solutions_contain(strategy: Any) -> None:
     found = {"search": 0, "sampling": 0}
     for seed in range(len(targets)):
         target = targets[seed]
-        config = SearchConfig(strategy=strategy, tokens=600, branches=8, answer="best")
+        config = SearchConfig(strategy=strategy, tokens=600, branches=8)
         tree, _ = run(config, digits_problem(target, random.Random(seed)))
-        best = chosen(tree.solutions, [each.text for each in tree.solutions], "best")
+        best = chosen([each.reward for each in tree.solutions], [each.text for each in tree.solutions], "best")
         found["search"] += best is not None and tree.solutions[best].text == target
-        plain = SearchConfig(strategy="sampling", tokens=tree.tokens, branches=8, answer="best")
+        plain = SearchConfig(strategy="sampling", tokens=tree.tokens, branches=8)
         other, _ = run(plain, digits_problem(target, random.Random(seed)))
         found["sampling"] += any(each.text == target for each in other.solutions)
     assert found["search"] == len(targets) == 18
@@ -160,7 +160,7 @@ def test_a_tree_search_finds_what_all_solutions_contain(strategy: Any) -> None:
 
 
 def test_a_beam_keeps_the_best_partial_solutions() -> None:
-    config = SearchConfig(strategy="beam", width=2, branches=40, tokens=10_000, answer="best")
+    config = SearchConfig(strategy="beam", width=2, branches=40, tokens=10_000)
     tree, turns = run(config, digits_problem("213", random.Random(1)))
     assert {node.text for node in tree.nodes if node.depth == 1} == set(DIGITS)
     level_2 = [node for node in tree.nodes if node.depth == 2]
@@ -242,8 +242,8 @@ def test_steps_with_the_same_text_are_one() -> None:
     assert [node.text for node in tree.nodes[1:]] == ["a", "b"]
 
 
-def solutions(*found: tuple[str, float]) -> tuple[list[Solution], list[str | None]]:
-    return [Solution(0, text, text, reward) for text, reward in found], [text or None for text, _ in found]
+def solutions(*found: tuple[str, float]) -> tuple[list[float], list[str | None]]:
+    return [reward for _, reward in found], [answer or None for answer, _ in found]
 
 
 def test_votes_are_those_worked_by_hand() -> None:
@@ -270,7 +270,6 @@ def test_a_problem_ends_early_when_it_is_decided_or_makes_no_progress() -> None:
     [
         ({"width": 2}, "width is set, but strategy mctsg does not use it"),
         ({"strategy": "sampling", "exploration": 1.0}, "exploration is set, but strategy sampling"),
-        ({"strategy": "sampling", "answer": "majority", "patience": 3}, "patience is set, but no reward is asked for"),
     ],
 )
 def test_settings_without_effect_are_refused(given_: dict[str, Any], said: str) -> None:

@@ -16,7 +16,7 @@ from nano.vocabulary import encoder
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
 from tasks.responses.generate import QuarantineError
-from tasks.search.answers import searched_answers, solution_text
+from tasks.search.answers import chosen_solution, searched_answers, solution_text
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
 from tasks.search.strategies import SearchConfig
@@ -66,7 +66,7 @@ def given(queries, model, servers, **search):
 @pytest.mark.parametrize("strategy", ["mctsg", "mcts", "beam", "sampling"])
 def test_the_tree_and_its_answer_are_kept(world, queries, model, strategy):
     servers = TinyServers(world.work_dir, FakeVllm(completions=policy_and_judge))
-    made = world.do(search_problems, **given(queries, model, servers, strategy=strategy, answer="best"))
+    made = world.do(search_problems, **given(queries, model, servers, strategy=strategy))
     rows = world.rows(made)
     counts = world.counts(made)
     assert counts["problems"] == 3
@@ -74,13 +74,13 @@ def test_the_tree_and_its_answer_are_kept(world, queries, model, strategy):
     for name in "abc":
         own = [row for row in rows if row["query_id"] == name]
         assert [row["node"] for row in own] == list(range(len(own)))
-        (best,) = [row for row in own if row["chosen"]]
+        best = chosen_solution(own, "best")
         assert solution_text(own, best) == " 1 + 1 = 2 . answer : 2 ."
         assert (best["answer"], best["reward"]) == ("2", pytest.approx(0.9))
         root = own[0]
         assert root["visits"] == sum(row["solution"] for row in own)
         assert root["tokens"] >= sum(row["tokens"] for row in own[1:])
-    answers = world.do(searched_answers, "answers", searched=[made], policy=model, servers=servers)
+    answers = world.do(searched_answers, "answers", searched=[made], vote="best", policy=model, servers=servers)
     assert {row["solution"] for row in world.rows(answers)} == {"1 + 1 = 2 . answer : 2 ."}
     assert sum(row["completion_tokens"] for row in world.rows(answers)) == counts["completion_tokens"]
 
@@ -107,13 +107,13 @@ def test_a_search_that_was_killed_asks_no_finished_request_again(world, queries,
 def test_without_a_reward_model_only_votes_are_possible(world, queries, model):
     servers = TinyServers(world.work_dir, FakeVllm(completions=policy_and_judge))
     plain = {
-        **given(queries, model, servers, strategy="sampling", answer="majority"),
+        **given(queries, model, servers, strategy="sampling"),
         "reward_model": None,
         "judge": None,
     }
     made = world.do(search_problems, **plain)
     assert {row["reward"] for row in world.rows(made)} == {None}
-    with pytest.raises(BadInput, match=r"strategy mctsg with answer weighted needs a reward model"):
+    with pytest.raises(BadInput, match=r"strategy mctsg needs a reward model"):
         world.do(search_problems, key="2", **{**plain, "config": SearchConfig()})
 
 
@@ -139,7 +139,7 @@ def test_a_problem_whose_requests_are_refused_has_no_answer(world, queries, mode
     servers = TinyServers(world.work_dir, FakeVllm(completions=refuses))
     made = world.do(search_problems, **given(queries, model, servers))
     assert world.counts(made)["without a solution"] == 1
-    answers = world.do(searched_answers, "answers", searched=[made], policy=model, servers=servers)
+    answers = world.do(searched_answers, "answers", searched=[made], vote="best", policy=model, servers=servers)
     assert [row["violations"] for row in world.rows(answers)] == [[], ["empty_solution"], []]
 
 
@@ -162,12 +162,13 @@ def test_a_wrong_calculation_is_corrected_and_the_policy_goes_on(world, queries,
     def searched(key, dies_after=None):
         server = FakeVllm(completions=reckons)
         server.dies_after = dies_after
-        own = given(queries, model, TinyServers(world.work_dir, server), strategy=strategy, answer="best", tokens=20)
+        own = given(queries, model, TinyServers(world.work_dir, server), strategy=strategy, tokens=20)
         return world.do(search_problems, key=key, **{**own, "sampling": SearchSampling(calculator=True)})
 
     made = searched("whole")
     rows = world.rows(made)
-    texts = {solution_text([each for each in rows if each["query_id"] == "a"], row) for row in rows if row["chosen"]}
+    own = [row for row in rows if row["query_id"] == "a"]
+    texts = {solution_text(own, row) for row in own if row["solution"]}
     assert texts == {" <<1+1=2>> . <<2+2=4>> . answer : 4 ."}
     assert world.counts(made)["calculations corrected"] > 0
     for _ in range(10):
