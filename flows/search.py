@@ -20,6 +20,7 @@ from flows.stages.common import A_MODEL, ALERTS, Common
 from flows.stages.mining import ProblemsConfig, problems_stage
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
+from flows.stages.searching import unfit
 from flows.stages.summary import run_folder
 from infra.store.manifest import Ref, expect
 from infra.text.markdown import markdown_table
@@ -95,24 +96,8 @@ class SearchFlowConfig(Common):
             raise ValueError(
                 f"reward_model is null, but search {scoring[0]} needs one: name it, or leave the search out"
             )
-        if scoring and self.serving.share_devices:
-            raise ValueError(
-                "serving.share_devices is true, but a search asks policy and reward model in turn: set it to false, "
-                "and serving.policy.gpu_memory_utilization and that of serving.reward to shares of the GPU's memory"
-            )
-        taken = self.serving.policy.gpu_memory_utilization + self.serving.reward.gpu_memory_utilization
-        if scoring and not self.serving.policy_urls and taken > 1:
-            raise ValueError(
-                f"serving.policy.gpu_memory_utilization and that of serving.reward add up to {taken:g}, but both "
-                "models are on the GPU at once: lower them"
-            )
-        for setting in ("step_tokens", "solution_tokens"):
-            if getattr(self.sampling, setting) >= self.serving.policy.max_model_len:
-                raise ValueError(
-                    f"sampling.{setting} is {getattr(self.sampling, setting):,}, but serving.policy.max_model_len is "
-                    f"{self.serving.policy.max_model_len:,}, which leaves no room for the problem: lower the first, or "
-                    "raise the second"
-                )
+        for reason in unfit(self.serving, self.sampling, scores=bool(scoring)):
+            raise ValueError(reason)
         if self.reward_model is None and self.judge is not None:
             raise ValueError("judge is set, but reward_model is null: leave it out")
         return self

@@ -28,6 +28,7 @@ from flows.stages.mutual import (
 from flows.stages.problems import check_references, problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
+from flows.stages.searching import unfit
 from flows.stages.still1_summary import publish_still1
 from flows.stages.summary import publish_report
 from infra.errors import BadInput
@@ -96,13 +97,16 @@ class Still1Config(Trains):
     evaluate: EvaluateStage = Field(description="Held-out evaluation of the instruct model and of every policy.")
 
     @model_validator(mode="after")
-    def _held_out_is_not_the_test(self) -> Self:
+    def _goes_together(self) -> Self:
         tested = {source.place for source in self.evaluate.problems.sources}
         if shared := [each.place for each in self.improve.held_out.sources if each.place in tested]:
             raise ValueError(
                 f"improve.held_out: {shared[0]} is also in evaluate.problems, but the held-out questions decide when "
                 "the rounds end: use other ones"
             )
+        if search := self.improve.search:
+            for reason in unfit(self.serving, search.sampling, scores=True):
+                raise ValueError(f"improve.search: {reason}")
         return self
 
     @property
@@ -112,6 +116,8 @@ class Still1Config(Trains):
             "config.improve.reward": self.improve.reward,
             "config.improve.dpo": self.improve.dpo,
         }
+        if self.improve.search and self.improve.search.learn != "pairs":
+            rounds["config.improve.search.sft"] = self.improve.search.sft
         return {"config.sft": self.sft, **(rounds if self.improve.rounds else {})}
 
 
@@ -178,6 +184,8 @@ def check_inputs(run: Run, config: Still1Config, problems: Ref, held: Ref, asked
     sampled = config.adapt.sampled.generate if config.adapt.sampled else improve.generate
     for step, sampling in (("responses", sampled), ("responses-round-1", improve.generate)):
         check_seeds(run, step, sampling.request_seeds, model)
+    if improve.search:
+        check_seeds(run, "search-1", improve.search.sampling.request_seeds, model, "improve.search.sampling")
     for place, table in (("improve.held_out", held), *(("improve.queries", each) for each in asked)):
         check_references(run, place, table)
     if run.dry:

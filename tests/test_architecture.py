@@ -24,10 +24,10 @@ RESPONSES = QUERIES | EXAMPLES | {"tasks/responses"}
 REWARDS = RESPONSES | {"tasks/rewards"}
 IMITATION = RESPONSES | {"tasks/imitation"}
 EVALUATION = REWARDS | {"tasks/training", "tasks/evaluation"}
-REPORT = EVALUATION | {"tasks/report"}
 MUTUAL = REWARDS | {"tasks/mutual"}
 SEARCH = MUTUAL | {"tasks/search"}
-TASKS = REPORT | IMITATION | SEARCH | {"tasks/curation", "tasks/exploration"}
+REPORT = EVALUATION | SEARCH | {"tasks/report"}
+TASKS = REPORT | IMITATION | {"tasks/curation", "tasks/exploration"}
 OPERATIONS = INFRA | {"infra/operations"}
 ALLOWED = {
     "cot_formats": set(),
@@ -50,7 +50,7 @@ ALLOWED = {
     "tasks/search": MUTUAL,
     "tasks/training": REWARDS,
     "tasks/evaluation": REWARDS | {"tasks/training"},
-    "tasks/report": EVALUATION,
+    "tasks/report": EVALUATION | SEARCH,
     "tasks/curation": REWARDS | {"tasks/report"},
     "flows/stages": TASKS | OPERATIONS,
     "flows": TASKS | OPERATIONS | {"flows/stages", "nano"},

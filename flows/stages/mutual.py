@@ -12,6 +12,7 @@ from cot_formats.responses import PLAIN, Format
 from flows.stages.mining import MineStage, ProblemsConfig
 from flows.stages.run import Run
 from flows.stages.sampling import sample, scored
+from flows.stages.searching import SearchData, searched
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref, expect
 from infra.training.config import DpoRecipe, SftRecipe
@@ -24,6 +25,7 @@ from tasks.mutual.pair import OutcomePairConfig, pair_outcomes
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
 from tasks.rewards.score import Own, ScoreConfig, Verifier
+from tasks.search.training_data import best_paths, pair_siblings
 from tasks.training.dpo import train_dpo
 from tasks.training.sft import train_sft
 
@@ -65,6 +67,9 @@ class ImproveStage(BaseModel, frozen=True, extra="forbid"):
         description="The reference policy of each round's DPO: the adapted policy, or the policy of the round before "
         "(STILL-1 does not state it; this project's choice).",
     )
+    search: SearchData | None = Field(
+        None, description="Training data from search. Null: none, only independent samples."
+    )
     min_gain: float | None = Field(
         None,
         description="The rounds end once the policy's accuracy on the held-out questions rises by less than this, as a "
@@ -98,6 +103,8 @@ class Round:
     pairs: Ref
     chosen: Ref
     """What the reward model learned from in this round."""
+    searched: dict[str, int] | None
+    """The counts of the search for training data; None without one."""
     accuracy: float = 0.0
     """The policy's, on the held-out questions."""
 
@@ -177,18 +184,21 @@ def improve_round(
     )
     measured = run.do(measure_judge, f"calibration-{number}", judged=tested)
     judged = run.do(judge, f"judged-{number}", model=reward_model, **asked)
-    pairs = run.do(
-        pair_outcomes,
-        f"pairs-{number}",
-        expected_rows=queries.rows,
-        config=config.pair,
-        format=steps,
-        iteration=number,
-        responses=responses,
-        judged=judged,
-        queries=queries,
-        model=policy,
-    )
+    paired: dict[str, Any] = {"config": config.pair, "format": steps, "iteration": number, "queries": queries}
+    found = None
+    if config.search:
+        asked = {"format": steps, "judge": config.judge, "queries": queries, "policy": policy}
+        given = {**asked, "reward_model": reward_model, "shards": config.shards, "verifier": config.verifier}
+        found = searched(run, config.search, number, **given)
+    if found and config.search and config.search.learn != "pairs":
+        best = run.do(best_paths, f"best-paths-{number}", expected_rows=queries.rows, format=steps, **found.tables)
+        policy = fine_tuned(run, f"sft-search-{number}", config.search.sft, best, policy)
+    if found and config.search and config.search.learn != "solutions":
+        given = {**paired, **found.tables, "model": policy}
+        pairs = run.do(pair_siblings, f"pairs-{number}", expected_rows=queries.rows, **given)
+    else:
+        given = {**paired, "responses": responses, "judged": judged, "model": policy}
+        pairs = run.do(pair_outcomes, f"pairs-{number}", expected_rows=queries.rows, **given)
     expected = int(4 * pairs.rows * run.estimates.tokens_per_response * config.dpo.epochs)
     trained = run.do(
         train_dpo,
@@ -201,4 +211,4 @@ def improve_round(
         hosts=run.hosts,
     )
     show_training(run, trained)
-    return Round(reward_model, measured, trained, pairs, chosen)
+    return Round(reward_model, measured, trained, pairs, chosen, found.counts if found else None)

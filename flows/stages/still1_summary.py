@@ -45,6 +45,7 @@ def publish_still1(
             "held_out": expect(run.store, each.measured).counts,
             "pairs": expect(run.store, each.pairs).counts,
             "accuracy": each.accuracy,
+            "searched": each.searched,
         }
         for each in rounds
     ]

@@ -57,7 +57,7 @@ def adapt_solutions(plan: Plan, store: Store, *, format: StepFormat, longcot: Re
         BadInput: none is.
     """
     rows = read_rows(store, longcot, ["query_id", "sample", "query", "solution", "reward"])
-    return _write_solutions(plan, store, format, rows, Counter())
+    return write_solutions(plan, store, format, rows, Counter())
 
 
 @step
@@ -102,10 +102,10 @@ def read_solutions(
             for reason, count in skipped.reasons.items():
                 funnel[f"dropped: {reason}"] += count
 
-    return _write_solutions(plan, store, format, rows(), funnel)
+    return write_solutions(plan, store, format, rows(), funnel)
 
 
-def _write_solutions(
+def write_solutions(
     plan: Plan, store: Store, format: StepFormat, given: Iterator[dict[str, Any]], funnel: Counter[str]
 ) -> Ref:
     """Write the solutions that are in the step format and differ from others of their query."""

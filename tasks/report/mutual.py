@@ -21,10 +21,19 @@ def mutual_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "AUROC": "" if each["held_out"]["auroc"] is None else f"{each['held_out']['auroc']:.3f}",
             "calibration error": f"{each['held_out']['calibration_error']:.3f}",
             "pairs": f"{each['pairs'].get('kept', 0):,} of {each['pairs']['queries']:,} questions",
+            **(searched_cells(each["searched"]) if each["searched"] else {}),
             "policy: held-out accuracy": f"{each['accuracy']:.3f}",
         }
         for number, each in enumerate(rounds, 1)
     ]
+
+
+def searched_cells(counts: Mapping[str, int]) -> dict[str, str]:
+    """What a round's search for training data found."""
+    return {
+        "solutions found by search": f"{counts['solutions']:,}",
+        "tokens sampled by search": f"{counts['completion_tokens']:,}",
+    }
 
 
 def calibration_plot(rounds: Mapping[str, Sequence[Row]]) -> bytes:

@@ -34,6 +34,23 @@ def chosen_solution(rows: Sequence[dict[str, Any]], how: Vote) -> dict[str, Any]
     return None if place is None else solutions[place]
 
 
+def as_response(query_id: str, sample: int, text: str, tokens: int) -> dict[str, Any]:
+    """A solution as a row of `responses`. `tokens`: its length."""
+    return {
+        "query_id": query_id,
+        "sample": sample,
+        "example_ids": [],
+        "seed": None,
+        "text": text,
+        **parse_response(text, "plain"),
+        "finish_reason": "stop",
+        "prompt_tokens": 0,
+        "completion_tokens": tokens,
+        "thought_tokens": 0,
+        "solution_tokens": tokens,
+    }
+
+
 @step
 def searched_answers(
     plan: Plan, store: Store, *, searched: Sequence[Ref], vote: Vote, policy: Ref, servers: Servers
@@ -54,18 +71,7 @@ def searched_answers(
             counts["problems"] += 1
             counts["without a solution"] += best is None
             counts["completion_tokens"] += held[0]["tokens"]
-            yield {
-                "query_id": query_id,
-                "sample": 0,
-                "example_ids": [],
-                "seed": None,
-                "text": text,
-                **parse_response(text, "plain"),
-                "finish_reason": "stop",
-                "prompt_tokens": 0,
-                "completion_tokens": held[0]["tokens"],
-                "thought_tokens": 0,
-                "solution_tokens": count_tokens(tokenizer, text),
-            }
+            tokens = count_tokens(tokenizer, text)
+            yield {**as_response(query_id, 0, text, tokens), "completion_tokens": held[0]["tokens"]}
 
     return write_table(store, plan.step, plan.key, RESPONSES, batched(rows()), plan.provenance, counts=lambda: counts)

@@ -13,6 +13,9 @@ SMALL = (
     "config.improve.choose.limit=120",
     "config.improve.reward.epochs=1",
     "config.improve.shards=1",
+    'config.improve.search={"search": {"tokens": 60}, "learn": "solutions", "verifier": "short-answer", '
+    '"sampling": {"step_tokens": 32, "solution_tokens": 160, "request_seeds": false}, '
+    '"sft": {"epochs": 1, "learning_rate": 1e-4, "batch": 16, "micro_batch": 8, "max_length": 320}}',
     "config.evaluate.problems.draw.limit=8",
     "config.evaluate.generate.samples=2",
     "config.evaluate.generate.max_truncated_share=1",

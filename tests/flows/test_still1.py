@@ -33,6 +33,9 @@ def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
     assert 0 < made["chosen-1"]["rows"] <= 120
     assert 0 < made["pairs-1"]["rows"] == round_1["pairs"]["kept"]
     assert round_1["held_out"]["solutions"] == 24 * 8
+    assert round_1["searched"]["problems"] == 60
+    assert 0 < made["best-paths-1"]["rows"] <= 60
+    assert "sft-search-1" in made
     page = (Path(first["path"]).parent / "report.html").read_text()
     assert "<title>STILL-1: " in page
     again = run_preset(tmp_path, "still1/nano", *SMALL)
@@ -63,6 +66,10 @@ def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
         ({"improve": {"queries": {"draw": {"limit": 5}}}}, "set queries_per_round instead"),
         ({"improve": {"generate": {"format": "bolt"}}}, "solutions are plain text: leave it out"),
         ({"improve": {"held_out": {"sources": [{"path": "nano/data/test.jsonl"}]}}}, "is also in evaluate.problems"),
+        (
+            {"serving": {"share_devices": True}, "improve": {"search": {}}},
+            "improve.search: serving.share_devices is true",
+        ),
         ({"improve": {"judge": {"right": "no"}}}, "the two answers must differ"),
     ],
 )
@@ -71,7 +78,7 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], s
     for name, value in changes.items():
         held = parameters[name]
         for inner, own in value.items():
-            held = {**held, inner: {**held[inner], **own} if isinstance(own, dict) else own}
+            held = {**held, inner: {**held.get(inner, {}), **own} if isinstance(own, dict) else own}
         parameters[name] = held if value else {}
     with pytest.raises(ValidationError, match=said):
         Still1Config(**parameters)
