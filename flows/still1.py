@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from flows.bootstrap import BootstrapStage, bootstrap_stage, curated_for
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
-from flows.stages.mining import MineStage, drawn, mined, problems_stage, publish_mining
+from flows.stages.mining import MineStage, ProblemsConfig, drawn, mined, problems_stage, publish_mining
 from flows.stages.mutual import (
     ImproveStage,
     Round,
@@ -28,7 +28,7 @@ from flows.stages.mutual import (
 from flows.stages.problems import check_references, problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
-from flows.stages.searching import unfit
+from flows.stages.searching import SearchStage, publish_trees, search_stage, unfit
 from flows.stages.still1_summary import publish_still1
 from flows.stages.summary import publish_report
 from infra.errors import BadInput
@@ -85,6 +85,12 @@ class AdaptStage(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class SearchPolicies(SearchStage, frozen=True):
+    """Search with every policy, guided by the last round's reward model."""
+
+    problems: ProblemsConfig = Field(description="Held-out problems to search.")
+
+
 class Still1Config(Trains):
     """Parameters of the flow `still1`. STILL-1 publishes few figures: where it is silent, the defaults are BOLT's or
     this project's choice."""
@@ -95,6 +101,10 @@ class Still1Config(Trains):
     sft: SftRecipe = Field(SftRecipe(), description="How the policy is fine-tuned on solutions in steps.")
     improve: ImproveStage = Field(description="Mutual improvement of policy and reward model.")
     evaluate: EvaluateStage = Field(description="Held-out evaluation of the instruct model and of every policy.")
+    search: SearchPolicies | None = Field(
+        None,
+        description="Search with the instruct model and every policy, guided by the last reward model. Null: none.",
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -104,9 +114,11 @@ class Still1Config(Trains):
                 f"improve.held_out: {shared[0]} is also in evaluate.problems, but the held-out questions decide when "
                 "the rounds end: use other ones"
             )
-        if search := self.improve.search:
-            for reason in unfit(self.serving, search.sampling, scores=True):
-                raise ValueError(f"improve.search: {reason}")
+        for place, search in (("improve.search", self.improve.search), ("search", self.search)):
+            for reason in unfit(self.serving, search.sampling, scores=True) if search else ():
+                raise ValueError(f"{place}: {reason}")
+        if self.search and not self.improve.rounds:
+            raise ValueError("search is set, but without rounds there is no reward model: leave it out")
         return self
 
     @property
@@ -123,7 +135,7 @@ class Still1Config(Trains):
 
 def held_out(config: Still1Config) -> tuple[AdaptStage, ImproveStage]:
     """Both stages, with the evaluation problems and the held-out questions left out of their queries."""
-    tests = (config.evaluate.problems, config.improve.held_out)
+    tests = [config.evaluate.problems, config.improve.held_out, *([config.search.problems] if config.search else [])]
     adapt, improve = config.adapt, config.improve
     for problems in tests:
         improve = improve.model_copy(update={"queries": improve.queries.with_references().without(problems)})
@@ -184,8 +196,9 @@ def check_inputs(run: Run, config: Still1Config, problems: Ref, held: Ref, asked
     sampled = config.adapt.sampled.generate if config.adapt.sampled else improve.generate
     for step, sampling in (("responses", sampled), ("responses-round-1", improve.generate)):
         check_seeds(run, step, sampling.request_seeds, model)
-    if improve.search:
-        check_seeds(run, "search-1", improve.search.sampling.request_seeds, model, "improve.search.sampling")
+    for place, search in (("improve.search", improve.search), ("search", config.search)):
+        if search:
+            check_seeds(run, "search", search.sampling.request_seeds, model, f"{place}.sampling")
     for place, table in (("improve.held_out", held), *(("improve.queries", each) for each in asked)):
         check_references(run, place, table)
     if run.dry:
@@ -221,6 +234,7 @@ def still1(config: Still1Config) -> dict[str, Any] | None:
         # Whatever is wrong with the user's files is found here, before a GPU is used.
         problems = problems_for(run, config.evaluate.benchmark, config.evaluate.problems)
         asked, held = questions(run, improve)
+        searched = problems_stage(run, config.search.problems, "searched") if config.search else None
         begun = adaptation(run, adapt, config.steps, instruct)
         check_inputs(run, config, problems, held, asked.values(), instruct)
         publish_mining(run, [begun.queries, *asked.values()])
@@ -254,11 +268,22 @@ def still1(config: Still1Config) -> dict[str, Any] | None:
                     break
                 before = found.accuracy
 
+        searches: list[dict[str, Any]] = []
+        if config.search and searched:  # search, guided by the last reward model
+            policies = {"instruct": instruct, "adapted": first}
+            policies |= {f"round-{number}": each.policy for number, each in enumerate(rounds, 1)}
+            for name, each in policies.items():
+                how: dict[str, Any] = {"format": config.steps, "judge": improve.judge, "name": name}
+                own, trees = search_stage(run, config.search, searched, each, rounds[-1].reward_model, **how)
+                searches += own
+
         if run.dry:
             return None
         steps = steps_of(run, problems)
         stages = [stage_summary(run, name, found, steps) for name, found in grades.items()]
         gains = stage_gains(run, grades, anchors=("instruct", "adapted"))
-        summary = publish_still1(run, config.evaluate.benchmark, stages, gains, policy, data, rounds, ended)
+        summary = publish_still1(run, config.evaluate.benchmark, stages, gains, policy, data, rounds, ended, searches)
         publish_report(run.store, summary, still1_content(run.store, summary), key="bolt-still1")
+        if config.search and searched:
+            publish_trees(run, summary["run"], config.search, trees, searched)
         return summary

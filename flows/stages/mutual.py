@@ -12,7 +12,7 @@ from cot_formats.responses import PLAIN, Format
 from flows.stages.mining import MineStage, ProblemsConfig
 from flows.stages.run import Run
 from flows.stages.sampling import sample, scored
-from flows.stages.searching import SearchData, searched
+from flows.stages.search_data import SearchData, searched
 from flows.stages.summary import show_training
 from infra.store.manifest import Ref, expect
 from infra.training.config import DpoRecipe, SftRecipe
@@ -182,7 +182,7 @@ def improve_round(
         queries=held_out,
         model=reward_model,
     )
-    measured = run.do(measure_judge, f"calibration-{number}", judged=tested)
+    measured = run.do(measure_judge, f"calibration-{number}", judged=tested, queries=held_out)
     judged = run.do(judge, f"judged-{number}", model=reward_model, **asked)
     paired: dict[str, Any] = {"config": config.pair, "format": steps, "iteration": number, "queries": queries}
     found = None

@@ -1,26 +1,29 @@
-"""Search as a part of a flow: what its servers need, and training data from it."""
+"""Several ways of searching side by side: their figures, and a page of trees."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from prefect.artifacts import create_link_artifact
+from pydantic import BaseModel, Field, model_validator
 
 from flows.stages.run import Run
-from flows.stages.sampling import scored
 from infra.serving.servers import ServingConfig
 from infra.store.manifest import Ref, expect
-from infra.training.config import SftRecipe
+from infra.store.tables import read_table
+from tasks.evaluation.grade import grade
+from tasks.evaluation.summarise import interval
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
-from tasks.rewards.score import Own, ScoreConfig, Verifier
+from tasks.report.tree_page import PROBLEMS, trees_of, write_trees
+from tasks.rewards.score import Verifier
+from tasks.search.answers import searched_answers
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
 from tasks.search.strategies import SearchConfig
-from tasks.search.training_data import searched_solutions
+from tasks.search.vote import Vote
 
 
 def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool) -> Iterator[str]:
@@ -45,64 +48,127 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool) -> 
             )
 
 
-class SearchData(BaseModel, frozen=True, extra="forbid"):
-    """Training data that a search finds, with the round's policy and its new reward model."""
+class Searched(BaseModel, frozen=True, extra="forbid"):
+    """One way of searching."""
 
-    search: SearchConfig = Field(SearchConfig(), description="How the round's questions are searched.")
+    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the search in tables and step names.")
+    search: SearchConfig = Field(SearchConfig(), description="How problems are searched.")
+    answers: tuple[Vote, ...] = Field(
+        ("weighted",),
+        min_length=1,
+        description="Which of the solutions found is the answer; each gets a row of the table. `best`: the one with "
+        "the highest reward. `majority`: one with the most frequent answer (self-consistency). `weighted`: one with "
+        "the answer whose rewards add up to most.",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if len(set(self.answers)) < len(self.answers):
+            raise ValueError(f"answers: {', '.join(self.answers)}: name each once")
+        if self.search.patience is not None and not self.scores:
+            raise ValueError("patience is set, but no reward is asked for: use `agree`, or other `answers`")
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether the reward model is asked at all."""
+        return self.search.strategy != "sampling" or set(self.answers) != {"majority"}
+
+
+class SearchStage(BaseModel, frozen=True, extra="forbid"):
+    """Ways of searching, side by side."""
+
+    searches: tuple[Searched, ...] = Field(
+        min_length=1, description="The ways of searching, in the order of the table."
+    )
     sampling: SearchSampling = Field(SearchSampling(), description="How steps and solutions are sampled.")
-    learn: Literal["solutions", "pairs", "both"] = Field(
-        "both",
-        description="`solutions`: the policy is fine-tuned on the best right solution of each tree before DPO. "
-        "`pairs`: DPO is on right against wrong branches of the trees, not on pairs of independent samples (STILL-1 "
-        "names training on search data as future work; this project's choice).",
-    )
-    verifier: Verifier = Field(
-        "math500", description="How the answer of a solution is read; only `search.agree` compares answers."
-    )
-    sft: SftRecipe = Field(SftRecipe(), description="How the policy is fine-tuned on the solutions.")
+    verifier: Verifier = Field("short-answer", description="How the answer of a solution is read and graded.")
+    shards: int = Field(1, ge=1, le=400, description="Number of shards that the problems are split into.")
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        names = [each.name for each in self.searches]
+        if len(set(names)) < len(names):
+            raise ValueError(f"searches: {names}: each name must be unique")
+        return self
 
 
-@dataclass
-class Searched:
-    """What a search for training data found."""
-
-    tables: dict[str, Any]
-    """The trees, the questions, and whether each solution of a tree is right, as the steps take them."""
-    counts: dict[str, int]
-
-
-def searched(
+def search_stage(
     run: Run,
-    config: SearchData,
-    number: int,
+    config: SearchStage,
+    problems: Ref,
+    policy: Ref,
+    reward_model: Ref | None,
     *,
     format: StepFormat,
-    judge: JudgeConfig,
-    verifier: Verifier | Own,
-    queries: Ref,
-    policy: Ref,
-    reward_model: Ref,
-    shards: int,
-) -> Searched:
-    """Search a round's questions, and verify all solutions."""
-    trees = run.do_shards(
-        search_problems,
-        f"search-{number}",
-        shards,
-        expected_tokens=queries.rows * config.search.tokens,
-        config=config.search,
-        sampling=config.sampling,
-        format=format,
-        judge=judge,
-        verifier=config.verifier,
-        queries=queries,
-        policy=policy,
-        reward_model=reward_model,
+    judge: JudgeConfig | None,
+    name: str = "",
+) -> tuple[list[dict[str, Any]], dict[str, list[Ref]]]:
+    """Search the problems with a policy in several ways.
+
+    Args:
+        reward_model: scores solutions; None if no search asks for it.
+        judge: how a generative reward model is asked; None for a sequence classifier.
+        name: the policy's, a part of the steps' names.
+
+    Returns the figures of each search and vote (none in a dry run), and the trees by search. Answers are graded if all
+    problems have a reference.
+    """
+    graded = all(row["reference"] is not None for row in run.rows(problems, ["reference"]))
+    found, made = list[dict[str, Any]](), dict[str, list[Ref]]()
+    for each in config.searches:
+        step = "-".join(filter(None, (name, each.name)))
+        trees = made[each.name] = run.do_shards(
+            search_problems,
+            f"search-{step}",
+            config.shards,
+            expected_tokens=problems.rows * each.search.tokens,
+            config=each.search,
+            sampling=config.sampling,
+            format=format,
+            judge=judge if each.scores else None,
+            verifier=config.verifier,
+            queries=problems,
+            policy=policy,
+            reward_model=reward_model if each.scores else None,
+        )
+        for vote in each.answers:
+            answers = run.do(searched_answers, f"answers-{step}-{vote}", searched=trees, vote=vote, policy=policy)
+            grades = None
+            if graded:
+                given: dict[str, Any] = {"responses": [answers], "problems": problems, "benchmark": config.verifier}
+                grades = run.do(grade, f"grades-{step}-{vote}", **given)
+            if not run.dry:
+                seconds = next(record.seconds for record in run.steps if record.name == f"search-{step}")
+                found.append({"policy": name, **figures_of(run, each, vote, trees, grades), "seconds": seconds})
+    return found, made
+
+
+def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: Ref | None) -> dict[str, Any]:
+    """What a search cost, and the accuracy of its answers if they were graded."""
+    counts = [expect(run.store, tree).counts for tree in trees]
+    total = {name: sum(shard[name] for shard in counts) for name in counts[0]}
+    problems = max(1, total["problems"])
+    shown = {"name": each.name, "search": each.search.model_dump(), "answer": vote, "problems": total["problems"]}
+    shown |= {"tokens": total["completion_tokens"] / problems, "solutions": total["solutions"] / problems}
+    shown["without_a_solution"] = total["without a solution"]
+    if grades is None:
+        return {**shown, "accuracy": None, "accuracy_low": None, "accuracy_high": None}
+    right = read_table(run.store, grades, ["correct"]).column("correct").to_numpy().astype(float)
+    low, high = interval(right)
+    return {**shown, "accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
+
+
+def publish_trees(run: Run, name: str, config: SearchStage, trees: dict[str, list[Ref]], problems: Ref) -> None:
+    """Write `runs/NAME/trees.html` to the store, and a link to it as a Prefect artifact."""
+    path = f"runs/{name}/trees.html"
+    shown = (
+        trees_of(run.store, each.name, trees[each.name], each.answers[0], problems, config.verifier)
+        for each in config.searches
     )
-    responses = run.do(searched_solutions, f"found-{number}", searched=trees, policy=policy)
-    checked = ScoreConfig(verified_weight=1.0, verifier=verifier)
-    scores = scored(run, f"scores-found-{number}", checked, [responses], queries, None)
-    counts: Counter[str] = Counter()
-    for tree in [] if run.dry else trees:
-        counts.update(expect(run.store, tree).counts)
-    return Searched({"searched": trees, "scores": scores, "queries": queries}, dict(counts))
+    with run.store.open_write(path) as page:
+        write_trees(page.write, name, chain.from_iterable(shown))
+    address = run.store.local_path(path).as_uri() if run.store.is_local else run.store.uri(path)
+    described = f"The trees of the first {PROBLEMS} problems: `{run.store.uri(path)}`"
+    create_link_artifact(address, key="bolt-search-trees", link_text="trees.html", description=described)
+    print(f"trees: {run.store.uri(path)}")

@@ -17,6 +17,7 @@ from tasks.evaluation.problems import Verifiable
 from tasks.report.mutual import mutual_rows
 from tasks.report.plot import stages_plot
 from tasks.report.report import stage_rows
+from tasks.report.searches import search_rows
 
 
 def publish_still1(
@@ -28,12 +29,14 @@ def publish_still1(
     adapted: Ref,
     rounds: Sequence[Round],
     ended: str,
+    searches: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Write `runs/RUN/summary.json` and `stages.svg` to the store, and a Prefect artifact.
 
     Args:
         adapted: what the policy was first fine-tuned on.
         ended: why there was no further round.
+        searches: the figures of each search with each policy.
 
     Returns the summary and its path.
     """
@@ -52,13 +55,14 @@ def publish_still1(
     steps = [record.model_dump() for record in run.steps]
     summary: dict[str, Any] = {"run": name, "model": f"{policy.step}/{policy.key}", "benchmark": benchmark}
     summary |= {"stages": stages, "gains": gains, "adaptation": expect(run.store, adapted).counts, "rounds": shown}
-    summary |= {"ended": ended, "steps": steps}
+    summary |= {"ended": ended, "searches": searches, "steps": steps}
     path = f"runs/{name}/summary.json"
     run.store.write_bytes(path, json.dumps(summary, indent=1).encode())
     run.store.write_bytes(f"runs/{name}/stages.svg", stages_plot(stages))
     text = f"{markdown_table(stage_rows(stages))}\n\n{gains_sentence(gains)}\n\n"
     text += f"{markdown_table(mutual_rows(shown))}\n\n" if shown else ""
     text += f"The rounds ended: {ended}."
+    text += f"\n\n{markdown_table(search_rows(searches))}" if searches else ""
     if not run.store.is_local:
         create_link_artifact(run.store.uri(path), key="bolt-still1-file", link_text="summary.json")
     described = "Accuracy by round, and how well each reward model tells right from wrong"

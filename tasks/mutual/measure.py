@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,9 +64,21 @@ def figures(probabilities: Sequence[float], right: Sequence[bool]) -> dict[str, 
     }
 
 
+def by_topic(rows: Sequence[dict[str, Any]], topics: dict[str, str | None]) -> dict[str, dict[str, float | None]]:
+    """The figures of each topic, in alphabetical order; questions without a topic are left out."""
+    held: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if topic := topics[row["query_id"]]:
+            held[topic].append(row)
+    return {
+        topic: {"solutions": len(own), **figures([row["probability"] for row in own], [row["right"] for row in own])}
+        for topic, own in sorted(held.items())
+    }
+
+
 @step
-def measure_judge(plan: Plan, store: Store, *, judged: Ref) -> Ref:
-    """Write the table `calibration` of a reward model. `counts` has `figures`.
+def measure_judge(plan: Plan, store: Store, *, judged: Ref, queries: Ref) -> Ref:
+    """Write the table `calibration` of a reward model. `counts` has `figures`, and `by_topic` those of each topic.
 
     Raises:
         BadInput: no solution was judged.
@@ -76,6 +89,7 @@ def measure_judge(plan: Plan, store: Store, *, judged: Ref) -> Ref:
             f"{plan.step}: none of {judged.rows} held-out solutions was judged: see the counts of {judged.uri}"
         )
     probabilities, right = [row["probability"] for row in rows], [row["right"] for row in rows]
-    counts = {"solutions": len(rows), **figures(probabilities, right)}
+    topics = {row["query_id"]: row["topic"] for row in read_rows(store, queries, ["query_id", "topic"])}
+    counts = {"solutions": len(rows), **figures(probabilities, right), "by_topic": by_topic(rows, topics)}
     made = [calibration(probabilities, right)]
     return write_table(store, plan.step, plan.key, CALIBRATION, made, plan.provenance, counts=counts)

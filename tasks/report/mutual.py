@@ -28,6 +28,23 @@ def mutual_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
+def judged_by_topic_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row for each topic: the AUROC of each round's reward model; empty if the held-out questions have no topics."""
+    topics = dict.fromkeys(topic for each in rounds for topic in each["held_out"]["by_topic"])
+    return [
+        {
+            "topic": topic,
+            **{
+                f"round {number}": f"{area:.3f}"
+                if (area := each["held_out"]["by_topic"].get(topic, {}).get("auroc")) is not None
+                else ""
+                for number, each in enumerate(rounds, 1)
+            },
+        }
+        for topic in topics
+    ]
+
+
 def searched_cells(counts: Mapping[str, int]) -> dict[str, str]:
     """What a round's search for training data found."""
     return {

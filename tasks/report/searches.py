@@ -18,6 +18,7 @@ def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
         known = each["accuracy"] is not None
         rows.append(
             {
+                **({"policy": each["policy"]} if each["policy"] else {}),
                 "search": each["name"],
                 "strategy": each["search"]["strategy"],
                 "answer": each["answer"],
@@ -33,22 +34,24 @@ def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def tokens_plot(found: Sequence[Row]) -> bytes:
-    """Accuracy with its 95 % interval against the tokens sampled per problem, a line for each strategy and answer."""
-    lines: defaultdict[str, list[Row]] = defaultdict(list)
+    """Accuracy with its 95 % interval against the tokens sampled per problem: a panel for each policy, and in it a line
+    for each strategy and answer."""
+    panels: defaultdict[str, defaultdict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for each in found:
-        lines[f"{each['search']['strategy']}, {each['answer']}"].append(each)
+        panels[each["policy"]][f"{each['search']['strategy']}, {each['answer']}"].append(each)
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        for label, rows in lines.items():
-            ordered = sorted(rows, key=lambda row: row["tokens"])
-            heights = [row["accuracy"] for row in ordered]
-            below = [row["accuracy"] - row["accuracy_low"] for row in ordered]
-            above = [row["accuracy_high"] - row["accuracy"] for row in ordered]
-            axes.errorbar(
-                [row["tokens"] for row in ordered], heights, yerr=[below, above], marker="o", markersize=3, label=label
-            )
-        axes.set(xlabel="tokens sampled per problem", ylabel="accuracy", xscale="log")
-        axes.legend(frameon=False)
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for own, (policy, lines) in zip(axes, panels.items(), strict=True):
+            for label, rows in lines.items():
+                ordered = sorted(rows, key=lambda row: row["tokens"])
+                heights = [row["accuracy"] for row in ordered]
+                below = [row["accuracy"] - row["accuracy_low"] for row in ordered]
+                above = [row["accuracy_high"] - row["accuracy"] for row in ordered]
+                tokens = [row["tokens"] for row in ordered]
+                own.errorbar(tokens, heights, yerr=[below, above], marker="o", markersize=3, label=label)
+            own.set(xlabel="tokens sampled per problem", xscale="log", title=policy)
+        axes[0].set(ylabel="accuracy")
+        axes[0].legend(frameon=False)
 
-    return svg((5.6, 3.8), draw)
+    return svg((2.4 + 3.2 * len(panels), 3.8), draw)

@@ -10,13 +10,16 @@ from typing import Any
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report import report
-from tasks.report.mutual import calibration_plot, mutual_rows
+from tasks.report.mutual import calibration_plot, judged_by_topic_rows, mutual_rows
 from tasks.report.reader import card, faults, rows_of
 from tasks.report.report import Content, Made, Rows, common_content
+from tasks.report.searches import search_rows, tokens_plot
 
 CAPTIONS = {
     "adaptation": "Solutions that the policy was first fine-tuned on, and why others were dropped",
     "rounds": "Each round: the reward model on held-out questions, and the policy's accuracy there",
+    "judged-by-topic": "AUROC of each round's reward model on held-out questions, by topic",
+    "searches": "Search with each policy, guided by the last reward model; means per problem",
 }
 
 
@@ -44,6 +47,11 @@ def still1_content(
     ]
     content.tables["rounds"] = [*mutual_rows(summary["rounds"])]
     content.captions.update(CAPTIONS)
+    content.tables["judged-by-topic"] = [*judged_by_topic_rows(summary["rounds"])]
+    content.tables["searches"] = [*search_rows(summary["searches"])]
+    if summary["searches"] and summary["searches"][0]["accuracy"] is not None:
+        content.plots["searches"] = tokens_plot(summary["searches"])
+        content.titles["searches"] = "Accuracy against the tokens sampled per problem, by policy and search"
     numbers = range(1, len(summary["rounds"]) + 1)
     if numbers:
         measured = {f"round {n}": list(read_rows(store, made[f"calibration-{n}"][0])) for n in numbers}
