@@ -15,23 +15,27 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.text.markdown import with_part
+from tasks.report.mutual_study import searches_plot
 from tasks.report.study import by_steps_plot, study_page, study_plot
 
 
 def merged(studies: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The cells of all studies; a later one's replace those of the same names, and those of an arm whose settings
     have changed."""
-    whole: dict[str, Any] = {"arms": {}, "rows": [], "cells": {}, "failed": {}}
+    whole: dict[str, Any] = {"arms": {}, "rows": [], "cells": {}, "failed": {}, "searches": [], "judges": []}
     for study in studies:
         changed = [arm for arm, own in study["arms"].items() if whole["arms"].get(arm, own) != own]
         old = {cell for kind in ("cells", "failed") for cell in whole[kind] if cell.rpartition("/")[0] in changed}
         new = {*study["cells"], *study["failed"], *old}
         whole["arms"] |= study["arms"]
-        whole["rows"] = [row for row in whole["rows"] if f"{row['arm']}/{row['seed']}" not in new] + study["rows"]
+        for kind in ("rows", "searches", "judges"):
+            kept = [row for row in whole[kind] if f"{row['arm']}/{row['seed']}" not in new]
+            whole[kind] = kept + study.get(kind, [])
         for kind in ("cells", "failed"):
             whole[kind] = {cell: held for cell, held in whole[kind].items() if cell not in new} | study[kind]
     order = list(whole["arms"])
-    whole["rows"].sort(key=lambda row: (order.index(row["arm"]), row["seed"]))  # a cell's stages stay in order
+    for kind in ("rows", "searches", "judges"):
+        whole[kind].sort(key=lambda row: (order.index(row["arm"]), row["seed"]))  # a cell's stages stay in order
     return whole
 
 
@@ -52,6 +56,8 @@ def main() -> None:
     page.with_suffix(".svg").write_bytes(study_plot(study["rows"]))
     if (plot := by_steps_plot(study["rows"], next(iter(study["arms"])))) is not None:
         page.with_name(f"{page.stem}-by-steps.svg").write_bytes(plot)
+    if (plot := searches_plot(study["searches"], next(iter(study["arms"])))) is not None:
+        page.with_name(f"{page.stem}-searches.svg").write_bytes(plot)
     page.write_text(with_part(text, "study", study_page(study)))
 
 

@@ -1,7 +1,7 @@
 """`python -m flows study/nano`: run the whole method in several variants, each with several seeds, and compare them.
 
-A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt` or
-`still2`. Cells share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one
+A variant (an *arm*) differs from the base in a few settings. A *cell* is an arm with a seed: a run of `bolt`, `still2`
+or `still1`. Cells share every step whose inputs and settings are the same, so that arms that differ in stage 3 have one
 SFT model per seed. A study that was interrupted goes on with what it lacks.
 """
 
@@ -20,6 +20,7 @@ from flows.bolt import BoltConfig, bolt
 from flows.stages.common import ALERTS
 from flows.stages.run import TASK_RUNNER
 from flows.stages.summary import run_folder
+from flows.still1 import Still1Config, still1
 from flows.still2 import Still2Config, still2
 from infra.errors import BadInput, GuardError
 from infra.processes.causes import LAST_LINES
@@ -27,6 +28,7 @@ from infra.processes.torchrun import TrainerError
 from infra.settings import Settings
 from infra.store.store import Store
 from infra.text.markdown import short
+from tasks.report.mutual_study import judges_of, searches_of, searches_plot
 from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
 from tasks.responses.generate import TruncationError
 
@@ -34,11 +36,14 @@ from tasks.responses.generate import TruncationError
 def method_of(base: Any) -> str:
     """Which method the parameters of a base are those of."""
     names = base if isinstance(base, dict) else getattr(type(base), "model_fields", {})
-    return "still2" if "imitate" in names else "bolt"
+    return "still2" if "imitate" in names else "still1" if "adapt" in names else "bolt"
 
 
 Config = Annotated[
-    Annotated[BoltConfig, Tag("bolt")] | Annotated[Still2Config, Tag("still2")], Discriminator(method_of)
+    Annotated[BoltConfig, Tag("bolt")]
+    | Annotated[Still2Config, Tag("still2")]
+    | Annotated[Still1Config, Tag("still1")],
+    Discriminator(method_of),
 ]
 
 
@@ -58,7 +63,7 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
     arms: tuple[Arm, ...] = Field(min_length=1, description="The variants; each is compared with the first.")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of sampling and training.")
     only: tuple[str, ...] = Field((), description="Cells to run, as ARM/SEED. Empty: all.")
-    base: Config = Field(description="The parameters of `bolt`, or of `still2`, that all variants begin with.")
+    base: Config = Field(description="The parameters of `bolt`, `still2` or `still1` that all variants begin with.")
     dry_run: bool = Field(False, description="Print the plan of each cell and stop.")
 
     @model_validator(mode="after")
@@ -107,10 +112,17 @@ def cell_config(base: Config, arm: Arm, seed: int, *, dry_run: bool) -> Config:
 
 
 def seeded(parameters: dict[str, Any]) -> tuple[str, ...]:
-    """The paths of all seeds in the parameters of `bolt` or `still2`."""
+    """The paths of all seeds in the parameters of a method."""
     if "online" in parameters:
         recipe = "online.dpo.seed" if parameters["online"]["method"] == "dpo" else "online.rl.seed"
         return ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe)
+    if "adapt" in parameters:
+        adapt = ("adapt.sampled.generate.seed",) if parameters["adapt"]["sampled"] else ()
+        improve = ("improve.generate.seed", "improve.choose.seed", "improve.reward.seed", "improve.dpo.seed")
+        searches = tuple(
+            f"{place}.sampling.seed" for place in ("improve.search", "search") if found(parameters, f"{place}.x")[0]
+        )
+        return ("serving.policy.seed", "sft.seed", *adapt, *improve, *searches)
     explore = ("explore.generate.seed", "explore.pick.seed", "improve.dpo.seed")
     return ("serving.policy.seed", "imitate.choose.seed", "sft.seed", *explore)
 
@@ -150,13 +162,14 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
     rows: list[dict[str, Any]] = []
     costs: dict[str, dict[str, int]] = {}
     failed: dict[str, str] = {}
+    searches, judges = list[dict[str, Any]](), list[dict[str, Any]]()
     for cell, parameters in cells(config):
         if config.only and cell not in config.only:
             continue
         print(f"\ncell {cell}")
         summary: dict[str, Any] | None = None
         try:
-            summary = bolt(parameters) if isinstance(parameters, BoltConfig) else still2(parameters)
+            summary = run_cell(parameters)
         except (BadInput, GuardError, TrainerError, TruncationError) as error:  # that a variant fails is a result
             failed[cell] = f"{type(error).__name__}: {reason(str(error))}"
             print(f"cell {cell} failed: {failed[cell]}")
@@ -164,12 +177,23 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         if summary is not None:
             arm, _, seed = cell.rpartition("/")
             rows += stages_of(summary, arm, int(seed))
+            if isinstance(parameters, Still1Config):
+                searches += searches_of(summary, arm, int(seed))
+                judges += judges_of(summary, arm, int(seed))
             costs[cell] = cost_of(Store.open(Settings.load()), summary)
     if config.dry_run:
         if failed:
             raise BadInput("\n".join(f"cell {cell} cannot be run: {why}" for cell, why in failed.items()))
         return None
-    return publish_study(config, rows, costs, failed)
+    made = {"rows": rows, "cells": costs, "failed": failed, "searches": searches, "judges": judges}
+    return publish_study(config, made)
+
+
+def run_cell(parameters: Config) -> dict[str, Any] | None:
+    """Run the method of a cell."""
+    if isinstance(parameters, BoltConfig):
+        return bolt(parameters)
+    return still2(parameters) if isinstance(parameters, Still2Config) else still1(parameters)
 
 
 def reason(text: str) -> str:
@@ -178,25 +202,26 @@ def reason(text: str) -> str:
     return short(named or text, 500)
 
 
-def publish_study(
-    config: StudyConfig, rows: list[dict[str, Any]], costs: dict[str, dict[str, int]], failed: dict[str, str]
-) -> dict[str, Any]:
-    """Write `runs/RUN/study.json`, `study.md` and plots (`study.svg`, and `by-steps.svg` if the problems state their
-    numbers of steps) to the store. Returns the study and its path.
+def publish_study(config: StudyConfig, results: dict[str, Any]) -> dict[str, Any]:
+    """Write `runs/RUN/study.json`, `study.md` and plots (`study.svg`, `by-steps.svg` if the problems state their
+    numbers of steps, `searches.svg` if the method searches) to the store. Returns the study and its path.
 
     Raises:
         BadInput: no cell has a result.
     """
+    rows = results["rows"]
     if not rows:
-        raise BadInput(f"study: no cell has a result: {failed}: correct the settings of the arms")
+        raise BadInput(f"study: no cell has a result: {results['failed']}: correct the settings of the arms")
     store = Store.open(Settings.load())
     arms = {arm.name: arm.settings for arm in config.arms}
-    made = {"arms": arms, "rows": rows, "cells": costs, "failed": failed}
+    made = {"arms": arms, **results}
     folder = f"runs/{run_folder()}"
     store.write_bytes(f"{folder}/study.json", json.dumps(made, indent=1).encode())
     store.write_bytes(f"{folder}/study.svg", study_plot(rows))
     if (plot := by_steps_plot(rows, config.arms[0].name)) is not None:
         store.write_bytes(f"{folder}/by-steps.svg", plot)
+    if (plot := searches_plot(results["searches"], config.arms[0].name)) is not None:
+        store.write_bytes(f"{folder}/searches.svg", plot)
     page = study_page(made)
     store.write_bytes(f"{folder}/study.md", page.encode())
     create_markdown_artifact(page, key="bolt-study", description="Variants of the method, over seeds")

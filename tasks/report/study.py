@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from scipy import stats  # type: ignore[import-untyped]
-
 from infra.store.store import Store
 from infra.text.markdown import as_text, markdown_table
 from tasks.report import report
+from tasks.report.mutual_study import mutual_tables
 from tasks.report.plot import range_text, svg
+from tasks.report.seeds import interval_reach, spread
 
 Row: TypeAlias = dict[str, Any]
 FIGURES = {
@@ -24,8 +23,8 @@ FIGURES = {
     "malformed": "malformed",
 }
 """The figures of a stage in summary.json, and their titles here."""
-FIRST = ("sft", "imitated")
-"""The stage after the first training, of `bolt` and of `still2`."""
+FIRST = ("sft", "imitated", "adapted")
+"""The stage after the first training, of `bolt`, `still2` and `still1`."""
 
 
 def stages_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
@@ -51,28 +50,12 @@ def cost_of(store: Store, summary: Mapping[str, Any]) -> dict[str, int]:
     return {kind: sum(each.get(name) or 0 for each in counts) for kind, name in names.items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds, by Student's t distribution; NaN for a single seed."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return math.nan, math.nan
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - reach, mean + reach
-
-
 def grouped(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     """The rows of each arm and stage, in the order of their first occurrence."""
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         found[row["arm"], row["stage"]].append(row)
     return found
-
-
-def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
-    """A mean with its interval, as text."""
-    low, high = interval(values)
-    mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    return mean if math.isnan(low) else f"{mean} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
 
 
 def own_rows(rows: Iterable[Row]) -> list[Row]:
@@ -162,6 +145,7 @@ def study_page(study: Mapping[str, Any]) -> str:
     ]
     if differences := difference_rows(rows, next(iter(study["arms"]))):
         parts += ["Mean differences in percentage points, paired by seed.", markdown_table(differences)]
+    parts += mutual_tables(study)
     parts += [
         "Tokens sampled for training data and trained on, in all epochs.",
         markdown_table(cost_rows(study["cells"])),
@@ -198,8 +182,7 @@ def by_steps_plot(rows: Sequence[Row], arm: str) -> bytes | None:
 def curve(axes: Any, values: Sequence[Sequence[float]], shift: float, label: str, at: Sequence[int] = ()) -> None:
     """Draw means over seeds with their 95 % intervals, at places 0, 1, ... or `at`, moved to the right by `shift`."""
     means = [statistics.fmean(each) for each in values]
-    ends = [interval(each)[1] for each in values]
-    reach = [0.0 if math.isnan(end) else end - mean for end, mean in zip(ends, means, strict=True)]
+    reach = [interval_reach(each) for each in values]
     places = [place + shift for place in (at or range(len(values)))]
     axes.errorbar(places, means, yerr=reach, fmt="o-", capsize=3, label=label)
 

@@ -16,6 +16,9 @@ SMALL = (
     'config.improve.search={"search": {"tokens": 60}, "learn": "solutions", "verifier": "short-answer", '
     '"sampling": {"step_tokens": 32, "solution_tokens": 160, "request_seeds": false}, '
     '"sft": {"epochs": 1, "learning_rate": 1e-4, "batch": 16, "micro_batch": 8, "max_length": 320}}',
+    'config.search.searches=[{"name": "mctsg-4", "search": {"tokens": 100}}, '
+    '{"name": "sampling-4", "search": {"strategy": "sampling", "tokens": 100}, "answers": ["majority", "best"]}]',
+    "config.search.problems.draw.limit=8",
     "config.evaluate.problems.draw.limit=8",
     "config.evaluate.generate.samples=2",
     "config.evaluate.generate.max_truncated_share=1",

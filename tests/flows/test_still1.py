@@ -38,6 +38,14 @@ def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
     assert "sft-search-1" in made
     page = (Path(first["path"]).parent / "report.html").read_text()
     assert "<title>STILL-1: " in page
+    found = [(each["policy"], each["name"], each["answer"]) for each in first["searches"]]
+    assert found[:3] == [
+        ("instruct", "mctsg-4", "weighted"),
+        ("instruct", "sampling-4", "majority"),
+        ("instruct", "sampling-4", "best"),
+    ]
+    assert [each[0] for each in found[::3]] == ["instruct", "adapted", "round-1"]
+    assert "Search trees" in (Path(first["path"]).parent / "trees.html").read_text()
     again = run_preset(tmp_path, "still1/nano", *SMALL)
     assert all(step["cached"] for step in again["steps"])
     assert (again["stages"], again["rounds"]) == (first["stages"], first["rounds"])

@@ -20,6 +20,7 @@ def run(place: Path, *more: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults  # five minutes, of steps that other tests have
 @pytest.mark.timeout(1200)
 def test_imitate_explore_and_improve_then_all_of_it_is_cached(tmp_path: Path) -> None:
     sources = f"config.imitate.sources={json.dumps(lessons(tmp_path))}"

@@ -13,6 +13,7 @@ from small import small_world
 import flows.study
 from flows.__main__ import deployment
 from flows.bolt import BoltConfig
+from flows.still1 import Still1Config
 from flows.still2 import Still2Config
 from flows.study import StudyConfig, cells, reason, study
 from infra.errors import GuardError
@@ -80,6 +81,20 @@ def test_arms_of_still2_leave_unset_what_depends_on_others() -> None:
         "by": "random",
     }
     assert (found["all/3"].imitate.choose.share, found["all/3"].improve.rounds) == (1.0, 0)
+
+
+def test_arms_of_still1_are_seeded_where_they_sample_and_train() -> None:
+    config = StudyConfig(**deployment("study/still1-nano")["parameters"]["config"])
+    found = {cell: parameters for cell, parameters in cells(config) if isinstance(parameters, Still1Config)}
+    assert len(found) == 9
+    one = found["with-search/2"]
+    assert one.search is None
+    assert one.improve.search is not None
+    seeds = (one.sft.seed, one.improve.dpo.seed, one.improve.reward.seed, one.improve.choose.seed)
+    assert (*seeds, one.improve.generate.seed, one.improve.search.sampling.seed) == (2,) * 6
+    assert found["mutual/3"].search is not None
+    assert found["mutual/3"].search.sampling.seed == 3
+    assert found["unseen-topic/1"].improve.queries.draw.caps == {"ordering": 0}
 
 
 def test_the_reason_of_a_failed_training_is_its_cause_without_the_log() -> None:

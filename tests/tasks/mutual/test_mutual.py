@@ -205,7 +205,7 @@ def test_what_is_learned_from_are_questions_with_their_answers(world, queries, r
         world.do(choose_judged, key="2", config=ActiveConfig(), judged=alone, **given)
 
 
-def test_figures_of_a_reward_model_are_those_worked_by_hand(world):
+def test_figures_of_a_reward_model_are_those_worked_by_hand(world, query):
     """Of the four pairs of a right and a wrong solution, three are in order and one is tied."""
     probabilities, right = [0.9, 0.6, 0.6, 0.1], [True, True, False, False]
     assert auroc(probabilities, right) == pytest.approx(3.5 / 4)
@@ -221,12 +221,18 @@ def test_figures_of_a_reward_model_are_those_worked_by_hand(world):
     assert found["calibration_error"] == pytest.approx((0.1 + 2 * 0.1 + 0.1) / 4)
     assert calibration([1.0], [True])[0]["high"] == 1.0
     table = world.table(JUDGED, judged((True, 0.9), (False, 0.2), (False, None)), "judged")
-    made = world.do(measure_judge, judged=table)
+    asked = [{**query("q", "which ?"), "topic": "days"}]
+    queries = world.table(QUERIES, asked, "asked")
+    made = world.do(measure_judge, judged=table, queries=queries)
+    assert world.counts(made)["by_topic"]["days"]["auroc"] == 1.0
+    assert world.counts(made)["by_topic"]["days"]["solutions"] == 2
     assert world.counts(made)["solutions"] == 2
     assert world.counts(made)["auroc"] == 1.0
     assert world.rows(made)[0].keys() == set(CALIBRATION.names)
     with pytest.raises(BadInput, match="none of 1 held-out solutions was judged"):
-        world.do(measure_judge, key="2", judged=world.table(JUDGED, judged((True, None)), "judged", "2"))
+        world.do(
+            measure_judge, key="2", judged=world.table(JUDGED, judged((True, None)), "judged", "2"), queries=queries
+        )
 
 
 def test_the_likeliest_right_sample_is_chosen_over_the_likeliest_wrong_one(world, queries, responses, model):

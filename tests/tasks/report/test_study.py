@@ -10,12 +10,12 @@ from made_run import MadeRun
 
 from infra.settings import Settings
 from infra.store.store import Store
+from tasks.report.seeds import interval
 from tasks.report.study import (
     by_steps_plot,
     cost_of,
     cost_rows,
     difference_rows,
-    interval,
     own_rows,
     stages_of,
     study_page,

@@ -1,0 +1,157 @@
+"""STILL-1 over seeds: how good the reward models are, and the accuracy of each search with each policy."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from infra.text.markdown import markdown_table
+from tasks.report.plot import svg
+from tasks.report.seeds import interval_reach, spread
+
+Row = dict[str, Any]
+
+
+def searches_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
+    """A row for each policy, search and vote of a cell."""
+    shown = ("policy", "name", "answer", "tokens", "solutions", "seconds", "accuracy")
+    return [
+        {"arm": arm, "seed": seed, "strategy": each["search"]["strategy"], **{name: each[name] for name in shown}}
+        for each in summary["searches"]
+    ]
+
+
+def judges_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
+    """A row for each round's reward model of a cell, with its figures on held-out questions."""
+    return [
+        {"arm": arm, "seed": seed, "round": number, **each["held_out"]}
+        for number, each in enumerate(summary["rounds"], 1)
+    ]
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """The rows by their values of `names`, in the order of their first occurrence."""
+    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[name] for name in names)].append(row)
+    return found
+
+
+def judge_rows(judges: Iterable[Row]) -> list[dict[str, str]]:
+    """A row for each arm and round: the reward model's figures on held-out questions, and its AUROC by topic."""
+    made = []
+    for (arm, number), found in grouped(judges, "arm", "round").items():
+        shown = {"arm": arm, "round": str(number), "seeds": str(len(found))}
+        titles = {"accuracy": "accuracy", "auroc": "AUROC", "calibration_error": "calibration error"}
+        for name, title in titles.items():
+            values = [row[name] for row in found if row[name] is not None]
+            shown[title] = spread(values) if values else ""
+        for topic in found[0]["by_topic"]:
+            areas = [row["by_topic"].get(topic, {}).get("auroc") for row in found]
+            known = [area for area in areas if area is not None]
+            shown[f"AUROC, {topic}"] = f"{statistics.fmean(known):.3f}" if known else ""
+        made.append(shown)
+    return made
+
+
+def accuracy_rows(searches: Sequence[Row]) -> list[dict[str, str]]:
+    """A row for each search and vote: its accuracy with each policy, and what it costs a problem with the last one."""
+    policies = list(dict.fromkeys(row["policy"] for row in searches))
+    made = []
+    for (name, answer), found in grouped(searches, "name", "answer").items():
+        own = grouped(found, "policy")
+        last = own[(policies[-1],)]
+        made.append(
+            {
+                "search": name,
+                "answer": answer,
+                **{
+                    policy: spread([row["accuracy"] for row in own[(policy,)]]) if (policy,) in own else ""
+                    for policy in policies
+                },
+                "tokens": f"{statistics.fmean(row['tokens'] for row in last):,.0f}",
+                "seconds": f"{statistics.fmean(row['seconds'] for row in last):,.1f}",
+            }
+        )
+    return made
+
+
+def difference_rows(searches: Sequence[Row]) -> list[dict[str, str]]:
+    """Differences in accuracy in points between searches of about the same budget (the number that their names end
+    with), of each policy seed by seed, and the mean over policies."""
+    found = {(row["seed"], row["policy"], row["name"], row["answer"]): row["accuracy"] for row in searches}
+    policies = list(dict.fromkeys(row["policy"] for row in searches))
+    seeds = list(dict.fromkeys(row["seed"] for row in searches))
+    budgets = list(dict.fromkeys(row["name"].rpartition("-")[2] for row in searches if row["strategy"] != "beam"))
+    compared = {
+        "mctsg - mcts": (("mctsg", "weighted"), ("mcts", "weighted")),
+        "mctsg - best of n": (("mctsg", "weighted"), ("sampling", "best")),
+        "mctsg - weighted vote": (("mctsg", "weighted"), ("sampling", "weighted")),
+        "mctsg - majority vote": (("mctsg", "weighted"), ("sampling", "majority")),
+        "best of n - majority vote": (("sampling", "best"), ("sampling", "majority")),
+    }
+    made = []
+    for budget in budgets:
+        for title, ((one, how), (two, other)) in compared.items():
+
+            def gain(seed: int, policy: str, a: tuple[str, str], b: tuple[str, str]) -> float:
+                return float(found[(seed, policy, *a)] - found[(seed, policy, *b)])
+
+            names = (f"{one}-{budget}", how), (f"{two}-{budget}", other)
+            if any((seed, policy, *name) not in found for seed in seeds for policy in policies for name in names):
+                continue
+            shown = {"budget": f"{budget}x", "difference, points": title}
+            for policy in policies:
+                shown[policy] = spread([gain(seed, policy, *names) for seed in seeds], 100, 1)
+            means = [statistics.fmean(gain(seed, policy, *names) for policy in policies) for seed in seeds]
+            made.append({**shown, "all": spread(means, 100, 1)})
+    return made
+
+
+def mutual_tables(study: Mapping[str, Any]) -> list[str]:
+    """The tables of reward models and searches as Markdown, each after a sentence; none for other methods."""
+    parts = []
+    if judges := study.get("judges"):
+        parts += ["Reward models on held-out questions, each round.", markdown_table(judge_rows(judges))]
+    for (arm,), found in grouped(study.get("searches", ()), "arm").items():
+        if any(row["accuracy"] is None for row in found):
+            continue
+        parts += [
+            f"Accuracy of searches in arm `{arm}`, by policy; tokens and seconds are those of the last one, tokens per "
+            "problem and seconds for all problems.",
+            markdown_table(accuracy_rows(found)),
+        ]
+        if differences := difference_rows(found):
+            parts += [f"Differences in arm `{arm}`, paired by seed.", markdown_table(differences)]
+    return parts
+
+
+def searches_plot(searches: Sequence[Row], arm: str) -> bytes | None:
+    """Accuracy against the tokens sampled per problem in an arm: a panel for each policy, a line for each strategy and
+    vote, means over seeds with 95 % intervals. None without graded searches."""
+    own = [row for row in searches if row["arm"] == arm and row["accuracy"] is not None]
+    if not own:
+        return None
+    panels = grouped(own, "policy")
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for each, ((policy,), found) in zip(axes, panels.items(), strict=True):
+            for (strategy, answer), line in grouped(found, "strategy", "answer").items():
+                points = sorted(grouped(line, "name").values(), key=mean_of("tokens"))
+                heights = [mean_of("accuracy")(rows) for rows in points]
+                reach = [interval_reach([row["accuracy"] for row in rows]) for rows in points]
+                tokens = [mean_of("tokens")(rows) for rows in points]
+                each.errorbar(tokens, heights, yerr=reach, marker="o", markersize=3, label=f"{strategy}, {answer}")
+            each.set(xlabel="tokens sampled per problem", xscale="log", title=policy)
+        axes[0].set(ylabel="accuracy")
+        axes[0].legend(frameon=False, fontsize="small")
+
+    return svg((2.4 + 3.2 * len(panels), 3.8), draw)
+
+
+def mean_of(name: str) -> Callable[[Sequence[Row]], float]:
+    """The mean of a figure over rows."""
+    return lambda rows: statistics.fmean(row[name] for row in rows)

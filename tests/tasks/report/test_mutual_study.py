@@ -1,0 +1,103 @@
+"""STILL-1 over seeds: the tables of reward models and searches."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.report.mutual_study import (
+    accuracy_rows,
+    difference_rows,
+    judge_rows,
+    judges_of,
+    mutual_tables,
+    searches_of,
+    searches_plot,
+)
+
+
+def searched(seed: int, policy: str, name: str, answer: str, accuracy: float | None) -> dict[str, object]:
+    strategy = name.partition("-")[0]
+    plain = {"tokens": 100.0 + seed, "solutions": 4.0, "seconds": 2.0}
+    return {
+        "arm": "mutual", "seed": seed, "policy": policy, "name": name, "answer": answer, "strategy": strategy,
+        "accuracy": accuracy, **plain,
+    }  # fmt: skip
+
+
+SEARCHES = [
+    searched(seed, policy, name, answer, accuracy + seed / 100 + better)
+    for seed in (1, 2, 3)
+    for policy, better in (("adapted", 0.0), ("round-1", 0.1))
+    for name, answer, accuracy in (
+        ("sampling-4", "majority", 0.4),
+        ("sampling-4", "best", 0.45),
+        ("mctsg-4", "weighted", 0.5 + seed / 100),
+    )
+]
+JUDGES = [
+    {
+        "arm": "mutual",
+        "seed": seed,
+        "round": 1,
+        "accuracy": 0.8,
+        "auroc": 0.9 + seed / 100,
+        "calibration_error": 0.1,
+        "by_topic": {"days": {"auroc": 0.7}, "months": {"auroc": None}},
+    }
+    for seed in (1, 2, 3)
+]
+
+
+def test_searches_have_a_row_each_and_a_column_for_each_policy() -> None:
+    rows = accuracy_rows(SEARCHES)
+    assert [(row["search"], row["answer"]) for row in rows] == [
+        ("sampling-4", "majority"),
+        ("sampling-4", "best"),
+        ("mctsg-4", "weighted"),
+    ]
+    assert rows[0]["adapted"] == "0.420 (0.395 to 0.445)"
+    assert rows[0]["round-1"].startswith("0.520 (")
+    assert (rows[0]["tokens"], rows[0]["seconds"]) == ("102", "2.0")
+
+
+def test_differences_are_taken_seed_by_seed_at_the_same_budget() -> None:
+    rows = {row["difference, points"]: row for row in difference_rows(SEARCHES)}
+    assert set(rows) == {"mctsg - best of n", "mctsg - majority vote", "best of n - majority vote"}
+    assert rows["best of n - majority vote"]["adapted"] == "5.0 (5.0 to 5.0)"
+    assert rows["mctsg - best of n"]["all"] == "7.0 (4.5 to 9.5)"
+    assert rows["mctsg - best of n"]["budget"] == "4x"
+
+
+def test_reward_models_have_a_row_for_each_round() -> None:
+    (row,) = judge_rows(JUDGES)
+    assert row["AUROC"] == "0.920 (0.895 to 0.945)"
+    assert (row["AUROC, days"], row["AUROC, months"]) == ("0.700", "")
+
+
+def test_the_rows_of_a_cell_are_those_of_its_summary() -> None:
+    search = {"policy": "adapted", "name": "mctsg-4", "answer": "best", "tokens": 1, "solutions": 1, "seconds": 1}
+    summary = {
+        "searches": [{**search, "accuracy": None, "search": {"strategy": "mctsg"}, "problems": 5}],
+        "rounds": [{"held_out": {"accuracy": 0.5}}],
+    }
+    assert searches_of(summary, "a", 1) == [
+        {"arm": "a", "seed": 1, "strategy": "mctsg", **search, "accuracy": None}
+    ]  # fmt: skip
+    assert judges_of(summary, "a", 1) == [{"arm": "a", "seed": 1, "round": 1, "accuracy": 0.5}]
+
+
+def test_a_page_without_grades_or_of_another_method_has_no_such_tables() -> None:
+    assert mutual_tables({}) == []
+    assert mutual_tables({"searches": [{**row, "accuracy": None} for row in SEARCHES]}) == []
+    assert len(mutual_tables({"searches": SEARCHES, "judges": JUDGES})) == 6
+    assert searches_plot([], "mutual") is None
+    svg = searches_plot(SEARCHES, "mutual")
+    assert svg is not None
+    assert b"mctsg, weighted" in svg
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_search_that_a_seed_lacks_is_not_compared(seeds: int) -> None:
+    rows = [row for row in SEARCHES if not (row["seed"] == 3 and row["strategy"] == "mctsg")]
+    found = difference_rows(rows if seeds == 2 else rows[:6])
+    assert len(found) == (3 if seeds == 1 else 1)
