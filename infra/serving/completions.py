@@ -8,8 +8,11 @@ machines are reached through the proxies of the environment, this one never is.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -114,6 +117,12 @@ class Completion:
         return len(self.token_ids)
 
 
+@functools.cache
+def _tls(trust_env: bool, _files: tuple[str | None, ...]) -> ssl.SSLContext:
+    """The certificates to check against, read once: that takes 20 ms, and a search opens many clients."""
+    return httpx.create_ssl_context(trust_env=trust_env)
+
+
 class Client:
     """Posts JSON requests to one server and retries what is transient. Use it as an async context manager."""
 
@@ -142,8 +151,9 @@ class Client:
             max_connections=max_in_flight, max_keepalive_connections=max_in_flight, keepalive_expiry=IDLE_S
         )
         timeout = httpx.Timeout(timeout_s, connect=30)
+        trust, kept = may_use_proxy(url), tuple(map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR")))
         self._http = httpx.AsyncClient(
-            base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=may_use_proxy(url)
+            base_url=url, timeout=timeout, limits=limits, headers=headers, trust_env=trust, verify=_tls(trust, kept)
         )
         self._alive, self._attempts = alive, attempts
         self.denied = set(_DENIED_STATUS)
