@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -207,14 +209,18 @@ def expansions(sizes: tuple[int, ...] = (100, 1_000, 10_000)) -> dict[str, Any]:
     found: dict[str, Any] = {"bench": "search-tree"}
     for strategy in ("mctsg", "mcts"):
         for size in sizes:
-            found[f"{strategy}, {size} nodes"] = round(_expansion_us(strategy, size), 1)
-        found[f"{strategy}, growth"] = round(
-            found[f"{strategy}, {sizes[-1]} nodes"] / found[f"{strategy}, {sizes[0]} nodes"], 2
-        )
+            spent_us, depth = _expansion(strategy, size)
+            found[f"{strategy}, {size} nodes"] = {"us": round(spent_us, 1), "mean depth": round(depth, 1)}
+        first, last = (found[f"{strategy}, {size} nodes"] for size in (sizes[0], sizes[-1]))
+        found[f"{strategy}, growth"] = round(last["us"] / first["us"], 2)
+        found[f"{strategy}, growth of depth"] = round(last["mean depth"] / first["mean depth"], 2)
+    found["growth of log n"] = round(math.log(sizes[-1]) / math.log(sizes[0]), 2)
     return found
 
 
-def _expansion_us(strategy: Any, size: int) -> float:
+def _expansion(strategy: Any, size: int) -> tuple[float, float]:
+    """Microseconds of the search's own time per expansion while the last tenth of `size` nodes is added, and the mean
+    depth of the nodes that are expanded then."""
     rng, tree = random.Random(1), Tree()
 
     def answer(wish: Ask) -> Result:
@@ -225,15 +231,16 @@ def _expansion_us(strategy: Any, size: int) -> float:
         return [Sampled(" so it is .", 6, ended=True) for _ in range(wish.count)]
 
     going = search(tree, SearchConfig(strategy=strategy, tokens=10**9))
-    asks, spent, expanded = next(going), 0.0, 0
+    asks, spent, depths = next(going), 0.0, list[int]()
     while len(tree.nodes) < size:
         results = [answer(wish) for wish in asks]
         late = len(tree.nodes) > 0.9 * size
         began = time.perf_counter()
         asks = going.send(results)
         spent += (time.perf_counter() - began) if late else 0
-        expanded += late and isinstance(asks[0], NextSteps)
-    return 1e6 * spent / max(1, expanded)
+        if late and isinstance(asks[0], NextSteps):
+            depths.append(tree.nodes[asks[0].node].depth)
+    return 1e6 * spent / len(depths), statistics.fmean(depths)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 from tasks.search.tree import Node, Tree
@@ -15,8 +16,8 @@ class Selection(Protocol):
     def node(self) -> Node | None:
         """The node to add steps after; None if there is none."""
 
-    def updated(self, number: int) -> None:
-        """Rewards were added to a node and all nodes above it."""
+    def updated(self, nodes: Sequence[Node]) -> None:
+        """Rewards were added to these nodes, and to all nodes above them."""
 
 
 def promise(node: Node, exploration: float) -> float:
@@ -37,7 +38,7 @@ class GlobalSelection:
         self._tree, self._exploration = tree, exploration
         self._heap: list[tuple[float, int]] = []
         self._pushed: dict[int, float] = {}
-        self.updated(0)
+        self.updated(tree.nodes)
 
     def node(self) -> Node | None:
         """The node with the highest promise; among equals the earliest."""
@@ -48,9 +49,15 @@ class GlobalSelection:
             heapq.heappop(self._heap)  # out of date, or not to be expanded any more
         return None
 
-    def updated(self, number: int) -> None:
-        """Push the nodes of the path anew whose promise has changed."""
-        for node in self._tree.path(number):
+    def updated(self, nodes: Sequence[Node]) -> None:
+        """Push those of the nodes, and of the nodes above them, anew whose promise has changed."""
+        changed = {node.number: node for node in nodes}
+        for node in nodes:
+            at = node.parent
+            while at is not None and at not in changed:
+                changed[at] = self._tree.nodes[at]
+                at = changed[at].parent
+        for node in changed.values():
             negative = -promise(node, self._exploration)
             if self._pushed.get(node.number) != negative and self._tree.expandable(node.number):
                 self._pushed[node.number] = negative
@@ -76,9 +83,9 @@ class ChildSelection:
             node = max(below, key=lambda child: (self._bound(child, above), -child.number))
         return node
 
-    def updated(self, number: int) -> None:
+    def updated(self, nodes: Sequence[Node]) -> None:
         """Bounds are computed on the way down; only the most promising node is kept track of."""
-        self._others.updated(number)
+        self._others.updated(nodes)
 
     def _bound(self, child: Node, above: Node) -> float:
         if not child.visits:

@@ -101,8 +101,7 @@ def tree_search(tree: Tree, config: SearchConfig, selection: Selection) -> Searc
             if not whole:
                 tree.lost(child.number)
         yield from kept(tree, ends)
-        for child in children:
-            selection.updated(child.number)
+        selection.updated([node, *children])
 
 
 def beam(tree: Tree, config: SearchConfig) -> Search:
@@ -126,10 +125,10 @@ def beam(tree: Tree, config: SearchConfig) -> Search:
 
 def kept(tree: Tree, ends: Sequence[tuple[Node, str]], *, scored: bool = True) -> Search:
     """Score finished solutions, each a node and what follows it, and keep them."""
-    asked = [Score(tree.text(node.number) + rest) for node, rest in ends] if scored else []
-    rewards = (yield list(asked)) if asked else [None] * len(ends)
-    for (node, rest), reward in zip(ends, rewards, strict=True):
-        tree.found(node.number, rest, as_reward(reward))
+    texts = [tree.text(node.number) + rest for node, rest in ends]
+    rewards = (yield [Score(text) for text in texts]) if scored and texts else [None] * len(ends)
+    for (node, rest), text, reward in zip(ends, texts, rewards, strict=True):
+        tree.found(node.number, text, rest, as_reward(reward))
         if scored and as_reward(reward) is None:
             tree.lost(node.number)
 

@@ -138,9 +138,12 @@ class Tree:
         for each in self.path(node):
             each.visits += 1
 
-    def found(self, node: int, rest: str, reward: float | None) -> Solution:
-        """Keep a finished solution, and add its reward, if it was scored, to all nodes that it goes through."""
-        solution = Solution(node, self.text(node) + rest, rest, reward)
+    def found(self, node: int, text: str, rest: str, reward: float | None) -> Solution:
+        """Keep a finished solution, and add its reward, if it was scored, to all nodes that it goes through.
+
+        `text`: all of it; `rest`: what follows the node.
+        """
+        solution = Solution(node, text, rest, reward)
         self.solutions.append(solution)
         if reward is not None:
             for each in self.path(node):

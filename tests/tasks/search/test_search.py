@@ -61,11 +61,11 @@ def worked() -> Tree:
     """A root with two steps a and b; a has the steps c and d. Rewards: a .5, b .6, then c .9 and d .1."""
     tree = Tree()
     a, b = tree.add(0, Sampled("a", 1, ended=False)), tree.add(0, Sampled("b", 1, ended=False))
-    tree.found(a.number, "-", 0.5)
-    tree.found(b.number, "-", 0.6)
+    tree.found(a.number, tree.text(a.number) + "-", "-", 0.5)
+    tree.found(b.number, tree.text(b.number) + "-", "-", 0.6)
     c, d = tree.add(a.number, Sampled("c", 1, ended=False)), tree.add(a.number, Sampled("d", 1, ended=True))
-    tree.found(c.number, "-", 0.9)
-    tree.found(d.number, "", 0.1)
+    tree.found(c.number, tree.text(c.number) + "-", "-", 0.9)
+    tree.found(d.number, tree.text(d.number), "", 0.1)
     return tree
 
 
@@ -98,8 +98,8 @@ def test_selection_among_all_leaves_and_child_by_child_differ() -> None:
     assert [promise(node, 0.5) for node in tree.nodes[:4]] == pytest.approx([0.775, 0.5 + 0.5 / math.sqrt(3), 1.1, 1.4])
     everywhere, children = GlobalSelection(tree, 0.5), ChildSelection(tree, 0.5)
     for number in (2, 3, 4):
-        everywhere.updated(number)
-        children.updated(number)
+        everywhere.updated([tree.nodes[number]])
+        children.updated([tree.nodes[number]])
 
     def selected(selection: GlobalSelection | ChildSelection) -> int | None:
         node = selection.node()
@@ -134,9 +134,9 @@ def test_the_heap_finds_the_most_promising_of_all_nodes(seed: int, exploration: 
             tree.close(leaf.number)
         for child in children:
             if rng.random() < 0.8:
-                tree.found(child.number, "", rng.random())
+                tree.found(child.number, tree.text(child.number), "", rng.random())
         for child in children:
-            selection.updated(child.number)
+            selection.updated([child])
         leaves = [node for node in tree.nodes if not node.children and tree.expandable(node.number)]
         assert tree.nodes[0].open == len(leaves)
 
@@ -288,7 +288,7 @@ def test_selection_does_not_look_at_the_whole_tree() -> None:
             assert leaf is not None
             for _ in range(4):
                 child = tree.add(leaf.number, Sampled("x", 1, ended=leaf.depth >= 8))
-                tree.found(child.number, "", rng.random())
-                selection.updated(child.number)
+                tree.found(child.number, tree.text(child.number), "", rng.random())
+                selection.updated([child])
         pushed.append(len(selection._heap) / size)
     assert pushed[1] < 1.5 * pushed[0]
