@@ -20,12 +20,12 @@ import math
 import multiprocessing
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -205,22 +205,19 @@ def speed(seconds: float, tokens: int) -> dict[str, float]:
 
 
 def expansions(sizes: tuple[int, ...] = (100, 1_000, 10_000)) -> dict[str, Any]:
-    """Microseconds of the search's own time per expansion, over the last tenth of a tree's nodes, by strategy."""
+    """Microseconds of the search's own time per expansion, over the last tenth of a tree's nodes, by strategy and by
+    the number of steps that a solution has at most."""
     found: dict[str, Any] = {"bench": "search-tree"}
-    for strategy in ("mctsg", "mcts"):
-        for size in sizes:
-            spent_us, depth = _expansion(strategy, size)
-            found[f"{strategy}, {size} nodes"] = {"us": round(spent_us, 1), "mean depth": round(depth, 1)}
-        first, last = (found[f"{strategy}, {size} nodes"] for size in (sizes[0], sizes[-1]))
-        found[f"{strategy}, growth"] = round(last["us"] / first["us"], 2)
-        found[f"{strategy}, growth of depth"] = round(last["mean depth"] / first["mean depth"], 2)
+    for strategy, steps in product(("mctsg", "mcts"), (8, 64)):
+        spent = {f"{size} nodes": _expansion(strategy, size, steps) for size in sizes}
+        first, *_, last = spent.values()
+        found[f"{strategy}, {steps} steps"] = {"us": spent, "growth": round(last / first, 2)}
     found["growth of log n"] = round(math.log(sizes[-1]) / math.log(sizes[0]), 2)
     return found
 
 
-def _expansion(strategy: Any, size: int) -> tuple[float, float]:
-    """Microseconds of the search's own time per expansion while the last tenth of `size` nodes is added, and the mean
-    depth of the nodes that are expanded then."""
+def _expansion(strategy: Any, size: int, steps: int) -> float:
+    """Microseconds of the search's own time per expansion while the last tenth of `size` nodes is added."""
     rng, tree = random.Random(1), Tree()
 
     def answer(wish: Ask) -> Result:
@@ -230,17 +227,16 @@ def _expansion(strategy: Any, size: int) -> tuple[float, float]:
             return [Sampled(f" {rng.random()} .", 6, ended=False) for _ in range(wish.count)]
         return [Sampled(" so it is .", 6, ended=True) for _ in range(wish.count)]
 
-    going = search(tree, SearchConfig(strategy=strategy, tokens=10**9))
-    asks, spent, depths = next(going), 0.0, list[int]()
+    going = search(tree, SearchConfig(strategy=strategy, tokens=10**9, max_steps=steps))
+    asks, spent, expanded = next(going), 0.0, 0
     while len(tree.nodes) < size:
         results = [answer(wish) for wish in asks]
         late = len(tree.nodes) > 0.9 * size
         began = time.perf_counter()
         asks = going.send(results)
         spent += (time.perf_counter() - began) if late else 0
-        if late and isinstance(asks[0], NextSteps):
-            depths.append(tree.nodes[asks[0].node].depth)
-    return 1e6 * spent / len(depths), statistics.fmean(depths)
+        expanded += late and isinstance(asks[0], NextSteps)
+    return round(1e6 * spent / expanded, 1)
 
 
 def main() -> None:

@@ -130,13 +130,24 @@ class Tree:
         node.closed = True
 
     def _opened(self, number: int, change: int) -> None:
-        for node in self.path(number) if change else ():
+        at: int | None = number if change else None
+        while at is not None:
+            node = self.nodes[at]
             node.open += change
+            at = node.parent
+
+    def _tried(self, number: int, reward: float) -> None:
+        """Count an attempt and its reward in all nodes that it goes through."""
+        at: int | None = number
+        while at is not None:
+            node = self.nodes[at]
+            node.visits += 1
+            node.total += reward
+            at = node.parent
 
     def lost(self, node: int) -> None:
         """Count an attempt that gave no solution with a reward, as one of reward 0, so that others are tried too."""
-        for each in self.path(node):
-            each.visits += 1
+        self._tried(node, 0.0)
 
     def found(self, node: int, text: str, rest: str, reward: float | None) -> Solution:
         """Keep a finished solution, and add its reward, if it was scored, to all nodes that it goes through.
@@ -146,9 +157,7 @@ class Tree:
         solution = Solution(node, text, rest, reward)
         self.solutions.append(solution)
         if reward is not None:
-            for each in self.path(node):
-                each.visits += 1
-                each.total += reward
+            self._tried(node, reward)
         return solution
 
     def expandable(self, number: int) -> bool:
