@@ -18,7 +18,7 @@ from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, s
 from flows.stages.common import A_MODEL, ALERTS, Trains
 from flows.stages.mining import MineStage, ProblemsConfig, drawn, mined, problems_stage, publish_mining
 from flows.stages.mutual import (
-    ImproveStage,
+    MutualStage,
     Round,
     accuracy_of,
     fine_tuned,
@@ -99,7 +99,7 @@ class Still1Config(Trains):
     steps: StepFormat = Field(StepFormat(), description="How a solution is written step by step.")
     adapt: AdaptStage = Field(description="Format adaptation.")
     sft: SftRecipe = Field(SftRecipe(), description="How the policy is fine-tuned on solutions in steps.")
-    improve: ImproveStage = Field(description="Mutual improvement of policy and reward model.")
+    improve: MutualStage = Field(description="Mutual improvement of policy and reward model.")
     evaluate: EvaluateStage = Field(description="Held-out evaluation of the instruct model and of every policy.")
     search: SearchPolicies | None = Field(
         None,
@@ -133,7 +133,7 @@ class Still1Config(Trains):
         return {"config.sft": self.sft, **(rounds if self.improve.rounds else {})}
 
 
-def held_out(config: Still1Config) -> tuple[AdaptStage, ImproveStage]:
+def held_out(config: Still1Config) -> tuple[AdaptStage, MutualStage]:
     """Both stages, with the evaluation problems and the held-out questions left out of their queries."""
     tests = [config.evaluate.problems, config.improve.held_out, *([config.search.problems] if config.search else [])]
     adapt, improve = config.adapt, config.improve
@@ -213,7 +213,7 @@ def check_inputs(run: Run, config: Still1Config, problems: Ref, held: Ref, asked
     answer_tokens(load_tokenizer(fetch_model(run.store, model, run.servers.work_dir)), improve.judge)
 
 
-def questions(run: Run, config: ImproveStage) -> tuple[dict[int, Ref], Ref]:
+def questions(run: Run, config: MutualStage) -> tuple[dict[int, Ref], Ref]:
     """The questions of every round, by its number, and the held-out ones."""
     rounds = range(config.rounds, 0, -1)  # the last draws first: an error then says how many all rounds need
     found = mined(run, config.queries) if rounds else None

@@ -30,7 +30,7 @@ from tasks.training.dpo import train_dpo
 from tasks.training.sft import train_sft
 
 
-class SolutionSampling(GenerateConfig):
+class PolicySampling(GenerateConfig):
     """How solutions are sampled."""
 
     samples: int = Field(8, ge=2, description="Number K of solutions per question (STILL-1 does not state it).")
@@ -42,7 +42,7 @@ class SolutionSampling(GenerateConfig):
     seed: int = Field(0, description="Seed of sampling.")
 
 
-class ImproveStage(BaseModel, frozen=True, extra="forbid"):
+class MutualStage(BaseModel, frozen=True, extra="forbid"):
     """Mutual improvement, in rounds."""
 
     rounds: int = Field(2, ge=0, le=20, description="Maximum number of rounds.")
@@ -55,7 +55,7 @@ class ImproveStage(BaseModel, frozen=True, extra="forbid"):
         description="Held-out questions with a `reference` answer, on which reward model and policy are measured each "
         "round. They must not be the problems of the evaluation: they decide when the rounds end."
     )
-    generate: SolutionSampling = Field(SolutionSampling(), description="How solutions are sampled.")
+    generate: PolicySampling = Field(PolicySampling(), description="How solutions are sampled.")
     verifier: Verifier | Own = Field("math500", description="How an answer is compared with the reference answer.")
     judge: JudgeConfig = Field(JudgeConfig(), description="How the reward model is asked about a solution.")
     choose: ActiveConfig = Field(ActiveConfig(), description="Which solutions the reward model is trained on.")
@@ -117,7 +117,7 @@ def fine_tuned(run: Run, step: str, config: SftRecipe, data: Ref, model: Ref) ->
     return made
 
 
-def solutions(run: Run, config: ImproveStage, name: str, queries: Ref, policy: Ref, seed: int) -> tuple[list[Ref], Ref]:
+def solutions(run: Run, config: MutualStage, name: str, queries: Ref, policy: Ref, seed: int) -> tuple[list[Ref], Ref]:
     """K solutions of each question by the policy, and whether the answer of each is right."""
     draw = config.generate.model_copy(update={"format": PLAIN, "seed": config.generate.seed + seed})
     responses = sample(run, f"responses-{name}", draw, queries, policy, shards=config.shards)
@@ -133,7 +133,7 @@ def accuracy_of(run: Run, scores: Ref) -> float:
 
 def improve_round(
     run: Run,
-    config: ImproveStage,
+    config: MutualStage,
     steps: StepFormat,
     number: int,
     queries: Ref,
