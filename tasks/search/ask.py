@@ -158,8 +158,9 @@ class Asker:
             refused = "quarantined" in record
             self.counts["requests"] += 1
             self.counts["refused"] += refused
-            if isinstance(wish.ask, Solve):
-                self.counts["cut at solution_tokens"] += sum(not each["ended"] for each in record.get("samples", ()))
+            if not isinstance(wish.ask, Score):
+                limit = "step_tokens" if isinstance(wish.ask, NextSteps) else "solution_tokens"
+                self.counts[f"cut at {limit}"] += sum("cut" in each for each in record.get("samples", ()))
             if refused:
                 self._first = self._first or f"{name}: it {record['quarantined']}"
         if self.counts["refused"] > max(1, self.sampling.max_refused_share * self.counts["requests"]):
@@ -218,6 +219,8 @@ class Asker:
             ended = ended and (not cut or self.format.states_answer(text))
             text = text if ended or self.format.bare(text) else ""  # nothing but a delimiter is no step
         found = {"text": text, "tokens": completion.tokens, "ended": ended}
+        if completion.finish_reason != "stop":
+            found["cut"] = True
         fixed = self.calculator(text) if self.calculator and MARKED.search(text) else None
         if isinstance(fixed, NoResult):
             log.warning(
