@@ -178,10 +178,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         server = servers.generation(policy)
         assert isinstance(server, VllmServer)
         command = server.command()[4:]
-        with (
-            patch.object(ask, "discriminative", fixed_scores),
-            patch("tasks.search.search_problems.discriminative", fixed_scores),
-        ):
+        with patch("tasks.search.search_problems.discriminative", fixed_scores):
             ours.searched("warm-up", 50, only=0)
             with patch.object(ask, "complete_on", recorded.complete_on):
                 figures["fixed"] = speed(*ours.searched("fixed", given.shards))

@@ -17,9 +17,10 @@ from flows.stages.common import A_MODEL, ALERTS, Common
 from flows.stages.mining import ProblemsConfig, problems_stage
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
-from flows.stages.searching import SearchStage, publish_trees, search_stage, unfit
+from flows.stages.searching import SearchStage, all_graded, publish_trees, search_stage, unfit
 from flows.stages.summary import run_folder
 from infra.text.markdown import markdown_table
+from tasks.evaluation.grade import references_of
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
 from tasks.report.searches import search_rows, tokens_plot
@@ -64,6 +65,8 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
             judge = run.model(config.reward_model, role="judge" if config.judge else "reward", on_server=True)
         check_seeds(run, "search", config.sampling.request_seeds, policy, "sampling")
         problems = problems_stage(run, config.problems)
+        if not run.dry and all_graded(run, problems):
+            references_of(run.store, problems, config.verifier)
         given: dict[str, Any] = {"format": config.steps, "judge": config.judge}
         found, trees = search_stage(run, config, problems, policy, judge, **given)
         if run.dry:

@@ -28,7 +28,7 @@ from flows.stages.mutual import (
 from flows.stages.problems import check_references, problems_for
 from flows.stages.run import TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
-from flows.stages.searching import SearchStage, publish_trees, search_stage, unfit
+from flows.stages.searching import SearchStage, all_graded, publish_trees, search_stage, unfit
 from flows.stages.still1_summary import publish_still1
 from flows.stages.summary import publish_report
 from infra.errors import BadInput
@@ -117,8 +117,8 @@ class Still1Config(Trains):
         for place, search in (("improve.search", self.improve.search), ("search", self.search)):
             for reason in unfit(self.serving, search.sampling, scores=True) if search else ():
                 raise ValueError(f"{place}: {reason}")
-        if self.search and not self.improve.rounds:
-            raise ValueError("search is set, but without rounds there is no reward model: leave it out")
+            if search and not self.improve.rounds:
+                raise ValueError(f"{place} is set, but without rounds there is no reward model: leave it out")
         return self
 
     @property
@@ -183,7 +183,15 @@ def adaptation_data(run: Run, config: AdaptStage, steps: StepFormat, model: Ref,
     return run.do(adapt_solutions, "adapted", expected_rows=longcot.rows, format=steps, longcot=longcot)
 
 
-def check_inputs(run: Run, config: Still1Config, problems: Ref, held: Ref, asked: Collection[Ref], model: Ref) -> None:
+def check_inputs(
+    run: Run,
+    config: Still1Config,
+    problems: Ref,
+    held: Ref,
+    searched: Ref | None,
+    asked: Collection[Ref],
+    model: Ref,
+) -> None:
     """Refuse what a later step would end the run for, before a GPU is used.
 
     Raises:
@@ -204,6 +212,8 @@ def check_inputs(run: Run, config: Still1Config, problems: Ref, held: Ref, asked
     if run.dry:
         return
     references_of(run.store, held, "short-answer")
+    if config.search and searched and all_graded(run, searched):
+        references_of(run.store, searched, config.search.verifier)
     tested = {row["query_id"] for row in run.rows(problems, ["query_id"])}
     if shared := [row for row in run.rows(held, ["query_id", "query"]) if row["query_id"] in tested]:
         raise BadInput(
@@ -236,7 +246,7 @@ def still1(config: Still1Config) -> dict[str, Any] | None:
         asked, held = questions(run, improve)
         searched = problems_stage(run, config.search.problems, "searched") if config.search else None
         begun = adaptation(run, adapt, config.steps, instruct)
-        check_inputs(run, config, problems, held, asked.values(), instruct)
+        check_inputs(run, config, problems, held, searched, asked.values(), instruct)
         publish_mining(run, [begun.queries, *asked.values()])
         grades: dict[str, Grades] = {}
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")

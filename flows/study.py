@@ -30,7 +30,7 @@ from infra.store.store import Store
 from infra.text.markdown import short
 from tasks.report.mutual_study import judges_of, searches_of, searches_plot
 from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
-from tasks.responses.generate import TruncationError
+from tasks.responses.generate import QuarantineError, TruncationError
 
 
 def method_of(base: Any) -> str:
@@ -117,11 +117,12 @@ def seeded(parameters: dict[str, Any]) -> tuple[str, ...]:
         recipe = "online.dpo.seed" if parameters["online"]["method"] == "dpo" else "online.rl.seed"
         return ("serving.policy.seed", "bootstrap.generate.seed", "sft.seed", "online.generate.seed", recipe)
     if "adapt" in parameters:
-        adapt = ("adapt.sampled.generate.seed",) if parameters["adapt"]["sampled"] else ()
+        adapt = ("adapt.sampled.generate.seed",) if parameters["adapt"].get("sampled") is not None else ()
         improve = ("improve.generate.seed", "improve.choose.seed", "improve.reward.seed", "improve.dpo.seed")
-        searches = tuple(
-            f"{place}.sampling.seed" for place in ("improve.search", "search") if found(parameters, f"{place}.x")[0]
-        )
+        searches = () if parameters["search"] is None else ("search.sampling.seed",)
+        if (data := parameters["improve"]["search"]) is not None:
+            learns = data.get("learn", "both") != "pairs"
+            searches += ("improve.search.sampling.seed", *(("improve.search.sft.seed",) if learns else ()))
         return ("serving.policy.seed", "sft.seed", *adapt, *improve, *searches)
     explore = ("explore.generate.seed", "explore.pick.seed", "improve.dpo.seed")
     return ("serving.policy.seed", "imitate.choose.seed", "sft.seed", *explore)
@@ -170,7 +171,13 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         summary: dict[str, Any] | None = None
         try:
             summary = run_cell(parameters)
-        except (BadInput, GuardError, TrainerError, TruncationError) as error:  # that a variant fails is a result
+        except (
+            BadInput,
+            GuardError,
+            TrainerError,
+            TruncationError,
+            QuarantineError,
+        ) as error:  # that a variant fails is a result
             failed[cell] = f"{type(error).__name__}: {reason(str(error))}"
             print(f"cell {cell} failed: {failed[cell]}")
             summary = error.summary if isinstance(error, GuardError) else None

@@ -64,8 +64,8 @@ class MutualStage(BaseModel, frozen=True, extra="forbid"):
     dpo: DpoRecipe = Field(DpoRecipe(), description="How the policy is trained on the pairs.")
     reference: Literal["first", "previous"] = Field(
         "previous",
-        description="The reference policy of each round's DPO: the adapted policy, or the policy of the round before "
-        "(STILL-1 does not state it; this project's choice).",
+        description="The reference policy of each round's DPO: the adapted policy, or the policy that DPO begins with, "
+        "that of the round before unless `search` fine-tunes it (STILL-1 does not state it; this project's choice).",
     )
     search: SearchData | None = Field(
         None, description="Training data from search. Null: none, only independent samples."

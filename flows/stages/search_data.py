@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from flows.stages.run import Run
 from flows.stages.sampling import scored
@@ -32,10 +32,18 @@ class SearchData(BaseModel, frozen=True, extra="forbid"):
         "`pairs`: DPO is on right against wrong branches of the trees, not on pairs of independent samples (STILL-1 "
         "names training on search data as future work; this project's choice).",
     )
-    verifier: Verifier = Field(
-        "math500", description="How the answer of a solution is read; only `search.agree` compares answers."
+    verifier: Verifier | None = Field(
+        None, description="How the answer of a solution is read, needed with `search.agree`, and only then."
     )
     sft: SftRecipe = Field(SftRecipe(), description="How the policy is fine-tuned on the solutions.")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if (self.verifier is None) != (self.search.agree is None):
+            raise ValueError("`verifier` is needed with `search.agree`, and only then: set both, or neither")
+        if self.learn == "pairs" and self.sft != SftRecipe():
+            raise ValueError("sft is set, but with `learn: pairs` there is no SFT: leave it out")
+        return self
 
 
 @dataclass
@@ -63,7 +71,7 @@ def searched(
     """Search a round's questions, and verify all solutions."""
     trees = run.do_shards(
         search_problems,
-        f"search-{number}",
+        f"trees-{number}",
         shards,
         expected_tokens=queries.rows * config.search.tokens,
         config=config.search,

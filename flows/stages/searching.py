@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Self
@@ -17,7 +18,7 @@ from tasks.evaluation.grade import grade
 from tasks.evaluation.summarise import interval
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
-from tasks.report.tree_page import PROBLEMS, trees_of, write_trees
+from tasks.report.tree_page import PROBLEMS, tree_page, trees_of
 from tasks.rewards.score import Verifier
 from tasks.search.answers import searched_answers
 from tasks.search.ask import SearchSampling
@@ -93,6 +94,11 @@ class SearchStage(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+def all_graded(run: Run, problems: Ref) -> bool:
+    """Whether all problems have a reference, so that answers are graded."""
+    return all(row["reference"] is not None for row in run.rows(problems, ["reference"]))
+
+
 def search_stage(
     run: Run,
     config: SearchStage,
@@ -114,7 +120,7 @@ def search_stage(
     Returns the figures of each search and vote (none in a dry run), and the trees by search. Answers are graded if all
     problems have a reference.
     """
-    graded = all(row["reference"] is not None for row in run.rows(problems, ["reference"]))
+    graded = all_graded(run, problems)
     found, made = list[dict[str, Any]](), dict[str, list[Ref]]()
     for each in config.searches:
         step = "-".join(filter(None, (name, each.name)))
@@ -147,7 +153,9 @@ def search_stage(
 def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: Ref | None) -> dict[str, Any]:
     """What a search cost, and the accuracy of its answers if they were graded."""
     counts = [expect(run.store, tree).counts for tree in trees]
-    total = {name: sum(shard[name] for shard in counts) for name in counts[0]}
+    total: Counter[str] = Counter()
+    for shard in counts:
+        total.update(shard)
     problems = max(1, total["problems"])
     shown = {"name": each.name, "search": each.search.model_dump(), "answer": vote, "problems": total["problems"]}
     shown |= {"tokens": total["completion_tokens"] / problems, "solutions": total["solutions"] / problems}
@@ -160,14 +168,17 @@ def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: R
 
 
 def publish_trees(run: Run, name: str, config: SearchStage, trees: dict[str, list[Ref]], problems: Ref) -> None:
-    """Write `runs/NAME/trees.html` to the store, and a link to it as a Prefect artifact."""
+    """Write `runs/NAME/trees.html` to the store, and a link to it as a Prefect artifact; nothing without a tree that is
+    small enough to be shown."""
     path = f"runs/{name}/trees.html"
     shown = (
         trees_of(run.store, each.name, trees[each.name], each.answers[0], problems, config.verifier)
         for each in config.searches
     )
-    with run.store.open_write(path) as page:
-        write_trees(page.write, name, chain.from_iterable(shown))
+    page = tree_page(name, chain.from_iterable(shown))
+    if page is None:
+        return
+    run.store.write_bytes(path, page)
     address = run.store.local_path(path).as_uri() if run.store.is_local else run.store.uri(path)
     described = f"The trees of the first {PROBLEMS} problems: `{run.store.uri(path)}`"
     create_link_artifact(address, key="bolt-search-trees", link_text="trees.html", description=described)

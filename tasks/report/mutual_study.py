@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from infra.text.markdown import markdown_table
+from infra.text.markdown import as_text, markdown_table
 from tasks.report.plot import svg
 from tasks.report.seeds import interval_reach, spread
 
@@ -18,7 +18,13 @@ def searches_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
     """A row for each policy, search and vote of a cell."""
     shown = ("policy", "name", "answer", "tokens", "solutions", "seconds", "accuracy")
     return [
-        {"arm": arm, "seed": seed, "strategy": each["search"]["strategy"], **{name: each[name] for name in shown}}
+        {
+            "arm": arm,
+            "seed": seed,
+            "strategy": each["search"]["strategy"],
+            "budget": each["search"]["tokens"],
+            **{name: each[name] for name in shown},
+        }
         for each in summary["searches"]
     ]
 
@@ -39,8 +45,9 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]
     return found
 
 
-def judge_rows(judges: Iterable[Row]) -> list[dict[str, str]]:
+def judge_rows(judges: Sequence[Row]) -> list[dict[str, str]]:
     """A row for each arm and round: the reward model's figures on held-out questions, and its AUROC by topic."""
+    topics = dict.fromkeys(topic for row in judges for topic in row["by_topic"])
     made = []
     for (arm, number), found in grouped(judges, "arm", "round").items():
         shown = {"arm": arm, "round": str(number), "seeds": str(len(found))}
@@ -48,10 +55,10 @@ def judge_rows(judges: Iterable[Row]) -> list[dict[str, str]]:
         for name, title in titles.items():
             values = [row[name] for row in found if row[name] is not None]
             shown[title] = spread(values) if values else ""
-        for topic in found[0]["by_topic"]:
+        for topic in topics:
             areas = [row["by_topic"].get(topic, {}).get("auroc") for row in found]
             known = [area for area in areas if area is not None]
-            shown[f"AUROC, {topic}"] = f"{statistics.fmean(known):.3f}" if known else ""
+            shown[f"AUROC, {as_text(topic)}"] = f"{statistics.fmean(known):.3f}" if known else ""
         made.append(shown)
     return made
 
@@ -78,35 +85,36 @@ def accuracy_rows(searches: Sequence[Row]) -> list[dict[str, str]]:
     return made
 
 
+COMPARED = {
+    "mctsg - mcts": (("mctsg", "weighted"), ("mcts", "weighted")),
+    "mctsg - best of n": (("mctsg", "weighted"), ("sampling", "best")),
+    "mctsg - weighted vote": (("mctsg", "weighted"), ("sampling", "weighted")),
+    "mctsg - majority vote": (("mctsg", "weighted"), ("sampling", "majority")),
+    "best of n - majority vote": (("sampling", "best"), ("sampling", "majority")),
+}
+"""Searches that are compared at equal budgets, by strategy and vote."""
+
+
 def difference_rows(searches: Sequence[Row]) -> list[dict[str, str]]:
-    """Differences in accuracy in points between searches of about the same budget (the number that their names end
-    with), of each policy seed by seed, and the mean over policies."""
-    found = {(row["seed"], row["policy"], row["name"], row["answer"]): row["accuracy"] for row in searches}
-    policies = list(dict.fromkeys(row["policy"] for row in searches))
-    seeds = list(dict.fromkeys(row["seed"] for row in searches))
-    budgets = list(dict.fromkeys(row["name"].rpartition("-")[2] for row in searches if row["strategy"] != "beam"))
-    compared = {
-        "mctsg - mcts": (("mctsg", "weighted"), ("mcts", "weighted")),
-        "mctsg - best of n": (("mctsg", "weighted"), ("sampling", "best")),
-        "mctsg - weighted vote": (("mctsg", "weighted"), ("sampling", "weighted")),
-        "mctsg - majority vote": (("mctsg", "weighted"), ("sampling", "majority")),
-        "best of n - majority vote": (("sampling", "best"), ("sampling", "majority")),
+    """Differences in accuracy in points between searches of the same budget, of each policy seed by seed, and the mean
+    over policies. A policy that a seed lacks, because its rounds ended early, is left out."""
+    found = {
+        (row["seed"], row["policy"], row["budget"], row["strategy"], row["answer"]): row["accuracy"] for row in searches
     }
+    seeds = list(dict.fromkeys(row["seed"] for row in searches))
     made = []
-    for budget in budgets:
-        for title, ((one, how), (two, other)) in compared.items():
-
-            def gain(seed: int, policy: str, a: tuple[str, str], b: tuple[str, str]) -> float:
-                return float(found[(seed, policy, *a)] - found[(seed, policy, *b)])
-
-            names = (f"{one}-{budget}", how), (f"{two}-{budget}", other)
-            if any((seed, policy, *name) not in found for seed in seeds for policy in policies for name in names):
+    for budget in sorted({row["budget"] for row in searches}):
+        for title, (one, two) in COMPARED.items():
+            gains: dict[str, list[float]] = {}
+            for policy in dict.fromkeys(row["policy"] for row in searches):
+                both = [((seed, policy, budget, *one), (seed, policy, budget, *two)) for seed in seeds]
+                if all(a in found and b in found for a, b in both):
+                    gains[policy] = [found[a] - found[b] for a, b in both]
+            if not gains:
                 continue
-            shown = {"budget": f"{budget}x", "difference, points": title}
-            for policy in policies:
-                shown[policy] = spread([gain(seed, policy, *names) for seed in seeds], 100, 1)
-            means = [statistics.fmean(gain(seed, policy, *names) for policy in policies) for seed in seeds]
-            made.append({**shown, "all": spread(means, 100, 1)})
+            shown = {"tokens": f"{budget:,}", "difference, points": title}
+            shown |= {policy: spread(each, 100, 1) for policy, each in gains.items()}
+            made.append({**shown, "all": spread([*map(statistics.fmean, zip(*gains.values(), strict=True))], 100, 1)})
     return made
 
 
@@ -119,8 +127,8 @@ def mutual_tables(study: Mapping[str, Any]) -> list[str]:
         if any(row["accuracy"] is None for row in found):
             continue
         parts += [
-            f"Accuracy of searches in arm `{arm}`, by policy; tokens and seconds are those of the last one, tokens per "
-            "problem and seconds for all problems.",
+            f"Accuracy of searches in arm `{arm}`, by policy. Tokens (per problem) and seconds (for all problems, in "
+            "the run) are those of the last policy.",
             markdown_table(accuracy_rows(found)),
         ]
         if differences := difference_rows(found):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from infra.store.manifest import expect
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report import report
@@ -69,7 +70,8 @@ def sample_items(store: Store, made: Made, number: int, max_queries: int) -> Ite
     first = {row["query_id"]: row for row in islice(read_rows(store, queries), max_queries)}
     known = {(row["query_id"], row["sample"]): row for row in read_rows(store, judged) if row["query_id"] in first}
     used: dict[tuple[str, int], tuple[str, str]] = {}
-    for row in read_rows(store, pairs, ["query_id", "chosen_sample", "rejected_sample"]):
+    searched = any(name.startswith("searched") for name in expect(store, pairs).inputs)  # then no samples are paired
+    for row in () if searched else read_rows(store, pairs, ["query_id", "chosen_sample", "rejected_sample"]):
         used[row["query_id"], row["chosen_sample"]] = ("good", "chosen")
         used[row["query_id"], row["rejected_sample"]] = ("bad", "rejected")
     samples: dict[str, Rows] = defaultdict(list)

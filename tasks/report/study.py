@@ -37,7 +37,7 @@ def stages_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
 
 
 def cost_of(store: Store, summary: Mapping[str, Any]) -> dict[str, int]:
-    """What a cell cost, the steps that it shares with others included and evaluation left out.
+    """What a cell cost, the steps that it shares with others included; evaluation and its searches are left out.
 
     Returns the numbers of tokens `sampled` for training data and `trained` on (in all epochs).
 
@@ -45,7 +45,9 @@ def cost_of(store: Store, summary: Mapping[str, Any]) -> dict[str, int]:
         BadArtifact: an artifact of the run is missing or damaged.
     """
     made = report.manifests(store, report.made_by(store, summary))
-    counts = [each.counts for step, shards in made.items() if not step.startswith("answers") for each in shards]
+    counts = [
+        each.counts for step, shards in made.items() if not step.startswith(("answers", "search-")) for each in shards
+    ]
     names = {"sampled": "completion_tokens", "trained": "tokens_seen"}
     return {kind: sum(each.get(name) or 0 for each in counts) for kind, name in names.items()}
 

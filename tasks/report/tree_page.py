@@ -5,8 +5,9 @@ Like the report it needs no server, and shows model text as text only (`tasks/re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, groupby, islice
+from itertools import islice
 from typing import Any
 
 from markupsafe import Markup
@@ -17,13 +18,16 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report.report import PAGE, content_hash, page_environment
 from tasks.rewards.score import Verifier
-from tasks.search.answers import chosen_solution, solution_text
+from tasks.search.answers import chosen_solution, solution_text, trees
 from tasks.search.vote import Vote
 
+log = logging.getLogger(__name__)
 PROBLEMS = 12
 """Problems whose trees are shown."""
 MAX_NODES = 20_000
 """A tree with more nodes is left out: a browser would be slow."""
+MAX_TOTAL = 200_000
+"""Nodes of all trees on the page."""
 
 
 def trees_of(
@@ -38,15 +42,14 @@ def trees_of(
         verifier: grades each different answer, where the problem has a reference.
     """
     asked = {row["query_id"]: row for row in read_rows(store, problems, ["query_id", "query", "reference"])}
-    stream = chain.from_iterable(read_rows(store, shard) for shard in searched)
     with Limited(f"evals.graders:{verifier.replace('-', '_')}") as child:
 
         def grade(answer: str, reference: str) -> bool | None:
             found = child(answer, reference)
             return None if isinstance(found, NoResult) else bool(found["correct"])
 
-        for query_id, group in islice(groupby(stream, key=lambda row: str(row["query_id"])), PROBLEMS):
-            yield tree_of(name, asked[query_id], list(group), vote, grade)
+        for query_id, rows in islice(trees(store, searched), PROBLEMS):
+            yield tree_of(name, asked[query_id], rows, vote, grade)
 
 
 def tree_of(
@@ -67,29 +70,40 @@ def tree_of(
         "query": problem["query"],
         "reference": reference,
         "tokens": rows[0]["tokens"],
-        "scored": any(row["reward"] is not None for row in solved),
         "chosen": answer and answer["node"],
         "nodes": [
             [
-                *(row["parent"], row["text"], row["visits"], round(row["value"], 4), int(row["solution"])),
-                *((row["answer"], correct[row["answer"]]) if row["solution"] else (None, None)),
+                *(row["parent"], row["text"], row["visits"], int(row["solution"])),
+                *(
+                    (row["reward"], row["answer"], correct[row["answer"]])
+                    if row["solution"]
+                    else (row["value"] if row["visits"] else None, None, None)
+                ),
             ]
             for row in rows
         ],
     }
 
 
-def write_trees(write: Callable[[bytes], object], run: str, trees: Iterable[dict[str, Any]]) -> int:
-    """Write the page, in UTF-8, and return the number of trees on it; nothing is written if there is none.
+def tree_page(run: str, trees: Iterable[dict[str, Any]]) -> bytes | None:
+    """The page, in UTF-8; None if no tree is small enough.
 
     Args:
-        write: called with the page, piece by piece.
         run: the run's name.
-        trees: as `trees_of`; those with more than `MAX_NODES` nodes are left out.
+        trees: as `trees_of`; those with more than `MAX_NODES` nodes are left out, and so are those after `MAX_TOTAL`.
     """
-    shown = [tree for tree in trees if len(tree["nodes"]) <= MAX_NODES]
+    shown, total, left_out = list[dict[str, Any]](), 0, 0
+    for tree in trees:
+        count = len(tree["nodes"])
+        if count > MAX_NODES or total + count > MAX_TOTAL:
+            left_out += 1
+            continue
+        total += count
+        shown.append(tree)
+    if left_out:
+        log.warning("trees.html: %d trees are left out, since a browser would be slow with their nodes", left_out)
     if not shown:
-        return 0
+        return None
     script, style = ((PAGE / name).read_text() for name in ("tree.js", "tree.css"))
     index = [
         {**{key: tree[key] for key in ("search", "problem")}, "query": tree["query"][:80], "tree": number}
@@ -99,5 +113,4 @@ def write_trees(write: Callable[[bytes], object], run: str, trees: Iterable[dict
     given = {"run": run, "trees": shown, "index": index}
     hashes = {"script_hash": content_hash(script), "style_hash": content_hash(style)}
     own = {"script": Markup(script), "style": Markup(style)}  # noqa: S704  # the project's own
-    write(page.render(**given, **hashes, **own).encode())
-    return len(shown)
+    return page.render(**given, **hashes, **own).encode()

@@ -51,6 +51,13 @@ def as_response(query_id: str, sample: int, text: str, tokens: int) -> dict[str,
     }
 
 
+def trees(store: Store, searched: Sequence[Ref]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each tree by query id."""
+    stream = chain.from_iterable(read_rows(store, shard) for shard in searched)
+    for query_id, group in groupby(stream, key=lambda row: str(row["query_id"])):
+        yield query_id, list(group)
+
+
 @step
 def searched_answers(
     plan: Plan, store: Store, *, searched: Sequence[Ref], vote: Vote, policy: Ref, servers: Servers
@@ -60,17 +67,14 @@ def searched_answers(
     `completion_tokens` are all tokens that were sampled for the problem.
     """
     tokenizer = load_tokenizer(fetch_model(store, policy, servers.work_dir))
-    counts = {"problems": 0, "without a solution": 0, "completion_tokens": 0}
+    counts = {"problems": 0, "without a solution": 0}
 
     def rows() -> Iterator[dict[str, Any]]:
-        stream = chain.from_iterable(read_rows(store, shard) for shard in searched)
-        for query_id, group in groupby(stream, key=lambda row: str(row["query_id"])):
-            held = list(group)
+        for query_id, held in trees(store, searched):
             best = chosen_solution(held, vote)
             text = solution_text(held, best) if best else ""
             counts["problems"] += 1
             counts["without a solution"] += best is None
-            counts["completion_tokens"] += held[0]["tokens"]
             tokens = count_tokens(tokenizer, text)
             yield {**as_response(query_id, 0, text, tokens), "completion_tokens": held[0]["tokens"]}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,10 +28,12 @@ from infra.text.chat import load_tokenizer, prompt_text
 from tasks.mutual.judge import JudgeConfig, answer_tokens, judging, probability, request_about
 from tasks.responses.generate import QuarantineError, request_seed
 from tasks.rewards.score import reward_input_ids
-from tasks.search.calculator import MARKED
+from tasks.search.calculator import begun
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
 
 log = logging.getLogger(__name__)
+MANY = 20
+"""Steps of which at least one is expected to end with the delimiter."""
 MAX_CORRECTIONS = 16
 """Times that the calculator corrects a solution, before it is given up."""
 
@@ -77,6 +79,17 @@ class Wish(NamedTuple):
     tree: Tree
     rest: str = ""
     """What has been sampled after the node already."""
+
+    @property
+    def node(self) -> int:
+        """The node that is continued. A score has none."""
+        assert not isinstance(self.ask, Score)
+        return self.ask.node
+
+    @property
+    def text(self) -> str:
+        """What is continued."""
+        return self.tree.text(self.node) + self.rest
 
 
 @dataclass
@@ -124,51 +137,82 @@ class Asker:
     def _go_on_from_corrections(self, wishes: Mapping[str, Wish]) -> None:
         """Sample the rest of solutions that the calculator has cut off, each under the name of its solution and its
         place in it. One that is corrected more than `MAX_CORRECTIONS` times is given up."""
+        if self.calculator is None:
+            return
         going = {name: wish for name, wish in wishes.items() if isinstance(wish.ask, Solve)}
         for _ in range(MAX_CORRECTIONS):
             going = {
-                f"{name}+{place}": wish._replace(ask=Solve(wish.ask.node, 1), rest=wish.rest + each["text"])
+                f"{name}+{place}": wish._replace(ask=Solve(wish.node, 1), rest=wish.rest + each["text"])
                 for name, wish in going.items()
-                if not isinstance(wish.ask, Score)
                 for place, each in enumerate(self.ledger[name].get("samples", ()))
                 if each.get("corrected")
             }
             self._sample_all({name: wish for name, wish in going.items() if name not in self.ledger})
 
     def _result(self, name: str) -> Result:
-        """The result that the ledger holds: what the calculator has cut off, which is counted, goes on there."""
+        """The result that the ledger holds. A solution goes on where the calculator has cut it off; one that becomes
+        longer than `solution_tokens` by that is not whole."""
         record = self.ledger[name]
         if "samples" not in record:
             reward = record.get("reward")
             return float(reward) if reward is not None else None
         found = []
         for place, each in enumerate(record["samples"]):
-            self.counts["calculations corrected"] += bool(each.get("corrected"))
             sample = Sampled(each["text"], each["tokens"], each["ended"])
             rest = self._result(then) if (then := f"{name}+{place}") in self.ledger else None
             for more in rest if isinstance(rest, list) else ():
-                sample = Sampled(sample.text + more.text, sample.tokens + more.tokens, more.ended)
+                tokens = sample.tokens + more.tokens
+                whole = more.ended and tokens <= self.sampling.solution_tokens
+                sample = Sampled(sample.text + more.text, tokens, whole)
             found.append(sample)
         return found
 
+    def _records(self, name: str) -> Iterator[Mapping[str, Any]]:
+        """What the ledger holds of a wish, and of the continuations of its samples."""
+        record = self.ledger[name]
+        yield record
+        for place, _ in enumerate(record.get("samples", ())):
+            if (then := f"{name}+{place}") in self.ledger:
+                yield from self._records(then)
+
     def _count(self, wishes: Mapping[str, Wish]) -> None:
-        """Count what was refused and cut off. Raises `QuarantineError` if too many requests were refused."""
+        """Count what was refused, cut off and corrected. Raises `QuarantineError` if too many requests were refused."""
         for name, wish in wishes.items():
-            record = self.ledger[name]
-            refused = "quarantined" in record
-            self.counts["requests"] += 1
-            self.counts["refused"] += refused
-            if not isinstance(wish.ask, Score):
-                limit = "step_tokens" if isinstance(wish.ask, NextSteps) else "solution_tokens"
-                self.counts[f"cut at {limit}"] += sum("cut" in each for each in record.get("samples", ()))
-            if refused:
-                self._first = self._first or f"{name}: it {record['quarantined']}"
+            for record in self._records(name):
+                self.counts["requests"] += 1
+                if "quarantined" in record:
+                    self.counts["refused"] += 1
+                    self._first = self._first or f"{name}: it {record['quarantined']}"
+                samples = record.get("samples", ())
+                self.counts["calculations corrected"] += sum("corrected" in each or "fixed" in each for each in samples)
+                cut = sum("cut" in each and "corrected" not in each for each in samples)
+                if isinstance(wish.ask, NextSteps):
+                    self.counts["steps sampled"] += len(samples)
+                    self.counts["steps ended by the delimiter"] += sum(self._delimited(each) for each in samples)
+                    self.counts["cut at step_tokens"] += cut
+                elif isinstance(wish.ask, Solve):
+                    self.counts["cut at solution_tokens"] += cut
         if self.counts["refused"] > max(1, self.sampling.max_refused_share * self.counts["requests"]):
             raise QuarantineError(
                 f"{self.step}: {self.counts['refused']} of {self.counts['requests']} requests were refused, limit "
                 f"{self.sampling.max_refused_share:.1%}; the first is {self._first}; remove the cause (if they are too "
                 "long, raise serving.policy.max_model_len or serving.reward.max_model_len, or lower "
                 "sampling.solution_tokens), or raise sampling.max_refused_share"
+            )
+
+    def _delimited(self, sample: Mapping[str, Any]) -> bool:
+        return bool(sample["text"].endswith(self.format.delimiter))
+
+    def warn_without_steps(self) -> None:
+        """Warn if none of many steps ended with the delimiter: then each is a whole solution, or a piece of one."""
+        sampled = self.counts["steps sampled"]
+        if sampled >= MANY and not self.counts["steps ended by the delimiter"]:
+            log.warning(
+                "%s: none of %d steps ended with %r, so that there was little to search: set steps.delimiter to what "
+                "ends a step in the policy's solutions, or use a policy that writes in steps",
+                self.step,
+                sampled,
+                self.format.delimiter,
             )
 
     def _sample(self, wishes: Mapping[str, Wish], count: int, *, stepwise: bool) -> None:
@@ -187,14 +231,14 @@ class Asker:
 
         def request_for(name: str) -> Request:
             wish = wishes[name]
-            assert not isinstance(wish.ask, Score)
             prompt = prompt_text(self.policy, [{"role": "user", "content": self.queries[wish.query_id]}])
-            text = prompt + wish.tree.text(wish.ask.node) + wish.rest
+            text = prompt + wish.text
             seed = request_seed(limits.seed, name) if limits.request_seeds else None
             return Request(name, self.policy.encode(text, add_special_tokens=False), seed)
 
         def keep(request: Request, completions: list[Completion]) -> None:
-            samples = [self._sample_of(each, stepwise=stepwise) for each in completions]
+            before = begun(wishes[request.request_id].text) if self.calculator else ""
+            samples = [self._sample_of(each, before, stepwise=stepwise) for each in completions]
             self.ledger.append(request.request_id, {"samples": samples})
 
         def refused(request: Request, reason: str) -> None:
@@ -212,7 +256,8 @@ class Asker:
         )
         asyncio.run(asking)
 
-    def _sample_of(self, completion: Completion, *, stepwise: bool) -> dict[str, Any]:
+    def _sample_of(self, completion: Completion, before: str, *, stepwise: bool) -> dict[str, Any]:
+        """What the ledger keeps of a sample. `before`: a calculation that was begun before it."""
         text, ended = completion.text, completion.finish_reason == "stop"
         if stepwise:  # the delimiter ends a step, and only the answer or an end token the solution
             cut = text.endswith(self.format.delimiter)
@@ -221,14 +266,25 @@ class Asker:
         found = {"text": text, "tokens": completion.tokens, "ended": ended}
         if completion.finish_reason != "stop":
             found["cut"] = True
-        fixed = self.calculator(text) if self.calculator and MARKED.search(text) else None
-        if isinstance(fixed, NoResult):
+        return found | self._corrections(text, before)
+
+    def _corrections(self, text: str, before: str) -> dict[str, Any]:
+        """What changes in a sample by the calculator. The policy goes on after a corrected value, unless only the end
+        of the step followed it."""
+        if self.calculator is None or ">>" not in text:
+            return {}
+        found = self.calculator(before + text)
+        if isinstance(found, NoResult):
             log.warning(
-                "%s: a calculation is left as it is: the calculator gave no result (%s)", self.step, fixed.reason
+                "%s: a calculation is left as it is: the calculator gave no result (%s)", self.step, found.reason
             )
-        elif fixed is not None:
-            found |= {"text": fixed, "ended": False, "corrected": True}
-        return found
+            return {}
+        if found is None or not found[0].startswith(before):
+            return {}
+        fixed, rest = found[0].removeprefix(before), found[1]
+        if not self.format.bare(rest):
+            return {"text": fixed + rest, "fixed": True}
+        return {"text": fixed, "ended": False, "corrected": True}
 
 
 def generative(

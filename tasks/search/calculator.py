@@ -15,19 +15,27 @@ TIMEOUT_S = 2.0
 MEMORY_BYTES = 1 << 30
 _TOKEN = re.compile(r"\s*(\d+\.\d*|\.\d+|\d+|\*\*|[-+*/()^%])")
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "$": " ", "€": " ", "£": " "})
+_NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?(\d*)\s*%?\s*")
+_RELATIVE = re.compile(r"[-+]\s*[\d.]+\s*%")  # "100 - 20%" is 80 to some, and 99.8 to others
 _LARGEST_EXPONENT = 64
+_MOST_BITS = 4_096  # of a power
 _DECIMALS = 6  # of a value that the calculator writes
+_TOO_LARGE = 10**15
+_LONGEST = 270  # characters of a marked calculation
 
 
 def value_of(text: str) -> Fraction:
     """The value of an arithmetic expression: numbers, + - * / ^ **, per cent, parentheses and currency signs.
 
     Raises:
-        ValueError: it is none, or an exponent is not a whole number of at most 64.
+        ValueError: it is none, a percentage is added or subtracted, an exponent is not a whole number of at most 64,
+            or a power is too large.
         ZeroDivisionError: it divides by zero.
         RecursionError: parentheses are nested too deeply.
     """
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.translate(_SIGNS))
+    if _RELATIVE.search(plain):
+        raise ValueError(f"{text!r} adds or subtracts a percentage, of which it does not say")
     tokens, at = list[str](), 0
     while plain[at:].strip():
         found = _TOKEN.match(plain, at)
@@ -85,34 +93,40 @@ def _power(tokens: list[str]) -> Fraction:
         exponent = _signed(tokens)
         if exponent.denominator != 1 or abs(exponent) > _LARGEST_EXPONENT:
             raise ValueError(f"exponent {exponent}: expected a whole number of at most {_LARGEST_EXPONENT}")
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) * abs(exponent) > _MOST_BITS:
+            raise ValueError("a power is too large")
         return value ** int(exponent)
     return value
 
 
 def is_right(value: Fraction, written: str) -> bool:
-    """Whether a written value is that of the expression; one with decimals may be rounded, or cut off after them.
+    """Whether a written value is that of the expression; a number with decimals may be rounded, or cut off after them.
 
     Raises as `value_of`.
     """
     read = value_of(written)
-    decimals = len(found[1]) if (found := re.search(r"\.(\d+)", written)) else 0
+    number = _NUMBER.fullmatch(written.translate(_SIGNS))
+    decimals = len(number[1]) if number and number[1] else 0
     last = Fraction(1, 10**decimals) / (100 if "%" in written else 1)
     is_cut_off = read * value >= 0 and 0 <= abs(value) - abs(read) < last
     return value == read or (decimals > 0 and (is_cut_off or abs(value - read) <= last / 2))
 
 
-def shown(value: Fraction) -> str:
-    """A value in digits: exact if it is whole, else rounded to six decimals."""
-    if value.denominator == 1:
-        return str(value.numerator)
-    return f"{float(value):.{_DECIMALS}f}".rstrip("0").rstrip(".")
+def shown(value: Fraction) -> str | None:
+    """A value in digits: exact if it is whole, else rounded to six decimals; None if it is too large or too small."""
+    scaled = round(abs(value) * 10**_DECIMALS)
+    if abs(value) >= _TOO_LARGE or (value and not scaled):
+        return None
+    whole, rest = divmod(scaled, 10**_DECIMALS)
+    digits = f"{whole}.{rest:0{_DECIMALS}d}".rstrip("0").rstrip(".")
+    return f"-{digits}" if value < 0 else digits
 
 
-def corrected(text: str) -> str | None:
-    """The text up to its first wrong calculation, which has the right value now; None if no calculation is wrong.
+def corrected(text: str) -> tuple[str, str] | None:
+    """The text up to its first wrong calculation, which has the right value now, and what followed it; None if no
+    calculation is wrong.
 
-    What follows a wrong value was written in its light, so it is cut off. Calculations that cannot be read are left
-    alone.
+    Calculations that cannot be read, or whose value cannot be written in a few digits, are left alone.
     """
     for found in MARKED.finditer(text):
         expression, written = found.groups()
@@ -121,6 +135,13 @@ def corrected(text: str) -> str | None:
             right = is_right(value, written)
         except (ValueError, ArithmeticError, RecursionError):
             continue
-        if not right:
-            return f"{text[: found.start()]}<<{expression}={shown(value)}>>"
+        if not right and (digits := shown(value)) is not None:
+            return f"{text[: found.start()]}<<{expression}={digits}>>", text[found.end() :]
     return None
+
+
+def begun(text: str) -> str:
+    """The calculation that is begun at the end of a text, and goes on in what follows; "" if there is none."""
+    tail = text[-_LONGEST:]
+    at = tail.rfind("<<")
+    return tail[at:] if at >= 0 and ">>" not in tail[at:] else ""

@@ -78,7 +78,7 @@ def search_problems(
     sampling: SearchSampling,
     format: StepFormat,
     judge: JudgeConfig | None,
-    verifier: Verifier,
+    verifier: Verifier | None,
     queries: Ref,
     policy: Ref,
     reward_model: Ref | None,
@@ -94,7 +94,7 @@ def search_problems(
         judge: how a generative reward model is asked; None for a sequence classifier.
         reward_model: scores finished solutions; None only with strategy `sampling`, whose solutions have no reward
             then.
-        verifier: reads the answer of a solution, for votes.
+        verifier: reads the answer of a solution, for votes and `config.agree`; None: answers are not read.
 
     Raises:
         BadInput: the strategy needs a reward model, and there is none.
@@ -112,13 +112,15 @@ def search_problems(
     problems = [Problem(query_id, config, scored=scored) for query_id in asked]
     with (
         shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger,
-        Limited(f"evals.graders:{verifier.replace('-', '_')}") as child,
+        Limited(f"evals.graders:{(verifier or 'short_answer').replace('-', '_')}") as child,
         Limited("tasks.search.calculator:corrected", timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES) as calculator,
     ):
 
         def read(name: str, text: str, known: Sequence[str | None]) -> str | None:
             """The answer; one that the grader finds equal to an answer so far is that one. It is remembered, so that a
             search that goes on after a kill decides as before."""
+            if verifier is None:
+                return None
             if name not in ledger:
                 same = (each for each in dict.fromkeys(known) if each is not None and agrees(text, each))
                 ledger.append(name, {"answer": next(same, None) or answer_in(text)})
@@ -148,6 +150,7 @@ def search_problems(
                 for each in active:
                     each.go_on([results[name] for name in named(each.query_id, each.turn, each.asks or [])], read)
                 active = [each for each in active if each.asks]
+        asker.warn_without_steps()
         counts = {
             "problems": len(problems),
             "without a solution": sum(not each.tree.solutions for each in problems),

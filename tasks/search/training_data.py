@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, groupby
 from typing import Any
 
 from infra.errors import BadInput
@@ -19,16 +18,9 @@ from infra.text.chat import count_tokens, load_tokenizer, prompt_text
 from tasks.mutual.adapt import StepFormat, write_solutions
 from tasks.mutual.pair import OutcomePairConfig
 from tasks.responses.perplexity import name_of
-from tasks.search.answers import as_response, solution_text
+from tasks.search.answers import as_response, solution_text, trees
 
 Rows = list[dict[str, Any]]
-
-
-def trees(store: Store, searched: Sequence[Ref]) -> Iterator[tuple[str, Rows]]:
-    """The rows of each tree by query id."""
-    stream = chain.from_iterable(read_rows(store, shard) for shard in searched)
-    for query_id, group in groupby(stream, key=lambda row: str(row["query_id"])):
-        yield query_id, list(group)
 
 
 @step
@@ -74,7 +66,7 @@ def best_paths(
     """Write the table `longcot` of the right solution of each tree that the reward model likes best.
 
     Raises:
-        BadInput: no right solution is in the step format.
+        BadInput: no question was solved, or no right solution is in the step format.
     """
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     right = verified(store, scores)
@@ -82,12 +74,18 @@ def best_paths(
 
     def rows() -> Iterator[dict[str, Any]]:
         for query_id, held in trees(store, searched):
-            best = next((row for row in solved(held, right) if row["right"]), None)
+            found = [row for row in solved(held, right) if row["right"]]
+            best = next((row for row in found if format.steps.parse(row["text"].strip()).ok), None)
             if best is None:
-                funnel["dropped: no right solution"] += 1
+                funnel["dropped: no right solution in the step format" if found else "dropped: no right solution"] += 1
                 continue
             plain = {"query_id": query_id, "sample": best["node"], "query": texts[query_id]}
             yield {**plain, "solution": best["text"], "reward": best["reward"]}
+        if funnel["dropped: no right solution"] == funnel.total():
+            raise BadInput(
+                f"{plan.step}: the search solved none of {funnel.total()} questions: use easier ones, or raise "
+                "improve.search.search.tokens"
+            )
 
     return write_solutions(plan, store, format, rows(), funnel)
 
@@ -161,13 +159,14 @@ def pair_siblings(
             made = {"query_id": query_id, "iteration": iteration}
             made["prompt"] = prompt_text(tokenizer, [{"role": "user", "content": texts[query_id]}])
             for side, row in zip(("chosen", "rejected"), found, strict=True):
-                made |= {side: row["text"], f"{side}_sample": row["node"], f"{side}_score": row["reward"]}
-                made[f"{side}_tokens"] = count_tokens(tokenizer, row["text"])
+                text = row["text"].rstrip()  # an end token follows, and not a delimiter before it
+                made |= {side: text, f"{side}_sample": row["node"], f"{side}_score": row["reward"]}
+                made[f"{side}_tokens"] = count_tokens(tokenizer, text)
             yield made
         if not funnel["kept"]:
             raise BadInput(
-                f"{plan.step}: no tree has a right solution beside a wrong one ({dict(funnel)}): use other questions "
-                "or a larger search.tokens, or lower pair.min_probability"
+                f"{plan.step}: no tree has a right solution beside a wrong one ({dict(funnel)}): use other questions, "
+                "raise improve.search.search.tokens, or lower improve.pair.min_probability"
             )
 
     return write_table(store, plan.step, plan.key, PAIRS, batched(rows()), plan.provenance, counts=lambda: dict(funnel))

@@ -13,7 +13,7 @@ SMALL = (
     "config.improve.choose.limit=120",
     "config.improve.reward.epochs=1",
     "config.improve.shards=1",
-    'config.improve.search={"search": {"tokens": 60}, "learn": "solutions", "verifier": "short-answer", '
+    'config.improve.search={"search": {"tokens": 60}, "learn": "solutions", '
     '"sampling": {"step_tokens": 32, "solution_tokens": 160, "request_seeds": false}, '
     '"sft": {"epochs": 1, "learning_rate": 1e-4, "batch": 16, "micro_batch": 8, "max_length": 320}}',
     'config.search.searches=[{"name": "mctsg-4", "search": {"tokens": 100}}, '

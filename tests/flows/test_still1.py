@@ -78,6 +78,9 @@ def test_policy_and_reward_model_are_trained_and_search(tmp_path: Path) -> None:
             {"serving": {"share_devices": True}, "improve": {"search": {}}},
             "improve.search: serving.share_devices is true",
         ),
+        ({"improve": {"search": {"verifier": "math500"}}}, "needed with `search.agree`, and only then"),
+        ({"improve": {"search": {"learn": "pairs", "sft": {"epochs": 9}}}}, "there is no SFT: leave it out"),
+        ({"improve": {"rounds": 0}}, "search is set, but without rounds there is no reward model"),
         ({"improve": {"judge": {"right": "no"}}}, "the two answers must differ"),
     ],
 )

@@ -91,7 +91,8 @@ def test_arms_of_still1_are_seeded_where_they_sample_and_train() -> None:
     assert one.search is None
     assert one.improve.search is not None
     seeds = (one.sft.seed, one.improve.dpo.seed, one.improve.reward.seed, one.improve.choose.seed)
-    assert (*seeds, one.improve.generate.seed, one.improve.search.sampling.seed) == (2,) * 6
+    more = (one.improve.generate.seed, one.improve.search.sampling.seed, one.improve.search.sft.seed)
+    assert (*seeds, *more) == (2,) * 7
     assert found["mutual/3"].search is not None
     assert found["mutual/3"].search.sampling.seed == 3
     assert found["unseen-topic/1"].improve.queries.draw.caps == {"ordering": 0}

@@ -2,7 +2,7 @@
 // Shows a problem's search tree. Model text is untrusted: it is only ever put into text nodes, never into markup.
 
 const byId = (id) => document.getElementById(id);
-const index = JSON.parse(byId("index").textContent); // {search, problem, query, tree, nodes} of each tree
+const index = JSON.parse(byId("index").textContent); // {search, problem, query, tree} of each tree
 const SVG = "http://www.w3.org/2000/svg";
 const ACROSS = 72; // pixels from a step to the next
 const DOWN = 16; // pixels from a leaf to the next
@@ -28,7 +28,7 @@ function shape(tag, attributes, ...children) {
 
 function read(number) {
   const held = JSON.parse(byId(`tree-${number}`).textContent);
-  const nodes = held.nodes.map(([parent, text, visits, value, solution, answer, correct], at) => {
+  const nodes = held.nodes.map(([parent, text, visits, solution, value, answer, correct], at) => {
     return { at, parent, text, visits, value, solution, answer, correct, children: [], right: 0, wrong: 0 };
   });
   for (const node of nodes) if (node.parent !== null) nodes[node.parent].children.push(node);
@@ -77,6 +77,7 @@ function layOut() {
 }
 
 function colour(value) {
+  if (value === null) return "transparent";
   const share = tree.highest > tree.lowest ? (value - tree.lowest) / (tree.highest - tree.lowest) : 1;
   return `color-mix(in srgb, rgb(var(--high)) ${Math.round(100 * share)}%, rgb(var(--low)))`;
 }
@@ -117,12 +118,12 @@ function draw() {
 // --- the selected node ---
 
 function facts(node) {
-  const reward = `reward ${node.value.toFixed(3)}`;
+  const reward = node.value === null ? "not scored" : `reward ${node.value.toFixed(3)}`;
   if (node.solution) {
     const graded = node.correct === null ? "" : node.correct ? ", right" : ", wrong";
-    return `answer ${node.answer ?? "none"}${graded}, ${tree.scored ? reward : "not scored"}${node.at === tree.chosen ? ", chosen" : ""}`;
+    return `answer ${node.answer ?? "none"}${graded}, ${reward}${node.at === tree.chosen ? ", chosen" : ""}`;
   }
-  return `${node.visits} attempts, mean ${reward}${node.wrongTurn ? ", wrong turn" : ""}`;
+  return `${node.visits} attempts, ${node.value === null ? reward : `mean ${reward}`}${node.wrongTurn ? ", wrong turn" : ""}`;
 }
 
 function select(at) {
@@ -153,7 +154,7 @@ function fold() {
 
 function show(entry) {
   tree = read(entry.tree);
-  const values = tree.nodes.filter((node) => node.visits).map((node) => node.value);
+  const values = tree.nodes.map((node) => node.value).filter((value) => value !== null);
   tree.lowest = Math.min(...values);
   tree.highest = Math.max(...values);
   const [root] = tree.nodes;

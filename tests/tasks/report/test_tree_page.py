@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tasks.report.tree_page import MAX_NODES, tree_of, write_trees
+from tasks.report.tree_page import MAX_NODES, tree_of, tree_page
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> <!--"
 
@@ -45,8 +45,9 @@ def grade(text: str, reference: str) -> bool:
 
 def written(folder: Path, *trees: dict[str, Any]) -> Path:
     path = folder / "trees.html"
-    with path.open("wb") as out:
-        assert write_trees(out.write, "brave-run", trees) == len(trees)
+    page = tree_page("brave-run", trees)
+    assert page is not None
+    path.write_bytes(page)
     return path
 
 
@@ -141,8 +142,17 @@ def test_a_tree_of_two_thousand_nodes_is_drawn(browser, tmp_path):
     page.close()
 
 
-def test_trees_too_large_for_a_browser_are_left_out(tmp_path):
-    big = {**tree_of("mctsg", PROBLEM, ROWS, "best", grade), "nodes": [[]] * (MAX_NODES + 1)}
-    pieces: list[bytes] = []
-    assert write_trees(pieces.append, "run", [big]) == 0
-    assert not pieces
+def test_trees_too_large_for_a_browser_are_left_out():
+    small = tree_of("mctsg", PROBLEM, ROWS, "best", grade)
+    big = {**small, "nodes": [[]] * (MAX_NODES + 1)}
+    assert tree_page("run", [big]) is None
+    both = tree_page("run", [big, small])
+    assert both is not None
+    assert both.count(b'id="tree-') == 1
+
+
+def test_a_solution_that_was_not_scored_is_told_from_one_without_reward():
+    rows = [*ROWS[:5], {**ROWS[5], "reward": None}, {**ROWS[6], "reward": 0.0}]
+    shown = tree_of("mctsg", PROBLEM, rows, "best", grade)["nodes"]
+    assert [node[4] for node in shown[-2:]] == [None, 0.0]
+    assert tree_of("sampling", PROBLEM, [{**ROWS[0], "visits": 0}], "majority", grade)["nodes"][0][4] is None

@@ -151,12 +151,12 @@ def test_a_wrong_calculation_is_corrected_and_the_policy_goes_on(world, queries,
         if "logprob_token_ids" in body:
             return policy_and_judge(body)
         known = body["prompt"].count(IDS["<|unk|>"])  # a calculation is one unknown word of the nano world
-        rest = [" <<1+1=3>> . <<2+2=4>> . answer : 3 .", " . <<2+2=5>> . answer : 5 .", " . answer : 4 ."][
-            min(2, known)
-        ]
+        more = [" <<1+1=3>> . <<2+2=4>> . answer : 3 .", " <<2+2=5>> . answer : 5 .", " answer : 4 ."]
+        rest = more[min(2, known)] if body["prompt"][-1] != 1 else " ." + more[min(2, known)]  # 1: an unknown word
         stopped = bool(body["stop"])
-        text = rest.partition(" .")[0] if stopped and not rest.startswith(" . ") else rest
-        choice = {"text": text, "finish_reason": "stop", "token_ids": [9] * 5, "stop_reason": None}
+        text = rest.partition(" .")[0] if stopped else rest  # vLLM cuts the stop string off
+        choice = {"text": text, "finish_reason": "stop", "token_ids": [9] * 5}
+        choice["stop_reason"] = " ." if stopped else None
         return {"choices": [{**choice, "index": index} for index in range(body["n"])]}
 
     def searched(key, dies_after=None):

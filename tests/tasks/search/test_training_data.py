@@ -86,7 +86,7 @@ def test_the_best_right_path_in_the_step_format_is_learned(world, given):
     assert (row["solution"], row["reward"], row["thoughts"]) == ("1 + 1 = 2 . answer : 3 .", pytest.approx(0.9), "")
     counts = world.counts(made)
     assert counts["dropped: no right solution"] == 2
-    assert counts["dropped: missing_answer"] == 1
+    assert counts["dropped: no right solution in the step format"] == 1
 
 
 def test_the_branches_that_part_latest_are_compared(world, given, model):
