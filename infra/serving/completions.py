@@ -257,9 +257,22 @@ async def complete(
 
 async def sample(client: Client, served_name: str, request: Request, sampling: Sampling) -> list[Completion]:
     """The `sampling.n` completions of one request. Raises as `Client.post`."""
+    (found,) = await sample_together(client, served_name, [request], sampling)
+    return found
+
+
+async def sample_together(
+    client: Client, served_name: str, requests: Sequence[Request], sampling: Sampling
+) -> list[list[Completion]]:
+    """The `sampling.n` completions of each request, all asked for in one HTTP request.
+
+    Several have no seeds, since a seed is that of the whole HTTP request. Raises as `Client.post`.
+    """
+    first, count = requests[0], len(requests)
+    assert count == 1 or all(each.seed is None for each in requests)
     payload: dict[str, Any] = {
         "model": served_name,
-        "prompt": list(request.prompt_ids),
+        "prompt": list(first.prompt_ids) if count == 1 else [list(each.prompt_ids) for each in requests],
         "n": sampling.n,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -275,13 +288,20 @@ async def sample(client: Client, served_name: str, request: Request, sampling: S
     if sampling.first_log_probs:
         payload |= {"logprobs": len(sampling.first_log_probs), "logprob_token_ids": list(sampling.first_log_probs)}
         payload["return_tokens_as_token_ids"] = True
-    if request.seed is not None:
-        payload["seed"] = request.seed
-    what = f"request {request.request_id} ({len(request.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
-    answer = await client.post("/v1/completions", payload, what, request.request_id)
-    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-    if len(choices) != sampling.n:
-        raise CompletionError(f"{what}: asked for {sampling.n} samples, got {len(choices)}")
+    if first.seed is not None:
+        payload["seed"] = first.seed
+    what = f"request {first.request_id} ({len(first.prompt_ids)} prompt tokens, {sampling.max_tokens} to sample)"
+    what += f" and {count - 1} more" if count > 1 else ""
+    answer = await client.post("/v1/completions", payload, what, first.request_id)
+    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))  # those of the first prompt come first
+    if len(choices) != sampling.n * count:
+        raise CompletionError(f"{what}: asked for {sampling.n * count} samples, got {len(choices)}")
+    shares = (choices[place * sampling.n : (place + 1) * sampling.n] for place in range(count))
+    return [_completions(own, request, sampling) for own, request in zip(shares, requests, strict=True)]
+
+
+def _completions(choices: Sequence[dict[str, Any]], request: Request, sampling: Sampling) -> list[Completion]:
+    """The completions of one request. Raises `CompletionError` if log-probabilities that were asked for are missing."""
     return [
         Completion(
             text=choice["text"] + _stop_string(choice),

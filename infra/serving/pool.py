@@ -21,7 +21,15 @@ from typing import NamedTuple, Protocol
 
 from infra.processes.causes import cause
 from infra.processes.watchdog import refuse_when_ending
-from infra.serving.completions import Client, Completion, RefusedError, Request, Sampling, UnreachableError, sample
+from infra.serving.completions import (
+    Client,
+    Completion,
+    RefusedError,
+    Request,
+    Sampling,
+    UnreachableError,
+    sample_together,
+)
 from infra.serving.vllm_server import ServerError
 
 log = logging.getLogger(__name__)
@@ -218,6 +226,16 @@ class Schedule:
         self._queue.lost(server)
 
 
+def packed(groups: Iterable[Sequence[str]], together: int) -> dict[str, list[str]]:
+    """The requests of each group in packs of up to `together`, by name; a pack of one has its request's name."""
+    packs: dict[str, list[str]] = {}
+    for group in groups:
+        for begin in range(0, len(group), together):
+            own = list(group[begin : begin + together])
+            packs[own[0] if len(own) == 1 else f"{own[0]} and {len(own) - 1} more"] = own
+    return packs
+
+
 async def complete_on(
     pool: Pool,
     groups: Iterable[Sequence[str]],
@@ -227,17 +245,20 @@ async def complete_on(
     max_in_flight: int,
     on_result: Callable[[Request, list[Completion]], None],
     on_quarantine: Callable[[Request, str], None],
+    together: int = 1,
 ) -> None:
     """Sample for every request of `groups`, with `max_in_flight` requests at a time on each living server of the pool.
 
-    A request that was in flight when a server died is a suspect. It is sent again with no other suspect beside it, and
-    if that server dies too, it is quarantined.
+    Up to `together` requests of a group travel in one HTTP request, which saves most of the cost of short ones; if it
+    is refused, each is sent alone. A request that was in flight when a server died is a suspect. It is sent again with
+    no other suspect beside it, and if that server dies too, it is quarantined.
 
     Args:
         groups: request ids; those of a group share a prompt prefix.
         request: makes the request of an id, when its turn has come.
         on_result: gets each finished request; one call of it or of `on_quarantine` at a time.
         on_quarantine: gets each quarantined request and the reason.
+        together: more than 1 only for requests without seeds.
 
     Raises:
         infra.serving.vllm_server.ServerError: no server is left.
@@ -245,8 +266,11 @@ async def complete_on(
             every request, since it has no such model or our key is wrong. Whatever `on_result` and `on_quarantine`
             raise ends the run as well.
     """
-    found = [list(group) for group in groups]
-    shard = _Shard(pool, Schedule(found), sum(map(len, found)), request, sampling, on_result, on_quarantine)
+    most = max(1, max_in_flight // together)
+    by_group = [packed([group], together) for group in groups]
+    packs = {name: own for group in by_group for name, own in group.items()}
+    unfinished = sum(map(len, packs.values()))
+    shard = _Shard(pool, Schedule(by_group), packs, unfinished, request, sampling, on_result, on_quarantine)
     clients: dict[Server, Client] = {}
     try:
         async with AsyncExitStack() as opened, asyncio.TaskGroup() as sending:
@@ -256,7 +280,7 @@ async def complete_on(
                         clients[server] = await opened.enter_async_context(
                             Client(server.url, max_in_flight=max_in_flight, alive=server.check, headers=server.headers)
                         )
-                while dealt := shard.deal(clients, max_in_flight):
+                while dealt := shard.deal(clients, most):
                     server, turn = dealt
                     sending.create_task(shard.send(server, clients[server], turn))
                 refuse_when_ending()
@@ -274,6 +298,8 @@ class _Shard:
 
     pool: Pool
     schedule: Schedule
+    packs: dict[str, list[str]]
+    """The requests that travel together, by the name that the schedule knows them by."""
     unfinished: int
     request: Callable[[str], Request]
     sampling: Sampling
@@ -304,30 +330,37 @@ class _Shard:
             self.changed.set()
 
     async def ask(self, server: Server, client: Client, turn: Turn) -> None:
-        """Send one request. If the server dies, the request becomes a suspect, or a suspect is quarantined."""
+        """Send the requests of a turn. If the server dies, each becomes a suspect, or a suspect is quarantined."""
         try:
             server.check()
         except ServerError as error:  # it died before this request could reach it
             self.schedule.put_back(turn)
             await self.lost(server, error)
             return
-        request = self.request(turn.request_id)
+        names = self.packs.get(turn.request_id, [turn.request_id])
+        requests = [self.request(name) for name in names]
         try:
-            completions = await sample(client, server.served_name, request, self.sampling)
+            completions = await sample_together(client, server.served_name, requests, self.sampling)
         except RefusedError as error:
-            self.on_quarantine(request, f"was refused: {str(error)[:500]}")
+            if len(names) > 1:  # one of them is the cause
+                for name in reversed(names):
+                    self.schedule.put_back(Turn(name, suspect=False))
+                return
+            self.on_quarantine(requests[0], f"was refused: {str(error)[:500]}")
             self.unfinished -= 1
         except (ServerError, UnreachableError) as error:
             if turn.suspect:
-                self.on_quarantine(request, f"killed a server twice: {cause(str(error))}")
+                self.on_quarantine(requests[0], f"killed a server twice: {cause(str(error))}")
                 self.pool.quarantined()
                 self.unfinished -= 1
             else:
-                self.schedule.suspect(turn.request_id)
+                for name in names:
+                    self.schedule.suspect(name)
             await self.lost(server, error)
         else:
-            self.on_result(request, completions)
-            self.unfinished -= 1
+            for request, found in zip(requests, completions, strict=True):
+                self.on_result(request, found)
+                self.unfinished -= 1
 
     async def lost(self, server: Server, error: Exception) -> None:
         self.schedule.lost(server)

@@ -36,6 +36,9 @@ from infra.text.templates import filled
 from tasks.responses.generate import QuarantineError
 from tasks.responses.perplexity import name_of, quarantine
 
+TOGETHER = 32
+"""Solutions in one HTTP request: a request samples one token, so that its own cost is most of it."""
+
 
 class JudgeConfig(BaseModel):
     """How the reward model is asked whether a solution is right."""
@@ -48,7 +51,7 @@ class JudgeConfig(BaseModel):
     )
     right: str = Field("Yes", min_length=1, description="The answer if a solution is right.")
     wrong: str = Field("No", min_length=1, description="The answer if it is wrong.")
-    in_flight: int = Field(64, ge=1, description="Concurrent requests per server.")
+    in_flight: int = Field(256, ge=1, description="Concurrent requests per server.")
     max_quarantined_share: float = Field(
         0.01,
         ge=0,
@@ -187,6 +190,7 @@ def ask_all(
             request_for,
             judging(tokens),
             max_in_flight=config.in_flight,
+            together=TOGETHER,
             on_result=keep,
             on_quarantine=partial(quarantine, step, ledger),
         )

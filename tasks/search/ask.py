@@ -25,13 +25,15 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.text.chat import load_tokenizer, prompt_text
-from tasks.mutual.judge import JudgeConfig, answer_tokens, judging, probability, request_about
+from tasks.mutual.judge import TOGETHER, JudgeConfig, answer_tokens, judging, probability, request_about
 from tasks.responses.generate import QuarantineError, request_seed
 from tasks.rewards.score import reward_input_ids
 from tasks.search.calculator import begun
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
 
 log = logging.getLogger(__name__)
+STEPS_TOGETHER = 8
+"""Requests for steps or solutions in one HTTP request, if they have no seeds."""
 MANY = 20
 """Steps of which at least one is expected to end with the delimiter."""
 MAX_CORRECTIONS = 16
@@ -245,12 +247,15 @@ class Asker:
             log.warning("%s: request %s is left out: it %s", self.step, request.request_id, reason)
             self.ledger.append(request.request_id, {"quarantined": reason})
 
+        # Those of a problem share a prefix. Without seeds, neighbours of several problems travel together.
+        in_order = [name for group in groups.values() for name in group]
         asking = complete_on(
             self.pool,
-            list(groups.values()),
+            list(groups.values()) if limits.request_seeds else [in_order],
             request_for,
             sampling,
             max_in_flight=limits.in_flight,
+            together=1 if limits.request_seeds else STEPS_TOGETHER,
             on_result=keep,
             on_quarantine=refused,
         )
@@ -314,6 +319,7 @@ def generative(
             request_for,
             judging(tokens),
             max_in_flight=in_flight,
+            together=TOGETHER,
             on_result=lambda request, found: keep(
                 request.request_id, {"reward": probability(found[0].first_log_probs)}
             ),

@@ -29,7 +29,7 @@ class FakeVllm(Endpoint):
 
         def reply(number: int) -> tuple[int, Any]:
             answer = answers.get(self.paths[number - 1].rsplit("/", 1)[-1])
-            found = answer(self.asked[number - 1]) if answer else {"status": 404}
+            found = each_prompt(answer, self.asked[number - 1]) if answer else {"status": 404}
             return found.get("status", 200), found
 
         super().__init__(reply)
@@ -39,6 +39,20 @@ class FakeVllm(Endpoint):
             raise ServerError("the server died")
 
     def stop(self) -> None: ...
+
+
+def each_prompt(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request of one prompt, or of several: then the choices of all, or the first failure."""
+    prompts = body.get("prompt")
+    if not (isinstance(prompts, list) and prompts and isinstance(prompts[0], list)):
+        return answer(body)
+    choices: list[dict[str, Any]] = []
+    for prompt in prompts:
+        found = answer({**body, "prompt": prompt})
+        if "status" in found:
+            return found
+        choices += [{**each, "index": len(choices) + each["index"]} for each in found["choices"]]
+    return {"choices": choices}
 
 
 class TinyServers:

@@ -67,8 +67,12 @@ class Stub:
                 if name in refused:
                     self.send_error(refusal, "the prompt has 9000 tokens, the model's maximum is 8192")
                     return
-                choices = [{"index": 0, "text": name, "finish_reason": "stop", "token_ids": [1]}]
-                text = json.dumps({"choices": choices, "usage": {"prompt_tokens": len(body["prompt"])}}).encode()
+                prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+                choices = [
+                    {"index": place, "text": str(prompt[0]), "finish_reason": "stop", "token_ids": [1]}
+                    for place, prompt in enumerate(prompts)
+                ]
+                text = json.dumps({"choices": choices}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -109,7 +113,7 @@ def stub() -> Iterator[Callable[..., Stub]]:
         server.close()
 
 
-def run(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[str], dict[str, str]]:
+def run(pool: Pool, groups: list[list[str]], in_flight: int = 3, together: int = 1) -> tuple[list[str], dict[str, str]]:
     """The answered requests, in order, and the reasons by quarantined request."""
     answered: list[str] = []
     quarantined: dict[str, str] = {}
@@ -121,6 +125,7 @@ def run(pool: Pool, groups: list[list[str]], in_flight: int = 3) -> tuple[list[s
         max_in_flight=in_flight,
         on_result=lambda request, _: answered.append(request.request_id),
         on_quarantine=lambda request, reason: quarantined.update({request.request_id: reason}),
+        together=together,
     )
     asyncio.run(running)
     return answered, quarantined
@@ -280,6 +285,38 @@ def test_a_bad_answer_and_an_error_of_the_receiver_end_the_run(stub, samples, er
     with error:
         asyncio.run(running)
     assert len(server.received) <= 4
+
+
+def test_short_requests_travel_together_and_each_gets_its_own_answer(stub):
+    server, found = stub(), dict[str, str]()
+    running = complete_on(
+        Pool([server]),
+        [["5", "6", "7"], ["8"]],
+        lambda name: Request(name, (int(name), 2), None),
+        Sampling(n=1, max_tokens=3),
+        max_in_flight=8,
+        on_result=lambda request, samples: found.update({request.request_id: samples[0].text}),
+        on_quarantine=lambda *_: pytest.fail("refused"),
+        together=2,
+    )
+    asyncio.run(running)
+    assert found == {"5": "5", "6": "6", "7": "7", "8": "8"}
+    assert sorted(server.received) == ["5", "7", "8"]  # named after the first of each
+
+
+def test_of_requests_that_are_refused_together_only_the_bad_one_is_quarantined(stub):
+    groups = names(2, 6)
+    server = stub(refused=frozenset({"0-0", "0-4"}))
+    answered, quarantined = run(Pool([server]), groups, in_flight=8, together=4)
+    assert set(quarantined) == {"0-0", "0-4"}  # "0-4" is the first of its pack
+    assert sorted([*answered, *quarantined]) == sorted(name for group in groups for name in group)
+
+
+def test_requests_that_were_together_when_a_server_died_are_suspects_one_by_one(stub):
+    groups = names(1, 8)
+    answered, quarantined = run(Pool([stub("0-0"), stub()], lambda _: stub()), groups, in_flight=8, together=4)
+    assert sorted([*answered, *quarantined]) == sorted(groups[0])
+    assert not quarantined  # alone on the second server, each is answered
 
 
 def test_stopping_the_servers_ends_the_run(stub):
