@@ -141,6 +141,8 @@ class Limits:
             )
 
 
+TOGETHER = 8
+"""Requests without seeds in one HTTP request, if at least five of these are in flight."""
 OUTSIDE_KEY = ("config.in_flight", "config.max_truncated_share", "config.max_quarantined_share")
 
 
@@ -232,6 +234,7 @@ def sample_groups(
             partial(request_for, config, prompts, tokenizer),
             sampling,
             max_in_flight=config.in_flight,
+            together=1 if config.request_seeds else max(1, min(TOGETHER, config.in_flight // 5)),
             on_result=partial(keep_samples, ledger, limits, rate.add),
             on_quarantine=partial(keep_quarantined, step, ledger, limits),
         )
