@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import report, surroundings
-from bench.serving import imported, prompts_parser
+from bench.serving import bare_engine, imported, prompts_parser
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions, VllmServer, _environment, runs_on_cpu
 from infra.settings import Settings
@@ -143,15 +143,9 @@ class Bare:
 
 def _serve(pipe: Connection, command: list[str], requests: Prompts, config: GenerateConfig, log: Path) -> None:
     """The bare process: start with the server's command line, then run one round per message."""
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from vllm import LLM, EngineArgs, SamplingParams
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    llm = bare_engine(command, log)
+    from vllm import SamplingParams
 
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(allow_abbrev=False))
-    named, _of_the_http_server = parser.parse_known_args(command)
-    llm = LLM.from_engine_args(EngineArgs.from_cli_args(named))
     prompts = [{"prompt_token_ids": ids} for ids, _ in requests]
     sampling = {
         "n": config.samples,

@@ -34,7 +34,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, bench_parser, report, surroundings
-from bench.serving import imported
+from bench.serving import bare_engine, imported
 from infra.serving.servers import Servers, ServingConfig
 from infra.serving.vllm_server import ServerOptions, VllmServer, _environment
 from infra.settings import Settings
@@ -130,15 +130,9 @@ class Ours:
 
 def _serve(pipe: Connection, command: list[str], samples: list[tuple[list[int], int]], log: Path) -> None:
     """The bare process: start with the server's command line, warm up, and generate all samples once."""
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from vllm import LLM, EngineArgs, SamplingParams
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    llm = bare_engine(command, log)
+    from vllm import SamplingParams
 
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(allow_abbrev=False))
-    named, _of_the_http_server = parser.parse_known_args(command)
-    llm = LLM.from_engine_args(EngineArgs.from_cli_args(named))
     prompts = [{"prompt_token_ids": ids} for ids, _ in samples]
     params = [SamplingParams(max_tokens=tokens, min_tokens=tokens, ignore_eos=True) for _, tokens in samples]
     llm.generate(prompts[:256], params[:256], use_tqdm=False)

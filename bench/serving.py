@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
 from bench.common import ROOT, bench_parser, model_folder
 from infra.settings import Settings
@@ -30,3 +32,16 @@ def imported(model: Path, folder: Path) -> tuple[Settings, Store, Ref]:
     settings = Settings(store=str(folder / "store"), work_dir=folder)
     store = Store.open(settings)
     return settings, store, import_model(store, model.resolve(), model.resolve().name)
+
+
+def bare_engine(command: list[str], log: Path) -> Any:
+    """`vllm.LLM` with the options of a server's command line, in this process, whose output goes to `log` from now on."""
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from vllm import LLM, EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(allow_abbrev=False))
+    named, _of_the_http_server = parser.parse_known_args(command)
+    return LLM.from_engine_args(EngineArgs.from_cli_args(named))
