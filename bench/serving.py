@@ -35,7 +35,7 @@ def imported(model: Path, folder: Path) -> tuple[Settings, Store, Ref]:
 
 
 def bare_engine(command: list[str], log: Path) -> Any:
-    """`vllm.LLM` with the options of a server's command line, in this process, whose output goes to `log` from now on."""
+    """`vllm.LLM` with the options of a server's command line, in this process; its output goes to `log` from now on."""
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
