@@ -1,4 +1,4 @@
-"""`python -m flows search/nano --set config.model=dpo-2/KEY`: search with a policy and a reward model (STILL-1).
+"""`python -m flows search/nano --set config.model=dpo-2/KEY --set config.reward_model=sft-reward-2/KEY` (STILL-1).
 
 Any policy that writes solutions in steps, any reward model, and any problems; several ways of searching are compared at
 the tokens that each of them sampled.

@@ -34,18 +34,21 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool) -> 
             "serving.share_devices is true, but a search asks policy and reward model in turn: set it to false, and "
             "serving.policy.gpu_memory_utilization and that of serving.reward to shares of the GPU's memory"
         )
-    taken = serving.policy.gpu_memory_utilization + serving.reward.gpu_memory_utilization
+    beside = 1 if serving.policy_devices else serving.policy_servers
+    taken = beside * serving.policy.gpu_memory_utilization + serving.reward.gpu_memory_utilization
     if scores and not serving.policy_urls and taken > 1:
         yield (
-            f"serving.policy.gpu_memory_utilization and that of serving.reward add up to {taken:g}, but both models "
-            "are on the GPU at once: lower them"
+            f"serving.policy.gpu_memory_utilization (of {beside} servers) and that of serving.reward add up to "
+            f"{taken:g}, but all are on the GPU at once: lower them"
         )
-    for setting in ("step_tokens", "solution_tokens"):
-        if getattr(sampling, setting) >= serving.policy.max_model_len:
+    lengths = [("step_tokens", "policy"), ("solution_tokens", "policy")]
+    lengths += [("solution_tokens", "reward")] if scores else []
+    for setting, role in lengths:
+        limit = getattr(serving, role).max_model_len
+        if getattr(sampling, setting) >= limit:
             yield (
-                f"sampling.{setting} is {getattr(sampling, setting):,}, but serving.policy.max_model_len is "
-                f"{serving.policy.max_model_len:,}, which leaves no room for the problem: lower the first, or raise "
-                "the second"
+                f"sampling.{setting} is {getattr(sampling, setting):,}, but serving.{role}.max_model_len is {limit:,}, "
+                "which leaves no room for the problem: lower the first, or raise the second"
             )
 
 
@@ -59,7 +62,7 @@ class Searched(BaseModel, frozen=True, extra="forbid"):
         min_length=1,
         description="Which of the solutions found is the answer; each gets a row of the table. `best`: the one with "
         "the highest reward. `majority`: one with the most frequent answer (self-consistency). `weighted`: one with "
-        "the answer whose rewards add up to most.",
+        "the answer whose rewards have the highest sum.",
     )
 
     @model_validator(mode="after")
@@ -83,7 +86,7 @@ class SearchStage(BaseModel, frozen=True, extra="forbid"):
         min_length=1, description="The ways of searching, in the order of the table."
     )
     sampling: SearchSampling = Field(SearchSampling(), description="How steps and solutions are sampled.")
-    verifier: Verifier = Field("short-answer", description="How the answer of a solution is read and graded.")
+    verifier: Verifier = Field("math500", description="How the answer of a solution is read and graded.")
     shards: int = Field(1, ge=1, le=400, description="Number of shards that the problems are split into.")
 
     @model_validator(mode="after")
@@ -160,6 +163,7 @@ def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: R
     shown = {"name": each.name, "search": each.search.model_dump(), "answer": vote, "problems": total["problems"]}
     shown |= {"tokens": total["completion_tokens"] / problems, "solutions": total["solutions"] / problems}
     shown["without_a_solution"] = total["without a solution"]
+    shown["corrected"] = total["calculations corrected"]
     if grades is None:
         return {**shown, "accuracy": None, "accuracy_low": None, "accuracy_high": None}
     right = read_table(run.store, grades, ["correct"]).column("correct").to_numpy().astype(float)

@@ -64,11 +64,11 @@ def check_reward_model(files: ModelFiles, options: ServerOptions, setting: str =
 
 
 def check_served(files: ModelFiles) -> None:
-    """Refuse a reward model that vLLM cannot serve, where a trainer asks it for rewards. Raises `BadInput`."""
+    """Refuse a reward model that vLLM cannot serve, where a trainer or a search asks it. Raises `BadInput`."""
     if architecture(files) == ARMORM:
         raise BadInput(
-            f"reward {files.title} is an {ARMORM}, which vLLM cannot serve, and online.rl.on_policy needs a server: "
-            "set it to false, or use a sequence classifier with one label"
+            f"reward {files.title} is an {ARMORM}, which vLLM cannot serve, but this run needs a served one: use a "
+            "sequence classifier with one label, or, in online training, set online.rl.on_policy to false"
         )
 
 

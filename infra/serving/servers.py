@@ -136,9 +136,11 @@ class Servers:
         return self.options(role).model_dump_json(include=kept)
 
     def release(self) -> None:
-        """Free the devices for a trainer: end all servers if devices are shared, else only the policy's."""
+        """Free the devices for a trainer: end all servers if devices are shared, else the policy's and those of a
+        generative reward model, which is trained in turn with it."""
+        own: list[Role] = ["policy", "judge"]
         with self._lock:
-            for role in list(self._live) if self._serving.share_devices else ["policy"]:
+            for role in list(self._live) if self._serving.share_devices else own:
                 self._stop(role)
 
     def _pool(self, role: Role, model: Ref) -> Pool:

@@ -101,6 +101,12 @@ def sample_items(store: Store, made: Made, number: int, max_queries: int) -> Ite
             "reference": query["reference"],
             "columns": [f"sample {row['sample']}" for row in own],
             "rows": [{"name": "", "answers": answers}],
-            "outcomes": [("", each) for each in ["gave a pair" if paired else "not used", *faults(own)]],
+            "outcomes": [
+                ("", each)
+                for each in [
+                    "pairs are of trees" if searched else "gave a pair" if paired else "not used",
+                    *faults(own),
+                ]
+            ],
             "shares": [],
         }

@@ -51,8 +51,12 @@ class SearchSampling(BaseModel):
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling.")
     step_tokens: int = Field(256, ge=1, description="Maximum length of a step, in tokens.")
-    solution_tokens: int = Field(2048, ge=1, description="Maximum length of a solution, in tokens; others are lost.")
-    in_flight: int = Field(256, ge=1, description="Concurrent requests per server.")
+    solution_tokens: int = Field(
+        2048,
+        ge=1,
+        description="Maximum number of tokens sampled to finish a solution; one that is cut off there is discarded.",
+    )
+    in_flight: int = Field(256, ge=1, description="Concurrent requests per server, of policy and reward model.")
     calculator: bool = Field(
         False,
         description="Compute the marked calculations in steps and solutions, such as `<<48/2=24>>`. The text is cut "
@@ -62,7 +66,7 @@ class SearchSampling(BaseModel):
     request_seeds: bool = Field(
         True,
         description="Give each request its own seed; set to false if the engine cannot take one (on CPU). Without, a "
-        "search that goes on after a kill may draw some samples again that it has already.",
+        "search that resumes after a kill may draw duplicates of samples that it already has.",
     )
     max_refused_share: float = Field(
         0.01,

@@ -33,19 +33,19 @@ class SearchConfig(BaseModel):
     tokens: int = Field(16_384, ge=1, description="Tokens to sample per problem; the last round may exceed it.")
     branches: int = Field(4, ge=1, description="Next steps that are sampled at once, or solutions with `sampling`.")
     width: int = Field(4, ge=1, description="`beam`: number of partial solutions that are kept.")
-    exploration: float = Field(0.5, ge=0, description="`mctsg`, `mcts`: weight of the bonus for little explored nodes.")
+    exploration: float = Field(0.5, ge=0, description="`mctsg`, `mcts`: weight of the bonus for little-explored nodes.")
     max_steps: int = Field(64, ge=1, description="Maximum number of steps; a longer partial solution is given up.")
     agree: int | None = Field(
         None,
         ge=2,
-        description="End a problem early once as many solutions have the same answer, and all others fewer "
-        "than half as many. Null: never.",
+        description="End a problem early once this many solutions have the same answer, and the next most frequent "
+        "answer has fewer than half as many. Null: never.",
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="End a problem early once as many solutions in a row have had no higher reward than the best "
-        "before them. Null: never.",
+        description="End a problem early once this many solutions in a row have failed to beat the best reward so far. "
+        "Null: never.",
     )
 
     @model_validator(mode="after")

@@ -110,7 +110,7 @@ def test_a_head_is_found_in_whatever_file_the_index_names(reward: Callable[..., 
 
 
 def test_armorm_cannot_reward_inside_a_trainer(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"which vLLM cannot serve, and online.rl.on_policy needs a server: set it to"):
+    with pytest.raises(BadInput, match=r"which vLLM cannot serve, but this run needs a served one: use a sequence"):
         check_served(ModelFiles.in_folder(make_armorm(tmp_path / "armo")))
     check_served(ModelFiles.in_folder(make_model(tmp_path / "reward", reward=True)))
 
