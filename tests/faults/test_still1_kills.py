@@ -51,7 +51,9 @@ def killed(place: Path, words: list[str], log: Path, reached: Callable[[], bool]
 def test_a_run_killed_in_each_part_goes_on_and_loses_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     words = ["-m", "flows", "still1/nano"]
-    for assignment in SMALL:
+    # Few requests at a time, so that a step can be killed between two.
+    few = (f"config.improve.{name}.in_flight=4" for name in ("generate", "judge"))
+    for assignment in (*SMALL, *few):
         words += ["--set", assignment]
     for step in KILLED_IN:
         begun = re.compile(rf" {step}/\w+: making it")
@@ -66,7 +68,7 @@ def test_a_run_killed_in_each_part_goes_on_and_loses_nothing(tmp_path: Path) -> 
     store = Store.open(Settings(store=str(tmp_path / "store")))
     found = list(artifacts(store))
     assert [line for each in found for line in problems(store, each)] == []
-    made = [line.split()[-4] for line in log.read_text().splitlines() if line.endswith(": making it")]
+    made = re.findall(r" (\S+/\w+): making it$", log.read_text(), re.MULTILINE)
     assert {step.split("/")[0] for step in made if made.count(step) > 1} <= set(KILLED_IN)
 
     keys = {each.manifest.step: each.manifest.key for each in found if each.manifest}
@@ -74,6 +76,7 @@ def test_a_run_killed_in_each_part_goes_on_and_loses_nothing(tmp_path: Path) -> 
     search += ["--set", f"config.reward_model=sft-reward-1/{keys['sft-reward-1']}"]
     search += ["--set", "config.serving.policy_servers=1", "--set", "config.problems.draw.limit=20"]
     search += ["--set", 'config.searches=[{"name": "mctsg", "search": {"tokens": 400}}]']
+    search += ["--set", "config.sampling.in_flight=4"]
     kept: dict[str, Any] = {}
     for _ in range(10):
         known = len(kept)

@@ -42,7 +42,8 @@ def finished_requests(place: Path, step: str) -> dict[str, list[str]]:
 def test_a_run_killed_in_each_part_goes_on_and_loses_nothing(tmp_path: Path) -> None:
     log, sources = tmp_path / "log.txt", json.dumps(lessons(tmp_path))
     words = ["-m", "flows", "still2/nano"]
-    for assignment in (*SMALL, f"config.imitate.sources={sources}"):
+    few = (f"config.{name}.in_flight=4" for name in ("imitate.write_solutions", "explore.generate"))
+    for assignment in (*SMALL, f"config.imitate.sources={sources}", *few):  # a step can be killed between two requests
         words += ["--set", assignment]
     kept: dict[str, dict[str, list[str]]] = {}
     for step in KILLED_IN:
@@ -73,6 +74,6 @@ def test_a_run_killed_in_each_part_goes_on_and_loses_nothing(tmp_path: Path) -> 
             for row in read_rows(store, ref_of(store, each.manifest), ["query_id", "text"]):
                 texts[row["query_id"]].append(row["text"])
     assert {name: texts[name] for name in kept["rollouts-round-1-2"]} == kept["rollouts-round-1-2"]
-    made = [line.split()[-4] for line in log.read_text().splitlines() if line.endswith(": making it")]
+    made = re.findall(r" (\S+/\w+): making it$", log.read_text(), re.MULTILINE)
     repeated = {step for step in made if made.count(step) > 1}
     assert {step.split("/")[0] for step in repeated} <= set(KILLED_IN)
