@@ -32,6 +32,20 @@ def auroc(probabilities: Sequence[float], right: Sequence[bool]) -> float:
     return above / (positive * negative)
 
 
+def auroc_within(rows: Sequence[dict[str, Any]]) -> float | None:
+    """The mean `auroc` of the questions that have right and wrong solutions; None if there is none.
+
+    This is what choosing among the solutions of one question depends on. A reward model that only tells easy questions
+    from hard ones has a high `auroc` over all solutions, and .5 here.
+    """
+    held: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        held[row["query_id"]].append(row)
+    areas = [auroc([row["probability"] for row in own], [row["right"] for row in own]) for own in held.values()]
+    known = [area for area in areas if not math.isnan(area)]
+    return float(np.mean(known)) if known else None
+
+
 def calibration(probabilities: Sequence[float], right: Sequence[bool]) -> list[dict[str, Any]]:
     """The solutions in ten bins of equal width by probability; empty bins are left out."""
     bins = [min(int(each * BINS), BINS - 1) for each in probabilities]
@@ -78,7 +92,8 @@ def by_topic(rows: Sequence[dict[str, Any]], topics: dict[str, str | None]) -> d
 
 @step
 def measure_judge(plan: Plan, store: Store, *, judged: Ref, queries: Ref) -> Ref:
-    """Write the table `calibration` of a reward model. `counts` has `figures`, and `by_topic` those of each topic.
+    """Write the table `calibration` of a reward model. `counts` has `figures`, `auroc_within`, and `by_topic` the
+    figures of each topic.
 
     Raises:
         BadInput: no solution was judged.
@@ -91,5 +106,6 @@ def measure_judge(plan: Plan, store: Store, *, judged: Ref, queries: Ref) -> Ref
     probabilities, right = [row["probability"] for row in rows], [row["right"] for row in rows]
     topics = {row["query_id"]: row["topic"] for row in read_rows(store, queries, ["query_id", "topic"])}
     counts = {"solutions": len(rows), **figures(probabilities, right), "by_topic": by_topic(rows, topics)}
+    counts["auroc_within"] = auroc_within(rows)
     made = [calibration(probabilities, right)]
     return write_table(store, plan.step, plan.key, CALIBRATION, made, plan.provenance, counts=counts)

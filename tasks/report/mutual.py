@@ -19,6 +19,7 @@ def mutual_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "solutions learned from": f"{each['chosen']['chosen']:,}",
             "reward model: accuracy": f"{each['held_out']['accuracy']:.3f}",
             "AUROC": "" if each["held_out"]["auroc"] is None else f"{each['held_out']['auroc']:.3f}",
+            "AUROC within a question": f"{area:.3f}" if (area := each["held_out"]["auroc_within"]) is not None else "",
             "calibration error": f"{each['held_out']['calibration_error']:.3f}",
             "pairs": f"{each['pairs'].get('kept', 0):,} of {each['pairs']['queries']:,} questions",
             **(searched_cells(each["searched"]) if each["searched"] else {}),

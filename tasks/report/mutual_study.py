@@ -51,7 +51,12 @@ def judge_rows(judges: Sequence[Row]) -> list[dict[str, str]]:
     made = []
     for (arm, number), found in grouped(judges, "arm", "round").items():
         shown = {"arm": arm, "round": str(number), "seeds": str(len(found))}
-        titles = {"accuracy": "accuracy", "auroc": "AUROC", "calibration_error": "calibration error"}
+        titles = {
+            "accuracy": "accuracy",
+            "auroc": "AUROC",
+            "auroc_within": "AUROC within a question",
+            "calibration_error": "calibration error",
+        }
         for name, title in titles.items():
             values = [row[name] for row in found if row[name] is not None]
             shown[title] = spread(values) if values else ""

@@ -19,7 +19,7 @@ from nano.vocabulary import encoder
 from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
 from tasks.mutual.choose import ActiveConfig, choose, choose_judged
 from tasks.mutual.judge import JudgeConfig, answer_tokens, judge, probability
-from tasks.mutual.measure import auroc, calibration, figures, measure_judge
+from tasks.mutual.measure import auroc, auroc_within, calibration, figures, measure_judge
 from tasks.mutual.pair import OutcomePairConfig, pair_outcomes
 from tasks.responses.generate import QuarantineError
 
@@ -227,12 +227,22 @@ def test_figures_of_a_reward_model_are_those_worked_by_hand(world, query):
     assert world.counts(made)["by_topic"]["days"]["auroc"] == 1.0
     assert world.counts(made)["by_topic"]["days"]["solutions"] == 2
     assert world.counts(made)["solutions"] == 2
-    assert world.counts(made)["auroc"] == 1.0
+    assert world.counts(made)["auroc"] == world.counts(made)["auroc_within"] == 1.0
     assert world.rows(made)[0].keys() == set(CALIBRATION.names)
     with pytest.raises(BadInput, match="none of 1 held-out solutions was judged"):
         world.do(
             measure_judge, key="2", judged=world.table(JUDGED, judged((True, None)), "judged", "2"), queries=queries
         )
+
+
+def test_a_reward_model_that_only_knows_hard_questions_is_at_chance_within_them():
+    easy = [{"query_id": "easy", "right": right, "probability": 0.9} for right in (True, True, True, False)]
+    hard = [{"query_id": "hard", "right": right, "probability": 0.1} for right in (True, False, False, False)]
+    alike = [{"query_id": "all wrong", "right": False, "probability": 0.1}]
+    rows = [*easy, *hard, *alike]
+    assert auroc([row["probability"] for row in rows], [row["right"] for row in rows]) > 0.7
+    assert auroc_within(rows) == 0.5
+    assert auroc_within(alike) is None
 
 
 def test_the_likeliest_right_sample_is_chosen_over_the_likeliest_wrong_one(world, queries, responses, model):

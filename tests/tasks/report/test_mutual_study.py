@@ -39,6 +39,7 @@ JUDGES = [
         "round": 1,
         "accuracy": 0.8,
         "auroc": 0.9 + seed / 100,
+        "auroc_within": 0.5,
         "calibration_error": 0.1,
         "by_topic": {"days": {"auroc": 0.7}, "months": {"auroc": None}},
     }
