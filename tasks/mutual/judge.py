@@ -23,7 +23,6 @@ from infra.serving.ledger import Ledger
 from infra.serving.pool import complete_on
 from infra.serving.servers import Servers
 from infra.serving.shard_ledger import places, shard_ledger
-from infra.settings import PROJECT_ROOT
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -46,7 +45,7 @@ class JudgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     template: Path = Field(
-        PROJECT_ROOT / "prompts" / "judge_solution.md",
+        Path("prompts/judge_solution.md"),
         description="Text file with the question and the fields {query} and {solution} (STILL-1 publishes none).",
     )
     right: str = Field("Yes", min_length=1, description="The answer if a solution is right.")

@@ -248,7 +248,8 @@ def test_a_judge_served_here_takes_the_models_devices_and_is_sent_no_key(stage):
 def test_the_second_turn_comes_after_the_first_answer(stage, thoughts_in_history):
     stage.benchmarks["mt-bench"] |= {"thoughts_in_history": thoughts_in_history}
     stage.run("mt-bench", models=stage.models[1:])
-    lengths = sorted(len(body["prompt"]) for body in stage.policies["good"].asked if body)  # None: GET /metrics
+    asked = [body["prompt"] for body in stage.policies["good"].asked if body]  # None: GET /metrics
+    lengths = sorted(len(each) for prompt in asked for each in (prompt if isinstance(prompt[0], list) else [prompt]))
     assert len(lengths) == 5  # three questions, two of them with a second turn
     assert max(lengths[:3]) < min(lengths[3:])
     text, _ = good(0)

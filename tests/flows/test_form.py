@@ -20,9 +20,9 @@ FIRST = {
     "online": ("model", "reward_model", "online"),
     "publish": ("longcot", "repo"),
     "rerun": ("hours",),
-    "search": ("model", "reward_model", "judge", "steps", "problems", "verifier", "searches", "sampling"),
+    "search": ("model", "reward_model", "judge", "steps", "problems", "searches", "sampling", "verifier"),
     "sft": ("model", "longcot", "sft"),
-    "still1": ("model", "steps", "adapt", "sft", "improve", "evaluate"),
+    "still1": ("model", "steps", "adapt", "sft", "improve", "evaluate", "search"),
     "still2": ("model", "format", "imitate", "sft", "explore", "improve", "evaluate"),
     "study": ("arms", "seeds", "only", "base"),
 }
