@@ -266,7 +266,8 @@ async def complete_on(
             every request, since it has no such model or our key is wrong. Whatever `on_result` and `on_quarantine`
             raise ends the run as well.
     """
-    most = max(1, max_in_flight // together)
+    together = min(together, max_in_flight)
+    most = max_in_flight // together
     by_group = [packed([group], together) for group in groups]
     packs = {name: own for group in by_group for name, own in group.items()}
     unfinished = sum(map(len, packs.values()))

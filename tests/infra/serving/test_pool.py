@@ -39,6 +39,7 @@ class Stub:
         refusal: int = 400,
     ) -> None:
         self.received: list[str] = []
+        self.sizes: list[int] = []
         self.dead, self.stopped = False, False
         self.open = self.max_open = 0
         lock = threading.Lock()
@@ -68,6 +69,7 @@ class Stub:
                     self.send_error(refusal, "the prompt has 9000 tokens, the model's maximum is 8192")
                     return
                 prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+                outer.sizes.append(len(prompts))
                 choices = [
                     {"index": place, "text": str(prompt[0]), "finish_reason": "stop", "token_ids": [1]}
                     for place, prompt in enumerate(prompts)
@@ -302,6 +304,14 @@ def test_short_requests_travel_together_and_each_gets_its_own_answer(stub):
     asyncio.run(running)
     assert found == {"5": "5", "6": "6", "7": "7", "8": "8"}
     assert sorted(server.received) == ["5", "7", "8"]  # named after the first of each
+
+
+@pytest.mark.parametrize(("in_flight", "sizes"), [(2, {2}), (8, {4})])
+def test_no_more_travel_together_than_may_be_in_flight(stub, in_flight, sizes):
+    server = stub()
+    run(Pool([server]), names(1, 8), in_flight=in_flight, together=4)
+    assert set(server.sizes) == sizes
+    assert server.max_open * max(sizes) <= in_flight
 
 
 def test_of_requests_that_are_refused_together_only_the_bad_one_is_quarantined(stub):
