@@ -69,6 +69,7 @@ def test_a_run_killed_in_each_part_goes_on_and_loses_nothing(tmp_path: Path) -> 
     found = list(artifacts(store))
     assert [line for each in found for line in problems(store, each)] == []
     made = re.findall(r" (\S+/\w+): making it$", log.read_text(), re.MULTILINE)
+    assert {step.split("/")[0] for step in made} >= set(KILLED_IN)
     assert {step.split("/")[0] for step in made if made.count(step) > 1} <= set(KILLED_IN)
 
     keys = {each.manifest.step: each.manifest.key for each in found if each.manifest}
