@@ -32,6 +32,9 @@ from tasks.report.mutual_study import judges_of, searches_of, searches_plot
 from tasks.report.study import by_steps_plot, cost_of, stages_of, study_page, study_plot
 from tasks.responses.generate import QuarantineError, TruncationError
 
+FAILURES = (BadInput, GuardError, TrainerError, TruncationError, QuarantineError)
+"""What may end a cell and not the study: that a variant fails is a result."""
+
 
 def method_of(base: Any) -> str:
     """Which method the parameters of a base are those of."""
@@ -171,13 +174,7 @@ def study(config: StudyConfig) -> dict[str, Any] | None:
         summary: dict[str, Any] | None = None
         try:
             summary = run_cell(parameters)
-        except (
-            BadInput,
-            GuardError,
-            TrainerError,
-            TruncationError,
-            QuarantineError,
-        ) as error:  # that a variant fails is a result
+        except FAILURES as error:
             failed[cell] = f"{type(error).__name__}: {reason(str(error))}"
             print(f"cell {cell} failed: {failed[cell]}")
             summary = error.summary if isinstance(error, GuardError) else None

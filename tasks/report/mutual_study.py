@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.text.markdown import as_text, markdown_table
-from tasks.report.plot import svg
-from tasks.report.seeds import interval_reach, spread
+from tasks.report.searches import Line, lines_plot
+from tasks.report.seeds import grouped, interval_reach, spread
 
 Row = dict[str, Any]
 
@@ -35,14 +34,6 @@ def judges_of(summary: Mapping[str, Any], arm: str, seed: int) -> list[Row]:
         {"arm": arm, "seed": seed, "round": number, **each["held_out"]}
         for number, each in enumerate(summary["rounds"], 1)
     ]
-
-
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows by their values of `names`, in the order of their first occurrence."""
-    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        found[tuple(row[name] for name in names)].append(row)
-    return found
 
 
 def judge_rows(judges: Sequence[Row]) -> list[dict[str, str]]:
@@ -83,8 +74,8 @@ def accuracy_rows(searches: Sequence[Row]) -> list[dict[str, str]]:
                     policy: spread([row["accuracy"] for row in own[(policy,)]]) if (policy,) in own else ""
                     for policy in policies
                 },
-                "tokens": f"{statistics.fmean(row['tokens'] for row in last):,.0f}",
-                "seconds": f"{statistics.fmean(row['seconds'] for row in last):,.1f}",
+                "tokens": f"{mean_of(last, 'tokens'):,.0f}",
+                "seconds": f"{mean_of(last, 'seconds'):,.1f}",
             }
         )
     return made
@@ -147,24 +138,18 @@ def searches_plot(searches: Sequence[Row], arm: str) -> bytes | None:
     own = [row for row in searches if row["arm"] == arm and row["accuracy"] is not None]
     if not own:
         return None
-    panels = grouped(own, "policy")
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for each, ((policy,), found) in zip(axes, panels.items(), strict=True):
-            for (strategy, answer), line in grouped(found, "strategy", "answer").items():
-                points = sorted(grouped(line, "name").values(), key=mean_of("tokens"))
-                heights = [mean_of("accuracy")(rows) for rows in points]
-                reach = [interval_reach([row["accuracy"] for row in rows]) for rows in points]
-                tokens = [mean_of("tokens")(rows) for rows in points]
-                each.errorbar(tokens, heights, yerr=reach, marker="o", markersize=3, label=f"{strategy}, {answer}")
-            each.set(xlabel="tokens sampled per problem", xscale="log", title=policy)
-        axes[0].set(ylabel="accuracy")
-        axes[0].legend(frameon=False, fontsize="small")
-
-    return svg((2.4 + 3.2 * len(panels), 3.8), draw)
+    panels: dict[str, dict[str, Line]] = {}
+    for (policy,), found in grouped(own, "policy").items():
+        panels[policy] = {}
+        for (strategy, answer), line in grouped(found, "strategy", "answer").items():
+            points: Line = []
+            for rows in grouped(line, "name").values():
+                reach = interval_reach([row["accuracy"] for row in rows])
+                points.append((mean_of(rows, "tokens"), mean_of(rows, "accuracy"), reach, reach))
+            panels[policy][f"{strategy}, {answer}"] = points
+    return lines_plot(panels)
 
 
-def mean_of(name: str) -> Callable[[Sequence[Row]], float]:
+def mean_of(rows: Sequence[Row], name: str) -> float:
     """The mean of a figure over rows."""
-    return lambda rows: statistics.fmean(row[name] for row in rows)
+    return statistics.fmean(row[name] for row in rows)

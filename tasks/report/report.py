@@ -258,25 +258,22 @@ def write_page(write: Callable[[bytes], object], summary: Mapping[str, Any], con
     """
     script, style = ((PAGE / name).read_text() for name in ("reader.js", "report.css"))
     index: Rows = []
-    page = (
-        page_environment()
-        .get_template(content.template)
-        .stream(
-            summary=summary,
-            title=content.title,
-            method=TRAINED_BY.get(summary["model"].partition("-")[0], ("",))[0],
-            tables=content.tables,
-            captions=content.captions,
-            plots={name: data_uri(svg) for name, svg in content.plots.items()},
-            alternatives=content.titles,
-            trainings=content.trainings,
-            script=Markup(script),  # noqa: S704  # the project's own
-            style=Markup(style),  # noqa: S704
-            script_hash=content_hash(script),
-            style_hash=content_hash(style),
-            slices=indexed(content.sets, index),
-            index=index,
-        )
+    template = page_environment().get_template(content.template)
+    page = template.stream(
+        summary=summary,
+        title=content.title,
+        method=TRAINED_BY.get(summary["model"].partition("-")[0], ("",))[0],
+        tables=content.tables,
+        captions=content.captions,
+        plots={name: data_uri(svg) for name, svg in content.plots.items()},
+        alternatives=content.titles,
+        trainings=content.trainings,
+        script=Markup(script),  # noqa: S704  # the project's own
+        style=Markup(style),  # noqa: S704
+        script_hash=content_hash(script),
+        style_hash=content_hash(style),
+        slices=indexed(content.sets, index),
+        index=index,
     )
     page.enable_buffering(50)
     for piece in page:

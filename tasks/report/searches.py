@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tasks.report.plot import svg
 
 Row = Mapping[str, Any]
+Line: TypeAlias = list[tuple[float, float, float, float]]
+"""Points: tokens, accuracy, and how far its interval reaches below and above it."""
 
 
 def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
@@ -35,24 +37,27 @@ def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def tokens_plot(found: Sequence[Row]) -> bytes:
-    """Accuracy with its 95 % interval against the tokens sampled per problem: a panel for each policy, and in it a line
-    for each strategy and answer."""
-    panels: defaultdict[str, defaultdict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    """Accuracy with its 95 % interval over problems against the tokens sampled per problem: a panel for each policy,
+    and in it a line for each strategy and answer."""
+    panels: defaultdict[str, defaultdict[str, Line]] = defaultdict(lambda: defaultdict(list))
     for each in found:
-        panels[each["policy"]][f"{each['search']['strategy']}, {each['answer']}"].append(each)
+        accuracy = each["accuracy"]
+        point = (each["tokens"], accuracy, accuracy - each["accuracy_low"], each["accuracy_high"] - accuracy)
+        panels[each["policy"]][f"{each['search']['strategy']}, {each['answer']}"].append(point)
+    return lines_plot(panels)
+
+
+def lines_plot(panels: Mapping[str, Mapping[str, Line]]) -> bytes:
+    """Lines of accuracy against tokens, in a panel for each policy."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for own, (policy, lines) in zip(axes, panels.items(), strict=True):
-            for label, rows in lines.items():
-                ordered = sorted(rows, key=lambda row: row["tokens"])
-                heights = [row["accuracy"] for row in ordered]
-                below = [row["accuracy"] - row["accuracy_low"] for row in ordered]
-                above = [row["accuracy_high"] - row["accuracy"] for row in ordered]
-                tokens = [row["tokens"] for row in ordered]
+            for label, line in lines.items():
+                tokens, heights, below, above = zip(*sorted(line), strict=True)
                 own.errorbar(tokens, heights, yerr=[below, above], marker="o", markersize=3, label=label)
             own.set(xlabel="tokens sampled per problem", xscale="log", title=policy)
         axes[0].set(ylabel="accuracy")
-        axes[0].legend(frameon=False)
+        axes[0].legend(frameon=False, fontsize="small")
 
     return svg((2.4 + 3.2 * len(panels), 3.8), draw)

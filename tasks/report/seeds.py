@@ -1,10 +1,12 @@
-"""Figures over seeds: means with 95 % intervals."""
+"""Figures over seeds: rows in groups, means with 95 % intervals."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from scipy import stats  # type: ignore[import-untyped]
 
@@ -29,3 +31,11 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
     low, high = interval(values)
     mean = f"{scale * statistics.fmean(values):.{digits}f}"
     return mean if math.isnan(low) else f"{mean} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
+
+
+def grouped(rows: Iterable[dict[str, Any]], *names: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows by their values of `names`, in the order of their first occurrence."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[name] for name in names)].append(row)
+    return found

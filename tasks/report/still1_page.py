@@ -95,18 +95,13 @@ def sample_items(store: Store, made: Made, number: int, max_queries: int) -> Ite
                 card(row, [*marks, *([used[query_id, row["sample"]]] if (query_id, row["sample"]) in used else [])])
             )
         paired = any((query_id, row["sample"]) in used for row in own)
+        use = "pairs are of trees" if searched else "gave a pair" if paired else "not used"
         yield {
             "query": query["query"],
             "topic": query["topic"],
             "reference": query["reference"],
             "columns": [f"sample {row['sample']}" for row in own],
             "rows": [{"name": "", "answers": answers}],
-            "outcomes": [
-                ("", each)
-                for each in [
-                    "pairs are of trees" if searched else "gave a pair" if paired else "not used",
-                    *faults(own),
-                ]
-            ],
+            "outcomes": [("", each) for each in [use, *faults(own)]],
             "shares": [],
         }

@@ -12,7 +12,7 @@ from infra.text.markdown import as_text, markdown_table
 from tasks.report import report
 from tasks.report.mutual_study import mutual_tables
 from tasks.report.plot import range_text, svg
-from tasks.report.seeds import interval_reach, spread
+from tasks.report.seeds import grouped, interval_reach, spread
 
 Row: TypeAlias = dict[str, Any]
 FIGURES = {
@@ -52,14 +52,6 @@ def cost_of(store: Store, summary: Mapping[str, Any]) -> dict[str, int]:
     return {kind: sum(each.get(name) or 0 for each in counts) for kind, name in names.items()}
 
 
-def grouped(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each arm and stage, in the order of their first occurrence."""
-    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        found[row["arm"], row["stage"]].append(row)
-    return found
-
-
 def own_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows without those of a model that an earlier arm has evaluated: arms share models."""
     seen: set[tuple[Any, ...]] = set()
@@ -74,7 +66,7 @@ def own_rows(rows: Iterable[Row]) -> list[Row]:
 def table_rows(rows: Iterable[Row]) -> list[dict[str, str]]:
     """A row for each arm and stage: means over seeds with 95 % intervals."""
     made = []
-    for (arm, stage), found in grouped(rows).items():
+    for (arm, stage), found in grouped(rows, "arm", "stage").items():
         shown = {"arm": arm, "stage": stage, "seeds": str(len(found))}
         for name, title in FIGURES.items():
             values = [row[name] for row in found]
@@ -163,7 +155,11 @@ def by_steps_plot(rows: Sequence[Row], arm: str) -> bytes | None:
 
     None if the problems do not state their numbers of steps.
     """
-    found = {stage: held for (name, stage), held in grouped(rows).items() if name == arm and held[0]["by_steps"]}
+    found = {
+        stage: held
+        for (name, stage), held in grouped(rows, "arm", "stage").items()
+        if name == arm and held[0]["by_steps"]
+    }
     if not found:
         return None
     groups = [range_text(group) for group in next(iter(found.values()))[0]["by_steps"]]
@@ -193,7 +189,7 @@ def study_plot(rows: Sequence[Row]) -> bytes:
     """Accuracy and thoughts' length along the stages, a curve for each arm, with 95 % intervals over seeds."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    found = grouped(rows)
+    found = grouped(rows, "arm", "stage")
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 2)

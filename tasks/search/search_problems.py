@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from infra.errors import BadInput
@@ -112,29 +113,20 @@ def search_problems(
     problems = [Problem(query_id, config, scored=scored) for query_id in asked]
     with (
         shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger,
-        Limited(f"evals.graders:{(verifier or 'short_answer').replace('-', '_')}") as child,
+        Limited(f"evals.graders:{verifier.replace('-', '_')}") if verifier else nullcontext() as grader,
         Limited("tasks.search.calculator:corrected", timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES) as calculator,
     ):
 
         def read(name: str, text: str, known: Sequence[str | None]) -> str | None:
             """The answer; one that the grader finds equal to an answer so far is that one. It is remembered, so that a
             search that goes on after a kill decides as before."""
-            if verifier is None:
+            if grader is None:
                 return None
             if name not in ledger:
-                same = (each for each in dict.fromkeys(known) if each is not None and agrees(text, each))
-                ledger.append(name, {"answer": next(same, None) or answer_in(text)})
+                same = (each for each in dict.fromkeys(known) if each is not None and agrees(grader, text, each))
+                ledger.append(name, {"answer": next(same, None) or answer_in(grader, text)})
             answer = ledger[name]["answer"]
             return None if answer is None else str(answer)
-
-        def agrees(text: str, answer: str) -> bool:
-            found = child(text, answer)
-            return not isinstance(found, NoResult) and bool(found["correct"])
-
-        def answer_in(text: str) -> str | None:
-            found = child(text, "")
-            prediction = None if isinstance(found, NoResult) else found["prediction"]
-            return " ".join(str(prediction).split()) if prediction else None
 
         score: Scorer | None = None
         if reward_model is not None:
@@ -163,6 +155,19 @@ def search_problems(
         made = write_table(store, plan.step, plan.key, SEARCHED, batched(rows), plan.provenance, counts=counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made
+
+
+def agrees(grader: Limited, text: str, answer: str) -> bool:
+    """Whether a solution's text gives an answer."""
+    found = grader(text, answer)
+    return not isinstance(found, NoResult) and bool(found["correct"])
+
+
+def answer_in(grader: Limited, text: str) -> str | None:
+    """The answer that a solution's text gives, in one line; None if the grader finds none."""
+    found = grader(text, "")
+    prediction = None if isinstance(found, NoResult) else found["prediction"]
+    return " ".join(str(prediction).split()) if prediction else None
 
 
 def tree_rows(problem: Problem) -> Iterator[dict[str, Any]]:
