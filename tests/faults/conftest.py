@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 from runs import PrefectServer
-from s3_for_tests import free_port, s3_bucket, s3_url
+from s3_for_tests import free_port, moto_url, s3_bucket, s3_url
 
-__all__ = ["s3_bucket", "s3_url"]
+__all__ = ["moto_url", "s3_bucket", "s3_url"]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The tests' S3 server (moto, reached over HTTP), with clients and settings for it."""
+"""moto, an S3 server for tests, reached over HTTP, with clients and settings for it."""
 
 import os
 import socket
@@ -40,7 +40,7 @@ def s3_settings(url: str, bucket: str, *, key: str = KEY, secret: str = SECRET) 
 
 
 @pytest.fixture(scope="session")
-def s3_url(tmp_path_factory):
+def moto_url(tmp_path_factory):
     """Address of a moto server in a process of its own."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -67,8 +67,18 @@ def s3_url(tmp_path_factory):
             server.wait(10)
 
 
-@pytest.fixture
-def s3_bucket(s3_url) -> str:
+def new_bucket(url: str) -> str:
+    """The name of a new, empty bucket."""
     bucket = f"bolt-{uuid.uuid4().hex}"
-    boto_client(s3_url).create_bucket(Bucket=bucket)
+    boto_client(url).create_bucket(Bucket=bucket)
     return bucket
+
+
+@pytest.fixture
+def s3_url(moto_url: str) -> str:
+    return moto_url
+
+
+@pytest.fixture
+def s3_bucket(s3_url: str) -> str:
+    return new_bucket(s3_url)

@@ -276,6 +276,7 @@ def test_endpoint_that_never_answers():
     assert "endpoint cannot be reached" in text
 
 
+@pytest.mark.moto  # SeaweedFS makes a missing bucket for whoever may make one
 def test_missing_bucket(s3_url):
     assert "the bucket does not exist" in refused(s3_settings(s3_url, "no-such-bucket-here"))
 
@@ -291,15 +292,18 @@ def guarded(s3_url, s3_bucket):
     httpx.post(f"{s3_url}/moto-api/reset-auth", content=b"inf").raise_for_status()
 
 
+@pytest.mark.moto
 def test_unknown_key(guarded, s3_url, s3_bucket):
     assert "credentials are wrong" in refused(s3_settings(s3_url, s3_bucket))
 
 
+@pytest.mark.moto
 def test_wrong_secret(guarded, s3_url, s3_bucket):
     key = guarded.access_key_id.get_secret_value()
     assert "credentials are wrong" in refused(s3_settings(s3_url, s3_bucket, key=key))
 
 
+@pytest.mark.moto
 def test_no_permission(guarded):
     text = refused(guarded)
     assert "permission is denied" in text

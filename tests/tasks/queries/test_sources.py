@@ -10,13 +10,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_for_tests import KEY, SECRET, boto_client, s3_bucket, s3_url
+from s3_for_tests import KEY, SECRET, boto_client, moto_url, s3_bucket, s3_url
 
 from infra.errors import BadInput
 from tasks.queries.collect import collect_queries
 from tasks.queries.sources import Source, problems_of, queries_of, records
 
-__all__ = ["s3_bucket", "s3_url"]
+__all__ = ["moto_url", "s3_bucket", "s3_url"]
 RECORDS = {
     "messages": {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "What is it?"}]},
     "conversations": {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "That."}]},
