@@ -76,7 +76,7 @@ COMPLETE_ON = ask.complete_on
 def fixed_scores(*_: Any) -> ask.Scorer:
     """Rewards by a formula of the text: no server is asked."""
 
-    def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+    async def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
         for name, text in texts.items():
             keep(name, {"reward": random.Random(text).random()})
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,7 +40,7 @@ MANY = 20
 MAX_CORRECTIONS = 16
 """Times that the calculator corrects a solution, before it is given up."""
 
-Scorer: TypeAlias = Callable[[Mapping[str, str], Callable[[str, dict[str, Any]], None]], None]
+Scorer: TypeAlias = Callable[[Mapping[str, str], Callable[[str, dict[str, Any]], None]], Awaitable[None]]
 """Scores texts by name ("QUERY_ID/TURN/PLACE"), and passes name and record of each on."""
 
 
@@ -98,9 +99,29 @@ class Wish(NamedTuple):
         return self.tree.text(self.node) + self.rest
 
 
+class Room:
+    """Room for a number of requests in flight, shared by all who ask at the same time."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._free, self._door = size, asyncio.Semaphore(size), asyncio.Lock()
+
+    @asynccontextmanager
+    async def taken(self, count: int) -> AsyncIterator[None]:
+        """Wait until there is room for `count` requests, or for as many as ever fit, and hold it."""
+        held = min(count, self._size)
+        async with self._door:  # one at a time, so that no two wait for each other's half
+            for _ in range(held):
+                await self._free.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(held):
+                self._free.release()
+
+
 @dataclass
 class Asker:
-    """Sends the wishes of all searches, and keeps the answers."""
+    """Sends the wishes of searches, and keeps the answers. Several may ask at the same time, in one event loop."""
 
     step: str
     sampling: SearchSampling
@@ -118,19 +139,24 @@ class Asker:
     counts: Counter[str] = field(default_factory=Counter)
     _first: str = ""
 
-    def answers(self, wishes: Mapping[str, Wish]) -> dict[str, Result]:
+    def __post_init__(self) -> None:
+        servers = len(self.pool.living())
+        self._sampling_room, self._scoring_room = Room(servers * self.sampling.in_flight), Room(self.sampling.in_flight)
+
+    async def answers(self, wishes: Mapping[str, Wish]) -> dict[str, Result]:
         """The results of all wishes by name; those that the ledger has are not asked again."""
         owed = {name: wish for name, wish in wishes.items() if name not in self.ledger}
-        self._sample_all(owed)
-        self._go_on_from_corrections(wishes)
+        await self._sample_all(owed)
+        await self._go_on_from_corrections(wishes)
         texts = {name: wish.ask.text for name, wish in owed.items() if isinstance(wish.ask, Score)}
         if texts:
             assert self.score is not None
-            self.score(texts, self.ledger.append)
+            async with self._scoring_room.taken(len(texts)):
+                await self.score(texts, self.ledger.append)
         self._count(wishes)
         return {name: self._result(name) for name in wishes}
 
-    def _sample_all(self, wishes: Mapping[str, Wish]) -> None:
+    async def _sample_all(self, wishes: Mapping[str, Wish]) -> None:
         """Sample for the wishes that need it, in batches of equal parameters."""
         for kind in (NextSteps, Solve):
             counts: defaultdict[int, list[str]] = defaultdict(list)
@@ -138,9 +164,9 @@ class Asker:
                 if isinstance(wish.ask, kind):
                     counts[wish.ask.count].append(name)
             for count, names in counts.items():
-                self._sample({name: wishes[name] for name in names}, count, stepwise=kind is NextSteps)
+                await self._sample({name: wishes[name] for name in names}, count, stepwise=kind is NextSteps)
 
-    def _go_on_from_corrections(self, wishes: Mapping[str, Wish]) -> None:
+    async def _go_on_from_corrections(self, wishes: Mapping[str, Wish]) -> None:
         """Sample the rest of solutions that the calculator has cut off, each under the name of its solution and its
         place in it. One that is corrected more than `MAX_CORRECTIONS` times is given up."""
         if self.calculator is None:
@@ -153,7 +179,7 @@ class Asker:
                 for place, each in enumerate(self.ledger[name].get("samples", ()))
                 if each.get("corrected")
             }
-            self._sample_all({name: wish for name, wish in going.items() if name not in self.ledger})
+            await self._sample_all({name: wish for name, wish in going.items() if name not in self.ledger})
 
     def _result(self, name: str) -> Result:
         """The result that the ledger holds. A solution goes on where the calculator has cut it off; one that becomes
@@ -198,7 +224,8 @@ class Asker:
                     self.counts["cut at step_tokens"] += cut
                 elif isinstance(wish.ask, Solve):
                     self.counts["cut at solution_tokens"] += cut
-        if self.counts["refused"] > max(1, self.sampling.max_refused_share * self.counts["requests"]):
+        asked = max(self.counts["requests"], len(self.queries))  # before each problem has asked, a share says nothing
+        if self.counts["refused"] > max(1, self.sampling.max_refused_share * asked):
             raise QuarantineError(
                 f"{self.step}: {self.counts['refused']} of {self.counts['requests']} requests were refused, limit "
                 f"{self.sampling.max_refused_share:.1%}; the first is {self._first}; remove the cause (if they are too "
@@ -221,7 +248,7 @@ class Asker:
                 self.format.delimiter,
             )
 
-    def _sample(self, wishes: Mapping[str, Wish], count: int, *, stepwise: bool) -> None:
+    async def _sample(self, wishes: Mapping[str, Wish], count: int, *, stepwise: bool) -> None:
         """Sample `count` texts for each wish, up to the end of a step or of the solution."""
         groups: defaultdict[str, list[str]] = defaultdict(list)
         for name, wish in wishes.items():
@@ -253,17 +280,17 @@ class Asker:
 
         # Those of a problem share a prefix. Without seeds, neighbours of several problems travel together.
         in_order = [name for group in groups.values() for name in group]
-        asking = complete_on(
-            self.pool,
-            list(groups.values()) if limits.request_seeds else [in_order],
-            request_for,
-            sampling,
-            max_in_flight=limits.in_flight,
-            together=1 if limits.request_seeds else STEPS_TOGETHER,
-            on_result=keep,
-            on_quarantine=refused,
-        )
-        asyncio.run(asking)
+        async with self._sampling_room.taken(len(wishes)):
+            await complete_on(
+                self.pool,
+                list(groups.values()) if limits.request_seeds else [in_order],
+                request_for,
+                sampling,
+                max_in_flight=limits.in_flight,
+                together=1 if limits.request_seeds else STEPS_TOGETHER,
+                on_result=keep,
+                on_quarantine=refused,
+            )
 
     def _sample_of(self, completion: Completion, before: str, *, stepwise: bool) -> dict[str, Any]:
         """What the ledger keeps of a sample. `before`: a calculation that was begun before it."""
@@ -309,7 +336,7 @@ def generative(
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     tokens = answer_tokens(tokenizer, config)
 
-    def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+    async def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
         def request_for(name: str) -> Request:
             return request_about(tokenizer, config, name, queries[name.partition("/")[0]], texts[name])
 
@@ -317,8 +344,8 @@ def generative(
             log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)
             keep(request.request_id, {"quarantined": reason})
 
-        asking = complete_on(
-            servers.judges(model),
+        await complete_on(
+            await asyncio.to_thread(servers.judges, model),
             [list(texts)],
             request_for,
             judging(tokens),
@@ -329,7 +356,6 @@ def generative(
             ),
             on_quarantine=refused,
         )
-        asyncio.run(asking)
 
     return score
 
@@ -339,13 +365,13 @@ def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     limit = servers.options("reward").max_model_len
 
-    def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+    async def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
         ids = {name: reward_input_ids(tokenizer, queries[name.partition("/")[0]], text) for name, text in texts.items()}
         fitting = [name for name in texts if len(ids[name]) <= limit]
-        server = servers.reward(model)
+        server = await asyncio.to_thread(servers.reward, model)
         read = [ids[name] for name in fitting]
-        asking = classify(server.url, server.served_name, read, max_in_flight=in_flight, alive=server.check)
-        logits = dict(zip(fitting, asyncio.run(asking), strict=True))
+        found = await classify(server.url, server.served_name, read, max_in_flight=in_flight, alive=server.check)
+        logits = dict(zip(fitting, found, strict=True))
         for name in texts:
             if name in logits:
                 keep(name, {"reward": probability((logits[name], 0.0))})  # the sigmoid

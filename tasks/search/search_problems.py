@@ -1,10 +1,14 @@
-"""Search a shard of problems, all trees at once: in each turn, the wishes of all of them go to the servers together."""
+"""Search a shard of problems, all trees at once.
+
+A tree waits for no other tree's requests, unless they travel together.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 from infra.errors import BadInput
 from infra.processes.limited import Limited, NoResult
@@ -22,11 +26,14 @@ from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
 from tasks.responses.generate import shard_of
 from tasks.rewards.score import Verifier
-from tasks.search.ask import Asker, Scorer, SearchSampling, Wish, discriminative, generative, named
+from tasks.search.ask import STEPS_TOGETHER, Asker, Scorer, SearchSampling, Wish, discriminative, generative, named
 from tasks.search.calculator import MEMORY_BYTES, TIMEOUT_S
 from tasks.search.strategies import SearchConfig, search
 from tasks.search.tree import Ask, Result, Search, Solution, Tree
 from tasks.search.vote import is_decided
+
+Read: TypeAlias = Callable[[str, str, Sequence[str | None]], str | None]
+"""Gives the answer of a solution, by the name under which it is remembered, its text, and the answers so far."""
 
 
 class Problem:
@@ -46,12 +53,8 @@ class Problem:
         names = named(self.query_id, self.turn, self.asks or [])
         return {name: Wish(self.query_id, ask, self.tree) for name, ask in zip(names, self.asks or [], strict=True)}
 
-    def go_on(self, results: list[Result], read: Callable[[str, str, Sequence[str | None]], str | None]) -> None:
-        """Take the results of a turn, and ask for what is needed next.
-
-        `read`: gives the answer of a solution, by the name under which it is remembered, its text, and the answers so
-        far.
-        """
+    def go_on(self, results: list[Result], read: Read) -> None:
+        """Take the results of a turn, and ask for what is needed next."""
         self.turn += 1
         try:
             self.asks = self._search.send(results)
@@ -134,14 +137,9 @@ def search_problems(
             score = generative(plan.step, judge, *given) if judge else discriminative(*given)
         pool, computes = servers.policies(policy), calculator if sampling.calculator else None
         asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, pool, score, ledger, computes)
-        active = [each for each in problems if each.asks]
-        with progress(plan.step, lambda: len(problems) - len(active), len(problems), "problems"):
-            while active:
-                wishes = {name: wish for each in active for name, wish in each.wishes.items()}
-                results = asker.answers(wishes)
-                for each in active:
-                    each.go_on([results[name] for name in named(each.query_id, each.turn, each.asks or [])], read)
-                active = [each for each in active if each.asks]
+        searching = search_all(problems, asker, read, 1 if sampling.request_seeds else STEPS_TOGETHER)
+        with progress(plan.step, lambda: sum(not each.asks for each in problems), len(problems), "problems"):
+            asyncio.run(searching)
         asker.warn_without_steps()
         counts = {
             "problems": len(problems),
@@ -155,6 +153,28 @@ def search_problems(
         made = write_table(store, plan.step, plan.key, SEARCHED, batched(rows), plan.provenance, counts=counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made
+
+
+async def search_all(problems: Sequence[Problem], asker: Asker, read: Read, together: int) -> None:
+    """Search all problems at once, `together` of them in step, so that their requests can travel together.
+
+    The first error ends all.
+    """
+
+    async def in_step(active: list[Problem]) -> None:
+        while active:
+            results = await asker.answers({name: wish for each in active for name, wish in each.wishes.items()})
+            for each in active:
+                each.go_on([results[name] for name in named(each.query_id, each.turn, each.asks or [])], read)
+            active = [each for each in active if each.asks]
+
+    asking = [each for each in problems if each.asks]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for begin in range(0, len(asking), together):
+                group.create_task(in_step(asking[begin : begin + together]))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 def agrees(grader: Limited, text: str, answer: str) -> bool:
