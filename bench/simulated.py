@@ -1,0 +1,116 @@
+"""Simulated vLLM servers of a fixed speed, to measure at scales that this machine has no GPUs for.
+
+    python bench/simulated.py --servers 8 [--slots 64] [--step-ms 20] [--tokens 1000]
+
+Each server answers `/v1/completions` on a port of its own as vLLM does, and computes nothing: it decodes up to
+`--slots` samples at a time, a token of each per step, and lets the others wait. A sample's length is drawn from a
+log-normal distribution, by the request's name. All servers run in this one process, which prints their addresses as a
+JSON list, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+from aiohttp import web
+
+SPREAD = 0.5
+"""Standard deviation of the logarithm of a sample's length."""
+
+
+class Engine:
+    """One server's decoder."""
+
+    def __init__(self, slots: int, step_s: float, tokens: float) -> None:
+        self.step_s, self.tokens = step_s, tokens
+        self.free = asyncio.Semaphore(slots)
+        self.decoded = 0
+
+    async def sampled(self, name: str, index: int, limit: int) -> dict[str, Any]:
+        """One sample, after the time that it takes."""
+        drawn = random.Random(f"{name}/{index}").lognormvariate(math.log(self.tokens) - SPREAD**2 / 2, SPREAD)
+        tokens = max(1, min(limit, round(drawn)))
+        async with self.free:
+            await asyncio.sleep(tokens * self.step_s)
+        self.decoded += tokens
+        reason = "stop" if tokens < limit else "length"
+        text = " ".join(["word"] * tokens)
+        return {"index": index, "text": text, "finish_reason": reason, "token_ids": [1] * tokens, "stop_reason": None}
+
+
+async def completions(request: web.Request) -> web.Response:
+    engine: Engine = request.app[ENGINE]
+    asked = await request.json()
+    several = isinstance(asked["prompt"][0], list)
+    count = asked["n"] * (len(asked["prompt"]) if several else 1)
+    name = request.headers.get("X-Request-Id", "")
+    samples = (engine.sampled(name, index, asked["max_tokens"]) for index in range(count))
+    return web.json_response({"choices": await asyncio.gather(*samples)})
+
+
+async def decoded(request: web.Request) -> web.Response:
+    """The number of tokens decoded so far."""
+    return web.json_response({"tokens": request.app[ENGINE].decoded})
+
+
+ENGINE = web.AppKey("engine", Engine)
+
+
+async def serve(given: argparse.Namespace) -> None:
+    """Serve until standard input ends."""
+    addresses, runners = [], []
+    for _ in range(given.servers):
+        app = web.Application(client_max_size=2**26)
+        app[ENGINE] = Engine(given.slots, given.step_ms / 1000, given.tokens)
+        app.add_routes([web.post("/v1/completions", completions), web.get("/decoded", decoded)])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+        await site.start()
+        addresses.append("http://{}:{}".format(*runner.addresses[0][:2]))
+        runners.append(runner)
+    print(json.dumps(addresses), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    for runner in runners:
+        await runner.cleanup()
+
+
+class Simulated:
+    """The servers, in a process of their own; a context manager."""
+
+    def __init__(self, servers: int, slots: int, step_ms: float, tokens: int) -> None:
+        options = {"--servers": servers, "--slots": slots, "--step-ms": step_ms, "--tokens": tokens}
+        command = [sys.executable, str(Path(__file__)), *(f"{name}={value}" for name, value in options.items())]
+        self.process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+        assert self.process.stdout is not None
+        self.urls: list[str] = json.loads(self.process.stdout.readline())
+
+    def __enter__(self) -> Simulated:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.kill()  # requests in flight are of no use any more
+        self.process.wait(10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--servers", type=int, required=True)
+    parser.add_argument("--slots", type=int, default=64, help="samples that a server decodes at once")
+    parser.add_argument("--step-ms", type=float, default=20, help="milliseconds of a decoding step")
+    parser.add_argument("--tokens", type=int, default=1000, help="mean length of a sample")
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
