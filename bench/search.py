@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,7 +36,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, bench_parser, report, surroundings
 from bench.serving import bare_engine, imported
+from infra.serving.completions import Sampling
 from infra.serving.servers import Servers, ServingConfig
+from infra.serving.stream import Stream
 from infra.serving.vllm_server import ServerOptions, VllmServer, _environment
 from infra.settings import Settings
 from infra.steps.step import Job, Plan
@@ -54,6 +57,7 @@ from tasks.search.strategies import SearchConfig, search
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Tree
 
 NANO = ROOT / "nano"
+NANO_STEPS = SearchSampling(step_tokens=32, solution_tokens=160, request_seeds=False)
 
 
 class Recorded:
@@ -62,34 +66,42 @@ class Recorded:
     def __init__(self) -> None:
         self.samples: list[tuple[list[int], int]] = []
 
-    async def complete_on(self, *given: Any, on_result: Callable[..., None], **named: Any) -> None:
+    def ask(self, stream: Stream, group: str, requests: Any, sampling: Sampling, on_result: Any, refused: Any) -> Any:
         def keep(request: Any, completions: list[Any]) -> None:
-            self.samples += [(list(request.prompt_ids), each.tokens) for each in completions]
+            if not sampling.first_log_probs:  # else it is the judge's
+                self.samples += [(list(request.prompt_ids), each.tokens) for each in completions]
             on_result(request, completions)
 
-        await COMPLETE_ON(*given, on_result=keep, **named)
+        return ASK(stream, group, requests, sampling, keep, refused)
 
 
-COMPLETE_ON = ask.complete_on
+ASK = Stream.ask
 
 
 def fixed_scores(*_: Any) -> ask.Scorer:
     """Rewards by a formula of the text: no server is asked."""
 
-    async def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+    async def score(_group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
         for name, text in texts.items():
             keep(name, {"reward": random.Random(text).random()})
 
-    return score
+    return nullcontext(score)
 
 
 class Ours:
     """The search step in an artifact store of its own."""
 
     def __init__(
-        self, given: argparse.Namespace, settings: Settings, servers: Servers, policy: Ref, judge: Ref
+        self,
+        given: argparse.Namespace,
+        settings: Settings,
+        servers: Servers,
+        policy: Ref,
+        judge: Ref,
+        sampling: SearchSampling = NANO_STEPS,
     ) -> None:
         self.given, self.settings, self.servers, self.policy, self.judge = given, settings, servers, policy, judge
+        self.sampling = sampling
         self.store = Store.open(settings)
         source = Source(path=str(NANO / "data" / "test.jsonl"))
         collected = self._made(collect_queries, "collected", source=source)
@@ -109,7 +121,7 @@ class Ours:
                 search_problems,
                 f"{name}-{number}",
                 config=SearchConfig(tokens=self.given.tokens),
-                sampling=SearchSampling(step_tokens=32, solution_tokens=160, request_seeds=False),
+                sampling=self.sampling,
                 format=StepFormat(delimiter=" .", answer="answer :"),
                 judge=None,
                 verifier="short-answer",
@@ -174,7 +186,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         command = server.command()[4:]
         with patch("tasks.search.search_problems.discriminative", fixed_scores):
             ours.searched("warm-up", 50, only=0)
-            with patch.object(ask, "complete_on", recorded.complete_on):
+            with patch.object(Stream, "ask", lambda *given: recorded.ask(*given)):
                 figures["fixed"] = speed(*ours.searched("fixed", given.shards))
             one = [ours.searched("one", given.problems, only=number) for number in range(given.one_by_one)]
         figures["one after the other"] = speed(sum(each[0] for each in one), sum(each[1] for each in one))

@@ -4,8 +4,9 @@
 
 Each server answers `/v1/completions` on a port of its own as vLLM does, and computes nothing: it decodes up to
 `--slots` samples at a time, a token of each per step, and lets the others wait. A sample's length is drawn from a
-log-normal distribution, by the request's name. All servers run in this one process, which prints their addresses as a
-JSON list, and ends when its standard input does.
+log-normal distribution, by the request's name; one that ends with a stop string, a step, is a tenth as long in the
+mean. All servers run in this one process, which prints their addresses as a JSON list, and ends when its standard input
+does.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import json
 import math
 import random
 import sys
+import time
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
 from aiohttp import web
 
+WORDS = ["a", "few", "words", "that", "mean", "nothing"]
 SPREAD = 0.5
 """Standard deviation of the logarithm of a sample's length."""
 
@@ -32,18 +35,28 @@ class Engine:
     def __init__(self, slots: int, step_s: float, tokens: float) -> None:
         self.step_s, self.tokens = step_s, tokens
         self.free = asyncio.Semaphore(slots)
-        self.decoded = 0
+        self.decoding, self.decoded, self.counted = 0, 0.0, time.perf_counter()
 
-    async def sampled(self, name: str, index: int, limit: int) -> dict[str, Any]:
+    def count(self, more: int) -> None:
+        """Add up the tokens decoded since the last call; from now on `more` samples are decoded."""
+        now = time.perf_counter()
+        self.decoded += self.decoding * (now - self.counted) / self.step_s
+        self.decoding, self.counted = self.decoding + more, now
+
+    async def sampled(self, name: str, index: int, limit: int, stop: list[str]) -> dict[str, Any]:
         """One sample, after the time that it takes."""
-        drawn = random.Random(f"{name}/{index}").lognormvariate(math.log(self.tokens) - SPREAD**2 / 2, SPREAD)
+        rng, mean = random.Random(f"{name}/{index}"), self.tokens / 10 if stop else self.tokens
+        drawn = rng.lognormvariate(math.log(mean) - SPREAD**2 / 2, SPREAD)
         tokens = max(1, min(limit, round(drawn)))
         async with self.free:
-            await asyncio.sleep(tokens * self.step_s)
-        self.decoded += tokens
-        reason = "stop" if tokens < limit else "length"
-        text = " ".join(["word"] * tokens)
-        return {"index": index, "text": text, "finish_reason": reason, "token_ids": [1] * tokens, "stop_reason": None}
+            self.count(1)
+            try:
+                await asyncio.sleep(tokens * self.step_s)
+            finally:
+                self.count(-1)
+        found = {"index": index, "token_ids": [1] * tokens, "finish_reason": "stop" if tokens < limit else "length"}
+        text = " ".join(["", *rng.choices(WORDS, k=tokens)])
+        return {**found, "text": text, "stop_reason": stop[0] if stop and tokens < limit else None}
 
 
 async def completions(request: web.Request) -> web.Response:
@@ -52,24 +65,29 @@ async def completions(request: web.Request) -> web.Response:
     several = isinstance(asked["prompt"][0], list)
     count = asked["n"] * (len(asked["prompt"]) if several else 1)
     name = request.headers.get("X-Request-Id", "")
-    samples = (engine.sampled(name, index, asked["max_tokens"]) for index in range(count))
+    samples = (engine.sampled(name, index, asked["max_tokens"], asked["stop"]) for index in range(count))
     return web.json_response({"choices": await asyncio.gather(*samples)})
 
 
 async def decoded(request: web.Request) -> web.Response:
-    """The number of tokens decoded so far."""
-    return web.json_response({"tokens": request.app[ENGINE].decoded})
+    """The number of tokens that all servers have decoded so far."""
+    engines = request.app[ENGINES]
+    for each in engines:
+        each.count(0)
+    return web.json_response({"tokens": sum(each.decoded for each in engines)})
 
 
 ENGINE = web.AppKey("engine", Engine)
+ENGINES = web.AppKey("engines", list[Engine])
 
 
 async def serve(given: argparse.Namespace) -> None:
     """Serve until standard input ends."""
-    addresses, runners = [], []
+    addresses, runners, engines = [], [], list[Engine]()
     for _ in range(given.servers):
         app = web.Application(client_max_size=2**26)
-        app[ENGINE] = Engine(given.slots, given.step_ms / 1000, given.tokens)
+        app[ENGINE], app[ENGINES] = Engine(given.slots, given.step_ms / 1000, given.tokens), engines
+        engines.append(app[ENGINE])
         app.add_routes([web.post("/v1/completions", completions), web.get("/decoded", decoded)])
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()

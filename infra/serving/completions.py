@@ -374,7 +374,8 @@ async def classify(
             for row in data:
                 scores[start + row["index"]] = float(row["probs"][0])
 
-        await run_all(range(0, len(texts_or_ids), batch_size), work, max_in_flight)
+        starts = range(0, len(texts_or_ids), batch_size)
+        await run_all(starts, work, min(max_in_flight, len(starts)))
     return scores
 
 

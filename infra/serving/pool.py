@@ -2,7 +2,8 @@
 
 Requests come in groups that share a prompt prefix. The next request goes to the server with the fewest in flight, those
 of all shards counted. It is one of the group that this server works through, so that a group stays on one server, whose
-prefix cache holds its prefix. When no whole group is left, a server helps with the largest rest of another server's.
+prefix cache holds its prefix (`infra.serving.schedule`). When no whole group is left, a server helps with the largest
+rest of another server's.
 
 A request that was in flight when a server died may have killed it. Such a suspect is sent again, alone. If the server
 then dies too, the suspect is quarantined. So is a request that the server refuses.
@@ -13,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from infra.processes.causes import cause
 from infra.processes.watchdog import refuse_when_ending
@@ -30,6 +31,7 @@ from infra.serving.completions import (
     UnreachableError,
     sample_together,
 )
+from infra.serving.schedule import Queue, Schedule, Turn, packed
 from infra.serving.vllm_server import ServerError
 
 log = logging.getLogger(__name__)
@@ -143,99 +145,6 @@ class Pool:
             self._failed = ServerError("the servers were stopped")
 
 
-class Queue:
-    """The ids of the requests that are still to be sent, in groups."""
-
-    def __init__(self, groups: Iterable[Iterable[str]]) -> None:
-        self._groups = deque(found for group in groups if (found := deque(group)))
-        self._own: dict[object, deque[str]] = {}
-
-    def take(self, server: object) -> str | None:
-        """The next request for a server: of its own group, else of the next group, else of the largest rest of another
-        server's group; None if all are taken."""
-        group = self._own.get(server)
-        if not group and self._groups:
-            group = self._own[server] = self._groups.popleft()
-        if not group:
-            group = max(self._own.values(), key=len, default=None)
-        return group.popleft() if group else None
-
-    def put_back(self, request_id: str) -> None:
-        """Put a request that was taken, but not sent, first in the queue."""
-        self._groups.appendleft(deque([request_id]))
-
-    def lost(self, server: object) -> None:
-        """Put the rest of a dead server's group first in the queue."""
-        if rest := self._own.pop(server, None):
-            self._groups.appendleft(rest)
-
-
-class Turn(NamedTuple):
-    """The request that a server takes next."""
-
-    request_id: str
-    suspect: bool
-    """Whether it was in flight when a server died, so that it is sent alone."""
-
-
-class Schedule:
-    """Decides which request of a shard a server takes next. It sends nothing and never waits.
-
-    A suspect waits for a server with no other request of this shard and no suspect of another shard (`lock`, see
-    `Pool.suspect_lock`). As long as a suspect waits, no other request is handed out, so that a server becomes free.
-    """
-
-    def __init__(self, groups: Iterable[Iterable[str]]) -> None:
-        self._queue = Queue(groups)
-        self._suspects: deque[str] = deque()
-        self.in_flight: Counter[object] = Counter()
-        """Requests of this shard in flight, by server."""
-
-    def take(self, server: object, lock: threading.Lock) -> Turn | None:
-        """The server's next request; None if it has to wait. Every turn is given back with `release`."""
-        if self._suspects:
-            if self.in_flight[server] or not lock.acquire(blocking=False):
-                return None
-            turn = Turn(self._suspects.popleft(), suspect=True)
-        else:
-            if lock.locked() or (request_id := self._queue.take(server)) is None:
-                return None
-            turn = Turn(request_id, suspect=False)
-        self.in_flight[server] += 1
-        return turn
-
-    def release(self, server: object, lock: threading.Lock, turn: Turn) -> None:
-        """The request of a turn is no longer in flight, whatever came of it."""
-        self.in_flight[server] -= 1
-        if turn.suspect:
-            lock.release()
-
-    def put_back(self, turn: Turn) -> None:
-        """Hand out the request of a turn again: it was not sent."""
-        if turn.suspect:
-            self._suspects.appendleft(turn.request_id)
-        else:
-            self._queue.put_back(turn.request_id)
-
-    def suspect(self, request_id: str) -> None:
-        """Have a request sent again, alone: it was in flight when a server died."""
-        self._suspects.append(request_id)
-
-    def lost(self, server: object) -> None:
-        """Hand the rest of a dead server's group to the others."""
-        self._queue.lost(server)
-
-
-def packed(groups: Iterable[Sequence[str]], together: int) -> dict[str, list[str]]:
-    """The requests of each group in packs of up to `together`, by name; a pack of one has its request's name."""
-    packs: dict[str, list[str]] = {}
-    for group in groups:
-        for begin in range(0, len(group), together):
-            own = list(group[begin : begin + together])
-            packs[own[0] if len(own) == 1 else f"{own[0]} and {len(own) - 1} more"] = own
-    return packs
-
-
 async def complete_on(
     pool: Pool,
     groups: Iterable[Sequence[str]],
@@ -271,43 +180,56 @@ async def complete_on(
     by_group = [packed([group], together) for group in groups]
     packs = {name: own for group in by_group for name, own in group.items()}
     unfinished = sum(map(len, packs.values()))
-    shard = _Shard(pool, Schedule(by_group), packs, unfinished, request, sampling, on_result, on_quarantine)
-    clients: dict[Server, Client] = {}
+    requests = Requests(packs, request, lambda _: sampling, on_result, on_quarantine, unfinished)
+    shard = Shard(pool, Schedule(Queue(by_group)), requests)
     try:
-        async with AsyncExitStack() as opened, asyncio.TaskGroup() as sending:
-            while shard.unfinished:
-                for server in pool.living():
-                    if server not in clients:
-                        clients[server] = await opened.enter_async_context(
-                            Client(server.url, max_in_flight=max_in_flight, alive=server.check, headers=server.headers)
-                        )
-                while dealt := shard.deal(clients, most):
-                    server, turn = dealt
-                    sending.create_task(shard.send(server, clients[server], turn))
-                refuse_when_ending()
-                with suppress(TimeoutError):  # look again soon: another shard may have added a server, or freed one
-                    async with asyncio.timeout(_POLL_S):
-                        await shard.changed.wait()
-                shard.changed.clear()
+        await shard.serve(lambda: not requests.unfinished, max_in_flight, most)
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
 
 
 @dataclass
-class _Shard:
-    """The state of one call of `complete_on`. All of it is used from one event loop."""
+class Requests:
+    """The requests of a shard, and what becomes of them."""
+
+    packs: dict[str, list[str]]
+    """Those that travel together, by the name that the schedule knows them by."""
+    request: Callable[[str], Request]
+    sampling: Callable[[str], Sampling]
+    """How a request is sampled; the same for all of a pack."""
+    on_result: Callable[[Request, list[Completion]], None]
+    on_quarantine: Callable[[Request, str], None]
+    unfinished: int = 0
+
+
+@dataclass
+class Shard:
+    """The state of one shard's requests. All of it is used from one event loop."""
 
     pool: Pool
     schedule: Schedule
-    packs: dict[str, list[str]]
-    """The requests that travel together, by the name that the schedule knows them by."""
-    unfinished: int
-    request: Callable[[str], Request]
-    sampling: Sampling
-    on_result: Callable[[Request, list[Completion]], None]
-    on_quarantine: Callable[[Request, str], None]
+    requests: Requests
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """A request ended, or a server was lost."""
+    """A request ended or came, or a server was lost."""
+
+    async def serve(self, over: Callable[[], bool], max_in_flight: int, most: int) -> None:
+        """Hand out requests until `over`, `most` packs of them at a time to each living server."""
+        clients: dict[Server, Client] = {}
+        async with AsyncExitStack() as opened, asyncio.TaskGroup() as sending:
+            while not over():
+                for server in self.pool.living():
+                    if server not in clients:
+                        clients[server] = await opened.enter_async_context(
+                            Client(server.url, max_in_flight=max_in_flight, alive=server.check, headers=server.headers)
+                        )
+                while dealt := self.deal(clients, most):
+                    server, turn = dealt
+                    sending.create_task(self.send(server, clients[server], turn))
+                refuse_when_ending()
+                with suppress(TimeoutError):  # look again soon: another shard may have added a server, or freed one
+                    async with asyncio.timeout(_POLL_S):
+                        await self.changed.wait()
+                self.changed.clear()
 
     def deal(self, servers: Iterable[Server], most: int) -> tuple[Server, Turn] | None:
         """The next request, for the least busy server that can take one; None if all have to wait.
@@ -338,30 +260,31 @@ class _Shard:
             self.schedule.put_back(turn)
             await self.lost(server, error)
             return
-        names = self.packs.get(turn.request_id, [turn.request_id])
-        requests = [self.request(name) for name in names]
+        names = self.requests.packs.get(turn.request_id, [turn.request_id])
+        requests = [self.requests.request(name) for name in names]
+        sampling = self.requests.sampling(names[0])
         try:
-            completions = await sample_together(client, server.served_name, requests, self.sampling)
+            completions = await sample_together(client, server.served_name, requests, sampling)
         except RefusedError as error:
             if len(names) > 1:  # one of them is the cause
                 for name in reversed(names):
                     self.schedule.put_back(Turn(name, suspect=False))
                 return
-            self.on_quarantine(requests[0], f"was refused: {str(error)[:500]}")
-            self.unfinished -= 1
+            self.requests.on_quarantine(requests[0], f"was refused: {str(error)[:500]}")
+            self.requests.unfinished -= 1
         except (ServerError, UnreachableError) as error:
             if turn.suspect:
-                self.on_quarantine(requests[0], f"killed a server twice: {cause(str(error))}")
+                self.requests.on_quarantine(requests[0], f"killed a server twice: {cause(str(error))}")
                 self.pool.quarantined()
-                self.unfinished -= 1
+                self.requests.unfinished -= 1
             else:
                 for name in names:
                     self.schedule.suspect(name)
             await self.lost(server, error)
         else:
             for request, found in zip(requests, completions, strict=True):
-                self.on_result(request, found)
-                self.unfinished -= 1
+                self.requests.on_result(request, found)
+                self.requests.unfinished -= 1
 
     async def lost(self, server: Server, error: Exception) -> None:
         self.schedule.lost(server)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,8 +20,8 @@ from cot_formats.steps import Steps
 from infra.processes.limited import NoResult
 from infra.serving.completions import Completion, Request, Sampling, classify
 from infra.serving.ledger import Ledger
-from infra.serving.pool import Pool, complete_on
 from infra.serving.servers import Servers
+from infra.serving.stream import Stream, streaming
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
@@ -40,8 +40,11 @@ MANY = 20
 MAX_CORRECTIONS = 16
 """Times that the calculator corrects a solution, before it is given up."""
 
-Scorer: TypeAlias = Callable[[Mapping[str, str], Callable[[str, dict[str, Any]], None]], Awaitable[None]]
-"""Scores texts by name ("QUERY_ID/TURN/PLACE"), and passes name and record of each on."""
+Scoring: TypeAlias = Callable[[str, Mapping[str, str], Callable[[str, dict[str, Any]], None]], Awaitable[None]]
+"""Scores texts by name ("QUERY_ID/TURN/PLACE"), and passes name and record of each on; the first argument names those
+who ask."""
+Scorer: TypeAlias = AbstractAsyncContextManager[Scoring]
+"""Open while a search runs."""
 
 
 class SearchSampling(BaseModel):
@@ -99,26 +102,6 @@ class Wish(NamedTuple):
         return self.tree.text(self.node) + self.rest
 
 
-class Room:
-    """Room for a number of requests in flight, shared by all who ask at the same time."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._free, self._door = size, asyncio.Semaphore(size), asyncio.Lock()
-
-    @asynccontextmanager
-    async def taken(self, count: int) -> AsyncIterator[None]:
-        """Wait until there is room for `count` requests, or for as many as ever fit, and hold it."""
-        held = min(count, self._size)
-        async with self._door:  # one at a time, so that no two wait for each other's half
-            for _ in range(held):
-                await self._free.acquire()
-        try:
-            yield
-        finally:
-            for _ in range(held):
-                self._free.release()
-
-
 @dataclass
 class Asker:
     """Sends the wishes of searches, and keeps the answers. Several may ask at the same time, in one event loop."""
@@ -130,41 +113,40 @@ class Asker:
     """The problems' texts by id."""
     policy: Any
     """The policy's tokenizer."""
-    pool: Pool
-    score: Scorer | None
+    stream: Stream
+    """To the policy's servers."""
+    score: Scoring | None
     """How solutions are scored; None if they are not."""
     ledger: Ledger
     calculator: Callable[[str], Any] | None = None
     """`tasks.search.calculator.corrected`, in a process with limits; None if calculations are not checked."""
     counts: Counter[str] = field(default_factory=Counter)
     _first: str = ""
-
-    def __post_init__(self) -> None:
-        servers = len(self.pool.living())
-        self._sampling_room, self._scoring_room = Room(servers * self.sampling.in_flight), Room(self.sampling.in_flight)
+    _refused: set[str] = field(default_factory=set)
 
     async def answers(self, wishes: Mapping[str, Wish]) -> dict[str, Result]:
         """The results of all wishes by name; those that the ledger has are not asked again."""
         owed = {name: wish for name, wish in wishes.items() if name not in self.ledger}
-        await self._sample_all(owed)
+        await asyncio.gather(self._sample_all(owed), self._score_all(owed))
         await self._go_on_from_corrections(wishes)
-        texts = {name: wish.ask.text for name, wish in owed.items() if isinstance(wish.ask, Score)}
-        if texts:
-            assert self.score is not None
-            async with self._scoring_room.taken(len(texts)):
-                await self.score(texts, self.ledger.append)
         self._count(wishes)
         return {name: self._result(name) for name in wishes}
 
     async def _sample_all(self, wishes: Mapping[str, Wish]) -> None:
         """Sample for the wishes that need it, in batches of equal parameters."""
-        for kind in (NextSteps, Solve):
-            counts: defaultdict[int, list[str]] = defaultdict(list)
-            for name, wish in wishes.items():
-                if isinstance(wish.ask, kind):
-                    counts[wish.ask.count].append(name)
-            for count, names in counts.items():
-                await self._sample({name: wishes[name] for name in names}, count, stepwise=kind is NextSteps)
+        batches: defaultdict[tuple[bool, int], dict[str, Wish]] = defaultdict(dict)
+        for name, wish in wishes.items():
+            if not isinstance(wish.ask, Score):
+                batches[isinstance(wish.ask, NextSteps), wish.ask.count][name] = wish
+        asking = (self._sample(batch, count, stepwise=stepwise) for (stepwise, count), batch in batches.items())
+        await asyncio.gather(*asking)
+
+    async def _score_all(self, wishes: Mapping[str, Wish]) -> None:
+        """Score the solutions of the wishes that are scores."""
+        texts = {name: wish.ask.text for name, wish in wishes.items() if isinstance(wish.ask, Score)}
+        if texts:
+            assert self.score is not None
+            await self.score(next(iter(wishes.values())).query_id, texts, self.ledger.append)
 
     async def _go_on_from_corrections(self, wishes: Mapping[str, Wish]) -> None:
         """Sample the rest of solutions that the calculator has cut off, each under the name of its solution and its
@@ -208,12 +190,17 @@ class Asker:
                 yield from self._records(then)
 
     def _count(self, wishes: Mapping[str, Wish]) -> None:
-        """Count what was refused, cut off and corrected. Raises `QuarantineError` if too many requests were refused."""
+        """Count what was refused, cut off and corrected.
+
+        Raises `QuarantineError` once most requests of most problems are refused. The limit on their share is for the
+        end: the first problems to end are those that are refused.
+        """
         for name, wish in wishes.items():
             for record in self._records(name):
                 self.counts["requests"] += 1
                 if "quarantined" in record:
                     self.counts["refused"] += 1
+                    self._refused.add(wish.query_id)
                     self._first = self._first or f"{name}: it {record['quarantined']}"
                 samples = record.get("samples", ())
                 self.counts["calculations corrected"] += sum("corrected" in each or "fixed" in each for each in samples)
@@ -224,8 +211,12 @@ class Asker:
                     self.counts["cut at step_tokens"] += cut
                 elif isinstance(wish.ask, Solve):
                     self.counts["cut at solution_tokens"] += cut
-        asked = max(self.counts["requests"], len(self.queries))  # before each problem has asked, a share says nothing
-        if self.counts["refused"] > max(1, self.sampling.max_refused_share * asked):
+        if 2 * self.counts["refused"] > self.counts["requests"] and 2 * len(self._refused) > len(self.queries):
+            self.check_refusals()
+
+    def check_refusals(self) -> None:
+        """Raise `QuarantineError` if too large a share of the requests was refused."""
+        if self.counts["refused"] > max(1, self.sampling.max_refused_share * self.counts["requests"]):
             raise QuarantineError(
                 f"{self.step}: {self.counts['refused']} of {self.counts['requests']} requests were refused, limit "
                 f"{self.sampling.max_refused_share:.1%}; the first is {self._first}; remove the cause (if they are too "
@@ -278,19 +269,8 @@ class Asker:
             log.warning("%s: request %s is left out: it %s", self.step, request.request_id, reason)
             self.ledger.append(request.request_id, {"quarantined": reason})
 
-        # Those of a problem share a prefix. Without seeds, neighbours of several problems travel together.
-        in_order = [name for group in groups.values() for name in group]
-        async with self._sampling_room.taken(len(wishes)):
-            await complete_on(
-                self.pool,
-                list(groups.values()) if limits.request_seeds else [in_order],
-                request_for,
-                sampling,
-                max_in_flight=limits.in_flight,
-                together=1 if limits.request_seeds else STEPS_TOGETHER,
-                on_result=keep,
-                on_quarantine=refused,
-            )
+        requests = [request_for(name) for group in groups.values() for name in group]  # neighbours share a prefix
+        await self.stream.ask(next(iter(groups)), requests, sampling, keep, refused)
 
     def _sample_of(self, completion: Completion, before: str, *, stepwise: bool) -> dict[str, Any]:
         """What the ledger keeps of a sample. `before`: a calculation that was begun before it."""
@@ -332,43 +312,42 @@ def generative(
     servers: Servers,
     in_flight: int,
 ) -> Scorer:
-    """Scores by a generative reward model: the probability that it answers "right"."""
-    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    """Scores by a generative reward model: the probability that it answers "right". Starts its servers."""
+    tokenizer, pool = load_tokenizer(fetch_model(store, model, servers.work_dir)), servers.judges(model)
     tokens = answer_tokens(tokenizer, config)
 
-    async def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
-        def request_for(name: str) -> Request:
-            return request_about(tokenizer, config, name, queries[name.partition("/")[0]], texts[name])
+    @asynccontextmanager
+    async def scoring() -> AsyncIterator[Scoring]:
+        async with streaming(pool, max_in_flight=in_flight, together=TOGETHER) as stream:
 
-        def refused(request: Request, reason: str) -> None:
-            log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)
-            keep(request.request_id, {"quarantined": reason})
+            async def score(group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+                def scored(request: Request, found: list[Completion]) -> None:
+                    keep(request.request_id, {"reward": probability(found[0].first_log_probs)})
 
-        await complete_on(
-            await asyncio.to_thread(servers.judges, model),
-            [list(texts)],
-            request_for,
-            judging(tokens),
-            max_in_flight=in_flight,
-            together=TOGETHER,
-            on_result=lambda request, found: keep(
-                request.request_id, {"reward": probability(found[0].first_log_probs)}
-            ),
-            on_quarantine=refused,
-        )
+                def refused(request: Request, reason: str) -> None:
+                    log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)
+                    keep(request.request_id, {"quarantined": reason})
 
-    return score
+                requests = [
+                    request_about(tokenizer, config, name, queries[name.partition("/")[0]], text)
+                    for name, text in texts.items()
+                ]
+                await stream.ask(group, requests, judging(tokens), scored, refused)
+
+            yield score
+
+    return scoring()
 
 
 def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers: Servers, in_flight: int) -> Scorer:
-    """Scores by a sequence classifier: the sigmoid of its logit. A solution that is too long for it has none."""
-    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    """Scores by a sequence classifier: the sigmoid of its logit. A solution that is too long for it has none. Starts
+    its server."""
+    tokenizer, server = load_tokenizer(fetch_model(store, model, servers.work_dir)), servers.reward(model)
     limit = servers.options("reward").max_model_len
 
-    async def score(texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
+    async def score(_group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
         ids = {name: reward_input_ids(tokenizer, queries[name.partition("/")[0]], text) for name, text in texts.items()}
         fitting = [name for name in texts if len(ids[name]) <= limit]
-        server = await asyncio.to_thread(servers.reward, model)
         read = [ids[name] for name in fitting]
         found = await classify(server.url, server.served_name, read, max_in_flight=in_flight, alive=server.check)
         logits = dict(zip(fitting, found, strict=True))
@@ -379,7 +358,7 @@ def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers
                 too_long = f"has {len(ids[name]):,} tokens with its problem, and the reward model reads {limit:,}"
                 keep(name, {"quarantined": too_long})
 
-    return score
+    return nullcontext(score)
 
 
 def named(query_id: str, turn: int, asks: Sequence[Ask]) -> list[str]:

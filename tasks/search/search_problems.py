@@ -14,6 +14,7 @@ from infra.errors import BadInput
 from infra.processes.limited import Limited, NoResult
 from infra.serving.servers import Servers
 from infra.serving.shard_ledger import shard_ledger
+from infra.serving.stream import streaming
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -131,15 +132,22 @@ def search_problems(
             answer = ledger[name]["answer"]
             return None if answer is None else str(answer)
 
-        score: Scorer | None = None
+        scorer: Scorer | nullcontext[None] = nullcontext()
         if reward_model is not None:
             given = (asked, store, reward_model, servers, sampling.in_flight)
-            score = generative(plan.step, judge, *given) if judge else discriminative(*given)
+            scorer = generative(plan.step, judge, *given) if judge else discriminative(*given)
         pool, computes = servers.policies(policy), calculator if sampling.calculator else None
-        asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, pool, score, ledger, computes)
-        searching = search_all(problems, asker, read, 1 if sampling.request_seeds else STEPS_TOGETHER)
+        together = 1 if sampling.request_seeds else STEPS_TOGETHER
+
+        async def searched() -> Asker:
+            async with streaming(pool, max_in_flight=sampling.in_flight, together=together) as stream, scorer as score:
+                asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, stream, score, ledger, computes)
+                await search_all(problems, asker, read, together)
+            return asker
+
         with progress(plan.step, lambda: sum(not each.asks for each in problems), len(problems), "problems"):
-            asyncio.run(searching)
+            asker = asyncio.run(searched())
+        asker.check_refusals()
         asker.warn_without_steps()
         counts = {
             "problems": len(problems),

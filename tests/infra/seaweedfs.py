@@ -1,6 +1,7 @@
 """A real S3 server for the tests: SeaweedFS, a single binary from the package index."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
-from s3_for_tests import KEY, SECRET, boto_client, free_port
+from s3_for_tests import KEY, SECRET, boto_client, free_port, new_bucket
+
+from infra.processes.watchdog import end_with_parent
 
 WEED = Path(sys.executable).with_name("weed")
 START_S = 120
@@ -33,8 +36,11 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     command += ["-volume.max=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     log = folder / "log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WEED_"))}
     with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent
+        )
         try:
             wait_until_it_stores(server, url, log)
             yield url
@@ -49,8 +55,7 @@ def wait_until_it_stores(server: subprocess.Popen[bytes], url: str, log: Path) -
     while True:
         assert server.poll() is None, log.read_text(errors="replace")[-3000:]
         try:
-            client.create_bucket(Bucket="ready")
-            client.put_object(Bucket="ready", Key="ready", Body=b"1")
+            client.put_object(Bucket=new_bucket(url), Key="ready", Body=b"1")
         except (BotoCoreError, ClientError):
             assert time.monotonic() < ends, log.read_text(errors="replace")[-3000:]
             time.sleep(0.3)

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.serving.pool import Queue, Schedule, Turn
+from infra.serving.schedule import Queue, Schedule, Turn
 
 
 def names(groups: int, size: int) -> list[list[str]]:
@@ -56,13 +56,13 @@ def test_the_rest_of_a_dead_servers_group_comes_next():
 
 
 def test_a_server_takes_requests_in_order_until_none_is_left():
-    schedule, lock = Schedule(names(1, 2)), threading.Lock()
+    schedule, lock = Schedule(Queue(names(1, 2))), threading.Lock()
     assert [schedule.take("a", lock) for _ in range(3)] == [Turn("0-0", False), Turn("0-1", False), None]
     assert not lock.locked()
 
 
 def test_a_suspect_waits_for_a_free_server_and_the_others_wait_for_it():
-    schedule, lock = Schedule(names(1, 3)), threading.Lock()
+    schedule, lock = Schedule(Queue(names(1, 3))), threading.Lock()
     busy = schedule.take("a", lock)
     schedule.suspect("0-9")
     assert schedule.take("a", lock) is None  # "0-0" is in flight
@@ -76,7 +76,7 @@ def test_a_suspect_waits_for_a_free_server_and_the_others_wait_for_it():
 
 
 def test_suspects_are_handed_to_different_servers():
-    schedule, a, b = Schedule([]), threading.Lock(), threading.Lock()
+    schedule, a, b = Schedule(Queue([])), threading.Lock(), threading.Lock()
     for name in ("1", "2", "3"):
         schedule.suspect(name)
     assert [schedule.take("a", a), schedule.take("b", b), schedule.take("b", b)] == [
@@ -87,7 +87,7 @@ def test_suspects_are_handed_to_different_servers():
 
 
 def test_a_suspect_of_another_shard_blocks_the_server():
-    one, other, lock = Schedule(names(1, 1)), Schedule(names(1, 2)), threading.Lock()
+    one, other, lock = Schedule(names(1, 1)), Schedule(Queue(names(1, 2))), threading.Lock()
     one.suspect("s")
     turn = one.take("a", lock)
     assert other.take("a", lock) is None
@@ -101,7 +101,7 @@ def test_a_suspect_of_another_shard_blocks_the_server():
 def test_each_request_ends_once_and_is_quarantined_only_after_two_deaths(sizes, events):
     """A random walk: each of two places takes a request, answers one, or loses its server and gets another."""
     groups = [[f"{group}-{number}" for number in range(size)] for group, size in enumerate(sizes)]
-    schedule, ended, deaths = Schedule(groups), Counter[str](), Counter[str]()
+    schedule, ended, deaths = Schedule(Queue(groups)), Counter[str](), Counter[str]()
     servers, flying = [("a", threading.Lock()), ("b", threading.Lock())], {0: [], 1: []}
 
     def finish(place: int, turn: Turn) -> None:
@@ -135,7 +135,7 @@ def test_each_request_ends_once_and_is_quarantined_only_after_two_deaths(sizes, 
 
 
 def test_a_request_that_was_not_sent_is_no_suspect():
-    schedule, lock = Schedule(names(1, 3)), threading.Lock()
+    schedule, lock = Schedule(Queue(names(1, 3))), threading.Lock()
     turn = schedule.take("a", lock)
     schedule.put_back(turn)
     schedule.release("a", lock, turn)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -359,3 +360,26 @@ def test_the_aws_chain_serves_without_keys(s3_url, s3_bucket, monkeypatch, tmp_p
     store.write_bytes("a", b"1")
     assert store.list() == ["a"]
     assert SECRET not in repr(store)
+
+
+def written(store: Store, count: int) -> list[str]:
+    """Write many small files, several at a time. Returns their paths in order."""
+    paths = [f"many/{number % 7}/{number:06}" for number in range(count)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda path: store.write_bytes(path, b"x"), paths))
+    return sorted(paths)
+
+
+def test_a_listing_has_more_than_one_page_and_what_was_just_written(store):
+    paths = written(store, 1_100)  # S3 lists 1,000 keys in one answer
+    assert store.list() == paths
+    assert store.list("many/3") == [path for path in paths if path.startswith("many/3/")]
+    store.write_bytes("many/3/new", b"")
+    store.delete(paths[0])
+    assert store.list() == sorted([*paths[1:], "many/3/new"])
+
+
+@pytest.mark.faults
+def test_ten_thousand_files_are_listed(store):
+    paths = written(store, 10_000)
+    assert store.list() == paths

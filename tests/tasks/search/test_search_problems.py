@@ -143,6 +143,28 @@ def test_a_problem_whose_requests_are_refused_has_no_answer(world, queries, mode
     assert [row["violations"] for row in world.rows(answers)] == [[], ["empty_solution"], []]
 
 
+def test_one_problem_whose_requests_are_refused_is_no_reason_to_stop_whichever_ends_first(world, query, model):
+    """Refusals come back faster than answers, and a search that goes on after a kill reads all of a problem's first."""
+    texts = {f"q{number}": f"which day is {day} ?" for number, day in enumerate(["tue", *["mon"] * 99])}
+    queries = world.table(QUERIES, [query(name, text) for name, text in texts.items()], "queries")
+
+    def refuses(body):
+        text = " ".join(WORDS[number] for number in body["prompt"])
+        bad = "which day is tue" in text and not body["stop"]  # its solutions are too long
+        return {"status": 400, "error": {"message": "no"}} if bad else policy_and_judge(body)
+
+    server = FakeVllm(completions=refuses)
+    server.dies_after = 150
+    search = {"tokens": 20}
+    with pytest.raises(ServerError):
+        world.do(search_problems, key="k", **given(queries, model, TinyServers(world.work_dir, server), **search))
+    server.dies_after = None
+    made = world.do(search_problems, key="k", **given(queries, model, TinyServers(world.work_dir, server), **search))
+    counts = world.counts(made)
+    assert (counts["problems"], counts["without a solution"]) == (100, 1)
+    assert counts["refused"] > 1
+
+
 @pytest.mark.parametrize("strategy", ["mctsg", "sampling"])
 def test_a_wrong_calculation_is_corrected_and_the_policy_goes_on(world, queries, model, strategy):
     """Also after a kill, with the same result."""
