@@ -149,12 +149,10 @@ RL = (
 )
 
 
+@pytest.mark.faults  # small ones: tests/infra/training/test_rl.py and tests/tasks/training/test_on_policy.py
 @pytest.mark.parametrize(
     ("method", "given", "made"),
-    [
-        ("grpo", (), {"samples-1", "grpo-1"}),
-        pytest.param("rloo", ("config.online.rl.on_policy=true",), {"rloo-1"}, marks=pytest.mark.faults),
-    ],
+    [("grpo", (), {"samples-1", "grpo-1"}), ("rloo", ("config.online.rl.on_policy=true",), {"rloo-1"})],
 )
 def test_another_method_goes_on_from_the_same_sft_model(
     place: Path, method: str, given: tuple[str, ...], made: set[str]

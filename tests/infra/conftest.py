@@ -1,7 +1,8 @@
 """Stores to test against: a local folder, and two S3 servers reached over HTTP, moto and SeaweedFS.
 
-A test that takes `store` runs on each; one that takes `s3_store`, `s3_bucket` or `s3_url` on both S3 servers, or on
-moto alone if it is marked `moto`, since it uses what only moto has.
+A test that takes `store` runs on a folder and on S3; one that takes `s3_store`, `s3_bucket` or `s3_url` on S3. S3 is
+moto, and for the tests of the store itself SeaweedFS too, unless a test is marked `moto`, since it uses what only moto
+has.
 """
 
 from pathlib import Path
@@ -18,7 +19,9 @@ __all__ = ["moto_url"]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "place" in metafunc.fixturenames:
-        servers = ["moto"] if metafunc.definition.get_closest_marker("moto") else ["moto", "seaweedfs"]
+        of_store = metafunc.definition.path.parent.name == "store"
+        only_moto = not of_store or metafunc.definition.get_closest_marker("moto")
+        servers = ["moto"] if only_moto else ["moto", "seaweedfs"]
         folder = ["local"] if "store" in metafunc.fixturenames else []
         metafunc.parametrize("place", [*folder, *servers], indirect=True)
 
