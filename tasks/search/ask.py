@@ -241,9 +241,6 @@ class Asker:
 
     async def _sample(self, wishes: Mapping[str, Wish], count: int, *, stepwise: bool) -> None:
         """Sample `count` texts for each wish, up to the end of a step or of the solution."""
-        groups: defaultdict[str, list[str]] = defaultdict(list)
-        for name, wish in wishes.items():
-            groups[wish.query_id].append(name)
         limits = self.sampling
         sampling = Sampling(
             n=count,
@@ -269,8 +266,8 @@ class Asker:
             log.warning("%s: request %s is left out: it %s", self.step, request.request_id, reason)
             self.ledger.append(request.request_id, {"quarantined": reason})
 
-        requests = [request_for(name) for group in groups.values() for name in group]  # neighbours share a prefix
-        await self.stream.ask(next(iter(groups)), requests, sampling, keep, refused)
+        home = next(iter(wishes.values())).query_id  # a problem's requests share a prefix, and are neighbours here
+        await self.stream.ask(home, [request_for(name) for name in wishes], sampling, keep, refused)
 
     def _sample_of(self, completion: Completion, before: str, *, stepwise: bool) -> dict[str, Any]:
         """What the ledger keeps of a sample. `before`: a calculation that was begun before it."""

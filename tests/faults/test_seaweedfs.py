@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 def test_the_method_runs_on_seaweedfs_and_another_machine_finds_it_all(prefect: PrefectServer, tmp_path: Path) -> None:
     with seaweedfs(tmp_path / "seaweedfs") as url:
         bucket = new_bucket(url)
-        store = Store.open(s3_settings(url, bucket))
+        store, seen = Store.open(s3_settings(url, bucket)), set[str]()
 
         def ran(name: str) -> dict[str, Any]:
             environment = prefect.environment() | on_s3(url, bucket) | {"BOLT_WORK_DIR": str(tmp_path / name)}
@@ -35,7 +35,6 @@ def test_the_method_runs_on_seaweedfs_and_another_machine_finds_it_all(prefect: 
             summary: dict[str, Any] = json.loads(store.read_bytes(last))
             return summary
 
-        seen: set[str] = set()
         first, again = ran("first"), ran("again")
         assert not all(each["cached"] for each in first["steps"])
         assert all(each["cached"] for each in again["steps"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -141,7 +141,7 @@ def test_requests_that_come_while_a_death_is_being_noticed_are_taken_by_the_othe
 def test_every_request_is_taken_once_whichever_servers_die(adding, data):
     living, full = ["x", "y", "z"], set[str]()
     homes = Homes(lambda: living, lambda server: server in full)
-    owed, taken, of = set[str](), Counter[str](), defaultdict(set)
+    owed, taken = set[str](), Counter[str]()
     for number, (group, count) in enumerate(adding):
         names = [f"{group}-{number}-{place}" for place in range(count)]
         homes.add(group, names)
@@ -152,7 +152,6 @@ def test_every_request_is_taken_once_whichever_servers_die(adding, data):
         for server in living:
             if (name := homes.take(server)) is not None:
                 taken[name] += 1
-                of[server].add(name)
     full = set()
     while any(taking := [homes.take(server) for server in living]):
         taken.update(name for name in taking if name is not None)
