@@ -46,14 +46,16 @@ def convert(text: str, source: str, target: str) -> str:
 def detect(text: str) -> str | None:
     """The name of the format that a text seems to be in, well-formed or not; None if no format is recognised.
 
-    The earliest delimiter decides. R1 and RLMT share the delimiters of thoughts; a `<response>` or `</response>`
-    anywhere means RLMT. Text without delimiters is `qwq` if it has a final answer (heading or \\boxed{}) after its
-    thoughts.
+    The earliest delimiter decides. R1 and RLMT share the delimiters of thoughts: what comes after these begins with
+    `<response>` or ends with `</response>` in RLMT. Text without delimiters is `qwq` if it has a final answer (heading
+    or \\boxed{}) after its thoughts.
     """
     found = _ANY_TAG.search(text)
     if found is None:
         return "qwq" if qwq.is_recognisable(text) else None
     owner = _OWNERS[found[0]]
-    if owner in ("r1", "rlmt"):
-        return "rlmt" if any(tag in text for tag in rlmt.FORMAT.tags[2:]) else "r1"
+    opening, closing = rlmt.FORMAT.tags[2:]
+    if owner in ("r1", "rlmt") and found[0] not in (opening, closing):
+        after = text.rpartition(rlmt.FORMAT.tags[1])[2].strip()
+        return "rlmt" if after.startswith(opening) or after.endswith(closing) else "r1"
     return owner

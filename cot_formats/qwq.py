@@ -62,7 +62,7 @@ def render(thoughts: str, solution: str) -> str:
 def is_recognisable(text: str) -> bool:
     """Whether free text marks its answer with a heading or a box and has thoughts before it."""
     parsed = parse(text)
-    marked = BOXED in text or any(heading in text for heading in HEADINGS)
+    marked = BOXED in text or any(_last(text, heading) >= 0 for heading in HEADINGS)
     return marked and parsed.thoughts is not None and parsed.solution is not None
 
 
@@ -88,11 +88,19 @@ def _heading_begun(text: str) -> int:
     return start if start >= 0 and begun else -1
 
 
+def _last(text: str, heading: str, start: int = 0) -> int:
+    """Where a heading is last, from `start` on; -1 if it is nowhere. "# Final Answers" is another one."""
+    found = text.rfind(heading, start)
+    while found >= 0 and text[found + len(heading) : found + len(heading) + 1].isalnum():
+        found = text.rfind(heading, start, found)
+    return found
+
+
 def _split(text: str) -> tuple[int, int]:
     """Where the thoughts end and where the solution starts; these differ if a heading is between them."""
     end, start = -1, 0
     for heading in HEADINGS:
-        later = text.rfind(heading, start)
+        later = _last(text, heading, start)
         if later >= 0:
             end, start = later, later + len(heading)
     if end >= 0:

@@ -5,6 +5,7 @@ STILL-1 does not publish its delimiter; that steps are paragraphs and the answer
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,8 @@ VIOLATIONS = {
     "missing_answer": "no step states an answer; offset of the text's end",
     "answer_before_the_end": "steps follow the one that states the answer; offset of the first of them",
 }
+
+_CLOSED_BY = {"{": "}", "(": ")", "[": "]", "<": ">"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,11 @@ class Steps:
         return "" if stripped == self.delimiter.strip() else stripped
 
     def states_answer(self, piece: str) -> bool:
-        """Whether a step states the answer."""
-        return self.answer in piece
+        """Whether a step states the answer. If the text by which it is recognised opens a bracket, an empty one, as in
+        "I will put the answer in \\boxed{}.", states none."""
+        closed = _CLOSED_BY.get(self.answer.rstrip()[-1])
+        filled = rf"\s*[^\s{re.escape(closed)}]" if closed else ""
+        return re.search(re.escape(self.answer) + filled, piece) is not None
 
     def parse(self, text: str) -> Parsed:
         """The steps of a solution. Raises nothing: faults are returned as violations.

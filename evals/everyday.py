@@ -17,17 +17,18 @@ _NUMBER = re.compile(
     r"(?:\d{1,3}([,'\u2019 \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*|\d+)(?:\.\d+)?(?:e[-+\u2212]?\d+)?(?!\d)",
     re.IGNORECASE,
 )
+_EITHER = re.compile(f"{_NUMBER.pattern}|{_DAY.pattern}", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?: is|:|\s?=)", re.IGNORECASE)
 
 
 def extract(solution: str | None, reference: str) -> str | None:
     """The answer that a solution gives, of the kind of the reference answer; None if it gives none.
 
-    A number is returned without currency sign and thousands separators, a day of the week in lower case. Raises
-    nothing; linear in the length.
+    Without a reference (""), as in a vote, a number or a day is an answer. A number is returned without currency sign
+    and thousands separators, a day of the week in lower case. Raises nothing; linear in the length.
     """
     text = solution or ""
-    pattern = _DAY if _DAY.fullmatch(reference.strip()) else _NUMBER
+    pattern = _DAY if _DAY.fullmatch(reference.strip()) else _NUMBER if reference.strip() else _EITHER
     stated = [match.end() for match in _STATED.finditer(text)]
     if stated and (after := pattern.search(text, stated[-1])):
         return _plain(after[0])

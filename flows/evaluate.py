@@ -68,6 +68,14 @@ class EvaluateStage(BaseModel, frozen=True, extra="forbid"):
         refuse_draw(self.benchmark, self.problems)
         return self
 
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.generate.format != GradedSampling().format:
+            raise ValueError(
+                f"generate.format is {self.generate.format}, but each model answers in its own format: leave it out"
+            )
+        return self
+
 
 class Evaluated(BaseModel, frozen=True, extra="forbid"):
     """One model to evaluate."""

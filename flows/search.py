@@ -15,14 +15,18 @@ from pydantic import Field, model_validator
 
 from flows.stages.common import A_MODEL, ALERTS, Common
 from flows.stages.mining import ProblemsConfig, problems_stage
-from flows.stages.run import TASK_RUNNER, Run, begin
+from flows.stages.run import PENDING, TASK_RUNNER, Run, begin
 from flows.stages.sampling import check_seeds
 from flows.stages.searching import SearchStage, all_graded, publish_trees, search_stage, unfit
 from flows.stages.summary import run_folder
+from infra.errors import BadInput
+from infra.serving.model_checks import loaded_tokenizer
+from infra.store.manifest import Ref
+from infra.store.model_files import ModelFiles
 from infra.text.markdown import markdown_table
 from tasks.evaluation.grade import references_of
 from tasks.mutual.adapt import StepFormat
-from tasks.mutual.judge import JudgeConfig
+from tasks.mutual.judge import JudgeConfig, answer_tokens
 from tasks.report.searches import search_rows, tokens_plot
 
 
@@ -48,11 +52,23 @@ class SearchFlowConfig(SearchStage, Common):
             raise ValueError(
                 f"reward_model is null, but search {scoring[0]} needs one: name it, or leave the search out"
             )
-        for reason in unfit(self.serving, self.sampling, scores=bool(scoring)):
+        elsewhere = bool(self.serving.policy_urls)  # unless the policy turns out to have been trained here
+        for reason in unfit(self.serving, self.sampling, scores=self.scores, elsewhere=elsewhere):
             raise ValueError(reason)
         if self.reward_model is None and self.judge is not None:
             raise ValueError("judge is set, but reward_model is null: leave it out")
+        for name, instead in (("in_flight", "in_flight"), ("max_quarantined_share", "max_refused_share")):
+            if self.judge and getattr(self.judge, name) != JudgeConfig.model_fields[name].default:
+                raise ValueError(
+                    f"judge.{name} is set, but a search does not use it: leave it out, and set sampling.{instead}, "
+                    "which is for policy and reward model"
+                )
         return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether the reward model is asked at all."""
+        return any(each.scores for each in self.searches)
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
@@ -63,6 +79,11 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
         judge = None
         if config.reward_model is not None:
             judge = run.model(config.reward_model, role="judge" if config.judge else "reward", on_server=True)
+            if config.judge:
+                check_judge(run, config.judge, judge)
+        elsewhere = run.servers.is_remote(policy)
+        for reason in unfit(config.serving, config.sampling, scores=config.scores, elsewhere=elsewhere):
+            raise BadInput(reason)
         check_seeds(run, "search", config.sampling.request_seeds, policy, "sampling")
         problems = problems_stage(run, config.problems)
         if not run.dry and all_graded(run, problems):
@@ -74,6 +95,22 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
         result = publish_search(run, found)
         publish_trees(run, result["run"], config, trees, problems)
         return result
+
+
+def check_judge(run: Run, config: JudgeConfig, model: Ref) -> None:
+    """Refuse a question or answers that the reward model cannot be asked, before a server starts. In a dry run, the
+    answers are looked at unless the model is still on the hub.
+
+    Raises:
+        BadInput: the template cannot be read or lacks a field, or the answers cannot be told apart.
+    """
+    config.question("", "")
+    if model.digest.startswith(PENDING):
+        return
+    folder = run.folders.get(model.digest)
+    files = ModelFiles.in_folder(folder) if folder else ModelFiles.of(run.store, model)
+    with files.without_weights() as own:
+        answer_tokens(loaded_tokenizer(files, own), config)
 
 
 def publish_search(run: Run, found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ wrong ones, and the policy is trained on pairs that the reward model chose.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Self
 
 from prefect import flow
@@ -20,6 +21,7 @@ from flows.stages.mining import MineStage, ProblemsConfig, drawn, mined, problem
 from flows.stages.mutual import (
     MutualStage,
     Round,
+    Unfinished,
     accuracy_of,
     fine_tuned,
     improve_round,
@@ -37,11 +39,14 @@ from infra.store.models import fetch_model
 from infra.text.chat import load_tokenizer
 from infra.training.config import Recipe, SftRecipe
 from tasks.evaluation.grade import references_of
+from tasks.evaluation.problems import MINED
 from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
 from tasks.mutual.judge import answer_tokens
-from tasks.queries.clean import CleanConfig
+from tasks.queries.clean import CleanConfig, cleaned
 from tasks.queries.decontaminate import DecontaminateConfig
 from tasks.queries.draw import DrawConfig
+from tasks.queries.identity import query_id
+from tasks.queries.sources import problems_of
 from tasks.report.still1_page import still1_content
 
 
@@ -214,13 +219,26 @@ def check_inputs(
     references_of(run.store, held, "short-answer")
     if config.search and searched and all_graded(run, searched):
         references_of(run.store, searched, config.search.verifier)
-    tested = {row["query_id"] for row in run.rows(problems, ["query_id"])}
-    if shared := [row for row in run.rows(held, ["query_id", "query"]) if row["query_id"] in tested]:
-        raise BadInput(
-            f"improve.held_out: {len(shared)} questions are also in evaluate.problems, such as "
-            f"{shared[0]['query'][:80]!r}, but the held-out questions decide when the rounds end: use other ones"
-        )
+    refuse_evaluated(run.rows(held, ["query_id", "query"]), evaluated_ids(run, config.evaluate, problems))
     answer_tokens(load_tokenizer(fetch_model(run.store, model, run.servers.work_dir)), improve.judge)
+
+
+def evaluated_ids(run: Run, config: EvaluateStage, problems: Ref) -> set[str]:
+    """What the ids of the evaluation's problems are among mined queries, by their texts alone: a named benchmark's own
+    table has its authors' ids, and an instruction after each text."""
+    if config.benchmark in MINED:
+        return {row["query_id"] for row in run.rows(problems, ["query_id"])}
+    read = chain.from_iterable(problems_of(source) for source in config.problems.sources)
+    return {query_id(cleaned(each["query"])) for each in islice(read, config.problems.draw.limit)}
+
+
+def refuse_evaluated(held_out: Iterable[dict[str, Any]], evaluated: Collection[str]) -> None:
+    """Raise `BadInput` if held-out questions are problems of the evaluation, by their ids."""
+    if shared := [row["query"] for row in held_out if row["query_id"] in evaluated]:
+        raise BadInput(
+            f"improve.held_out: {len(shared)} questions are also in evaluate.problems, such as {shared[0][:80]!r}, "
+            "but the held-out questions decide when the rounds end: use other ones"
+        )
 
 
 def questions(run: Run, config: MutualStage) -> tuple[dict[int, Ref], Ref]:
@@ -231,6 +249,56 @@ def questions(run: Run, config: MutualStage) -> tuple[dict[int, Ref], Ref]:
         number: drawn(run, f"queries-round-{number}", config.draw_of(number), found) for number in rounds if found
     }
     return drawn_for, problems_stage(run, config.held_out, "held-out")
+
+
+def improved(
+    run: Run,
+    config: Still1Config,
+    improve: MutualStage,
+    asked: Mapping[int, Ref],
+    held: Ref,
+    first: Ref,
+    problems: Ref,
+    grades: dict[str, Grades],
+) -> tuple[list[Round], str]:
+    """All rounds of mutual improvement that were finished, and why there was no further one.
+
+    Args:
+        asked: the questions of every round, by its number.
+        held: the held-out questions.
+        first: the adapted policy P_0.
+        problems: those of the evaluation.
+        grades: each round's are added.
+
+    Raises:
+        BadInput: there is nothing to learn from in the first round. Later that ends the rounds.
+    """
+    rounds, ended = list[Round](), "the number of rounds is reached"
+    if not asked:
+        return rounds, ended
+    held_solutions = solutions(run, improve, "held-out-0", held, first, 0)
+    before = 0.0 if run.dry else accuracy_of(run, held_solutions[1])
+    policy, reward_model = first, None
+    for number, queries in sorted(asked.items()):
+        earlier = [each.chosen for each in rounds]
+        given = (number, queries, held, first, policy, reward_model, earlier, held_solutions)
+        found = improve_round(run, improve, config.steps, *given)
+        if isinstance(found, Unfinished):
+            if not rounds:
+                raise BadInput(f"{found.why}: {found.remedy}")
+            return rounds, found.why
+        rounds.append(found)
+        policy, reward_model = found.policy, found.reward_model
+        name = f"round-{number}"
+        grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format="plain")
+        _, right = solutions(run, improve, f"held-out-{number}", held, policy, 0)
+        if run.dry:
+            continue
+        found.accuracy = accuracy_of(run, right)
+        if improve.min_gain is not None and found.accuracy - before < improve.min_gain:
+            return rounds, f"round {number} gained {found.accuracy - before:+.3f} on the held-out questions"
+        before = found.accuracy
+    return rounds, ended
 
 
 @flow(task_runner=TASK_RUNNER, **ALERTS)
@@ -252,31 +320,11 @@ def still1(config: Still1Config) -> dict[str, Any] | None:
         grades["instruct"] = evaluate_stage(run, config.evaluate, "instruct", problems, instruct, format="plain")
 
         data = adaptation_data(run, adapt, config.steps, instruct, begun)  # format adaptation
-        first = policy = fine_tuned(run, "sft-adapted", config.sft, data, instruct)
-        grades["adapted"] = evaluate_stage(run, config.evaluate, "adapted", problems, policy, format="plain")
+        first = fine_tuned(run, "sft-adapted", config.sft, data, instruct)
+        grades["adapted"] = evaluate_stage(run, config.evaluate, "adapted", problems, first, format="plain")
 
-        rounds: list[Round] = []
-        ended = "the number of rounds is reached"
-        if improve.rounds:  # mutual improvement
-            held_solutions = solutions(run, improve, "held-out-0", held, first, 0)
-            before = 0.0 if run.dry else accuracy_of(run, held_solutions[1])
-            reward_model: Ref | None = None
-            for number, queries in sorted(asked.items()):
-                earlier = [each.chosen for each in rounds]
-                given = (number, queries, held, first, policy, reward_model, earlier, held_solutions)
-                found = improve_round(run, improve, config.steps, *given)
-                policy, reward_model = found.policy, found.reward_model
-                rounds.append(found)
-                name = f"round-{number}"
-                grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format="plain")
-                _, right = solutions(run, improve, f"held-out-{number}", held, policy, 0)
-                if run.dry:
-                    continue
-                found.accuracy = accuracy_of(run, right)
-                if improve.min_gain is not None and found.accuracy - before < improve.min_gain:
-                    ended = f"round {number} gained {found.accuracy - before:+.3f} on the held-out questions"
-                    break
-                before = found.accuracy
+        rounds, ended = improved(run, config, improve, asked, held, first, problems, grades)  # mutual improvement
+        policy = rounds[-1].policy if rounds else first
 
         searches: list[dict[str, Any]] = []
         if config.search and searched:  # search, guided by the last reward model

@@ -15,7 +15,14 @@ from pydantic import BaseModel, Field, model_validator
 from cot_formats.responses import LongFormat, delimiters
 from flows.evaluate import EvaluateStage, Grades, evaluate_stage, stage_gains, stage_summary, steps_of
 from flows.stages.common import A_MODEL, ALERTS, Trains
-from flows.stages.exploration import ExploreStage, explore_round, picked, solved_in, thoughts_measured
+from flows.stages.exploration import (
+    ExploreStage,
+    explore_round,
+    outcomes_of,
+    picked,
+    solved_in,
+    thoughts_measured,
+)
 from flows.stages.imitation import (
     Imitated,
     ImitateStage,
@@ -35,6 +42,7 @@ from infra.store.manifest import Ref
 from infra.training.config import DpoRecipe, Recipe
 from tasks.exploration.merge import merge_longcot
 from tasks.exploration.pairs import pair_thoughts
+from tasks.exploration.pick import PickConfig
 from tasks.report.still2_page import still2_content
 from tasks.training.dpo import train_dpo
 
@@ -100,6 +108,29 @@ class Still2Config(Trains):
             raise ValueError(
                 "explore.rollouts is 1, but improve.method dpo compares a right and a wrong rollout of a "
                 "problem: raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        pick = self.explore.pick
+        if self.improve.method == "dpo" and pick != PickConfig(seed=pick.seed):  # a study sets all seeds
+            raise ValueError(
+                "explore.pick is set, but improve.method dpo compares one right and one wrong rollout of each problem: "
+                "leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_can_be_learned(self) -> Self:
+        """A rollout that is too long would end the run after a whole round."""
+        recipe, place = (self.improve.dpo, "improve.dpo") if self.improve.method == "dpo" else (self.sft, "sft")
+        most = self.explore.generate.max_tokens
+        if self.improve.rounds and recipe.overlong == "error" and most >= recipe.max_length:
+            raise ValueError(
+                f"explore.generate.max_tokens is {most:,}, but {place}.max_length is {recipe.max_length:,}, which "
+                f"leaves no room for the query, and {place}.overlong is error: lower the first, raise the second, or "
+                "set overlong to drop"
             )
         return self
 
@@ -209,7 +240,8 @@ def still2(config: Still2Config) -> dict[str, Any] | None:
             explored, left_after = explore_round(run, config.explore, number, left, config.format, policy)  # explore
             rounds.explored.append(explored)
             if not run.dry and solved_in(run, explored) < config.improve.min_solved:
-                rounds.ended = f"round {number} solved fewer than {config.improve.min_solved} new problems"
+                found = outcomes_of(run, explored)
+                rounds.ended = f"round {number} solved fewer than {config.improve.min_solved} new problems ({found})"
                 break
             given = (run, config.explore, number, explored, to_explore)
             measured = thoughts_measured(*given, config.format, policy) if config.needs_perplexity else []
@@ -223,7 +255,7 @@ def still2(config: Still2Config) -> dict[str, Any] | None:
                 policy = improved_by_dpo(run, config.improve.dpo, number, pairs, first)
                 show_training(run, policy)
             else:
-                rounds.learned.append(picked(*given, first, measured, config.format))
+                rounds.learned.append(picked(*given, first, measured, config.format, config.sft.max_length))
                 policy = improved_by_sft(run, config, number, base, first, rounds.learned)
             left, name = left_after, f"round-{number}"
             grades[name] = evaluate_stage(run, config.evaluate, name, problems, policy, format=config.format)

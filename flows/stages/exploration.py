@@ -34,7 +34,8 @@ class RolloutSampling(GenerateConfig):
         ge=0,
         le=1,
         description="Largest share of rollouts cut at max_tokens; the step fails if there are more. Truncated rollouts "
-        "are left out of `explored`. 1: no limit.",
+        "are left out of `explored`, and the report counts them. 1: no limit, since thoughts on problems that are too "
+        "hard often do not end.",
     )
     format: Format | None = Field(None, description="Leave out: it is `config.format`.")  # type: ignore[assignment]
     seed: int = Field(0, description="Seed of sampling.")
@@ -101,6 +102,15 @@ def solved_in(run: Run, explored: Ref) -> int:
     return int(expect(run.store, explored).counts["solved"])
 
 
+def outcomes_of(run: Run, explored: Ref) -> str:
+    """What became of a round's rollouts, in words."""
+    counts = expect(run.store, explored).counts
+    fates = {"right": "right", "wrong": "wrong"} | {
+        f"dropped: {fate}": fate for fate in ("truncated", "malformed", "not verified")
+    }
+    return ", ".join(f"{counts[name]:,} {fate}" for name, fate in fates.items() if counts.get(name))
+
+
 def thoughts_measured(
     run: Run, config: ExploreStage, number: int, explored: Ref, problems: Ref, format: LongFormat, policy: Ref
 ) -> list[Ref]:
@@ -118,8 +128,9 @@ def picked(
     imitated: Imitated,
     perplexities: list[Ref],
     format: LongFormat,
+    max_tokens: int,
 ) -> Ref:
-    """The right rollouts of a round that are learned from, as LongCoT data."""
+    """The right rollouts of a round that are learned from, as LongCoT data. `max_tokens`: as for `pick_explored`."""
     return run.do(
         pick_explored,
         f"picked-{number}",
@@ -131,4 +142,5 @@ def picked(
         distilled=imitated.texts,
         perplexities=perplexities if config.pick.by == "perplexity" else [],
         format=format,
+        max_tokens=max_tokens,
     )

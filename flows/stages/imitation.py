@@ -130,9 +130,9 @@ def check_lengths(run: Run, config: ImitateStage, sft: SftRecipe, texts: Ref) ->
         )
 
 
-def filtered(run: Run, step: str, rules: DistilledFilter, format: LongFormat, distilled: Ref) -> Ref:
-    """The texts that no rule drops."""
-    given: dict[str, Any] = {"config": rules, "target": format, "distilled": distilled}
+def filtered(run: Run, step: str, rules: DistilledFilter, format: LongFormat, distilled: Ref, **more: bool) -> Ref:
+    """The texts that no rule drops. `more`: as for `filter_distilled`."""
+    given: dict[str, Any] = {"config": rules, "target": format, "distilled": distilled, **more}
     return run.do(filter_distilled, step, expected_rows=distilled.rows, **given)
 
 
@@ -159,11 +159,12 @@ def imitate_stage(
         teacher = trained(run, "sft-imitated-whole", sft, whole, model)
         draw = config.write_solutions.model_copy(update={"format": format})
         written = run.do(continue_thoughts, "continued", config=draw, distilled=found, model=teacher)
-        if written.rows or run.dry:  # their thoughts have passed the test for gibberish among the others
-            rules = config.filter.model_copy(update={"max_unusual_share": None})
-            texts.append(filtered(run, "continued-filtered", rules, format, written))
-        else:
-            run.log.warning("continued: no text got a solution: %s", expect(run.store, written).counts)
+        # Their thoughts have passed the test for gibberish among the others.
+        rules = config.filter.model_copy(update={"max_unusual_share": None})
+        texts.append(filtered(run, "continued-filtered", rules, format, written, may_be_empty=True))
+        if not run.dry and not texts[-1].rows:
+            funnels = [expect(run.store, table).counts for table in (written, texts[-1])]
+            run.log.warning("continued: no text with a solution is left: %s, then %s", *funnels)
     longcot = chosen(run, "imitated", config, format, texts, measured)
     return Imitated(longcot, texts, trained(run, "sft-imitated", sft, longcot, model))
 

@@ -4,7 +4,7 @@ that the reward model chose."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -109,6 +109,13 @@ class Round:
     """The policy's, on the held-out questions."""
 
 
+class Unfinished(NamedTuple):
+    """Why a round could not be finished."""
+
+    why: str
+    remedy: str
+
+
 def fine_tuned(run: Run, step: str, config: SftRecipe, data: Ref, model: Ref) -> Ref:
     """A model fine-tuned on a table of queries and answers."""
     expected = int(data.rows * run.estimates.tokens_per_response * config.epochs)
@@ -131,6 +138,16 @@ def accuracy_of(run: Run, scores: Ref) -> float:
     return float(counts["correct"] / max(1, counts["scored"] + counts["without a solution"]))
 
 
+def nothing(run: Run, table: Ref) -> bool:
+    """Whether a table is empty. A dry run does not know."""
+    return not run.dry and not table.rows
+
+
+def counted(run: Run, table: Ref) -> str:
+    """The counts of a step, in words."""
+    return ", ".join(f"{name}: {count}" for name, count in expect(run.store, table).counts.items())
+
+
 def improve_round(
     run: Run,
     config: MutualStage,
@@ -143,8 +160,9 @@ def improve_round(
     reward_model: Ref | None,
     earlier: list[Ref],
     held_out_solutions: tuple[list[Ref], Ref],
-) -> Round:
-    """One round: sample, label, train the reward model, judge, pair, train the policy.
+) -> Round | Unfinished:
+    """One round: sample, label, train the reward model, judge, pair, train the policy. It is not finished if there is
+    nothing to learn from.
 
     Args:
         held_out: the held-out questions.
@@ -167,6 +185,13 @@ def improve_round(
         responses=responses,
         queries=queries,
     )
+    if nothing(run, chosen):
+        counts = expect(run.store, chosen).counts
+        return Unfinished(
+            f"of the {counts['different']} different solutions of round {number}, {counts['right']} are right and "
+            f"{counts['wrong']} wrong, so that there is nothing to tell apart",
+            "use easier or harder improve.queries, or raise improve.generate.samples or improve.generate.temperature",
+        )
     tables = [*earlier, chosen]
     data = run.do(
         merge_longcot, f"reward-data-{number}", expected_rows=sum(each.rows for each in tables), tables=tables
@@ -192,6 +217,11 @@ def improve_round(
         found = searched(run, config.search, number, **given)
     if found and config.search and config.search.learn != "pairs":
         best = run.do(best_paths, f"best-paths-{number}", expected_rows=queries.rows, format=steps, **found.tables)
+        if nothing(run, best):
+            return Unfinished(
+                f"the search of round {number} found no right solution in steps ({counted(run, best)})",
+                "use easier improve.queries, or raise improve.search.search.tokens",
+            )
         policy = fine_tuned(run, f"sft-search-{number}", config.search.sft, best, policy)
     if found and config.search and config.search.learn != "solutions":
         given = {**paired, **found.tables, "model": policy}
@@ -199,6 +229,12 @@ def improve_round(
     else:
         given = {**paired, "responses": responses, "judged": judged, "model": policy}
         pairs = run.do(pair_outcomes, f"pairs-{number}", expected_rows=queries.rows, **given)
+    if nothing(run, pairs):
+        return Unfinished(
+            f"no question of round {number} has a right and a wrong solution to compare ({counted(run, pairs)})",
+            "use other improve.queries, lower improve.pair.min_probability, or raise improve.pair.max_tokens or the "
+            "number of solutions (improve.generate.samples, or improve.search.search.tokens)",
+        )
     expected = int(4 * pairs.rows * run.estimates.tokens_per_response * config.dpo.epochs)
     trained = run.do(
         train_dpo,

@@ -258,7 +258,7 @@ class Run:
     ) -> None:
         """Refuse a model that cannot be served or trained as wanted. Raises `BadInput`."""
         check = check_reward_model if role == "reward" else check_policy  # a generative reward model is a chat model
-        check(files, self.servers.options(role))
+        check(files, self.servers.options(role), "serving.policy" if role == "policy" else "serving.reward")
         if on_server and role == "reward":
             check_served(files)
         if formats:

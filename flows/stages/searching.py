@@ -27,8 +27,13 @@ from tasks.search.strategies import SearchConfig
 from tasks.search.vote import Vote
 
 
-def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool) -> Iterator[str]:
-    """Why a search cannot run on these servers. `scores`: whether it asks a reward model."""
+def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool, elsewhere: bool = False) -> Iterator[str]:
+    """Why a search cannot run on these servers.
+
+    Args:
+        scores: whether it asks a reward model.
+        elsewhere: whether every policy that is searched is at `serving.policy_urls`, where no trained one is.
+    """
     if scores and serving.share_devices:
         yield (
             "serving.share_devices is true, but a search asks policy and reward model in turn: set it to false, and "
@@ -36,7 +41,7 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool) -> 
         )
     beside = 1 if serving.policy_devices else serving.policy_servers
     taken = beside * serving.policy.gpu_memory_utilization + serving.reward.gpu_memory_utilization
-    if scores and not serving.policy_urls and taken > 1:
+    if scores and not elsewhere and taken > 1:
         yield (
             f"serving.policy.gpu_memory_utilization (of {beside} servers) and that of serving.reward add up to "
             f"{taken:g}, but all are on the GPU at once: lower them"
@@ -154,7 +159,8 @@ def search_stage(
 
 
 def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: Ref | None) -> dict[str, Any]:
-    """What a search cost, and the accuracy of its answers if they were graded."""
+    """What a search cost, and the accuracy of its answers if they were graded. `cut_off` is the share of the solutions
+    sampled that were cut off; None if all were written step by step."""
     counts = [expect(run.store, tree).counts for tree in trees]
     total: Counter[str] = Counter()
     for shard in counts:
@@ -163,6 +169,8 @@ def figures_of(run: Run, each: Searched, vote: Vote, trees: list[Ref], grades: R
     shown = {"name": each.name, "search": each.search.model_dump(), "answer": vote, "problems": total["problems"]}
     shown |= {"tokens": total["completion_tokens"] / problems, "solutions": total["solutions"] / problems}
     shown["without_a_solution"] = total["without a solution"]
+    rollouts = total["solutions sampled"]
+    shown["cut_off"] = total["cut at solution_tokens"] / rollouts if rollouts else None
     shown["corrected"] = total["calculations corrected"]
     if grades is None:
         return {**shown, "accuracy": None, "accuracy_low": None, "accuracy_high": None}

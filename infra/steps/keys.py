@@ -19,7 +19,8 @@ from infra.store.manifest import Ref
 PACKAGES = ("flows", "tasks", "cot_formats", "evals", "infra", "nano")
 KEY_LENGTH = 20  # hex digits: 80 bits
 
-_MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+# With a colon it is the module of "module:function", also as the beginning of an f-string.
+_MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?=:|$)")
 _TEXT_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[\w-]+)+\.md")
 
 
@@ -148,9 +149,9 @@ def _named_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
     elif (
         isinstance(node, ast.Constant)
         and isinstance(node.value, str)
-        and (_MODULE.fullmatch(node.value) or _TEXT_FILE.fullmatch(node.value))
+        and (named := _MODULE.match(node.value) or _TEXT_FILE.fullmatch(node.value))
     ):
-        yield node.value
+        yield named[0]
 
 
 _at_start()

@@ -64,8 +64,8 @@ class DpoGuards(DriftGuards, frozen=True):
         0.5,
         gt=0,
         description="How far the log-probability of the chosen completions may fall below pi_0's, in nats per token "
-        "(this project's choice: a token is then 1.6 times less likely than under pi_0; the worst run of the nano "
-        "world seen so far, which lost 6 points, fell by 0.005).",
+        "(this project's choice: a token is then 1.6 times less likely than under pi_0; a run of the nano "
+        "world that lost 6 points of accuracy fell by 0.005).",
     )
 
 

@@ -1,4 +1,4 @@
-"""The rollouts of a round in one table: those that are well-formed, each right or wrong."""
+"""The rollouts of a round in one table: those that are well-formed and verified, each right or wrong."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ TEXTS = ("thoughts", "solution", "thought_tokens", "solution_tokens")
 
 def rollouts_of(
     store: Store, responses: Sequence[Ref], scores: Sequence[Ref], shards: int, columns: Sequence[str] = ()
-) -> Iterator[tuple[dict[str, Any], bool, bool]]:
-    """Each rollout, wave by wave: its row, whether it is well-formed, and whether it is right as well.
+) -> Iterator[tuple[dict[str, Any], bool, bool | None]]:
+    """Each rollout, wave by wave: its row, whether it is well-formed, and whether it is right as well; None if the
+    verifier had no result.
 
     Args:
         responses: the shards of the first wave, then those of the second, ...; each wave has as many `shards`.
@@ -33,7 +34,7 @@ def rollouts_of(
         for shard in responses[wave * shards : (wave + 1) * shards]:
             for row in read_rows(store, shard, read):
                 whole = is_well_formed(row)
-                yield row, whole, whole and verified.get((row["query_id"], row["sample"])) is True
+                yield row, whole, verified.get((row["query_id"], row["sample"])) if whole else False
 
 
 @step
@@ -55,7 +56,10 @@ def gather(
             numbered[query_id] += 1
             funnel["rollouts"] += 1
             if not whole:
-                funnel["dropped: truncated or malformed"] += 1
+                funnel["dropped: truncated" if row["finish_reason"] != "stop" else "dropped: malformed"] += 1
+                continue
+            if right is None:
+                funnel["dropped: not verified"] += 1
                 continue
             funnel["right" if right else "wrong"] += 1
             if right:

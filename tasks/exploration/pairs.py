@@ -6,6 +6,7 @@ wrong, are where it has most to learn. The loss covers the thoughts alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,19 +25,24 @@ from infra.text.chat import generation_prefix, load_tokenizer, prompt_text
 def choose(rollouts: Sequence[dict[str, Any]], funnel: Counter[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The (chosen, rejected) rollouts of a problem, or None; `funnel` counts why. Ties go to the lowest number.
 
-    `rollouts`: with sample, correct and perplexity.
+    Both have thoughts of their own: where only the solutions differ, the thoughts have nothing to learn from.
+
+    `rollouts`: with sample, correct, perplexity and thoughts, or a digest of them.
     """
     funnel["problems"] += 1
     sides: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for row in rollouts:
         sides[row["correct"]].append(row)
-    for right, missing in ((True, "dropped: no right rollout"), (False, "dropped: no wrong rollout")):
-        if not sides[right]:
+    for is_right, missing in ((True, "dropped: no right rollout"), (False, "dropped: no wrong rollout")):
+        if not sides[is_right]:
             funnel[missing] += 1
             return None
-    funnel["kept"] += 1
-    chosen = min(sides[True], key=lambda row: (-row["perplexity"], row["sample"]))
-    return chosen, min(sides[False], key=lambda row: (row["perplexity"], row["sample"]))
+    right = sorted(sides[True], key=lambda row: (-row["perplexity"], row["sample"]))
+    wrong = sorted(sides[False], key=lambda row: (row["perplexity"], row["sample"]))
+    pairs = ((chosen, rejected) for chosen in right for rejected in wrong if chosen["thoughts"] != rejected["thoughts"])
+    found = next(pairs, None)
+    funnel["kept" if found else "dropped: same thoughts"] += 1
+    return found
 
 
 @step
@@ -74,7 +80,8 @@ def pair_thoughts(
             (row["query_id"], row["sample"]): row["perplexity"] for each in own for row in read_rows(store, each)
         }
         rollouts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in read_rows(store, table, ["query_id", "sample", "correct", "thought_tokens"]):
+        for row in read_rows(store, table, ["query_id", "sample", "correct", "thought_tokens", "thoughts"]):
+            row["thoughts"] = hashlib.sha256(row["thoughts"].encode()).digest()  # all texts would not fit in memory
             perplexity = measured.get((row["query_id"], row["sample"]))
             if perplexity is None:
                 funnel["rollouts without a perplexity"] += 1

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Lengths = Mapping[str, Sequence[int]]
 NO_TYPE = "(none)"
+SHOWN_TYPES = 12
+"""Types of problems whose lengths are reported, the most frequent ones: a column of topics may have thousands."""
 
 
 class PickConfig(BaseModel):
@@ -137,10 +139,12 @@ def pick_explored(
     distilled: Sequence[Ref],
     perplexities: Sequence[Ref],
     format: LongFormat,
+    max_tokens: int,
 ) -> Ref:
     """Write the table `longcot` of the right rollouts that are picked; it may be empty.
 
-    Rollouts that cannot be written in `format` are left out. `counts` has `quantiles` of the lengths of imitated
+    Rollouts that cannot be written in `format` are left out, and those of more than `max_tokens` tokens of thoughts and
+    solution, which the training would drop. `counts` has `quantiles` of the lengths of imitated
     thoughts, of all right rollouts and of those picked, by type of problem.
     """
     found = {
@@ -150,7 +154,7 @@ def pick_explored(
     types = {name: row["topic"] or NO_TYPE for name, row in asked.items()}
     right: dict[str, list[dict[str, Any]]] = defaultdict(list)
     funnel = Counter({"rollouts": explored.rows, "right": 0})
-    columns = ["query_id", "sample", "thought_tokens", "correct", "thoughts", "solution"]
+    columns = ["query_id", "sample", "thought_tokens", "solution_tokens", "correct", "thoughts", "solution"]
     for row in read_rows(store, explored, columns):
         if not row["correct"]:
             continue
@@ -159,6 +163,8 @@ def pick_explored(
         perplexity = found.get((row["query_id"], row["sample"]))
         if not _renders(format, thoughts, solution):
             funnel[f"dropped: cannot be written as {format}"] += 1
+        elif row["thought_tokens"] + row["solution_tokens"] > max_tokens:
+            funnel["dropped: longer than the training reads"] += 1
         elif config.by == "perplexity" and perplexity is None:
             funnel["dropped: perplexity not known"] += 1
         else:
@@ -179,7 +185,8 @@ def pick_explored(
                 taken = {name: row[name] for name in ("query_id", "sample", "thoughts", "solution")}
                 yield {**taken, "query": asked[row["query_id"]]["query"], "format": format, "reward": 1.0}
 
-    spread = {kind: {label: quantiles(each) for label, each in found.items()} for kind, found in shown.items()}
+    most = sorted(shown, key=lambda kind: (-sum(map(len, shown[kind].values())), kind))[:SHOWN_TYPES]
+    spread = {kind: {label: quantiles(each) for label, each in shown[kind].items()} for kind in most}
     counts = {**funnel, "lengths": spread}
     return write_table(store, plan.step, plan.key, LONGCOT, batched(longcot()), plan.provenance, counts=counts)
 

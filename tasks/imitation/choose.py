@@ -72,13 +72,13 @@ def fates_of(
 
     Args:
         rows: with query_id, sample and topic.
-        perplexities: by query id and sample.
+        perplexities: by query id and sample. Those of other texts do not count towards the percentile.
         measured: whether perplexities were measured; a row without one is dropped then.
     """
-    limit = limit_of([*perplexities.values()], config.max_perplexity_percentile)
+    own = [perplexities.get((row["query_id"], row["sample"])) for row in rows]
+    limit = limit_of([each for each in own if each is not None], config.max_perplexity_percentile)
     fates = []
-    for row in rows:
-        perplexity = perplexities.get((row["query_id"], row["sample"]))
+    for perplexity in own:
         if measured and perplexity is None:
             fates.append("dropped: perplexity not known")
         elif perplexity is not None and perplexity > limit:

@@ -66,14 +66,17 @@ def known_in(store: Store, distilled: Ref) -> set[str] | None:
 
 
 @step
-def filter_distilled(plan: Plan, store: Store, *, config: DistilledFilter, target: LongFormat, distilled: Ref) -> Ref:
+def filter_distilled(
+    plan: Plan, store: Store, *, config: DistilledFilter, target: LongFormat, distilled: Ref, may_be_empty: bool = False
+) -> Ref:
     """Write the texts that no rule drops, as a table `distilled`. In `counts`, read = dropped + kept, by source too.
 
     Args:
         target: the format that the policy is trained to write, in which a text must be renderable.
+        may_be_empty: whether there are other texts to imitate, so that the table may be empty.
 
     Raises:
-        BadInput: no text is kept; the message has the funnel.
+        BadInput: no text is kept, and the table may not be empty; the message has the funnel.
     """
     funnel: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
@@ -104,7 +107,7 @@ def filter_distilled(plan: Plan, store: Store, *, config: DistilledFilter, targe
                 counter[f"dropped: {found}" if found else "kept"] += 1
             if found is None:
                 yield row
-        if not funnel["kept"]:
+        if not funnel["kept"] and not may_be_empty:
             raise BadInput(f"{plan.step}: no text is left ({dict(funnel)}): relax the rules, or correct the sources")
 
     def counts() -> dict[str, Any]:

@@ -6,6 +6,7 @@ conversation, whose thoughts may be a field of the turn (`reasoning_content`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any, Literal, Self, cast
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from cot_formats import TAGGED, detect
 from cot_formats.responses import LongFormat, delimiters, parse_response
 from infra.errors import BadInput
-from tasks.queries.fields import reference_answer
+from tasks.queries.fields import encodable, reference_answer
 from tasks.queries.sources import FIELDS, Skipped, Source, first_turn, records_or_faults, text_field
 from tasks.queries.turns import NoQuery, assistant_turn, is_conversation, names_of
 
@@ -62,6 +63,10 @@ class DistilledSource(Source):
             raise ValueError("solution is set without thoughts: name the fields of both, or use `text`")
         if self.thoughts and not self.solution and not self.continued:
             raise ValueError("thoughts is set without solution: name its field, or set `continued`")
+        if self.solution and self.continued:
+            raise ValueError(
+                f"the texts are `continued`, so that the field {self.solution} would be ignored: leave out one"
+            )
         return self
 
 
@@ -88,7 +93,7 @@ def texts_of(source: DistilledSource, skipped: Skipped) -> Iterator[tuple[int, s
 def responses_of(record: dict[str, Any], source: DistilledSource, where: str) -> list[dict[str, Any]]:
     """The columns `thoughts`, `solution` and `violations` of each of a record's texts. A continued one has no solution.
 
-    Empty texts among others are left out.
+    Empty texts among others are left out. One text in one field and several in the other belong to each other.
 
     Raises:
         NoQuery: there is no text.
@@ -96,14 +101,15 @@ def responses_of(record: dict[str, Any], source: DistilledSource, where: str) ->
     """
     if source.thoughts:
         thoughts = texts_in(record, source.thoughts, where)
-        solutions = texts_in(record, source.solution, where) if source.solution else [None]
-        if len(thoughts) > 1 and len(solutions) not in (1, len(thoughts)):
+        solutions: list[str | None] = texts_in(record, source.solution, where) if source.solution else [None]
+        if min(len(thoughts), len(solutions)) > 1 and len(thoughts) != len(solutions):
             raise BadInput(
                 f"{where}: {len(thoughts)} texts in the field {source.thoughts}, {len(solutions)} in "
                 f"{source.solution}: expected as many"
             )
-        one = (thoughts if len(thoughts) == 1 else solutions)[:1]
-        both = zip_longest(thoughts, solutions, fillvalue=one[0] if one else None)
+        most = max(len(thoughts), len(solutions))
+        thoughts, solutions = (each * most if len(each) == 1 else each for each in (thoughts, solutions))
+        both = zip_longest(thoughts, solutions)  # of an empty list, all parts are missing
         return some(parts(*each, source) for each in both if any(part and part.strip() for part in each))
     layout, field = text_field(record, source, where)
     if source.text in record or layout == "alpaca":
@@ -117,10 +123,11 @@ def responses_of(record: dict[str, Any], source: DistilledSource, where: str) ->
             "`solution`, to the fields with the texts"
         )
     turn = assistant_turn(record[field], field, where)
+    text = encodable(turn["text"], field, where)
     apart = next(
         (turn[name] for name in THOUGHT_FIELDS if isinstance(turn.get(name), str) and turn[name].strip()), None
     )
-    return [parts(apart, turn["text"], source) if apart else whole(turn["text"], source)]
+    return [parts(encodable(apart, field, where), text, source) if apart else whole(text, source)]
 
 
 def some(responses: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,10 +167,12 @@ def parts(thoughts: str | None, solution: str | None, source: DistilledSource) -
 
 
 def own_part(text: str, name: Literal["thoughts", "solution"]) -> str | None:
-    """One part of a response without its delimiters; None if it is empty."""
+    """One part of a response without its delimiters; None if it is empty.
+
+    A delimiter that is only mentioned, within a line, is a part of the text.
+    """
     text = unix(text).strip()
-    if (format := detect(text)) in TAGGED:
-        tags = delimiters(cast(LongFormat, format))
+    if (format := detect(text)) in TAGGED and delimits(tags := delimiters(cast(LongFormat, format)), text):
         alone = text.removeprefix(tags[0]).removesuffix(tags[1]).strip()
         if name == "thoughts" and not any(tag in alone for tag in tags):
             return alone or None
@@ -171,9 +180,17 @@ def own_part(text: str, name: Literal["thoughts", "solution"]) -> str | None:
     return (without_answer_tags(text) if name == "solution" else text).strip() or None
 
 
+def delimits(tags: tuple[str, ...], text: str) -> bool:
+    """Whether a text begins with one of the format's delimiters. If the prompt opened the thoughts, the one that closes
+    them must be at the beginning or the end of a line."""
+    closes = rf"^\s*{re.escape(tags[1])}|{re.escape(tags[1])}\s*$"
+    return text.startswith(tags) or (tags[0] not in text and bool(re.search(closes, text, re.MULTILINE)))
+
+
 def without_answer_tags(solution: str) -> str:
-    """A solution without `<answer>` around it, which R1's followers write after the thoughts."""
-    return solution.strip().removeprefix("<answer>").removesuffix("</answer>").strip()
+    """A solution without the one `<answer>` around all of it, which R1's followers write after the thoughts."""
+    found = re.fullmatch(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", solution, re.DOTALL)
+    return (found[1] if found else solution).strip()
 
 
 def unix(text: str) -> str:
@@ -191,10 +208,13 @@ def whole(text: str, source: DistilledSource) -> dict[str, Any]:
     format = source.format or cast(LongFormat | None, recognised if recognised in TAGGED else None)
     tags = delimiters(format) if format else ()
     opened = bool(tags) and tags[0] not in text and tags[1] in text
-    if source.continued:
-        thoughts = parse_response(text, format, opened)["thoughts"] if format and tags else text
-        return parts(thoughts, None, source)
+    if source.continued and not tags:
+        return parts(text, None, source)
     if format is None:
         return {"thoughts": None, "solution": None, "violations": ["no known format"]}
     found = parse_response(text, format, opened)
-    return {**found, "solution": without_answer_tags(found["solution"] or "") or None}
+    if source.continued:
+        return parts(found["thoughts"], None, source) if found["thoughts"] else {**found, "solution": None}
+    solution = without_answer_tags(found["solution"] or "")
+    emptied = ["empty_solution"] if found["solution"] and not solution else []  # nothing but <answer></answer>
+    return {**found, "solution": solution or None, "violations": [*found["violations"], *emptied]}

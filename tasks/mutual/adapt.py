@@ -108,29 +108,19 @@ def read_solutions(
 def write_solutions(
     plan: Plan, store: Store, format: StepFormat, given: Iterator[dict[str, Any]], funnel: Counter[str]
 ) -> Ref:
-    """Write the solutions that are in the step format and differ from others of their query."""
-    seen: set[bytes] = set()
-    alone: Counter[str] = Counter()
+    """Write what `in_steps` keeps of the solutions. Raises `BadInput` if that is none, or only single steps."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in given:
-            solution = row["solution"].replace("\r\n", "\n").strip()
-            parsed = format.steps.parse(solution)
-            if not parsed.ok:
-                funnel[f"dropped: {parsed.violations[0].name}"] += 1
-            elif (mark := hashlib.sha256(f"{row['query_id']} {solution}".encode()).digest()[:16]) in seen:
-                funnel["dropped: duplicate"] += 1
-            else:
-                seen.add(mark)
-                funnel["kept"] += 1
-                alone["steps"] += len(parsed.steps) == 1
-                yield {**row, "solution": solution, "thoughts": "", "format": PLAIN}
+        alone = 0
+        for row in in_steps(format, given, funnel):
+            alone += len(format.steps.parse(row["solution"]).steps) == 1
+            yield row
         if not funnel["kept"]:
             raise BadInput(
                 f"{plan.step}: no solution is in the step format ({dict(funnel)}): set steps.delimiter and "
                 "steps.answer to what ends a step and what marks the answer in your solutions"
             )
-        if alone["steps"] == funnel["kept"] > FEW:
+        if alone == funnel["kept"] > FEW:
             raise BadInput(
                 f"{plan.step}: each of {funnel['kept']} solutions is a single step, so that the policy would learn "
                 f"none: set steps.delimiter, {format.delimiter!r}, to what ends a step in your solutions"
@@ -140,3 +130,20 @@ def write_solutions(
         return {"read": funnel.total(), **funnel}
 
     return write_table(store, plan.step, plan.key, LONGCOT, batched(rows()), plan.provenance, counts=counts)
+
+
+def in_steps(format: StepFormat, given: Iterator[dict[str, Any]], funnel: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rows of `longcot`: the solutions that are in the step format and differ from others of their query. `funnel`
+    counts those, and why others are dropped."""
+    seen: set[bytes] = set()
+    for row in given:
+        solution = row["solution"].replace("\r\n", "\n").strip()
+        parsed = format.steps.parse(solution)
+        if not parsed.ok:
+            funnel[f"dropped: {parsed.violations[0].name}"] += 1
+        elif (mark := hashlib.sha256(f"{row['query_id']} {solution}".encode()).digest()[:16]) in seen:
+            funnel["dropped: duplicate"] += 1
+        else:
+            seen.add(mark)
+            funnel["kept"] += 1
+            yield {**row, "solution": solution, "thoughts": "", "format": PLAIN}

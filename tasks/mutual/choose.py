@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.responses import PLAIN
-from infra.errors import BadInput
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import LONGCOT
@@ -70,10 +69,7 @@ def choose_judged(
     queries: Ref,
 ) -> Ref:
     """Write what the reward model is trained on, as a table `longcot`: the question about each chosen solution, and
-    the right answer to it.
-
-    Raises:
-        BadInput: all solutions are right, or all are wrong.
+    the right answer to it. The table is empty if all solutions are right, or all are wrong.
     """
     texts = {
         name_of(row): row["solution"]
@@ -86,12 +82,6 @@ def choose_judged(
         different.setdefault((row["query_id"], texts[name_of(row)]), row)
     chosen = choose([*different.values()], config)
     counts = Counter("right" if row["right"] else "wrong" for row in different.values())
-    if not chosen:
-        raise BadInput(
-            f"{plan.step}: of {len(different)} different solutions, {counts['right']} are right and {counts['wrong']} "
-            "wrong, so that there is nothing to tell apart: use easier or harder queries, more samples, or a higher "
-            "generate.temperature"
-        )
     asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ that of the right answer's first token against that of the wrong answer's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -35,8 +35,12 @@ from infra.text.templates import filled
 from tasks.responses.generate import QuarantineError
 from tasks.responses.perplexity import name_of, quarantine
 
+log = logging.getLogger(__name__)
+
 TOGETHER = 32
 """Solutions in one HTTP request: a request samples one token, so that its own cost is most of it."""
+LEAST_MASS = 0.5
+"""Of the first token's probability, the mean share that both answers should have together (this project's choice)."""
 
 
 class JudgeConfig(BaseModel):
@@ -94,6 +98,27 @@ def probability(log_probs: Sequence[float]) -> float:
     return 1 / (1 + math.exp(min(wrong - right, 700.0)))
 
 
+def mass(log_probs: Sequence[float]) -> float:
+    """p(right) + p(wrong), of the log-probabilities of both: 1 if the model answers with nothing else."""
+    return math.fsum(map(math.exp, log_probs))
+
+
+def warn_of_small_mass(step: str, config: JudgeConfig, masses: Sequence[float]) -> None:
+    """Warn if the model seldom begins with either answer: of two unlikely words, the likelier one says little."""
+    if masses and (mean := math.fsum(masses) / len(masses)) < LEAST_MASS:
+        log.warning(
+            "%s: the answers %r and %r have %.2g of the probability of the reward model's first token, on average, and "
+            "should have %g at least, so that its judgements may be no better than chance. Either its chat template "
+            "opens thoughts, or it writes something before the answer: use a template without thoughts, set "
+            "judge.right and judge.wrong to the words that it begins with, or ask for one word in judge.template",
+            step,
+            config.right,
+            config.wrong,
+            mean,
+            LEAST_MASS,
+        )
+
+
 def judging(tokens: tuple[int, int]) -> Sampling:
     """How the reward model is asked: only the log-probabilities of its first token are wanted."""
     return Sampling(n=1, temperature=0, max_tokens=1, first_log_probs=tokens)
@@ -119,6 +144,9 @@ def judge(
 ) -> Ref:
     """Write the table `judged`: each response whose answer was verified, with its probability of being right.
 
+    Responses that were cut off are left out: they are no wrong solutions. `counts` has their number, and the mean
+    `mass` of both answers.
+
     Args:
         scores: with the column `verified`.
         model: the generative reward model; without one, probabilities are null.
@@ -132,32 +160,41 @@ def judge(
     labels = {name_of(row): row["verified"] for row in read_rows(store, scores, named) if row["verified"] is not None}
 
     def own() -> Iterator[dict[str, Any]]:
-        columns = ["query_id", "sample", "solution"]
+        columns = ["query_id", "sample", "solution", "finish_reason"]
         rows = chain.from_iterable(read_rows(store, shard, columns) for shard in responses)
         return (row for row in rows if name_of(row) in labels)
 
     found: dict[str, float | None] = {}
-    counts: Counter[str] = Counter()
+    counts: dict[str, float] = {"right": 0, "wrong": 0, "cut off": 0, "not judged": 0}
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
         if model is not None:
             asked = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-            ask_all(plan.step, config, own(), asked, store, model, servers, ledger)
+            ask_all(plan.step, config, filter(is_whole, own()), asked, store, model, servers, ledger)
             found = {name: held.get("probability") for name, held in ledger.items()}
             check_quarantined(plan.step, config, ledger, places(store, ledger))
+            if masses := [held["mass"] for held in ledger.values() if "mass" in held]:
+                counts["mean mass"] = math.fsum(masses) / len(masses)
+            warn_of_small_mass(plan.step, config, masses)
 
         def rows() -> Iterator[dict[str, Any]]:
             for row in own():
                 name = name_of(row)
+                if not is_whole(row):
+                    counts["cut off"] += 1
+                    continue
                 counts["right" if labels[name] else "wrong"] += 1
                 counts["not judged"] += found.get(name) is None
                 plain = {"query_id": row["query_id"], "sample": row["sample"]}
                 yield {**plain, "right": labels[name], "probability": found.get(name)}
 
-        made = write_table(
-            store, plan.step, plan.key, JUDGED, batched(rows()), plan.provenance, counts=lambda: dict(counts)
-        )
+        made = write_table(store, plan.step, plan.key, JUDGED, batched(rows()), plan.provenance, counts=lambda: counts)
         ledger.path.unlink(missing_ok=True)  # the table holds it all now
     return made
+
+
+def is_whole(response: Mapping[str, Any]) -> bool:
+    """Whether a response ended by itself."""
+    return bool(response["finish_reason"] == "stop")
 
 
 def ask_all(
@@ -180,7 +217,8 @@ def ask_all(
         return request_about(tokenizer, config, name, asked[owed[name]["query_id"]], owed[name]["solution"])
 
     def keep(request: Request, completions: list[Completion]) -> None:
-        ledger.append(request.request_id, {"probability": probability(completions[0].first_log_probs)})
+        log_probs = completions[0].first_log_probs
+        ledger.append(request.request_id, {"probability": probability(log_probs), "mass": mass(log_probs)})
 
     if owed:
         asking = complete_on(

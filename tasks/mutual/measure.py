@@ -101,7 +101,8 @@ def measure_judge(plan: Plan, store: Store, *, judged: Ref, queries: Ref) -> Ref
     rows = [row for row in read_rows(store, judged) if row["probability"] is not None]
     if not rows:
         raise BadInput(
-            f"{plan.step}: none of {judged.rows} held-out solutions was judged: see the counts of {judged.uri}"
+            f"{plan.step}: none of {judged.rows} whole held-out solutions was judged: see the counts of {judged.uri}; "
+            "if solutions were cut off, raise improve.generate.max_tokens"
         )
     probabilities, right = [row["probability"] for row in rows], [row["right"] for row in rows]
     topics = {row["query_id"]: row["topic"] for row in read_rows(store, queries, ["query_id", "topic"])}

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.errors import BadInput
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -72,10 +71,9 @@ def pair_outcomes(
     model: Ref,
     servers: Servers,
 ) -> Ref:
-    """Write the table `pairs`. A chosen sample is in the step format; samples that were cut off are left out.
+    """Write the table `pairs`; there may be none. A chosen sample is in the step format.
 
-    Raises:
-        BadInput: there is no pair at all.
+    `judged` lacks the samples that were cut off.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
@@ -86,10 +84,10 @@ def pair_outcomes(
     }
     samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
     funnel: Counter[str] = Counter()
-    columns = ["query_id", "sample", "solution", "finish_reason", "completion_tokens"]
+    columns = ["query_id", "sample", "solution", "completion_tokens"]
     for shard in responses:
         for row in read_rows(store, shard, columns):
-            if (found := known.get((row["query_id"], row["sample"]))) is None or row["finish_reason"] != "stop":
+            if (found := known.get((row["query_id"], row["sample"]))) is None:
                 funnel["samples cut at max_tokens, or not judged"] += 1
             elif found[0] and not format.steps.parse(row["solution"]).ok:
                 funnel["right samples not in the step format"] += 1
@@ -98,10 +96,5 @@ def pair_outcomes(
                 samples[row["query_id"]].append({**plain, "right": found[0], "total": found[1]})
     choices = {query_id: choose(samples[query_id], config, funnel) for query_id in texts}
     paired = {query_id: both for query_id, both in choices.items() if both}
-    if not paired:
-        raise BadInput(
-            f"{plan.step}: no query has both a right and a wrong sample to compare ({dict(funnel)}): use other "
-            "queries or more samples, or lower pair.min_probability"
-        )
     rows = pair_rows(store, paired, iteration, responses, texts, tokenizer)
     return write_table(store, plan.step, plan.key, PAIRS, batched(rows), plan.provenance, counts=dict(funnel))

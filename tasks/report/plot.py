@@ -38,7 +38,8 @@ def svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    plain = {"axes.spines.top": False, "axes.spines.right": False}
+    # A user's name of a topic or model may have a dollar sign, which is no formula.
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     with mpl.rc_context({"svg.hashsalt": "bolt", "font.size": 10, **plain}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)

@@ -11,7 +11,8 @@ LABELS = ("imitated", "right", "picked")
 
 
 def round_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row for each round: problems asked and solved, rollouts, right ones, and the rows that were learned from."""
+    """A row for each round: problems asked and solved, rollouts, right ones, those left out since they were cut off or
+    malformed or could not be verified, and the rows that were learned from."""
     return [
         {
             "round": str(number),
@@ -19,6 +20,7 @@ def round_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "solved": f"{each['solved']:,} ({each['solved'] / max(1, each['problems']):.1%})",
             "rollouts": f"{each['rollouts']:,}",
             "right": f"{each['right']:,}",
+            **{fate: f"{each.get(f'dropped: {fate}', 0):,}" for fate in ("truncated", "malformed", "not verified")},
             "learned from": f"{each['learned']:,}",
         }
         for number, each in enumerate(rounds, 1)

@@ -29,6 +29,7 @@ def search_rows(found: Sequence[Row]) -> list[dict[str, str]]:
                 "tokens": f"{each['tokens']:,.0f}",
                 "solutions": f"{each['solutions']:.1f}",
                 "without a solution": str(each["without_a_solution"]),
+                "cut off": "" if each["cut_off"] is None else f"{each['cut_off']:.1%}",
                 "corrected": str(each["corrected"]),
                 "seconds in this run": f"{each['seconds']:.1f}",
             }

@@ -59,8 +59,8 @@ class Guards(BaseModel):
         description="How far accuracy may fall below pi_0's while the mean reward rises, as when the policy learns to "
         "please the reward model with wrong answers. It holds for held-out problems, where the flow evaluates them, "
         "and for queries whose answers were verified (`score.verified_weight`). What counts of the fall and of the "
-        "rise is what lies outside their 95 % intervals (this project's choice: 2 points; the worst run of the nano "
-        "world so far fell by 6.2 points, at least 3.2).",
+        "rise is what lies outside their 95 % intervals (this project's choice: 2 points; in the nano world, "
+        "runs that went wrong fell by 6 and by 23 points).",
     )
 
 

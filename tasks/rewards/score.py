@@ -187,7 +187,7 @@ def score_rows(
     batches: Iterable[Batch],
     rewards: Iterable[list[float | None]],
     references: Mapping[str, str],
-    verify: Callable[[str, str], bool],
+    verify: Callable[[str, str], bool | None],
     reward_model: Ref | None,
     config: ScoreConfig,
     counts: dict[str, int],
@@ -197,7 +197,7 @@ def score_rows(
     Args:
         rewards: one list per batch, with the reward of each of its `answers`; None for one that is too long.
         references: reference answers by query id; queries without one are not verified.
-        verify: tells whether a solution gives a reference answer.
+        verify: tells whether a solution gives a reference answer; None if it cannot tell.
         counts: added to, batch by batch.
 
     Raises:
@@ -311,28 +311,34 @@ def references_of(store: Store, queries: Ref) -> dict[str, str]:
 
 
 class Verify:
-    """Tells whether a solution gives a reference answer. A call without a result (it raised, or took too long) is a
-    wrong answer, counted by its reason."""
+    """Tells whether a solution gives a reference answer.
+
+    A call without a verdict (it raised, took too long, or returned something else) is None: the answer is neither right
+    nor wrong. It is counted by its reason.
+    """
 
     def __init__(self, config: ScoreConfig, child: Limited) -> None:
         self.config, self._child = config, child
         self.calls, self.failed = 0, Counter[str]()
         self._last = ""
 
-    def __call__(self, solution: str, reference: str) -> bool:
+    def __call__(self, solution: str, reference: str) -> bool | None:
         self.calls += 1
         found = self._child(solution, reference)
-        if isinstance(found, NoResult):
-            self.failed[f"not verified: {found.reason}"] += 1
-            self._last = f"{found.reason}: {found.detail[:500]}"
-            return False
-        return bool(found if ":" in self.config.verifier else found["correct"])
+        if not isinstance(found, NoResult):
+            verdict = found.get("correct") if isinstance(found, dict) else found
+            if verdict in (0, 1):  # a reward function returns numbers
+                return bool(verdict)
+            found = NoResult("no verdict", f"it returned {found!r}, expected True, False, 1 or 0")
+        self.failed[f"not verified: {found.reason}"] += 1
+        self._last = f"{found.reason}: {found.detail[:500]}"
+        return None
 
     def check(self) -> None:
-        """Raise `BadInput` if no call of the user's own verifier had a result."""
+        """Raise `BadInput` if no call of the user's own verifier had a verdict."""
         if ":" in self.config.verifier and 0 < self.failed.total() == self.calls:
             raise BadInput(
-                f"score.verifier: none of {self.calls} calls of {self.config.verifier} had a result; the last one: "
+                f"verifier: none of {self.calls} calls of {self.config.verifier} had a verdict; the last one: "
                 f"{self._last}"
             )
 
@@ -350,7 +356,8 @@ def score_row(
 ) -> dict[str, Any]:
     """A row of `scores`. Its `reward` is the outcome's: the reward model's, plus what a correct answer adds.
 
-    `verified`: whether the solution gives the reference answer; None if there is none, or it does not count.
+    `verified`: whether the solution gives the reference answer; None if there is none, it does not count, or the
+    verifier had no verdict.
 
     Raises:
         ValueError: the reward is not finite.

@@ -9,26 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.steps import Steps
 from infra.processes.limited import NoResult
-from infra.serving.completions import Completion, Request, Sampling, classify
+from infra.serving.completions import Completion, Request, Sampling
 from infra.serving.ledger import Ledger
-from infra.serving.servers import Servers
-from infra.serving.stream import Stream, streaming
-from infra.store.manifest import Ref
-from infra.store.models import fetch_model
-from infra.store.store import Store
-from infra.text.chat import load_tokenizer, prompt_text
-from tasks.mutual.judge import TOGETHER, JudgeConfig, answer_tokens, judging, probability, request_about
-from tasks.responses.generate import QuarantineError, request_seed
-from tasks.rewards.score import reward_input_ids
+from infra.serving.stream import Stream
+from infra.text.chat import prompt_text
+from tasks.responses.generate import QuarantineError, TruncationError, request_seed
 from tasks.search.calculator import begun
 from tasks.search.tree import Ask, NextSteps, Result, Sampled, Score, Solve, Tree
 
@@ -37,8 +31,8 @@ STEPS_TOGETHER = 8
 """Requests for steps or solutions in one HTTP request, if they have no seeds."""
 MANY = 20
 """Steps of which at least one is expected to end with the delimiter."""
-MAX_CORRECTIONS = 16
-"""Times that the calculator corrects a solution, before it is given up."""
+MOST_PIECES = 16
+"""Times that a sample is gone on from, after a correction or a delimiter without a step, before it is given up."""
 
 Scoring: TypeAlias = Callable[[str, Mapping[str, str], Callable[[str, dict[str, Any]], None]], Awaitable[None]]
 """Scores texts by name ("QUERY_ID/TURN/PLACE"), and passes name and record of each on; the first argument names those
@@ -78,6 +72,13 @@ class SearchSampling(BaseModel):
         le=1,
         description="Largest share of requests that the servers may refuse, because they are too long, say; the step "
         "fails if there are more (this project's choice).",
+    )
+    max_truncated_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Largest share of solutions that may be cut off at `solution_tokens`; the step fails if there are "
+        "more. They are discarded, so that they cost tokens and do no other harm (this project's choice).",
     )
 
 
@@ -128,9 +129,10 @@ class Asker:
         """The results of all wishes by name; those that the ledger has are not asked again."""
         owed = {name: wish for name, wish in wishes.items() if name not in self.ledger}
         await asyncio.gather(self._sample_all(owed), self._score_all(owed))
-        await self._go_on_from_corrections(wishes)
-        self._count(wishes)
-        return {name: self._result(name) for name in wishes}
+        await self._go_on(wishes)
+        results = {name: self._result(name) for name in wishes}
+        self._count(wishes, results)
+        return results
 
     async def _sample_all(self, wishes: Mapping[str, Wish]) -> None:
         """Sample for the wishes that need it, in batches of equal parameters."""
@@ -148,36 +150,37 @@ class Asker:
             assert self.score is not None
             await self.score(next(iter(wishes.values())).query_id, texts, self.ledger.append)
 
-    async def _go_on_from_corrections(self, wishes: Mapping[str, Wish]) -> None:
-        """Sample the rest of solutions that the calculator has cut off, each under the name of its solution and its
-        place in it. One that is corrected more than `MAX_CORRECTIONS` times is given up."""
-        if self.calculator is None:
-            return
-        going = {name: wish for name, wish in wishes.items() if isinstance(wish.ask, Solve)}
-        for _ in range(MAX_CORRECTIONS):
+    async def _go_on(self, wishes: Mapping[str, Wish]) -> None:
+        """Sample what follows delimiters without a step, and the rest of solutions that the calculator has cut off,
+        each under the name of its sample and its place in it. After `MOST_PIECES` times a sample is given up."""
+        going = {name: wish for name, wish in wishes.items() if not isinstance(wish.ask, Score)}
+        for _ in range(MOST_PIECES):
             going = {
-                f"{name}+{place}": wish._replace(ask=Solve(wish.node, 1), rest=wish.rest + each["text"])
+                f"{name}+{place}": wish._replace(ask=replace(wish.ask, count=1), rest=wish.rest + each["text"])
                 for name, wish in going.items()
+                if not isinstance(wish.ask, Score)
                 for place, each in enumerate(self.ledger[name].get("samples", ()))
-                if each.get("corrected")
+                if "blank" in each or ("corrected" in each and isinstance(wish.ask, Solve))
             }
+            if not going:
+                return
             await self._sample_all({name: wish for name, wish in going.items() if name not in self.ledger})
 
     def _result(self, name: str) -> Result:
         """The result that the ledger holds. A solution goes on where the calculator has cut it off; one that becomes
-        longer than `solution_tokens` by that is not whole."""
+        longer than `solution_tokens` by that is not whole. A delimiter without a step belongs to the step after it."""
         record = self.ledger[name]
         if "samples" not in record:
             reward = record.get("reward")
             return float(reward) if reward is not None else None
         found = []
         for place, each in enumerate(record["samples"]):
-            sample = Sampled(each["text"], each["tokens"], each["ended"])
+            sample = Sampled("" if "blank" in each else each["text"], each["tokens"], each["ended"])
             rest = self._result(then) if (then := f"{name}+{place}") in self.ledger else None
             for more in rest if isinstance(rest, list) else ():
                 tokens = sample.tokens + more.tokens
-                whole = more.ended and tokens <= self.sampling.solution_tokens
-                sample = Sampled(sample.text + more.text, tokens, whole)
+                whole = more.ended and ("blank" in each or tokens <= self.sampling.solution_tokens)
+                sample = Sampled(each["text"] + more.text if more.text else sample.text, tokens, whole)
             found.append(sample)
         return found
 
@@ -189,13 +192,16 @@ class Asker:
             if (then := f"{name}+{place}") in self.ledger:
                 yield from self._records(then)
 
-    def _count(self, wishes: Mapping[str, Wish]) -> None:
+    def _count(self, wishes: Mapping[str, Wish], results: Mapping[str, Result]) -> None:
         """Count what was refused, cut off and corrected.
 
         Raises `QuarantineError` once most requests of most problems are refused. The limit on their share is for the
         end: the first problems to end are those that are refused.
         """
         for name, wish in wishes.items():
+            if isinstance(wish.ask, Solve) and isinstance(found := results[name], list):
+                self.counts["solutions sampled"] += len(found)
+                self.counts["cut at solution_tokens"] += sum(not each.ended for each in found)
             for record in self._records(name):
                 self.counts["requests"] += 1
                 if "quarantined" in record:
@@ -204,13 +210,12 @@ class Asker:
                     self._first = self._first or f"{name}: it {record['quarantined']}"
                 samples = record.get("samples", ())
                 self.counts["calculations corrected"] += sum("corrected" in each or "fixed" in each for each in samples)
-                cut = sum("cut" in each and "corrected" not in each for each in samples)
                 if isinstance(wish.ask, NextSteps):
-                    self.counts["steps sampled"] += len(samples)
-                    self.counts["steps ended by the delimiter"] += sum(self._delimited(each) for each in samples)
-                    self.counts["cut at step_tokens"] += cut
-                elif isinstance(wish.ask, Solve):
-                    self.counts["cut at solution_tokens"] += cut
+                    steps = [each for each in samples if "blank" not in each]
+                    self.counts["steps sampled"] += len(steps)
+                    self.counts["steps ended by the delimiter"] += sum(self._delimited(each) for each in steps)
+                    cut = ("cut" in each and "corrected" not in each for each in steps)
+                    self.counts["cut at step_tokens"] += sum(cut)
         if 2 * self.counts["refused"] > self.counts["requests"] and 2 * len(self._refused) > len(self.queries):
             self.check_refusals()
 
@@ -222,6 +227,17 @@ class Asker:
                 f"{self.sampling.max_refused_share:.1%}; the first is {self._first}; remove the cause (if they are too "
                 "long, raise serving.policy.max_model_len or serving.reward.max_model_len, or lower "
                 "sampling.solution_tokens), or raise sampling.max_refused_share"
+            )
+
+    def check_cut_off(self) -> None:
+        """Raise `TruncationError` if too large a share of the solutions was cut off. One may be."""
+        cut, sampled = self.counts["cut at solution_tokens"], self.counts["solutions sampled"]
+        if cut > max(1, self.sampling.max_truncated_share * sampled):
+            raise TruncationError(
+                f"{self.step}: {cut} of {sampled} solutions ({cut / sampled:.1%}) were cut off at "
+                f"sampling.solution_tokens={self.sampling.solution_tokens}, limit "
+                f"{self.sampling.max_truncated_share:.1%}: raise sampling.solution_tokens, use a policy that ends its "
+                "solutions, or raise sampling.max_truncated_share"
             )
 
     def _delimited(self, sample: Mapping[str, Any]) -> bool:
@@ -272,11 +288,14 @@ class Asker:
     def _sample_of(self, completion: Completion, before: str, *, stepwise: bool) -> dict[str, Any]:
         """What the ledger keeps of a sample. `before`: a calculation that was begun before it."""
         text, ended = completion.text, completion.finish_reason == "stop"
+        blank = False
         if stepwise:  # the delimiter ends a step, and only the answer or an end token the solution
             cut = text.endswith(self.format.delimiter)
+            blank = ended and cut and not self.format.bare(text)  # nothing but a delimiter is no step
             ended = ended and (not cut or self.format.states_answer(text))
-            text = text if ended or self.format.bare(text) else ""  # nothing but a delimiter is no step
         found = {"text": text, "tokens": completion.tokens, "ended": ended}
+        if blank:
+            found["blank"] = True
         if completion.finish_reason != "stop":
             found["cut"] = True
         return found | self._corrections(text, before)
@@ -298,64 +317,6 @@ class Asker:
         if not self.format.bare(rest):
             return {"text": fixed + rest, "fixed": True}
         return {"text": fixed, "ended": False, "corrected": True}
-
-
-def generative(
-    step: str,
-    config: JudgeConfig,
-    queries: Mapping[str, str],
-    store: Store,
-    model: Ref,
-    servers: Servers,
-    in_flight: int,
-) -> Scorer:
-    """Scores by a generative reward model: the probability that it answers "right". Starts its servers."""
-    tokenizer, pool = load_tokenizer(fetch_model(store, model, servers.work_dir)), servers.judges(model)
-    tokens = answer_tokens(tokenizer, config)
-
-    @asynccontextmanager
-    async def scoring() -> AsyncIterator[Scoring]:
-        async with streaming(pool, max_in_flight=in_flight, together=TOGETHER) as stream:
-
-            async def score(group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
-                def scored(request: Request, found: list[Completion]) -> None:
-                    keep(request.request_id, {"reward": probability(found[0].first_log_probs)})
-
-                def refused(request: Request, reason: str) -> None:
-                    log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)
-                    keep(request.request_id, {"quarantined": reason})
-
-                requests = [
-                    request_about(tokenizer, config, name, queries[name.partition("/")[0]], text)
-                    for name, text in texts.items()
-                ]
-                await stream.ask(group, requests, judging(tokens), scored, refused)
-
-            yield score
-
-    return scoring()
-
-
-def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers: Servers, in_flight: int) -> Scorer:
-    """Scores by a sequence classifier: the sigmoid of its logit. A solution that is too long for it has none. Starts
-    its server."""
-    tokenizer, server = load_tokenizer(fetch_model(store, model, servers.work_dir)), servers.reward(model)
-    limit = servers.options("reward").max_model_len
-
-    async def score(_group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
-        ids = {name: reward_input_ids(tokenizer, queries[name.partition("/")[0]], text) for name, text in texts.items()}
-        fitting = [name for name in texts if len(ids[name]) <= limit]
-        read = [ids[name] for name in fitting]
-        found = await classify(server.url, server.served_name, read, max_in_flight=in_flight, alive=server.check)
-        logits = dict(zip(fitting, found, strict=True))
-        for name in texts:
-            if name in logits:
-                keep(name, {"reward": probability((logits[name], 0.0))})  # the sigmoid
-            else:
-                too_long = f"has {len(ids[name]):,} tokens with its problem, and the reward model reads {limit:,}"
-                keep(name, {"quarantined": too_long})
-
-    return nullcontext(score)
 
 
 def named(query_id: str, turn: int, asks: Sequence[Ask]) -> list[str]:

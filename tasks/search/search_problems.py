@@ -6,12 +6,12 @@ A tree waits for no other tree's requests, unless they travel together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 from infra.errors import BadInput
-from infra.processes.limited import Limited, NoResult
+from infra.processes.limited import Limited
 from infra.serving.servers import Servers
 from infra.serving.shard_ledger import shard_ledger
 from infra.serving.stream import streaming
@@ -27,14 +27,13 @@ from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
 from tasks.responses.generate import shard_of
 from tasks.rewards.score import Verifier
-from tasks.search.ask import STEPS_TOGETHER, Asker, Scorer, SearchSampling, Wish, discriminative, generative, named
+from tasks.search.ask import STEPS_TOGETHER, Asker, Scorer, SearchSampling, Wish, named
 from tasks.search.calculator import MEMORY_BYTES, TIMEOUT_S
+from tasks.search.reading import GRADERS, Reader
+from tasks.search.scoring import discriminative, generative
 from tasks.search.strategies import SearchConfig, search
 from tasks.search.tree import Ask, Result, Search, Solution, Tree
 from tasks.search.vote import is_decided
-
-Read: TypeAlias = Callable[[str, str, Sequence[str | None]], str | None]
-"""Gives the answer of a solution, by the name under which it is remembered, its text, and the answers so far."""
 
 
 class Problem:
@@ -43,7 +42,8 @@ class Problem:
     def __init__(self, query_id: str, config: SearchConfig, *, scored: bool) -> None:
         self.query_id, self.config, self.tree = query_id, config, Tree()
         self.answers: list[str | None] = []
-        """What each of the tree's solutions answers."""
+        """What each of the tree's solutions answers, as far as they have been read."""
+        self._aside: set[str] = set()  # answers that a grader hangs on
         self.turn = 0
         self._search: Search = search(self.tree, config, scored=scored)
         self.asks: list[Ask] | None = next(self._search, None)
@@ -54,23 +54,29 @@ class Problem:
         names = named(self.query_id, self.turn, self.asks or [])
         return {name: Wish(self.query_id, ask, self.tree) for name, ask in zip(names, self.asks or [], strict=True)}
 
-    def go_on(self, results: list[Result], read: Read) -> None:
-        """Take the results of a turn, and ask for what is needed next."""
+    async def go_on(self, results: list[Result], reader: Reader | None) -> None:
+        """Take the results of a turn, and ask for what is needed next. Answers are read if they can end the search."""
         self.turn += 1
         try:
             self.asks = self._search.send(results)
         except StopIteration:
             self.asks = None
-        for place, each in enumerate(self.tree.solutions[len(self.answers) :], len(self.answers)):
-            self.answers.append(read(f"{self.query_id}/answer-{place}", each.text, self.answers))
+        if self.config.agree is not None:
+            await self.read_answers(reader)
         if is_decided([each.reward for each in self.tree.solutions], self.answers, self.config):
             self.asks = None
             self._search.close()
 
+    async def read_answers(self, reader: Reader | None) -> None:
+        """Read the answers of new solutions. `reader`: None if answers are not read."""
+        for place, each in enumerate(self.tree.solutions[len(self.answers) :], len(self.answers)):
+            given = (f"{self.query_id}/answer-{place}", each.text, self.answers, self._aside)
+            self.answers.append(await reader.read(*given) if reader else None)
+
 
 @step(
     outside_key=(
-        *("sampling.in_flight", "sampling.max_refused_share"),
+        *("sampling.in_flight", "sampling.max_refused_share", "sampling.max_truncated_share"),
         *("judge.in_flight", "judge.max_quarantined_share"),
     ),
     serves={"policy": "policy", "reward_model": "reward"},
@@ -104,6 +110,7 @@ def search_problems(
     Raises:
         BadInput: the strategy needs a reward model, and there is none.
         tasks.responses.generate.QuarantineError: the servers refused too many requests; the ledger keeps the others.
+        tasks.responses.generate.TruncationError: too many solutions were cut off; the ledger keeps all.
         infra.serving.vllm_server.ServerError: no server is left.
     """
     scored = reward_model is not None
@@ -117,21 +124,13 @@ def search_problems(
     problems = [Problem(query_id, config, scored=scored) for query_id in asked]
     with (
         shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger,
-        Limited(f"evals.graders:{verifier.replace('-', '_')}") if verifier else nullcontext() as grader,
+        ExitStack() as opened,
         Limited("tasks.search.calculator:corrected", timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES) as calculator,
     ):
-
-        def read(name: str, text: str, known: Sequence[str | None]) -> str | None:
-            """The answer; one that the grader finds equal to an answer so far is that one. It is remembered, so that a
-            search that goes on after a kill decides as before."""
-            if grader is None:
-                return None
-            if name not in ledger:
-                same = (each for each in dict.fromkeys(known) if each is not None and agrees(grader, text, each))
-                ledger.append(name, {"answer": next(same, None) or answer_in(grader, text)})
-            answer = ledger[name]["answer"]
-            return None if answer is None else str(answer)
-
+        reader = None
+        if verifier:
+            name = f"evals.graders:{verifier.replace('-', '_')}"
+            reader = Reader([opened.enter_context(Limited(name)) for _ in range(GRADERS)], ledger)
         scorer: Scorer | nullcontext[None] = nullcontext()
         if reward_model is not None:
             given = (asked, store, reward_model, servers, sampling.in_flight)
@@ -142,12 +141,13 @@ def search_problems(
         async def searched() -> Asker:
             async with streaming(pool, max_in_flight=sampling.in_flight, together=together) as stream, scorer as score:
                 asker = Asker(plan.step, sampling, format.steps, asked, tokenizer, stream, score, ledger, computes)
-                await search_all(problems, asker, read, together)
+                await search_all(problems, asker, reader, together)
             return asker
 
         with progress(plan.step, lambda: sum(not each.asks for each in problems), len(problems), "problems"):
             asker = asyncio.run(searched())
         asker.check_refusals()
+        asker.check_cut_off()
         asker.warn_without_steps()
         counts = {
             "problems": len(problems),
@@ -163,18 +163,21 @@ def search_problems(
     return made
 
 
-async def search_all(problems: Sequence[Problem], asker: Asker, read: Read, together: int) -> None:
+async def search_all(problems: Sequence[Problem], asker: Asker, reader: Reader | None, together: int) -> None:
     """Search all problems at once, `together` of them in step, so that their requests can travel together.
 
     The first error ends all.
     """
 
-    async def in_step(active: list[Problem]) -> None:
+    async def in_step(own: list[Problem]) -> None:
+        active = own
         while active:
             results = await asker.answers({name: wish for each in active for name, wish in each.wishes.items()})
             for each in active:
-                each.go_on([results[name] for name in named(each.query_id, each.turn, each.asks or [])], read)
+                await each.go_on([results[name] for name in named(each.query_id, each.turn, each.asks or [])], reader)
             active = [each for each in active if each.asks]
+        for each in own:
+            await each.read_answers(reader)
 
     asking = [each for each in problems if each.asks]
     try:
@@ -183,19 +186,6 @@ async def search_all(problems: Sequence[Problem], asker: Asker, read: Read, toge
                 group.create_task(in_step(asking[begin : begin + together]))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
-
-
-def agrees(grader: Limited, text: str, answer: str) -> bool:
-    """Whether a solution's text gives an answer."""
-    found = grader(text, answer)
-    return not isinstance(found, NoResult) and bool(found["correct"])
-
-
-def answer_in(grader: Limited, text: str) -> str | None:
-    """The answer that a solution's text gives, in one line; None if the grader finds none."""
-    found = grader(text, "")
-    prediction = None if isinstance(found, NoResult) else found["prediction"]
-    return " ".join(str(prediction).split()) if prediction else None
 
 
 def tree_rows(problem: Problem) -> Iterator[dict[str, Any]]:

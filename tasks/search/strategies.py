@@ -50,11 +50,13 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
-        plain = {name: type(self).model_fields[name].default for name in ("width", "exploration")}
+        plain = {name: type(self).model_fields[name].default for name in ("width", "exploration", "max_steps")}
         if self.strategy != "beam" and self.width != plain["width"]:
             raise ValueError(f"width is set, but strategy {self.strategy} does not use it: leave it out")
         if self.strategy in ("beam", "sampling") and self.exploration != plain["exploration"]:
             raise ValueError(f"exploration is set, but strategy {self.strategy} does not use it: leave it out")
+        if self.strategy == "sampling" and self.max_steps != plain["max_steps"]:
+            raise ValueError("max_steps is set, but strategy sampling does not use it: leave it out")
         return self
 
 

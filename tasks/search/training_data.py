@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from infra.errors import BadInput
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.models import fetch_model
-from infra.store.schemas import PAIRS, RESPONSES
+from infra.store.schemas import LONGCOT, PAIRS, RESPONSES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import count_tokens, load_tokenizer, prompt_text
-from tasks.mutual.adapt import StepFormat, write_solutions
+from tasks.mutual.adapt import StepFormat, in_steps
 from tasks.mutual.pair import OutcomePairConfig
 from tasks.responses.perplexity import name_of
 from tasks.search.answers import as_response, solution_text, trees
@@ -63,16 +62,13 @@ def solved(rows: Rows, right: Mapping[str, bool]) -> Rows:
 def best_paths(
     plan: Plan, store: Store, *, format: StepFormat, searched: Sequence[Ref], scores: Ref, queries: Ref
 ) -> Ref:
-    """Write the table `longcot` of the right solution of each tree that the reward model likes best.
-
-    Raises:
-        BadInput: no question was solved, or no right solution is in the step format.
-    """
+    """Write the table `longcot` of the right solution in steps of each tree that the reward model likes best; it is
+    empty if there is none."""
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     right = verified(store, scores)
     funnel: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def best_rows() -> Iterator[dict[str, Any]]:
         for query_id, held in trees(store, searched):
             found = [row for row in solved(held, right) if row["right"]]
             best = next((row for row in found if format.steps.parse(row["text"].strip()).ok), None)
@@ -81,13 +77,12 @@ def best_paths(
                 continue
             plain = {"query_id": query_id, "sample": best["node"], "query": texts[query_id]}
             yield {**plain, "solution": best["text"], "reward": best["reward"]}
-        if funnel["dropped: no right solution"] == funnel.total():
-            raise BadInput(
-                f"{plan.step}: the search solved none of {funnel.total()} questions: use easier ones, or raise "
-                "improve.search.search.tokens"
-            )
 
-    return write_solutions(plan, store, format, rows(), funnel)
+    def counts() -> dict[str, int]:
+        return {"read": funnel.total(), **funnel}
+
+    rows = batched(in_steps(format, best_rows(), funnel))
+    return write_table(store, plan.step, plan.key, LONGCOT, rows, plan.provenance, counts=counts)
 
 
 def siblings(rows: Rows, found: Rows) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -130,11 +125,8 @@ def pair_siblings(
     model: Ref,
     servers: Servers,
 ) -> Ref:
-    """Write the table `pairs` of the right and the wrong solution of each tree that part latest. The right one is in
-    the step format.
-
-    Raises:
-        BadInput: there is no pair at all.
+    """Write the table `pairs` of the right and the wrong solution of each tree that part latest; there may be none.
+    The right one is in the step format.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
@@ -163,10 +155,5 @@ def pair_siblings(
                 made |= {side: text, f"{side}_sample": row["node"], f"{side}_score": row["reward"]}
                 made[f"{side}_tokens"] = count_tokens(tokenizer, text)
             yield made
-        if not funnel["kept"]:
-            raise BadInput(
-                f"{plan.step}: no tree has a right solution beside a wrong one ({dict(funnel)}): use other questions, "
-                "raise improve.search.search.tokens, or lower improve.pair.min_probability"
-            )
 
     return write_table(store, plan.step, plan.key, PAIRS, batched(rows()), plan.provenance, counts=lambda: dict(funnel))

@@ -217,6 +217,11 @@ def test_render_refuses_what_would_not_parse_back(module):
         module.render("t\n", "s")
 
 
+def test_a_longer_heading_is_not_that_of_the_answer():
+    assert qwq.parse("a\n\n# Final Answers\n\nb\n\n# Final Answer\n\n3").solution == "3"
+    assert not qwq.parse("0\n\n# Final Answer0").ok
+
+
 def test_qwq_render_refuses_a_heading_in_the_solution():
     assert (
         qwq.parse(qwq.render("a\n\n**Final Answer**\n\n3", "4\n\n\\boxed{4}\n\n5")).solution == "4\n\n\\boxed{4}\n\n5"
@@ -250,6 +255,7 @@ def test_detect():
             expected = "r1" if module is rlmt and "think" in tag else module.__name__.rpartition(".")[2]
             assert detect(f"broken {tag} text") == expected
     assert detect("<think>t</think> and </response>") == "rlmt"
+    assert detect("<think>what is a <response> ?</think>\n\nUse </response> in XML .") == "r1"
     assert detect(bolt.render("I mention <think> here", "s")) == "bolt"
     assert detect("a\n\n\\boxed{1}") == "qwq"
     for text in ("", "hello", "a\n\nb", "\\boxed{1}", "a < b > c"):

@@ -44,6 +44,10 @@ def test_a_delimiter_of_words_is_a_part_of_its_step() -> None:
         ("Same.\n\nSame.\n\n\\boxed{1}", ["repeated_step"]),
         ("Same.\n\nOther.\n\nSame.\n\n\\boxed{1}", []),
         ("One.\n\n\n\n\\boxed{1}\n\n", []),
+        ("I will put it in \\boxed{}.\n\nTwo.\n\n\\boxed{2}", []),
+        ("One.\n\n\\boxed{ }", ["missing_answer"]),
+        ("One.\n\n\\boxed{", ["missing_answer"]),
+        ("One, not \\boxed{}.\n\nNot \\boxed{}, but \\boxed{{1}}", []),
     ],
 )
 def test_faults_have_names(text: str, violations: list[str]) -> None:
@@ -65,6 +69,13 @@ def test_faults_have_names(text: str, violations: list[str]) -> None:
 def test_steps_that_would_not_be_read_back_are_refused(steps: list[str]) -> None:
     with pytest.raises(ValueError, match=r"."):
         PARAGRAPHS.render(steps)
+
+
+def test_an_empty_bracket_states_no_answer() -> None:
+    assert not PARAGRAPHS.states_answer("I will put the final answer in \\boxed{}.\n\n")
+    assert PARAGRAPHS.states_answer("So it is \\boxed{ 7 }.\n\n")
+    assert not Steps(answer="ANSWER[").states_answer("I will write ANSWER[ ].")
+    assert Steps(answer="Answer above").states_answer("Answer above")
 
 
 def test_a_format_without_delimiter_or_answer_is_refused() -> None:

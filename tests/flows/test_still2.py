@@ -74,6 +74,12 @@ def test_the_presets_defaults_are_the_papers() -> None:
         ({"format": "qwq", "improve": {"method": "dpo"}}, "format is qwq, which does not say where thoughts end"),
         ({"improve": {"method": "dpo", "dpo": {"end_token": True}}}, "dpo.end_token is true"),
         ({"improve": {"method": "dpo", "start": "base"}}, "start is base, but DPO begins with the model after"),
+        ({"improve": {"method": "dpo"}, "explore": {"pick": {"limit": 10}}}, "explore.pick is set, but improve.method"),
+        ({"sft": {"overlong": "error", "max_length": 320}}, "leaves no room for the query, and sft.overlong is error"),
+        (
+            {"evaluate": {"generate": {"format": "r1", "max_tokens": 320}}},
+            "generate.format is r1, but each model answers in its own",
+        ),
         ({"imitate": {"sources": [{"path": "a.jsonl", "continued": True}]}}, "sources: all are `continued`"),
         ({"explore": {"verifier": "no.such:function"}}, "there is no module no.such"),
         ({"explore": {"rollouts": 2}}, "generate.samples is 4, but a problem gets at most 2 rollouts"),

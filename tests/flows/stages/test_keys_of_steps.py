@@ -282,7 +282,7 @@ def from_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("tasks/rewards/pair.py", {"pairs-1"}),
         ("infra/training/sft.py", {"sft"}),
         ("infra/training/dpo.py", {"dpo-1"}),
-        ("evals/short_answer.py", {"grades-sft-sampled", "grades-sft-greedy"}),
+        ("evals/short_answer.py", {"scores", "scores-online-1", "grades-sft-sampled", "grades-sft-greedy"}),
         ("infra/store/tables.py", ALL - {"sft", "dpo-1"}),
         ("tasks/evaluation/summarise.py", set()),
         ("flows/bolt.py", set()),

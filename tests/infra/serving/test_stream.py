@@ -68,6 +68,28 @@ def test_a_trees_requests_stay_on_one_server_and_trees_are_spread_evenly(stub, t
     assert all(server.max_open <= 12 // together for server in servers)
 
 
+@pytest.mark.parametrize("in_flight", [16, 63])
+def test_the_limit_counts_requests_whatever_the_size_of_their_packs(stub, in_flight):
+    """Askers want four at a time, and a pack could have 32."""
+    gate = threading.Event()
+    server = stub(gate=gate)
+    running = threading.Thread(
+        target=asked, args=(Pool([server]), 40, 1), kwargs={"in_flight": in_flight, "together": 32}
+    )
+    running.start()
+    most = -(-in_flight // 4)
+    for _ in range(500):
+        if server.open >= most:
+            break
+        running.join(0.01)
+    running.join(0.1)
+    gate.set()
+    running.join(30)
+    assert server.max_open == most
+    assert set(server.sizes) == {4}
+    assert len(server.received) == 40
+
+
 def test_a_slow_request_holds_up_its_own_tree_only(stub):
     """Of two trees on two servers, one gets no answer before the other one is done."""
     gate = threading.Event()

@@ -97,7 +97,8 @@ def test_the_step_writes_longcot_rows_and_the_lengths_before_and_after(world, qu
     longcot = {"query_id": "t", "sample": 0, "query": "t ?", "thoughts": "x", "solution": "y", "format": "bolt"}
     imitated = world.table(LONGCOT, [{**longcot, "reward": 0.0}], "imitated")
     common = {"explored": explored, "queries": queries, "imitated": imitated, "distilled": [distilled]}
-    made = world.do(pick_explored, config=PickConfig(), perplexities=[], format="bolt", **common)
+    common |= {"format": "bolt", "max_tokens": 1000}
+    made = world.do(pick_explored, config=PickConfig(), perplexities=[], **common)
     assert [(row["query_id"], row["sample"], row["query"]) for row in world.rows(made)] == [
         ("a", 1, "a ?"),
         ("b", 0, "b ?"),
@@ -116,6 +117,10 @@ def test_the_step_writes_longcot_rows_and_the_lengths_before_and_after(world, qu
         "perplexities",
     )
     config = PickConfig(by="perplexity")
-    made = world.do(pick_explored, key="p", config=config, perplexities=[measured], format="bolt", **common)
+    made = world.do(pick_explored, key="p", config=config, perplexities=[measured], **common)
     assert [(row["query_id"], row["sample"]) for row in world.rows(made)] == [("a", 0)]
     assert world.counts(made)["dropped: perplexity not known"] == 1
+
+    made = world.do(pick_explored, key="s", config=PickConfig(), perplexities=[], **{**common, "max_tokens": 25})
+    assert [(row["query_id"], row["sample"]) for row in world.rows(made)] == [("a", 0), ("b", 0)]
+    assert world.counts(made)["dropped: longer than the training reads"] == 1

@@ -82,7 +82,8 @@ def test_a_round_has_its_well_formed_rollouts_numbered_over_all_waves(world, que
         "rollouts": 8,
         "right": 2,
         "wrong": 4,
-        "dropped: truncated or malformed": 2,
+        "dropped: truncated": 1,
+        "dropped: malformed": 1,
         "solved": 2,
     }
 
@@ -95,7 +96,7 @@ def test_a_round_without_a_right_rollout_is_an_empty_result_and_no_error(world, 
 
 def test_a_pair_is_right_and_unlikely_against_wrong_and_likely():
     def rollout(sample, correct, perplexity):
-        return {"sample": sample, "correct": correct, "perplexity": perplexity}
+        return {"sample": sample, "correct": correct, "perplexity": perplexity, "thoughts": str(sample)}
 
     funnel: Counter[str] = Counter()
     rollouts = [rollout(0, True, 2.0), rollout(1, True, 5.0), rollout(2, False, 3.0), rollout(3, False, 1.5)]
@@ -104,6 +105,25 @@ def test_a_pair_is_right_and_unlikely_against_wrong_and_likely():
     assert choose(rollouts[:2], funnel) is None
     assert choose(rollouts[2:], funnel) is None
     assert funnel == {"problems": 3, "kept": 1, "dropped: no wrong rollout": 1, "dropped: no right rollout": 1}
+
+
+def test_thoughts_are_not_compared_with_themselves():
+    """Where a right and a wrong rollout differ in their solutions alone, other ones are compared, or none."""
+    funnel: Counter[str] = Counter()
+    same = [{"sample": n, "correct": n == 0, "perplexity": 2.0, "thoughts": "as before"} for n in (0, 1)]
+    assert choose(same, funnel) is None
+    found = choose([*same, {**same[1], "sample": 2, "thoughts": "another way"}], funnel)
+    assert found is not None
+    assert [each["sample"] for each in found] == [0, 2]
+    assert funnel == {"problems": 2, "dropped: same thoughts": 1, "kept": 1}
+
+
+def test_a_rollout_without_a_verdict_is_neither_right_nor_wrong(world, queries, response):
+    responses = [world.table(RESPONSES, [response("a", 0), response("a", 1)], "rollouts")]
+    given = {"responses": responses, "scores": [scores(world, {"a": [None, False]}, "1")], "shards": 1}
+    made = world.do(gather, queries=queries, **given)
+    assert [(row["sample"], row["correct"]) for row in world.rows(made)] == [(1, False)]
+    assert world.counts(made)["dropped: not verified"] == 1
 
 
 def test_pairs_are_thoughts_without_solutions(world, queries, model):

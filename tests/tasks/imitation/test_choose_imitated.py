@@ -28,6 +28,14 @@ def test_the_highest_perplexities_are_dropped():
     assert fates == ["kept", "kept", "dropped: perplexity", "dropped: perplexity", "dropped: perplexity not known"]
 
 
+def test_the_perplexities_of_other_texts_do_not_count():
+    """Texts whose solutions are not written yet have perplexities, too, often lower ones."""
+    own = {(f"q{n}", 0): 2.0 + n for n in range(4)}
+    others = {(f"other{n}", 0): 1.0 for n in range(100)}
+    config = ChooseConfig(max_perplexity_percentile=75)
+    assert kept(rows(*["math"] * 4), config, own | others) == ["q0", "q1", "q2"]
+
+
 def test_the_mix_takes_as_many_of_each_domain_and_a_share_of_each():
     given = rows(*["math"] * 20, *["code"] * 10, *["art"] * 5, None)
     topics = {row["query_id"]: row["topic"] for row in given}

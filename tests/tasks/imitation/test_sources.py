@@ -105,6 +105,10 @@ def test_a_text_is_found_in_each_layout(tmp_path: Path, row: dict[str, Any], set
         ({"combined_text": "<thinking>first\n\nthen</thinking>\n\n\\boxed{4}"}, {}, ["no known format"]),
         ({"combined_text": "<think>\nfirst"}, {}, ["unclosed_thoughts", "missing_solution"]),
         ({"t": "x", "s": None}, {"thoughts": "t", "solution": "s"}, ["missing_solution"]),
+        ({"combined_text": "<think>\nfirst\n</think>\n\n<answer> </answer>"}, {}, ["empty_solution"]),
+        ({"t": [], "s": "4"}, {"thoughts": "t", "solution": "s"}, ["missing_thoughts"]),
+        ({"t": ["x"], "s": []}, {"thoughts": "t", "solution": "s"}, ["missing_solution"]),
+        ({"combined_text": "<think>\n\n</think>\n\n4"}, {"continued": True}, ["empty_thoughts"]),
     ],
 )
 def test_what_is_not_well_formed_says_why(tmp_path, row, settings, violations):
@@ -180,6 +184,38 @@ def test_a_list_holds_several_texts(tmp_path, row, settings, solutions):
 
 
 APART = {"thoughts": "t", "solution": "s"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First , the user mentions the <think> tag . Then I look at it .",
+        "I should close with </think> here . Then more .",
+        "The result is <answer>42</answer>",
+        "<answer>1</answer> or <answer>2</answer>",
+    ],
+)
+def test_a_delimiter_that_is_only_mentioned_stays(tmp_path, text):
+    for given in ({"t": text, "s": "answer : 4 ."}, {"t": "first , think .", "s": text}):
+        thoughts, solution, violations = read(tmp_path, {"question": "2 + 2 ?", **given}, **APART)[1]
+        assert text in (thoughts, solution)
+        assert violations == []
+
+
+def test_half_a_character_in_any_layout_is_malformed_and_named(world, model, servers, query, tmp_path):
+    for answer in ({"content": "\ud83d"}, {"content": "4", "reasoning_content": "\ud83d"}):
+        turns = [{"role": "user", "content": "2 + 2 ?"}, {"role": "assistant", **answer}]
+        given = source(tmp_path, *[{"messages": turns}] * 3)
+        queries = world.table(QUERIES, [query("q")], "queries")
+        with pytest.raises(BadInput, match=r"row 0: field messages holds '\\ud83d', half of a character"):
+            world.do(read_distilled, sources=[given], queries=queries, model=model, servers=servers)
+
+
+def test_a_malformed_text_does_not_take_its_siblings_along(tmp_path):
+    texts = ["<think>\ngood thoughts\n</think>", "<think>\n<think>bad\n</think>"]
+    (_, good), (_, bad) = read(tmp_path, {"question": "2 + 2 ?", "combined_text": texts}, continued=True)
+    assert (good[0], good[2]) == ("good thoughts", [])
+    assert bad[2]
 
 
 @pytest.mark.parametrize(

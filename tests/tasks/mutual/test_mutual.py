@@ -18,7 +18,7 @@ from infra.store.schemas import CALIBRATION, JUDGED, LONGCOT, QUERIES, RESPONSES
 from nano.vocabulary import encoder
 from tasks.mutual.adapt import SolvedSource, StepFormat, adapt_solutions, read_solutions
 from tasks.mutual.choose import ActiveConfig, choose, choose_judged
-from tasks.mutual.judge import JudgeConfig, answer_tokens, judge, probability
+from tasks.mutual.judge import JudgeConfig, answer_tokens, judge, mass, probability
 from tasks.mutual.measure import auroc, auroc_within, calibration, figures, measure_judge
 from tasks.mutual.pair import OutcomePairConfig, pair_outcomes
 from tasks.responses.generate import QuarantineError
@@ -58,8 +58,9 @@ def scores(world):
     return world.table(SCORES, rows, "scores")
 
 
-def likely(chance: Callable[[str], float]) -> Answer:
-    """vLLM's answer to a question about a solution: `chance` of "yes", by the solution's text."""
+def likely(chance: Callable[[str], float], others: float = 0.0) -> Answer:
+    """vLLM's answer to a question about a solution: `chance` of "yes", by the solution's text, of what the chance of
+    `others` than the two answers leaves."""
     words = {number: word for word, number in IDS.items()}
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def likely(chance: Callable[[str], float]) -> Answer:
         text = " ".join(words[number] for number in body["prompt"])
         p = chance(text.partition(" ? ")[2].partition(" is this ok ?")[0])
         log_probs = {f"token_id:{IDS['yes']}": math.log(p), f"token_id:{IDS['no']}": math.log(1 - p)}
+        log_probs = {name: each + math.log1p(-others) for name, each in log_probs.items()}
         choice = {"index": 0, "text": " yes", "finish_reason": "length", "token_ids": [IDS["yes"]]}
         return {"choices": [{**choice, "logprobs": {"top_logprobs": [log_probs]}}]}
 
@@ -116,12 +118,44 @@ def test_a_solution_is_judged_by_the_first_token_of_the_answer(world, queries, r
     given = {"config": ASKS, "responses": [responses], "scores": scores, "queries": queries, "servers": servers}
     made = world.do(judge, model=model, **given)
     found = [(row["sample"], row["right"], row["probability"]) for row in world.rows(made)]
-    assert [each[:2] for each in found] == [(0, True), (1, True), (2, False), (3, False), (4, True), (5, False)]
-    assert [each[2] for each in found] == pytest.approx([0.9, 0.9, 0.2, 0.2, 0.2, 0.2])
-    assert world.counts(made) == {"right": 3, "wrong": 3, "not judged": 0}
+    assert [each[:2] for each in found] == [(0, True), (1, True), (2, False), (3, False), (5, False)]
+    assert [each[2] for each in found] == pytest.approx([0.9, 0.9, 0.2, 0.2, 0.2])
+    counts = {"right": 2, "wrong": 3, "cut off": 1, "not judged": 0, "mean mass": pytest.approx(1)}
+    assert world.counts(made) == counts
     without = world.do(judge, key="2", model=None, **given)
     assert {row["probability"] for row in world.rows(without)} == {None}
-    assert [len(body["prompt"]) for body in server.asked] == [6]
+    assert world.counts(without) == {"right": 2, "wrong": 3, "cut off": 1, "not judged": 5}
+    assert [len(body["prompt"]) for body in server.asked] == [5]
+
+
+def test_a_model_that_begins_with_neither_answer_is_told(world, queries, responses, scores, model, caplog):
+    given = {"config": ASKS, "responses": [responses], "scores": scores, "queries": queries, "model": model}
+    for others, told in ((0.4, False), (0.99, True)):
+        servers = TinyServers(world.work_dir, FakeVllm(completions=likely(lambda _: 0.8, others)))
+        made = world.do(judge, key=f"{others}", **given, servers=servers)
+        assert world.counts(made)["mean mass"] == pytest.approx(1 - others)
+        assert ("'yes' and 'no' have 0.01 of the probability" in caplog.text) is told
+        assert ("set judge.right and judge.wrong to the words that it begins with" in caplog.text) is told
+    assert mass((-9999.0, math.log(0.25))) == pytest.approx(0.25)
+
+
+def test_solutions_that_were_cut_off_are_neither_right_nor_wrong(world, queries, response, model):
+    """Whatever their text gives: the step never asks about them, labels them, or trains on them."""
+    rows = [
+        response("a", n, text=text, thoughts=None, solution=text, finish_reason=reason)
+        for n, (text, reason) in enumerate([("answer : 2 .", "stop"), ("answer : 2", "length"), ("1 + 1", "length")])
+    ]
+    responses = world.table(RESPONSES, rows, "responses")
+    plain = {"query_id": "a", "reward_model": None, "reward": 0.0, "format_reward": 0.0, "total": 0.0}
+    verified = [{**plain, "sample": n, "verified": n < 2} for n in range(3)]
+    servers = TinyServers(world.work_dir, FakeVllm(completions=likely(lambda _: 0.5)))
+    given = {"responses": [responses], "queries": queries}
+    scored = world.table(SCORES, verified, "scores")
+    made = world.do(judge, config=ASKS, scores=scored, model=model, servers=servers, **given)
+    assert [row["sample"] for row in world.rows(made)] == [0]
+    assert world.counts(made) == {"right": 1, "wrong": 0, "cut off": 2, "not judged": 0, "mean mass": pytest.approx(1)}
+    chosen = world.do(choose_judged, name="chosen", config=ActiveConfig(), judge=ASKS, judged=made, **given)
+    assert world.counts(chosen) == {"different": 1, "right": 1, "wrong": 0, "chosen": 0}
 
 
 def test_refused_solutions_are_counted_and_too_many_stop_the_step(world, queries, responses, scores, model):
@@ -137,7 +171,7 @@ def test_refused_solutions_are_counted_and_too_many_stop_the_step(world, queries
     assert world.rows(made)[0]["probability"] is None
     assert world.counts(made)["not judged"] == 1
     servers = TinyServers(world.work_dir, FakeVllm(completions=lambda _: {"status": 400, "error": {"message": "no"}}))
-    with pytest.raises(QuarantineError, match=r"6 of 6 solutions were not judged, limit 1.0%; the first is [ab]-\d"):
+    with pytest.raises(QuarantineError, match=r"5 of 5 solutions were not judged, limit 1.0%; the first is [ab]-\d"):
         world.do(judge, key="2", config=ASKS, **{**given, "servers": servers})
 
 
@@ -201,8 +235,9 @@ def test_what_is_learned_from_are_questions_with_their_answers(world, queries, r
     assert Counter(answer for _, answer, _ in found) == {"yes": 2, "no": 2}
     assert world.counts(made) == {"different": 5, "right": 2, "wrong": 3, "chosen": 4}
     alone = world.table(JUDGED, rows[2:], "judged", "wrong")
-    with pytest.raises(BadInput, match=r"of 3 different solutions, 0 are right and 3 wrong"):
-        world.do(choose_judged, key="2", config=ActiveConfig(), judged=alone, **given)
+    none = world.do(choose_judged, key="2", config=ActiveConfig(), judged=alone, **given)
+    assert world.rows(none) == []
+    assert world.counts(none) == {"different": 3, "right": 0, "wrong": 3, "chosen": 0}
 
 
 def test_figures_of_a_reward_model_are_those_worked_by_hand(world, query):
@@ -229,7 +264,7 @@ def test_figures_of_a_reward_model_are_those_worked_by_hand(world, query):
     assert world.counts(made)["solutions"] == 2
     assert world.counts(made)["auroc"] == world.counts(made)["auroc_within"] == 1.0
     assert world.rows(made)[0].keys() == set(CALIBRATION.names)
-    with pytest.raises(BadInput, match="none of 1 held-out solutions was judged"):
+    with pytest.raises(BadInput, match="none of 1 whole held-out solutions was judged"):
         world.do(
             measure_judge, key="2", judged=world.table(JUDGED, judged((True, None)), "judged", "2"), queries=queries
         )
@@ -246,8 +281,8 @@ def test_a_reward_model_that_only_knows_hard_questions_is_at_chance_within_them(
 
 
 def test_the_likeliest_right_sample_is_chosen_over_the_likeliest_wrong_one(world, queries, responses, model):
-    chances = {0: 0.5, 1: 0.8, 2: 0.7, 3: 0.1, 4: 0.9}  # sample 4 was cut off
-    rows = [{"query_id": "a", "sample": n, "right": n in (0, 1, 4), "probability": p} for n, p in chances.items()]
+    chances = {0: 0.5, 1: 0.8, 2: 0.7, 3: 0.1}  # sample 4 was cut off
+    rows = [{"query_id": "a", "sample": n, "right": n in (0, 1), "probability": p} for n, p in chances.items()]
     rows.append({"query_id": "b", "sample": 5, "right": False, "probability": 0.5})
     table = world.table(JUDGED, rows, "judged")
     given = {"format": NANO, "iteration": 2, "responses": [responses], "queries": queries, "model": model}
@@ -259,5 +294,6 @@ def test_the_likeliest_right_sample_is_chosen_over_the_likeliest_wrong_one(world
     assert (found["chosen_score"], found["rejected_score"]) == (0.8, 0.7)
     left_out = {"samples cut at max_tokens, or not judged": 2}
     assert world.counts(made) == {"queries": 2, "kept": 1, "dropped: no right sample": 1, **left_out}
-    with pytest.raises(BadInput, match="no query has both a right and a wrong sample"):
-        world.do(pair_outcomes, key="2", config=OutcomePairConfig(min_probability=0.9), judged=table, **given)
+    none = world.do(pair_outcomes, key="2", config=OutcomePairConfig(min_probability=0.9), judged=table, **given)
+    assert world.rows(none) == []
+    assert world.counts(none) == {"queries": 2, "dropped: no right sample": 2, **left_out}

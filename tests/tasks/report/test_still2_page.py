@@ -17,7 +17,7 @@ from tasks.report.report import write_page
 from tasks.report.still2_page import rollout_items, still2_content
 
 HOSTILE = "</script><script>window.hacked = 1</script> {{ 7 * 7 }}"
-LENGTHS = {"days": {"imitated": [3.0, 4.0, 9.0], "right": [2.0, 4.0, 8.0], "picked": [3.0, 4.0, 8.0]}}
+LENGTHS = {"days $x_{$": {"imitated": [3.0, 4.0, 9.0], "right": [2.0, 4.0, 8.0], "picked": [3.0, 4.0, 8.0]}}
 
 
 def explored_run(store: Store, learned: str) -> dict[str, Any]:

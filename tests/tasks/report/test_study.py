@@ -43,6 +43,7 @@ def test_the_interval_is_students() -> None:
     low, high = interval([0.51, 0.52, 0.53])
     assert ((low + high) / 2, high - low) == pytest.approx((0.52, 2 * 4.3027 * 0.01 / math.sqrt(3)), abs=1e-5)
     assert all(map(math.isnan, interval([0.5])))
+    assert all(map(math.isnan, interval([0.4, 0.9])))  # by Student's t -2.5 to 3.8, of a share
 
 
 def test_a_table_has_a_row_for_each_arm_and_stage() -> None:
@@ -55,6 +56,8 @@ def test_a_table_has_a_row_for_each_arm_and_stage() -> None:
     ]
     assert found[0]["accuracy (sampled)"] == "0.520 (0.495 to 0.545)"
     assert table_rows(ROWS[:1])[0]["accuracy (sampled)"] == "0.510"
+    two = [each for each in ROWS if each["stage"] == "sft" and each["seed"] < 3]
+    assert table_rows(two)[0]["accuracy (sampled)"] == "0.515"
 
 
 def test_differences_are_taken_seed_by_seed() -> None:

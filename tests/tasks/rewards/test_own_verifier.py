@@ -29,12 +29,19 @@ def test_it_decides_what_is_right(world, score_with):
     assert [row["verified"] for row in world.rows(made)] == [True, False]
 
 
-def test_a_call_that_fails_is_wrong_and_counted_and_if_all_fail_the_step_does(world, score_with):
+def test_a_call_that_fails_is_no_verdict_and_counted_and_if_all_fail_the_step_does(world, score_with):
     made = score_with("own_verifier:sometimes")
-    assert [row["verified"] for row in world.rows(made)] == [True, False]
+    assert [row["verified"] for row in world.rows(made)] == [True, None]
     assert world.counts(made)["not verified: raised"] == 1
-    with pytest.raises(BadInput, match=r"none of 2 calls of own_verifier:never had a result.*no such luck"):
+    with pytest.raises(BadInput, match=r"none of 2 calls of own_verifier:never had a verdict.*no such luck"):
         score_with("own_verifier:never")
+
+
+def test_only_what_can_be_read_as_yes_or_no_is_a_verdict(world, score_with):
+    for each in ("as_number", "as_object"):
+        assert [row["verified"] for row in world.rows(score_with(f"own_verifier:{each}"))] == [True, False]
+    with pytest.raises(BadInput, match=r"had a verdict.*it returned \[False, '13'\], expected True, False, 1 or 0"):
+        score_with("own_verifier:as_tuple")
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_every_search_ends_whatever_the_policy_does(strategy: Any) -> None:
     def repeating(_tree: Tree, ask: Ask) -> Result:
         return 0.5 if isinstance(ask, Score) else [Sampled("again", 1, ended=False)] * ask.count
 
-    config = SearchConfig(strategy=strategy, tokens=200, max_steps=5)
+    config = SearchConfig(strategy=strategy, tokens=200)
     for answer in (refusing, repeating):
         tree, turns = run(config, answer)
         assert tree.solutions == []
@@ -270,6 +270,7 @@ def test_a_problem_ends_early_when_it_is_decided_or_makes_no_progress() -> None:
     [
         ({"width": 2}, "width is set, but strategy mctsg does not use it"),
         ({"strategy": "sampling", "exploration": 1.0}, "exploration is set, but strategy sampling"),
+        ({"strategy": "sampling", "max_steps": 3}, "max_steps is set, but strategy sampling does not use it"),
     ],
 )
 def test_settings_without_effect_are_refused(given_: dict[str, Any], said: str) -> None:

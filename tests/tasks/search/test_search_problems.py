@@ -15,7 +15,7 @@ from infra.store.schemas import QUERIES
 from nano.vocabulary import encoder
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
-from tasks.responses.generate import QuarantineError
+from tasks.responses.generate import QuarantineError, TruncationError
 from tasks.search.answers import chosen_solution, searched_answers, solution_text
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
@@ -201,3 +201,79 @@ def test_a_wrong_calculation_is_corrected_and_the_policy_goes_on(world, queries,
         break
     assert world.rows(again) == rows
     assert world.counts(again) == world.counts(made)
+
+
+@pytest.mark.parametrize("strategy", ["mctsg", "mcts", "beam"])
+def test_a_delimiter_without_a_step_before_or_between_steps_kills_no_branch(world, queries, model, strategy):
+    """The policy opens with delimiters, and puts two after each step. Also after a kill, with the same result."""
+
+    def spaced(body):
+        if "logprob_token_ids" in body:
+            return policy_and_judge(body)
+        text = " ".join(WORDS[number] for number in body["prompt"])
+        written = text.rpartition("<|assistant|>")[2].rstrip()
+        digit = written.rpartition("= ")[2].split(" ")[0] if "=" in written else str(2 + body["seed"] % 2)
+        rest = f" . . 1 + 1 = {digit} . . answer : {digit} .".removeprefix(written)
+        text = rest.partition(" .")[0] if body["stop"] else rest
+        choice = {"text": text, "finish_reason": "stop", "stop_reason": " ." if body["stop"] else None}
+        return {"choices": [{**choice, "index": index, "token_ids": [9]} for index in range(body["n"])]}
+
+    def searched(key, dies_after=None):
+        server = FakeVllm(completions=spaced)
+        server.dies_after = dies_after
+        return world.do(
+            search_problems,
+            key=key,
+            **given(queries, model, TinyServers(world.work_dir, server), strategy=strategy, tokens=30, branches=2),
+        )
+
+    made = searched("whole")
+    rows = world.rows(made)
+    texts = {
+        solution_text(own, row)
+        for own in ([row for row in rows if row["query_id"] == name] for name in "abc")
+        for row in own
+        if row["solution"]
+    }
+    assert texts <= {f" . . 1 + 1 = {digit} . . answer : {digit} ." for digit in (2, 3)}
+    counts = world.counts(made)
+    assert counts["without a solution"] == 0
+    assert counts["steps ended by the delimiter"] == counts["steps sampled"]
+    for _ in range(30):
+        try:
+            again = searched("killed", dies_after=9)
+        except ServerError:
+            continue
+        break
+    assert world.rows(again) == rows
+    assert world.counts(again) == counts
+
+
+def test_a_policy_that_writes_only_delimiters_ends_its_search(world, queries, model):
+    def only_delimiters(body):
+        choice = {"text": "", "finish_reason": "stop", "stop_reason": " .", "token_ids": [9]}
+        return {"choices": [{**choice, "index": index} for index in range(body["n"])]}
+
+    servers = TinyServers(world.work_dir, FakeVllm(completions=only_delimiters))
+    made = world.do(search_problems, **given(queries, model, servers, tokens=10_000, branches=1))
+    assert world.counts(made)["without a solution"] == 3
+
+
+def test_cut_off_solutions_stop_the_step_if_they_are_more_than_their_share(world, queries, model):
+    """Finished requests are kept, and the limit is no part of the key: with a higher one, none is asked again."""
+
+    def never_ends(body):
+        found = policy_and_judge(body)
+        if "logprob_token_ids" not in body and not body["stop"]:
+            found["choices"] = [{**each, "finish_reason": "length"} for each in found["choices"]]
+        return found
+
+    server = FakeVllm(completions=never_ends)
+    own = given(queries, model, TinyServers(world.work_dir, server), tokens=40)
+    with pytest.raises(TruncationError, match=r"(\d+) of \1 solutions \(100.0%\) were cut off at .*limit 50.0%: raise"):
+        world.do(search_problems, **own)
+    asked = len(server.asked)
+    made = world.do(search_problems, **{**own, "sampling": SearchSampling(max_truncated_share=1)})
+    assert len(server.asked) == asked
+    counts = world.counts(made)
+    assert counts["cut at solution_tokens"] == counts["solutions sampled"] > 0

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from fakes import TinyServers
 
-from infra.errors import BadInput
 from infra.store.schemas import QUERIES, SCORES, SEARCHED
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.pair import OutcomePairConfig
@@ -87,6 +86,13 @@ def test_the_best_right_path_in_the_step_format_is_learned(world, given):
     counts = world.counts(made)
     assert counts["dropped: no right solution"] == 2
     assert counts["dropped: no right solution in the step format"] == 1
+    none = world.do(best_paths, key="2", **{**given, "format": StepFormat(delimiter=" .", answer="so :")})
+    assert world.rows(none) == []
+    assert world.counts(none) == {
+        "read": 4,
+        "dropped: no right solution": 2,
+        "dropped: no right solution in the step format": 2,
+    }
 
 
 def test_the_branches_that_part_latest_are_compared(world, given, model):
@@ -99,8 +105,9 @@ def test_the_branches_that_part_latest_are_compared(world, given, model):
     assert (row["chosen_score"], row["rejected_score"]) == (pytest.approx(0.7), pytest.approx(0.8))
     assert "which day is a ?" in row["prompt"]
     assert world.counts(made) == {"queries": 4, "kept": 1, "dropped: no right solution beside a wrong one": 3}
-    with pytest.raises(BadInput, match="no tree has a right solution beside a wrong one"):
-        world.do(pair_siblings, key="2", **{**given, **more, "config": OutcomePairConfig(min_probability=0.95)})
+    none = world.do(pair_siblings, key="2", **{**given, **more, "config": OutcomePairConfig(min_probability=0.95)})
+    assert world.rows(none) == []
+    assert world.counts(none) == {"queries": 4, "dropped: no right solution beside a wrong one": 4}
 
 
 def test_siblings_are_those_worked_by_hand():

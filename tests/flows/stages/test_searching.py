@@ -1,0 +1,23 @@
+"""Whether searches fit on the servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flows.stages.searching import unfit
+from infra.serving.servers import ServingConfig
+from tasks.search.ask import SearchSampling
+
+OPTIONS = {"max_model_len": 4096, "gpu_memory_utilization": 0.9}
+SERVING: dict[str, Any] = {"policy": OPTIONS, "reward": OPTIONS, "share_devices": False}
+
+
+@pytest.mark.parametrize("urls", [{}, {"policy_urls": ["http://h:1"], "policy_name": "m"}])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_memory_is_enough_for_every_policy_that_is_served_here(urls: dict[str, Any], elsewhere: bool) -> None:
+    """`policy_urls` serve no policy that was trained here."""
+    found = list(unfit(ServingConfig(**SERVING, **urls), SearchSampling(), scores=True, elsewhere=elsewhere))
+    assert [each for each in found if "add up to 1.8" in each] == ([] if elsewhere else found)
+    assert bool(found) is not elsewhere
