@@ -91,7 +91,7 @@ def _heading_begun(text: str) -> int:
 def _last(text: str, heading: str, start: int = 0) -> int:
     """Where a heading is last, from `start` on; -1 if it is nowhere. "# Final Answers" is another one."""
     found = text.rfind(heading, start)
-    while found >= 0 and text[found + len(heading) : found + len(heading) + 1].isalnum():
+    while found >= 0 and not heading.endswith("**") and text[(end := found + len(heading)) : end + 1].strip(": \t\n"):
         found = text.rfind(heading, start, found)
     return found
 
