@@ -15,7 +15,7 @@ from infra.store.manifest import Ref
 from infra.store.models import fetch_model
 from infra.store.store import Store
 from infra.text.chat import load_tokenizer
-from tasks.mutual.judge import TOGETHER, JudgeConfig, answer_tokens, judging, probability, request_about
+from tasks.mutual.judge import TOGETHER, JudgeConfig, answer_tokens, judging, mass, probability, request_about
 from tasks.rewards.score import reward_input_ids
 from tasks.search.ask import Scorer, Scoring
 
@@ -31,7 +31,8 @@ def generative(
     servers: Servers,
     in_flight: int,
 ) -> Scorer:
-    """Scores by a generative reward model: the probability that it answers "right". Starts its servers."""
+    """Scores by a generative reward model: the probability that it answers "right", kept with the `mass` of both
+    answers. Starts its servers."""
     tokenizer, pool = load_tokenizer(fetch_model(store, model, servers.work_dir)), servers.judges(model)
     tokens = answer_tokens(tokenizer, config)
 
@@ -41,7 +42,8 @@ def generative(
 
             async def score(group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
                 def scored(request: Request, found: list[Completion]) -> None:
-                    keep(request.request_id, {"reward": probability(found[0].first_log_probs)})
+                    log_probs = found[0].first_log_probs
+                    keep(request.request_id, {"reward": probability(log_probs), "mass": mass(log_probs)})
 
                 def refused(request: Request, reason: str) -> None:
                     log.warning("%s: solution %s is not scored: it %s", step, request.request_id, reason)

@@ -24,7 +24,7 @@ from infra.store.store import Store
 from infra.store.tables import batched, write_table
 from infra.text.chat import load_tokenizer
 from tasks.mutual.adapt import StepFormat
-from tasks.mutual.judge import JudgeConfig
+from tasks.mutual.judge import JudgeConfig, warn_of_small_mass
 from tasks.responses.generate import shard_of
 from tasks.rewards.score import Verifier
 from tasks.search.ask import STEPS_TOGETHER, Asker, Scorer, SearchSampling, Wish, named
@@ -149,6 +149,8 @@ def search_problems(
         asker.check_refusals()
         asker.check_cut_off()
         asker.warn_without_steps()
+        if judge:
+            warn_of_small_mass(plan.step, judge, [held["mass"] for _, held in ledger.items() if "mass" in held])
         counts = {
             "problems": len(problems),
             "without a solution": sum(not each.tree.solutions for each in problems),

@@ -104,6 +104,22 @@ def test_a_search_that_was_killed_asks_no_finished_request_again(world, queries,
     assert asked <= len(whole.asked) + 10  # what was in flight when the server died may be asked again
 
 
+def test_a_judge_that_seldom_begins_with_an_answer_is_told(world, queries, model, caplog):
+    """Of two unlikely words, the likelier one says little about a solution."""
+
+    def thinks_first(body: dict[str, Any]) -> dict[str, Any]:
+        reply = policy_and_judge(body)
+        if "logprob_token_ids" in body:
+            (found,) = reply["choices"][0]["logprobs"]["top_logprobs"]
+            found.update({name: each - 5 for name, each in found.items()})
+        return reply
+
+    for key, replies in (("plain", policy_and_judge), ("thinks", thinks_first)):
+        servers = TinyServers(world.work_dir, FakeVllm(completions=replies))
+        world.do(search_problems, key=key, **given(queries, model, servers))
+        assert ("may be no better than chance" in caplog.text) is (key == "thinks")
+
+
 def test_without_a_reward_model_only_votes_are_possible(world, queries, model):
     servers = TinyServers(world.work_dir, FakeVllm(completions=policy_and_judge))
     plain = {
