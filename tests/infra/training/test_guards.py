@@ -178,6 +178,7 @@ def test_dpo_stops_when_the_chosen_completions_become_unlikely(policy: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_dpo_stops_when_it_is_far_from_pi_0_and_goes_on_with_a_higher_limit(policy: Path, tmp_path: Path) -> None:
     changes = {"reference": policy, "learning_rate": 3e-3, "epochs": 8, "sft_coefficient": 1.0, "checkpoint_minutes": 0}
     config = DpoConfig(**settings(policy, tmp_path, **changes))

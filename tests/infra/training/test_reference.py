@@ -79,9 +79,8 @@ def trained(module: str, tmp_path: Path, name: str, **changes: Any) -> tuple[lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.faults), pytest.param(2, marks=pytest.mark.faults), 3]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_losses_are_those_of_a_reference_in_memory(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "in_memory_dpo.py").write_text(IN_MEMORY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -126,6 +126,7 @@ def test_grpo_matches_a_loss_and_a_gradient_by_hand(stage: int, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_policy_far_from_pi_0_stops_the_training(tmp_path: Path) -> None:
     config = config_of(tmp_path, method="reinforce", learning_rate=0.05, epochs=12, guards={"window": 2})
     with pytest.raises(TrainerError, match=r"KL to pi_0, estimated on the samples, is .* or raise rl.guards"):

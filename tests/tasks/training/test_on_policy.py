@@ -134,6 +134,7 @@ def test_the_advantages_are_those_computed_by_hand(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_without_rewards_a_training_stops_with_a_checkpoint_and_goes_on_later(
     policy: Path, tmp_path: Path, serve: Callable[..., FakeVllm]
 ) -> None:

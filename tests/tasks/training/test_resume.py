@@ -136,6 +136,7 @@ def file_limit(size: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_without_room_for_checkpoints_the_training_goes_on_and_says_so(policy: Path, tmp_path: Path) -> None:
     """Once where too little room is found beforehand, once where writing fails."""
     store = Store.open(Settings(store=str(tmp_path / "store")))
