@@ -130,9 +130,11 @@ def check_lengths(run: Run, config: ImitateStage, sft: SftRecipe, texts: Ref) ->
         )
 
 
-def filtered(run: Run, step: str, rules: DistilledFilter, format: LongFormat, distilled: Ref, **more: bool) -> Ref:
-    """The texts that no rule drops. `more`: as for `filter_distilled`."""
-    given: dict[str, Any] = {"config": rules, "target": format, "distilled": distilled, **more}
+def filtered(
+    run: Run, step: str, rules: DistilledFilter, format: LongFormat, distilled: Ref, *, may_be_empty: bool = False
+) -> Ref:
+    """The texts that no rule drops."""
+    given: dict[str, Any] = {"config": rules, "target": format, "distilled": distilled, "may_be_empty": may_be_empty}
     return run.do(filter_distilled, step, expected_rows=distilled.rows, **given)
 
 

@@ -38,9 +38,8 @@ class LimitedError(RuntimeError):
 class NoResult:
     """The outcome of a call that gave no result."""
 
-    reason: Literal["time", "memory", "ended", "raised", "no verdict"]
-    """A limit was exceeded, the child process ended, the function raised (or its result is not JSON), or a caller finds
-    no verdict in its result."""
+    reason: Literal["time", "memory", "ended", "raised"]
+    """A limit was exceeded, the child process ended, or the function raised (or its result is not JSON)."""
     detail: str
 
 

@@ -90,11 +90,13 @@ class Homes:
 
 
 class Turn(NamedTuple):
-    """The request that a server takes next."""
+    """The request, or the pack of requests, that a server takes next."""
 
     request_id: str
     suspect: bool
     """Whether it was in flight when a server died, so that it is sent alone."""
+    size: int = 1
+    """How much it counts among those in flight."""
 
 
 class Schedule:
@@ -104,11 +106,12 @@ class Schedule:
     `Pool.suspect_lock`). As long as a suspect waits, no other request is handed out, so that a server becomes free.
     """
 
-    def __init__(self, waiting: Waiting) -> None:
-        self._queue = waiting
+    def __init__(self, waiting: Waiting, size: Callable[[str], int] = lambda _request_id: 1) -> None:
+        """`size`: how much a request counts in `in_flight`."""
+        self._queue, self._size = waiting, size
         self._suspects: deque[str] = deque()
         self.in_flight: Counter[object] = Counter()
-        """Requests of this shard in flight, by server."""
+        """Requests of this shard in flight, by server, as `size` counts them."""
 
     def take(self, server: object, lock: threading.Lock) -> Turn | None:
         """The server's next request; None if it has to wait. Every turn is given back with `release`."""
@@ -119,13 +122,13 @@ class Schedule:
         else:
             if lock.locked() or (request_id := self._queue.take(server)) is None:
                 return None
-            turn = Turn(request_id, suspect=False)
-        self.in_flight[server] += 1
+            turn = Turn(request_id, suspect=False, size=self._size(request_id))
+        self.in_flight[server] += turn.size
         return turn
 
     def release(self, server: object, lock: threading.Lock, turn: Turn) -> None:
         """The request of a turn is no longer in flight, whatever came of it."""
-        self.in_flight[server] -= 1
+        self.in_flight[server] -= turn.size
         if turn.suspect:
             lock.release()
 

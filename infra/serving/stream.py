@@ -7,15 +7,14 @@ beforehand.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from infra.serving.completions import Completion, Request, Sampling
 from infra.serving.pool import Pool, Requests, Shard
-from infra.serving.schedule import Homes, Schedule, Turn, packed
+from infra.serving.schedule import Homes, Schedule, packed
 
 OnResult = Callable[[Request, list[Completion]], None]
 OnQuarantine = Callable[[Request, str], None]
@@ -38,27 +37,6 @@ class _Asked:
             self.done.set_result(None)
 
 
-class _BySize(Schedule):
-    """Counts the requests in flight, and not the packs that they travel in: of what little an asker wants, packs are
-    seldom full."""
-
-    def __init__(self, homes: Homes, packs: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(homes)
-        self._packs = packs
-        self._more: dict[int, int] = {}  # requests of a pack beside the first, by its turn's identity
-
-    def take(self, server: object, lock: threading.Lock) -> Turn | None:
-        turn = super().take(server, lock)
-        if turn is not None:
-            self._more[id(turn)] = len(self._packs.get(turn.request_id, ("",))) - 1
-            self.in_flight[server] += self._more[id(turn)]
-        return turn
-
-    def release(self, server: object, lock: threading.Lock, turn: Turn) -> None:
-        super().release(server, lock, turn)
-        self.in_flight[server] -= self._more.pop(id(turn))
-
-
 class Stream:
     """Requests under way; made by `streaming`. All of it is used from one event loop."""
 
@@ -67,7 +45,7 @@ class Stream:
         self._max_in_flight = max_in_flight
         self._requests = Requests({}, self._request, self._sampling, self._result, self._quarantined)
         self._homes = Homes(pool.living, self._full)
-        self._shard = Shard(pool, _BySize(self._homes, self._requests.packs), self._requests)
+        self._shard = Shard(pool, Schedule(self._homes, self._size), self._requests)
         self._asked: dict[str, tuple[Request, _Asked]] = {}
         self._over = False
 
@@ -111,6 +89,11 @@ class Stream:
 
     def _full(self, server: Any) -> bool:
         return not self._shard.pool.holds(server) or self._shard.schedule.in_flight[server] >= self._max_in_flight
+
+    def _size(self, name: str) -> int:
+        """Requests are counted, and not the packs that they travel in: of what little an asker wants, packs are seldom
+        full."""
+        return len(self._requests.packs.get(name, [name]))
 
     def _request(self, name: str) -> Request:
         return self._asked[name][0]

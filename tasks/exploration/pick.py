@@ -144,8 +144,8 @@ def pick_explored(
     """Write the table `longcot` of the right rollouts that are picked; it may be empty.
 
     Rollouts that cannot be written in `format` are left out, and those of more than `max_tokens` tokens of thoughts and
-    solution, which the training would drop. `counts` has `quantiles` of the lengths of imitated
-    thoughts, of all right rollouts and of those picked, by type of problem.
+    solution, which the training would drop. `counts` has `quantiles` of the lengths of imitated thoughts, of all right
+    rollouts and of those picked, for the `SHOWN_TYPES` most frequent types of problem.
     """
     found = {
         (row["query_id"], row["sample"]): row["perplexity"] for table in perplexities for row in read_rows(store, table)

@@ -325,13 +325,15 @@ class Verify:
     def __call__(self, solution: str, reference: str) -> bool | None:
         self.calls += 1
         found = self._child(solution, reference)
-        if not isinstance(found, NoResult):
+        if isinstance(found, NoResult):
+            reason, detail = str(found.reason), found.detail
+        else:
             verdict = found.get("correct") if isinstance(found, dict) else found
             if verdict in (0, 1):  # a reward function returns numbers
                 return bool(verdict)
-            found = NoResult("no verdict", f"it returned {found!r}, expected True, False, 1 or 0")
-        self.failed[f"not verified: {found.reason}"] += 1
-        self._last = f"{found.reason}: {found.detail[:500]}"
+            reason, detail = "no verdict", f"it returned {found!r}, expected True, False, 1 or 0"
+        self.failed[f"not verified: {reason}"] += 1
+        self._last = f"{reason}: {detail[:500]}"
         return None
 
     def check(self) -> None:
