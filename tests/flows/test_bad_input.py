@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -70,14 +71,16 @@ class Healthy:
 def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[str]:
     """Answer sampling and scoring in place of vLLM. Returns the list of requests, which grows as they are answered."""
     answered: list[str] = []
+    one_at_a_time = Lock()  # shards run in threads of their own
 
     async def complete_on(_pool: Any, groups: Any, request_of: Any, sampling: Any, *, on_result: Any, **_: Any) -> None:
+        text = bolt.render("plan : one .", "answer : 1 .")
         for request in map(request_of, chain.from_iterable(groups)):
-            if dies_after is not None and len(answered) >= dies_after:
-                raise ServerError("vLLM server of MODEL ended with status 137; log: PATH; its last lines: ...")
-            text = bolt.render("plan : one .", "answer : 1 .")
-            on_result(request, [Completion(text, "stop", (1, 2)) for _ in range(sampling.n)])
-            answered.append(request.request_id)
+            with one_at_a_time:
+                if dies_after is not None and len(answered) >= dies_after:
+                    raise ServerError("vLLM server of MODEL ended with status 137; log: PATH; its last lines: ...")
+                on_result(request, [Completion(text, "stop", (1, 2)) for _ in range(sampling.n)])
+                answered.append(request.request_id)
 
     async def classify(_url: str, _name: str, inputs: Any, **_: Any) -> list[float]:
         return [float(number % 3) for number in range(len(inputs))]
