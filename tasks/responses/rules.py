@@ -82,12 +82,13 @@ def repeated_share(listed: Sequence[str], length: int) -> float:
 
 def foreign_share(query: str, text: str) -> float:
     """The share of a text's letters, from 0 to 1, that are in scripts foreign to the query (see `SCRIPTS`)."""
+    letters = "".join(_LETTER.findall(text))  # without vowel signs and other marks, which the scripts' ranges include
     foreign = sum(
-        len(letters.findall(text))
-        for letters, names in SCRIPTS.values()
-        if not (letters.search(query) or names.search(query))
+        len(script.findall(letters))
+        for script, names in SCRIPTS.values()
+        if not (script.search(query) or names.search(query))
     )
-    return foreign / len(_LETTER.findall(text)) if foreign else 0.0
+    return foreign / len(letters) if foreign else 0.0
 
 
 def copies(listed: Sequence[str], shown: Collection[tuple[str, ...]], length: int) -> bool:

@@ -45,6 +45,14 @@ def test_no_rule_raises_and_shares_are_shares(query, text, length):
     assert set(rules.missing_actions(text)) <= set(rules.ACTIONS)
 
 
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("हिन्दी", 1), ("ok हिन्दी", 0.6), ("ाी", 0), ("abc\u0483", 0), ("مَرْحَبًا", 1), ("ab\u064b", 0)],
+)
+def test_a_vowel_sign_or_another_mark_is_no_letter_of_its_script(text, share):
+    assert rules.foreign_share("why ?", text) == share
+
+
 @given(texts, texts, st.booleans())
 def test_every_response_is_kept_or_dropped_for_a_reason(thoughts, solution, stopped):
     row = {"finish_reason": "stop" if stopped else "length", "violations": [], "thoughts": thoughts}
