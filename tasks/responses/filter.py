@@ -18,6 +18,7 @@ from infra.store.manifest import Ref
 from infra.store.schemas import RESPONSES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
+from tasks.queries.overlap import words
 from tasks.responses import rules as filter_rules
 
 Passages = Collection[tuple[str, ...]]
@@ -98,7 +99,7 @@ def reason_to_drop(
         return "too short"
     if config.special_tokens and any(map(filter_rules.special_token, (thoughts, solution))):
         return "special token"
-    parts = [filter_rules.words(part) for part in (thoughts, solution)]
+    parts = [words(part) for part in (thoughts, solution)]
     limit, length = config.max_repeated_share, config.repeated_words
     if limit is not None and any(filter_rules.repeated_share(part, length) > limit for part in parts):
         return "repetition loop"
@@ -151,7 +152,7 @@ def passages_of(example: dict[str, Any], config: FilterConfig) -> Passages:
     """All passages of `copied_words` words in an example's thoughts and solution; none if the rule is off."""
     if config.copied_words is None:
         return frozenset()
-    parts = (filter_rules.words(example[name]) for name in ("thoughts", "solution"))
+    parts = (words(example[name]) for name in ("thoughts", "solution"))
     return frozenset(passage for part in parts for passage in filter_rules.passages(part, config.copied_words))
 
 

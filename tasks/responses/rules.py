@@ -12,9 +12,6 @@ from collections.abc import Collection, Iterable, Sequence
 
 from cot_formats.actions import ACTIONS, find_actions
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
-"""A word; in scripts written without spaces, a character."""
-
 SCRIPTS = {
     "Chinese or Japanese": (
         re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"),
@@ -64,13 +61,8 @@ _MENTION = re.compile(
 )
 
 
-def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
-    return _WORD.findall(text.lower())
-
-
 def passages(listed: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
-    """All runs of `length` words."""
+    """All runs of `length` words (`tasks.queries.overlap.words`)."""
     return zip(*(listed[start:] for start in range(length)), strict=False)
 
 

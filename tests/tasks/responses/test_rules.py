@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_formats import FORMATS
+from tasks.queries.overlap import words
 from tasks.responses import rules
 from tasks.responses.filter import FilterConfig, reason_to_drop
 
@@ -34,7 +35,7 @@ texts = st.text(max_size=300) | st.text(alphabet="ab 直д<|>[]/s.\n", max_size=
 
 @given(texts, texts, st.integers(1, 30))
 def test_no_rule_raises_and_shares_are_shares(query, text, length):
-    listed = rules.words(text)
+    listed = words(text)
     assert 0 <= rules.repeated_share(listed, length) <= 1
     assert 0 <= rules.foreign_share(query, text) <= 1
     assert rules.foreign_share(text, text) == 0
@@ -68,8 +69,16 @@ def test_a_loop_is_found_at_any_period(unit, times):
 
 
 def test_characters_are_words_in_scripts_without_spaces():
-    assert rules.words("Don't panic, it's 42 你好") == ["don", "t", "panic", "it", "s", "42", "你", "好"]
-    assert rules.repeated_share(rules.words("等一下" * 30), 6) > 0.9
+    assert words("Don't panic, it's 42 你好") == ["don", "t", "panic", "it", "s", "42", "你", "好"]
+    assert rules.repeated_share(words("等一下" * 30), 6) > 0.9
+
+
+def test_a_word_with_vowel_signs_is_one_word():
+    # Else 15 "words" are five: what the rules take for a copied passage or a loop is then a common phrase.
+    row = {"finish_reason": "stop", "violations": [], "thoughts": "हमें पहले संख्या निकालनी चाहिए", "solution": "पाँच"}
+    shown = [set(rules.passages(words("हमें पहले संख्या निकालनी चाहिए और फिर जोड़ना है"), 6))]
+    config = FilterConfig(min_thought_tokens=None, copied_words=6, max_foreign_share=None, min_actions=None)
+    assert reason_to_drop(row, "क्यों?", shown, config, "bolt") is None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +174,7 @@ def test_repetition_separates_runaway_texts_from_well_formed_ones():
     with (TEXTS / "sky-t1_begin_of_thought.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             text = json.loads(line)["response"]
-            texts[FORMATS["still2"].parse(text).ok].append(rules.repeated_share(rules.words(text), 20))
+            texts[FORMATS["still2"].parse(text).ok].append(rules.repeated_share(words(text), 20))
     assert max(texts[True]) < 0.3
     assert sum(share > 0.3 for share in texts[False]) > 0.2 * len(texts[False])
 
@@ -174,7 +183,7 @@ def test_repetition_separates_runaway_texts_from_well_formed_ones():
 def test_how_many_in_context_responses_copy_the_prompt():
     """1 of 708 well-formed rows repeats a part of an example of its prompt."""
     prompts = json.loads((TEXTS / "icl_prompts_skythought.json").read_text())
-    shown = {name.replace("/", " "): set(rules.passages(rules.words(text), 15)) for name, text in prompts.items()}
+    shown = {name.replace("/", " "): set(rules.passages(words(text), 15)) for name, text in prompts.items()}
     found: Counter[bool] = Counter()
     with (TEXTS / "icl_qwen2.5-32b_begin_of_thought.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
@@ -183,9 +192,6 @@ def test_how_many_in_context_responses_copy_the_prompt():
             setting = " ".join(row["source"].split()[-2:])
             if parsed.ok:
                 found[
-                    any(
-                        rules.copies(rules.words(part), shown[setting], 15)
-                        for part in (parsed.thoughts, parsed.solution)
-                    )
+                    any(rules.copies(words(part), shown[setting], 15) for part in (parsed.thoughts, parsed.solution))
                 ] += 1
     assert found == {False: 707, True: 1}
