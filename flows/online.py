@@ -79,10 +79,16 @@ class OnlineStage(BaseModel, frozen=True, extra="forbid"):
         if self.method != "dpo" and not draw.temperature:
             raise ValueError(f"generate.temperature is 0, but method {self.method} needs samples that differ: raise it")
         if (self.method in ("rloo", "grpo") or self.on_policy) and draw.samples < 2:
-            raise ValueError(
-                f"generate.samples is 1, but method {self.method} compares the samples of a query: set it to 2 or more"
-            )
+            why = f"method {self.method} compares the samples of a query"
+            if self.method == "reinforce":
+                why = "TRL's trainers draw at least two samples of a query (rl.on_policy)"
+            raise ValueError(f"generate.samples is 1, but {why}: set it to 2 or more")
         if self.on_policy:
+            if self.rl.clip != RlRecipe().clip:
+                raise ValueError(
+                    "rl.clip is set, but with rl.on_policy each sample gets one update by the policy that drew it, so "
+                    "that no ratio is clipped: leave it out"
+                )
             check_batch(self.rl, draw.samples, draw.max_tokens)
             if draw.end_at_close:
                 raise ValueError("generate.end_at_close is set, but rl.on_policy cannot do that: set either to false")

@@ -54,7 +54,11 @@ class Arm(BaseModel, frozen=True, extra="forbid"):
     """A variant of the method."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="Name of the variant in tables and plots.")
-    settings: dict[str, Any] = Field({}, description="What differs from `base`, by path: {online.method: rloo}.")
+    settings: dict[str, Any] = Field(
+        {},
+        description="What differs from `base`, by path: {online.method: rloo}. An object takes the place of the whole "
+        "object in `base`: what it does not set is at its default.",
+    )
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="Seeds of this variant. Null: those of the study."
     )
@@ -97,17 +101,19 @@ def cell_config(base: Config, arm: Arm, seed: int, *, dry_run: bool) -> Config:
     """The base with an arm's settings, and everything that is random seeded. Raises `ValueError`."""
     # What is not set stays unset: a default may depend on other settings.
     whole, parameters = base.model_dump(), base.model_dump(exclude_unset=True)
+    if "dry_run" in arm.settings:
+        raise ValueError(f"arms: {arm.name}: dry_run is set: set `config.dry_run` of the study")
     for path, value in {**arm.settings, "dry_run": dry_run}.items():
         place, name = found(whole, path)
         if name not in place:
             raise ValueError(f"arms: {arm.name}: there is no setting {path} in the parameters of the flow")
         put(whole, path, value)
         put(parameters, path, value)
-    for path in seeded(whole):
-        if path in flat(arm.settings):
-            raise ValueError(f"arms: {arm.name}: {path} is set, but the study seeds it: use `seeds`")
-        put(parameters, path, seed)
     try:
+        for path in seeded(type(base)(**parameters).model_dump()):
+            if path in flat(arm.settings):
+                raise ValueError(f"arms: {arm.name}: {path} is set, but the study seeds it: use `seeds`")
+            put(parameters, path, seed)
         return type(base)(**parameters)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())

@@ -2,7 +2,8 @@
 
 A step always has the same rows, `batch` of them in random order, however they are divided. So neither packing nor
 grouping by length changes what is learned: the loss is a mean over the step's tokens (SFT) or pairs (DPO). Only the
-last step of an epoch has fewer rows. No row is cut or left out.
+last step of an epoch has fewer rows; there, as in Hugging Face's trainer, the loss is the mean over micro-batches, so
+that a pair in a smaller one weighs more. No row is cut or left out.
 """
 
 from __future__ import annotations

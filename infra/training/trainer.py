@@ -33,6 +33,7 @@ from infra.training.checkpoints import check_settings
 from infra.training.clock import clock
 from infra.training.config import SftConfig, TrainingConfig, resumable_settings, trained_path
 from infra.training.deepspeed import deepspeed_config
+from infra.training.dropout import switch_off_dropout
 from infra.training.gate import check_saved
 from infra.training.guards import StopByGuards, guard_figures
 from infra.training.inputs import Rows, check_reference, check_vocabulary, check_weights, config_of, vocabulary_size
@@ -294,6 +295,8 @@ def load_model(folder: Path, config: TrainingConfig) -> PreTrainedModel:
             f"model {folder} lacks {len(lost)} tensors, such as {lost[0]}, which would be made up at random: fetch the "
             "whole model"
         )
+    if not isinstance(config, SftConfig):  # losses that compare policies
+        switch_off_dropout(model)
     return model
 
 

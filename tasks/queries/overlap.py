@@ -45,10 +45,11 @@ def _signs(first: int, last: int) -> str:
     return "".join(chr(code) for code in range(first, last) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
 
 
-_INDIC, _SOUTH_EAST = _signs(0x900, 0xE00), _signs(0xF00, 0x1800)  # the latter write no spaces between words
-_WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]|\d+|(?:[^\W_{UNSPACED}]|[{_INDIC}])+")
-_PUNCTUATION = re.compile(rf"[^\w\s{_INDIC}{_SOUTH_EAST}]|_")
+_MARKS, _SOUTH_EAST = _signs(0x300, 0xE00), _signs(0xF00, 0x1800)  # the latter write no spaces between words
+_WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]|\d+|(?:[^\W_{UNSPACED}]|[{_MARKS}])+")
+_PUNCTUATION = re.compile(rf"[^\w\s{_MARKS}{_SOUTH_EAST}]|_")
 _UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
+_UNSPACED_WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]")
 
 
 def folded(text: str) -> str:
@@ -69,6 +70,11 @@ def words(text: str) -> list[str]:
     """
     plain = folded(text)
     return _WORD.findall(plain) or ["".join(plain.split())] * bool(plain.strip())
+
+
+def size(word: str) -> float:
+    """How much of a word one of `words` is: a letter of a script without spaces is taken for half of one."""
+    return 0.5 if _UNSPACED_WORD.match(word) else 1.0
 
 
 def chunks(text: str) -> list[str]:

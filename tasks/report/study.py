@@ -106,7 +106,7 @@ def difference_rows(rows: Sequence[Row], first: str) -> list[dict[str, str]]:
             ],
         }
         for what, both in pairs.items():
-            same_model = all(a["accuracy"] == b["accuracy"] for a, b in both)
+            same_model = all(a[name] == b[name] for a, b in both for name in FIGURES)
             if both and not (same_model and what.endswith(first)):
                 shown = {"arm": arm, "difference, points": what, "seeds": str(len(both))}
                 for name, title in list(FIGURES.items())[:2]:

@@ -8,37 +8,50 @@ chosen by are in tests/tasks/responses/test_rules.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from cot_formats.actions import ACTIONS, find_actions
+from tasks.queries.overlap import size
+
+
+def _script(letters: str, names: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Patterns of a script's letters and of words that begin like one of `names`; a Chinese word may be anywhere."""
+    begun = "|".join(name if name >= "\u1100" else rf"\b{name}" for name in names.split())
+    return re.compile(f"[{letters}]"), re.compile(begun, re.I)
+
 
 SCRIPTS = {
-    "Chinese or Japanese": (
-        re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"),
-        re.compile(r"\b(?:chinese|mandarin|cantonese|pinyin|hanzi|japanese|kanji|kana|hiragana|katakana)\b", re.I),
+    "Chinese or Japanese": _script(
+        r"\u3040-\u30ff\u3105-\u312f\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff",
+        "chin čín çin kines mandarin canton kanton pinyin hanzi japan japon japón giappon jepang kanji kana hiragana "
+        "katakana китай япон 중국 일본",
     ),
-    "Korean": (re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]"), re.compile(r"\b(?:korean|hangul)\b", re.I)),
-    "Cyrillic": (
-        re.compile(r"[\u0400-\u052f]"),
-        re.compile(
-            r"\b(?:cyrillic|russian|ukrainian|bulgarian|serbian|macedonian|belarusian|kazakh|mongolian)\b", re.I
-        ),
+    "Korean": _script(r"\u1100-\u11ff\u3130-\u318f\uac00-\ud7af", "korea korej corea coré hangul корей 韩 韓"),
+    "Cyrillic": _script(
+        r"\u0400-\u052f",
+        "cyril kyril ciril russ ruso rusa rusk ruský rusça rosyj ukrain ucrain ucran bulgar búlgar serb "
+        "macedon mazedon belarus belorus bielor weißruss kazak kasach mongol kyrgyz kirgi tajik tadschik "
+        "tatar uzbek "
+        "俄 乌克兰 烏克蘭 러시아 우크라 ロシア ウクライナ",
     ),
-    "Arabic": (
-        re.compile(r"[\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc]"),
-        re.compile(r"\b(?:arabic|persian|farsi|urdu|pashto|kurdish)\b", re.I),
+    "Arabic": _script(
+        r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc",
+        "arab árab arap persia persisch persa farsi urdu pashto paschtu kurd kürt uighur uyghur uigur араб "
+        "персид 阿拉伯 波斯 아랍 アラビア",
     ),
-    "Hebrew": (re.compile(r"[\u05d0-\u05ff]"), re.compile(r"\b(?:hebrew|yiddish)\b", re.I)),
-    "Devanagari": (
-        re.compile(r"[\u0900-\u097f]"),
-        re.compile(r"\b(?:devanagari|hindi|sanskrit|marathi|nepali)\b", re.I),
+    "Hebrew": _script(
+        r"\u05d0-\u05ff", "hebr hébr hebrä ebraic ivrit yiddish jiddisch иврит 希伯来 希伯來 히브리 ヘブライ"
     ),
-    "Thai": (re.compile(r"[\u0e00-\u0e7f]"), re.compile(r"\bthai\b", re.I)),
+    "Devanagari": _script(
+        r"\u0900-\u097f", "devanagari hindi sanskrit sanscrit sánscrit marathi nepal хинди 印地 힌디 ヒンディー"
+    ),
+    "Thai": _script(r"\u0e00-\u0e7f", "thai thaï tailand tajsk тайск 泰语 泰文 泰語 태국 タイ語"),
 }
 """Scripts that are foreign in a response unless the query uses the script or names a language that is written in it.
 
-Each has a pattern for its letters and one for the names of its languages. Latin and Greek letters are never foreign:
-code, formulas and names use them in every language."""
+Each has a pattern for its letters and one for the names of its languages, which also finds the names of countries and
+those in some other languages. Latin and Greek letters are never foreign: code, formulas and names use them in every
+language."""
 
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -61,15 +74,29 @@ _MENTION = re.compile(
 )
 
 
-def passages(listed: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
-    """All runs of `length` words (`tasks.queries.overlap.words`)."""
-    return zip(*(listed[start:] for start in range(length)), strict=False)
+def passages(listed: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    """All passages of `length` words in a text, from its words (`tasks.queries.overlap.words`).
+
+    In scripts without spaces each letter is a word there; here two letters count as one word.
+    """
+    if "".join(listed).isascii():
+        return list(zip(*(listed[start:] for start in range(length)), strict=False))
+    found, sizes, end, held = list[tuple[str, ...]](), [size(word) for word in listed], 0, 0.0
+    for start, own in enumerate(sizes):
+        while held < length and end < len(listed):
+            held += sizes[end]
+            end += 1
+        if held < length:
+            break
+        found.append(tuple(listed[start:end]))
+        held -= own
+    return found
 
 
 def repeated_share(listed: Sequence[str], length: int) -> float:
-    """The share, from 0 to 1, of a text's runs of `length` words that occurred earlier in it; 0 if it is shorter."""
-    count = len(listed) - length + 1
-    return 1 - len(set(passages(listed, length))) / count if count > 0 else 0.0
+    """The share, from 0 to 1, of a text's passages of `length` words that occurred earlier in it; 0 if it has none."""
+    found = passages(listed, length)
+    return 1 - len(set(found)) / len(found) if found else 0.0
 
 
 def foreign_share(query: str, text: str) -> float:

@@ -6,7 +6,8 @@ This is the step. The trainer is `tasks/training/on_policy_trainer.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cot_formats.responses import Format, LongFormat, opened_part
+from infra.errors import BadInput
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -31,7 +33,16 @@ from tasks.training.train import OUTSIDE_KEY, check_table, policies, train_and_p
 PROMPTS = pa.schema([(name, pa.string()) for name in ("query_id", "prompt", "query", "reference")])
 TRAINER = "tasks.training.on_policy_trainer"
 OUTSIDE = ("score.in_flight", "score.max_too_long_share", *(name for name in OUTSIDE_KEY if name != "config.ranks"))
-"""What is not in the cache key. The number of ranks is: each samples with a seed of its own."""
+"""What is not in the cache key. The number of ranks is, if it is set: each samples with a seed of its own."""
+COUNTS = (
+    "completion_tokens",
+    "rollouts_in_all",
+    "rollouts_truncated",
+    "rollouts_without_a_score",
+    "rollouts_compared",
+    "rollouts_without_a_verdict",
+)
+"""What is counted of the samples; those that were `compared` have a reference answer and a solution."""
 
 
 @step(outside_key=OUTSIDE, serves={"reward_model": "reward"})
@@ -61,7 +72,8 @@ def train_on_policy(
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
-        BadInput: there are no queries; the reference has another vocabulary; or as `train_and_publish`.
+        BadInput: there are no queries; the reference has another vocabulary; no sample had a score, or no call of the
+            user's own verifier a verdict; or as `train_and_publish`.
     """
     check_table(queries, method)
     model, fixed = policies(store, servers, policy, reference)
@@ -90,10 +102,12 @@ def train_on_policy(
         )
 
     def keep_rollouts(output: Path) -> dict[str, Any]:
+        counts = counted(lines_of(output))
+        check_learned(counts, plan.step, score)
         made = write_table(
             store, f"{plan.step}-rollouts", plan.key, ROLLOUTS, batched(rollouts(output)), plan.provenance
         )
-        return {"rollouts": f"{made.step}/{made.key}"}
+        return {"rollouts": f"{made.step}/{made.key}", **counts}
 
     learned: LongFormat | None = None if format == "plain" else format
     return train_and_publish(plan, store, servers, TRAINER, make_config, config, hosts, learned, keep=keep_rollouts)
@@ -136,9 +150,41 @@ def write_prompts(store: Store, queries: Ref, model: Path, target: Path) -> Path
     return target
 
 
-def rollouts(output: Path) -> Iterator[dict[str, Any]]:
-    """What the trainer sampled, in the order of its steps."""
+def lines_of(output: Path) -> Iterator[dict[str, Any]]:
+    """What the trainer wrote of each sample, in the order of its steps."""
     with rollouts_path(output).open() as lines:
-        for line in lines:
-            row = json.loads(line)
-            yield {name: row[name] for name in ROLLOUTS.names}
+        yield from map(json.loads, lines)
+
+
+def rollouts(output: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the table of what the trainer sampled."""
+    for line in lines_of(output):
+        yield {name: line[name] for name in ROLLOUTS.names}
+
+
+def counted(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Counts of what the trainer sampled, for the model's manifest."""
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    for line in lines:
+        counts["rollouts_in_all"] += 1
+        counts["completion_tokens"] += line["completion_tokens"]
+        counts["rollouts_truncated"] += line["finish_reason"] != "stop"
+        counts["rollouts_without_a_score"] += line["reward"] is None
+        counts["rollouts_compared"] += "verified" in line
+        counts["rollouts_without_a_verdict"] += "verified" in line and line["verified"] is None
+    return dict(counts)
+
+
+def check_learned(counts: Mapping[str, int], step: str, score: ScoreConfig) -> None:
+    """Refuse a model that was trained on no reward at all. Raises `BadInput`."""
+    if counts["rollouts_without_a_score"] == counts["rollouts_in_all"]:
+        raise BadInput(
+            f"{step}: none of the {counts['rollouts_in_all']:,} samples had a score, since none had a solution that "
+            f"the reward model can read ({counts['rollouts_truncated']:,} were cut off): raise generate.max_tokens if "
+            "they are cut, or train SFT longer"
+        )
+    if ":" in score.verifier and 0 < counts["rollouts_compared"] == counts["rollouts_without_a_verdict"]:
+        raise BadInput(
+            f"{step}: the verifier {score.verifier} had no verdict on any of {counts['rollouts_compared']:,} samples: "
+            "correct it"
+        )

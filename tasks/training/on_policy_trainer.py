@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import GenerationConfig
 from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
@@ -35,6 +36,9 @@ from infra.training.rl import arguments, no_reward
 from infra.training.switches import decided
 from tasks.training.on_policy_config import ROLLOUTS, OnPolicyConfig, rollouts_path
 from tasks.training.rewarder import Rewarder, RewardError
+
+WITHOUT_SIGNAL = 10
+"""Steps in a row without a signal after which a training is stopped."""
 
 
 class Queries(Sampler[int]):  # type: ignore[misc]
@@ -69,6 +73,10 @@ class OnPolicy(PolicyGradient):
 
     config: OnPolicyConfig
     rewarder: Rewarder
+    rewards = torch.empty(0)
+    """Of the last step's samples, on all ranks."""
+    without_signal = 0
+    """Steps in a row, up to the last one, whose rewards taught nothing."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Queries:
         config, repeats = self.config, self.args.steps_per_generation
@@ -94,7 +102,7 @@ class OnPolicy(PolicyGradient):
         return made
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """Each sample's reward, on all ranks; the lowest of the step for those without a score."""
+        """Each sample's reward, on all ranks; for those without a score, the lowest of the training so far."""
         device, problem, rows = self.accelerator.device, "", []
         try:
             rows = self.rewarder.rows([row["query_id"] for row in inputs], completion_ids_list)
@@ -104,14 +112,36 @@ class OnPolicy(PolicyGradient):
         if problems:
             self._give_up(problems[0])
         every = gather_object([{**row, "step": self.state.global_step + 1} for row in rows])
-        scores = [row["reward"] for row in every if row["reward"] is not None]
-        lowest = min(scores, default=0.0)
         if self.is_world_process_zero():
             with rollouts_path(self.config.output).open("a") as out:
                 out.writelines(f"{json.dumps(row)}\n" for row in every)
+        known = [row["reward"] for row in every if row["reward"] is not None] + self._last("lowest_reward")
+        lowest = min(known, default=0.0)
+        if known:
+            self._metrics["train"]["lowest_reward"] = [lowest]
         rewards = [lowest if row["reward"] is None else row["reward"] for row in every]
+        self._check_signal(rewards)
         self.rewards = torch.tensor(rewards, dtype=torch.float32, device=device)
         return self.rewards[:, None]
+
+    def _last(self, figure: str) -> list[float]:
+        """The figure as it was logged last, also before a resumed training was killed; empty if it never was."""
+        return next(([line[figure]] for line in reversed(self.state.log_history) if figure in line), [])
+
+    def _check_signal(self, rewards: Sequence[float]) -> None:
+        """Count the steps in a row that teach nothing. Raises `RewardError` after `WITHOUT_SIGNAL` of them."""
+        size = self.config.samples_per_query
+        compared = [rewards[start : start + size] for start in range(0, len(rewards), size)]
+        if self.config.method == "reinforce":  # which compares with earlier steps
+            compared = [[*rewards, *self.rewards.tolist()]]
+        self.without_signal = 0 if any(len(set(each)) > 1 for each in compared) else self.without_signal + 1
+        if self.without_signal == WITHOUT_SIGNAL:
+            raise RewardError(
+                f"step {self.state.global_step + 1} of {self.state.max_steps}: in the last {WITHOUT_SIGNAL} steps the "
+                "samples of each query had equal rewards, or none, so that there is nothing to learn from them: look "
+                "at the samples; raise generate.max_tokens if they are cut; use other queries, more samples, or a "
+                "higher generate.temperature"
+            )
 
     def _give_up(self, problem: str) -> NoReturn:
         """Keep the work so far in a checkpoint, as it was before this step's samples, and stop."""
@@ -147,7 +177,7 @@ class OnPolicyRloo(OnPolicy, RLOOTrainer):  # type: ignore[misc]
 
 
 class OnPolicyGrpo(OnPolicy, GRPOTrainer):  # type: ignore[misc]
-    """GRPO, as TRL has it."""
+    """GRPO as TRL has it, with the loss of `infra.training.rl.arguments`."""
 
 
 class OnPolicyReinforce(OnPolicyRloo):
@@ -161,10 +191,10 @@ class OnPolicyReinforce(OnPolicyRloo):
             rewards = rewards - self.beta * self.accelerator.gather(kl)
         if decay is not None:
             mean = float(rewards.mean())
-            before = (entry["baseline"] for entry in reversed(self.state.log_history) if "baseline" in entry)
-            baseline = next(before, mean)
+            [baseline] = self._last("baseline") or [mean]
             rewards = rewards - baseline
-            self._metrics["train"]["baseline"].append(decay * baseline + (1 - decay) * mean)
+            if "lowest_reward" in self._metrics["train"]:  # else no sample has had a score
+                self._metrics["train"]["baseline"].append(decay * baseline + (1 - decay) * mean)
         start = self.accelerator.process_index * len(inputs)
         made["advantages"] = rewards[start : start + len(inputs)]
         return made
@@ -209,7 +239,9 @@ def main(config_path: Path) -> None:
     # Before the model: only then ZeRO-3 shards it while it is loaded.
     given = arguments(config, batches, config.samples_per_query, top_p=config.top_p, **sampling)
     model = training.load_model(config.model, config)
-    model.generation_config.eos_token_id = sorted(stops := stop_tokens(model, tokenizer))
+    stops = stop_tokens(model, tokenizer)
+    # Not the model's own defaults (top-k, ...): the log-probabilities are those of the whole distribution.
+    model.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id)
     with ExitStack() as held:
         trainer = TRAINERS[config.method](
             model=model,

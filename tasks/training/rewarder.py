@@ -12,14 +12,18 @@ from typing import Any, Self
 import pyarrow.parquet as pq
 
 from cot_formats.responses import parse_response
+from infra.errors import BadInput
 from infra.serving.completions import CompletionError, classify
 from infra.text.chat import count_tokens, load_tokenizer
 from tasks.rewards.score import reward_input_ids, score_row, verifier
 from tasks.training.on_policy_config import Rewarding
 
+CALLS = 32
+"""Calls of the user's own verifier without a verdict, from the first one on, after which a training is stopped."""
+
 
 class RewardError(RuntimeError):
-    """Samples cannot be rewarded: the reward model's server is gone, or returns a value that is not a number."""
+    """Samples cannot be rewarded, or their rewards teach nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,11 @@ class Rewarder:
         """A row for each sample, with its text, its parts, and its `reward`; None if it has no solution, or one that
         the reward model cannot read.
 
+        A row whose answer was compared with a reference has `verified`, which is None if the verifier had no verdict.
+
         Raises:
-            RewardError: the reward model's server fails, or returns a value that is not finite.
+            RewardError: the reward model's server fails, or returns a value that is not finite; or none of the first
+                calls of the user's own verifier had a verdict.
         """
         made = [self._parsed(query_id, ids) for query_id, ids in zip(query_ids, samples, strict=True)]
         answers = list(dict.fromkeys((row["query_id"], row["solution"]) for row in made if row["solution"]))
@@ -62,9 +69,16 @@ class Rewarder:
         known = {
             each: self.verify(each[1], self.references[each[0]]) for each in outcomes if each[0] in self.references
         }
+        if self.verify.calls >= CALLS:
+            try:
+                self.verify.check()
+            except BadInput as error:
+                raise RewardError(str(error)) from error
         for row in made:
             answer = row["query_id"], row["solution"]
             row["reward"] = None
+            if answer in known:
+                row["verified"] = known[answer]
             if answer in outcomes:
                 verified = known.get(answer)
                 try:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_formats import FORMATS
-from tasks.queries.overlap import words
+from tasks.queries.overlap import size, words
 from tasks.responses import rules
 from tasks.responses.filter import FilterConfig, reason_to_drop
 
@@ -39,7 +39,9 @@ def test_no_rule_raises_and_shares_are_shares(query, text, length):
     assert 0 <= rules.repeated_share(listed, length) <= 1
     assert 0 <= rules.foreign_share(query, text) <= 1
     assert rules.foreign_share(text, text) == 0
-    assert rules.copies(listed, set(rules.passages(listed, length)), length) == (len(listed) >= length)
+    found = rules.passages(listed, length)
+    assert rules.copies(listed, set(found), length) == (sum(map(size, listed)) >= length)
+    assert all(length <= sum(map(size, passage)) < length + 1 for passage in found)
     for find in (rules.special_token, rules.mention_of_thoughts):
         found = find(text)
         assert found is None or found in text
@@ -52,6 +54,46 @@ def test_no_rule_raises_and_shares_are_shares(query, text, length):
 )
 def test_a_vowel_sign_or_another_mark_is_no_letter_of_its_script(text, share):
     assert rules.foreign_share("why ?", text) == share
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "让我们一步一步地来解决这个问题",
+        "ดังนั้นคำตอบคือ",
+        "Let us solve this problem step by step",
+        "لِنَحُلَّ المَسْأَلَةَ خُطْوَةً بِخُطْوَة",
+    ],
+)
+def test_a_common_phrase_is_no_copied_passage_in_any_script(phrase):
+    row = {"finish_reason": "stop", "violations": [], "thoughts": phrase, "solution": "5", "thought_tokens": 99}
+    shown = [set(rules.passages(words(phrase * 2), 15))]
+    assert reason_to_drop(row, phrase, shown, FilterConfig(min_actions=None), "bolt") is None
+    row["thoughts"] = " ".join([f"{phrase} {phrase} {number}" for number in range(9)])
+    shown = [set(rules.passages(words(row["thoughts"]), 15))]
+    assert reason_to_drop(row, phrase, shown, FilterConfig(max_repeated_share=None), "bolt") == "copied from an example"
+
+
+@pytest.mark.parametrize(
+    ("query", "solution"),
+    [
+        ("Übersetze 'Haus' ins Russische.", "дом"),
+        ("¿Cómo se dice casa en japonés?", "家"),
+        ("Comment dit-on maison en arabe ?", "بيت"),
+        ("把“房子”翻译成俄语", "дом"),
+        ("Как по-китайски «дом»?", "房子"),
+        ("Write 'house' in Kyrgyz.", "үй"),
+        ("Say house in Hebrew", "בית"),
+    ],
+)
+def test_a_language_that_the_query_names_is_not_foreign(query, solution):
+    assert rules.foreign_share(query, solution) == 0
+    assert rules.foreign_share("Why does iron rust, and what has chess to do with it?", solution) == 1
+
+
+@pytest.mark.parametrize("text", ["ㄅㄆ", "ｱｲ", "𠀀𠀁"])
+def test_rare_letters_of_a_script_belong_to_it(text):
+    assert rules.foreign_share("why ?", text) == 1
 
 
 @given(texts, texts, st.booleans())
