@@ -171,7 +171,8 @@ def test_everything_is_deployed_with_the_parameters_descriptions(local: Local) -
         pools = {pool.name: pool.concurrency_limit for pool in client.read_work_pools()}
     assert pools == dict.fromkeys(POOLS, 1)
     assert {name: each.work_pool_name for name, each in found.items()} == {
-        name: "bolt-rerun" if name.startswith("rerun/") else "bolt" for name in names
+        name: {"mine": "bolt-cpu", "publish": "bolt-cpu", "rerun": "bolt-rerun"}.get(name.split("/")[0], "bolt-gpu")
+        for name in names
     }
     assert [name for name, each in found.items() if each.schedules] == ["rerun/scheduled"]
     for name, each in found.items():
