@@ -249,11 +249,12 @@ def _workers(given: Installation) -> list[Manifest]:
 
 
 def _worker(given: Installation, pool: str, template: str) -> Manifest:
-    """A worker that first makes its pool, or updates it. A new template is a new pod, by the annotation."""
+    """A worker that first makes its pool, or gives it the template. A new template is a new pod, by the annotation."""
     file = f"/pools/{pool}.json"
-    makes = (
-        f"prefect work-pool create {pool} --type kubernetes --base-job-template {file} --overwrite"
-        f" && prefect work-pool set-concurrency-limit {pool} 1"
+    makes = (  # an update keeps the limit, which the user may have raised
+        f"prefect work-pool update {pool} --base-job-template {file}"
+        f" || (prefect work-pool create {pool} --type kubernetes --base-job-template {file}"
+        f" && prefect work-pool set-concurrency-limit {pool} 1)"
     )
     common = {
         "image": given.worker_image,

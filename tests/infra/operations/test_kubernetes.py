@@ -16,6 +16,7 @@ import prefect.settings
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.utilities.templating import apply_values
 from prefect.workers.base import BaseJobConfiguration
 
@@ -41,6 +42,7 @@ FULL = PLAIN._replace(
 )
 EACH = pytest.mark.parametrize("given", [PLAIN, FULL], ids=["plain", "full"])
 VERSIONS = ["1.29", kubernetes_validate.latest_version()]
+DOCKER = json.loads((DOCKERFILE.parent / "docker.json").read_text())
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
 
 
@@ -369,10 +371,14 @@ def test_prefect_takes_the_pools_and_their_deployments_as_the_manifests_make_the
 
     (makes,) = pods(FULL)["bolt-worker-of-bolt-gpu"]["spec"]["initContainers"]
     command(makes["args"])
-    command(makes["args"])  # a pod that starts again
     with SyncPrefectClient(url) as client:
         pool = client.read_work_pool("bolt-gpu")
         assert (pool.type, pool.concurrency_limit) == ("kubernetes", 1)
+        assert pool.base_job_template == json.loads(config["bolt-gpu.json"])
+        client.update_work_pool("bolt-gpu", WorkPoolUpdate(concurrency_limit=4, base_job_template=DOCKER))
+        command(makes["args"])  # a pod that starts again
+        pool = client.read_work_pool("bolt-gpu")
+        assert pool.concurrency_limit == 4
         assert pool.base_job_template == json.loads(config["bolt-gpu.json"])
         flow = client.create_flow_from_name("of-test-kubernetes")
         client.create_deployment(flow, "d", work_pool_name="bolt-gpu", job_variables={"env": {"A": "1"}})

@@ -88,7 +88,7 @@ class Local:
                 run = client.read_flow_run(run_id)
                 if fits(run):
                     return run
-                log = (self.home / "stack" / "worker-of-bolt.log").read_text()
+                log = (self.home / "stack" / "worker-of-bolt-gpu.log").read_text()
                 assert time.monotonic() < end, f"after {seconds} s it is {run.state}; the worker says: {log[-6000:]}"
                 time.sleep(1)
 
@@ -269,11 +269,11 @@ def test_a_run_whose_worker_was_killed_is_found_and_rerun(local: Local) -> None:
     parameters = small_bootstrap(PROJECT_ROOT / "nano" / "models" / "reward", "generate.seed=5")
     run_id = local.run("bootstrap/nano", parameters)
     local.until(run_id, lambda _: "queries" in local.task_states(run_id), 120)
-    worker = local.stack.processes["worker of bolt"]
+    worker = local.stack.processes["worker of bolt-gpu"]
     for process in worker.members():
         os.kill(process.pid, signal.SIGKILL)
     assert local.up()  # the worker again, and nothing else
-    assert local.stack.processes["worker of bolt"].pid != worker.pid
+    assert local.stack.processes["worker of bolt-gpu"].pid != worker.pid
     crashed = local.ended(run_id, VANISHED_S + 90)
     assert (crashed.state_name, crashed.run_count) == ("Crashed", 1)
     assert "its process vanished" in str(crashed.state and crashed.state.message)
