@@ -2,7 +2,7 @@
 
 A rerun is the same flow run with the same parameters, so that its finished steps are Cached. The number of reruns of a
 run is a label of that run in Prefect (`bolt.reruns`). The deployment of this flow has a work pool of its own, since it
-waits for runs of the pool `bolt`, where one runs at a time: in that pool it would occupy the slot that they need.
+waits for runs of `bolt-gpu` and `bolt-cpu`, where one runs at a time: there it would occupy the slot that they need.
 
 Prefect alone cannot do this: an automation can reschedule a run, but it cannot count reruns, nor read the error, nor
 start the runs one after another. `prefect flow-run retry` is the one call that `rerun_once` makes itself.
@@ -71,7 +71,9 @@ class RerunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     hours: float = Field(
         24, gt=0, le=100_000, description="How far to look back, in hours. Runs that ended earlier are not rerun."
     )
-    work_pool: str = Field("bolt", description="Work pool whose runs are rerun.")
+    work_pools: tuple[str, ...] = Field(
+        ("bolt-gpu", "bolt-cpu"), min_length=1, description="Work pools whose runs are rerun."
+    )
     pending_minutes: float = Field(
         15,
         gt=0,
@@ -162,13 +164,13 @@ def crash(client: SyncPrefectClient, run: FlowRun, config: RerunConfig) -> None:
 def _runs(
     client: SyncPrefectClient, config: RerunConfig, states: list[StateType], ended: FlowRunFilterEndTime | None = None
 ) -> Iterator[FlowRun]:
-    """The work pool's runs in one of these states, oldest first."""
+    """The work pools' runs in one of these states, oldest first."""
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
     offset = 0
     while True:
         page = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(state=state, end_time=ended),
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[config.work_pool])),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=list(config.work_pools))),
             sort=FlowRunSort.EXPECTED_START_TIME_ASC,
             limit=PAGE,
             offset=offset,

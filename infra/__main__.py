@@ -1,6 +1,7 @@
 """Inspect and clean up the artifact store: `python -m infra list | verify | trace STEP/KEY | prune`.
 
-The store is that of the settings (`BOLT_STORE`, ...), as for the flows.
+The store is that of the settings (`BOLT_STORE`, ...), as for the flows. `python -m infra kubernetes` needs no store: it
+prints the manifests of an installation on Kubernetes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from infra.operations.cluster import Installation
 from infra.operations.inventory import artifacts, files_of, problems, remove, unneeded
+from infra.operations.kubernetes import rendered
 from infra.proxies import spare_loopback
 from infra.settings import Settings
 from infra.store.lineage import history, lineage, lineage_picture
@@ -87,8 +90,36 @@ def age(text: str) -> float:
     return days
 
 
+def _add_kubernetes(parser: argparse.ArgumentParser) -> None:
+    defaults = Installation._field_defaults
+    texts = {
+        "namespace": "namespace of everything",
+        "store": "artifact store: s3://BUCKET/PREFIX, or a folder of the volume that all pods mount",
+        "gpus": "GPUs of a run in bolt-gpu, and of each agent; 0 for images with FLAVOUR=cpu",
+        "memory": "memory of a run in bolt-gpu, and of each agent",
+        "machines": "machines of a training: the run's own, and an agent for each other one",
+        "storage": "size of the volume that all pods mount",
+        "storage_class": "its storage class, which must allow ReadWriteMany; if omitted, the cluster's default",
+    }
+    parser.add_argument("--image", required=True, help="the runs' image, built from infra/containers/Dockerfile")
+    parser.add_argument("--worker-image", required=True, help="built from infra/containers/Dockerfile.worker")
+    for name, text in texts.items():
+        default = defaults[name]
+        shown = text if default is None else f"{text} (default: {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default or ""), default=default, help=shown)
+    parser.add_argument(
+        "--node-selector",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="label of the nodes for runs in bolt-gpu and agents; may be given several times",
+    )
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra", description="Inspect and clean up the artifact store.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infra", description="Look after the artifact store and the cluster."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="one line per artifact")
     listing.add_argument("step", nargs="?", help="only the artifacts of this step")
@@ -102,8 +133,13 @@ def main(argv: list[str]) -> int:
     pruning.add_argument("--keep", action="append", default=[], metavar="STEP/KEY")
     pruning.add_argument("--days", type=age, help="keep the artifacts of the last DAYS days")
     pruning.add_argument("--yes", action="store_true", help="delete; without it, only list")
+    _add_kubernetes(commands.add_parser("kubernetes", help="print the manifests of an installation on Kubernetes"))
     given = parser.parse_args(argv)
     try:
+        if given.command == "kubernetes":
+            options = {name: getattr(given, name) for name in Installation._fields}
+            print(rendered(Installation(**options | {"node_selector": tuple(given.node_selector)})), end="")
+            return 0
         spare_loopback()
         store = Store.open(Settings.load())
         if given.command == "verify":

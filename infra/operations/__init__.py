@@ -1,1 +1,1 @@
-"""Operation of an installation: the local stack, automations, alerts, the inventory of the store."""
+"""Operation of an installation: the local stack, Kubernetes, automations, alerts, the inventory of the store."""

@@ -1,10 +1,13 @@
 """Automations of the Prefect server: a run whose process or worker has vanished is marked as crashed.
 
-This frees its place in the work pool, and `rerun/scheduled` finds it.
+This frees its place in the work pool, and `rerun/scheduled` finds it. `make up` makes them, and
+`python -m infra.operations.automations` on the server that PREFECT_API_URL names.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -62,3 +65,9 @@ def make_automations(url: str) -> None:
             # Only if it differs: on each update, Prefect forgets which events it is waiting for.
             elif existing[0].model_dump(include=DEFINITION) != each.model_dump(include=DEFINITION):
                 client.update_automation(existing[0].id, each)
+
+
+if __name__ == "__main__":
+    if not (address := os.environ.get("PREFECT_API_URL")):
+        sys.exit("PREFECT_API_URL is not set: export the address of the Prefect server, e.g. http://HOST:4200/api")
+    make_automations(address)

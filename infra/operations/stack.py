@@ -32,8 +32,9 @@ from infra.settings import PROJECT_ROOT
 
 HOST = "127.0.0.1"
 PORT = 4200
-POOLS = ("bolt", "bolt-rerun")
-"""Work pools, one run at a time in each: runs of `bolt` would compete for the devices, `bolt-rerun` waits for them."""
+POOLS = ("bolt-gpu", "bolt-cpu", "bolt-rerun")
+"""Work pools, one run at a time in each: runs of `bolt-gpu` would compete for the devices, runs of `bolt-cpu` for the
+cores, and `bolt-rerun` waits for both."""
 SERVER = "server"
 HEALTHY_S = 180.0  # maximum time for the server to become healthy
 END_S = 45.0  # maximum time for processes to end after SIGTERM: a flow ends its own servers first

@@ -91,7 +91,7 @@ class Site:
             self.server = started(words, self.place / "server.log", self.environment)
         wait_for(self._answers, 90, 0.2)
         if worker and (self.worker is None or self.worker.poll() is not None):
-            words = ["-m", "prefect", "worker", "start", "--pool", "bolt"]
+            words = ["-m", "prefect", "worker", "start", "--pool", "bolt-gpu"]
             self.worker = started(words, self.place / "worker.log", self.environment)
 
     def _answers(self) -> bool:
@@ -334,7 +334,7 @@ def test_the_kinds_are_recognised() -> None:
     assert kind_of([python, "-ISB", "watchdog.py", "3", "4", python, "-m", "infra.training.sft"]) == "watchdog"
     assert kind_of([python, "-m", "torch.distributed.run", "-m", "infra.training.sft", "x"]) == "launcher"
     assert kind_of([python, "-u", "-m", "infra.training.dpo", "x"]) == "rank"
-    assert kind_of([python, "-m", "prefect", "worker", "start", "--pool", "bolt"]) == "worker"
+    assert kind_of([python, "-m", "prefect", "worker", "start", "--pool", "bolt-gpu"]) == "worker"
     assert kind_of([python, "-m", "prefect", "server", "start", "--no-ui", "--port", "1"]) == "prefect server"
     assert kind_of(["VLLM::EngineCore", ""]) == "engine"
     assert kind_of(["bash"]) is None

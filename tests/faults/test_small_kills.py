@@ -101,7 +101,7 @@ def test_a_worker_is_killed_with_its_run_and_the_next_run_resumes(server, tmp_pa
     flow.write_text(FAKED.format(tests=str(Path(__file__).parent), asked=str(asked)))
 
     def worker() -> subprocess.Popen[str]:
-        words = ["-m", "prefect", "worker", "start", "--pool", "bolt", "--type", "process"]
+        words = ["-m", "prefect", "worker", "start", "--pool", "bolt-gpu", "--type", "process"]
         return started(words, tmp_path / "worker.log", environment)
 
     running = worker()
@@ -111,7 +111,7 @@ def test_a_worker_is_killed_with_its_run_and_the_next_run_resumes(server, tmp_pa
             deployment = client.create_deployment(
                 client.create_flow_from_name("bootstrap"),
                 name="small",
-                work_pool_name="bolt",
+                work_pool_name="bolt-gpu",
                 entrypoint=f"{flow}:bootstrap",
                 pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
                 enforce_parameter_schema=False,

@@ -159,7 +159,7 @@ class Pool:
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
         try:
-            rerun(RerunConfig(work_pool=self.name, **config))
+            rerun(RerunConfig(work_pools=(self.name,), **config))
         finally:
             over.set()
             worker.join()
@@ -252,7 +252,7 @@ def test_a_run_whose_worker_vanished_before_it_began_is_rerun(pool):
     pool.client.set_flow_run_state(run.id, Pending(), force=True)
     assert pool.rerun() == []  # it may still begin
     assert pool.read(run).state_name == "Pending"
-    rerun(RerunConfig(work_pool=pool.name, pending_minutes=1e-6, dry_run=True))
+    rerun(RerunConfig(work_pools=(pool.name,), pending_minutes=1e-6, dry_run=True))
     assert pool.read(run).state_name == "Pending"
     assert pool.rerun(pending_minutes=1e-6) == [str(run.id)]
     assert (pool.read(run).state_name, pool.read(run).labels[LABEL]) == ("Completed", 1)
@@ -268,14 +268,14 @@ def test_a_rerun_whose_worker_vanishes_before_it_begins_is_not_waited_for(pool):
 
 def test_the_wait_for_a_run_is_bounded(pool, monkeypatch):
     run = pool.ended(Failed(message=TRANSIENT))
-    rerun(RerunConfig(work_pool=pool.name, wait_hours=0.2 / 3600))  # no worker
+    rerun(RerunConfig(work_pools=(pool.name,), wait_hours=0.2 / 3600))  # no worker
     assert pool.read(run).state_name == "AwaitingRetry"
     assert "rerun: has not ended after" in pool.report()
 
 
 def test_a_dry_run_changes_nothing(pool, capsys):
     run = pool.ended(Failed(message=TRANSIENT))
-    rerun(RerunConfig(work_pool=pool.name, dry_run=True))
+    rerun(RerunConfig(work_pools=(pool.name,), dry_run=True))
     assert "would be rerun" in capsys.readouterr().out
     assert pool.read(run).state == run.state
 
@@ -295,5 +295,5 @@ def test_the_report_is_published_even_if_the_api_goes_away(pool, monkeypatch):
 
     monkeypatch.setattr(flows.rerun, "rerun_once", gone)
     with pytest.raises(httpx.ConnectError):
-        rerun(RerunConfig(work_pool=pool.name))
+        rerun(RerunConfig(work_pools=(pool.name,)))
     assert "ValueError: first" in pool.report()

@@ -65,7 +65,7 @@ def test_everything_is_deployed_with_postgresql_and_only_the_server_has_its_addr
     try:
         output = local.up()
         with local.client() as client:
-            assert client.read_deployment_by_name("bolt/nano").work_pool_name == "bolt"
+            assert client.read_deployment_by_name("bolt/nano").work_pool_name == "bolt-gpu"
             assert client.read_automations_by_name("bolt: a run's process vanished")
         run = local.run("rerun/scheduled", {"config": {"dry_run": True}})
         assert local.ended(run, 300).state_name == "Completed"

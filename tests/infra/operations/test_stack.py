@@ -88,7 +88,7 @@ class Local:
                 run = client.read_flow_run(run_id)
                 if fits(run):
                     return run
-                log = (self.home / "stack" / "worker-of-bolt.log").read_text()
+                log = (self.home / "stack" / "worker-of-bolt-gpu.log").read_text()
                 assert time.monotonic() < end, f"after {seconds} s it is {run.state}; the worker says: {log[-6000:]}"
                 time.sleep(1)
 
@@ -171,7 +171,8 @@ def test_everything_is_deployed_with_the_parameters_descriptions(local: Local) -
         pools = {pool.name: pool.concurrency_limit for pool in client.read_work_pools()}
     assert pools == dict.fromkeys(POOLS, 1)
     assert {name: each.work_pool_name for name, each in found.items()} == {
-        name: "bolt-rerun" if name.startswith("rerun/") else "bolt" for name in names
+        name: {"mine": "bolt-cpu", "publish": "bolt-cpu", "rerun": "bolt-rerun"}.get(name.split("/")[0], "bolt-gpu")
+        for name in names
     }
     assert [name for name, each in found.items() if each.schedules] == ["rerun/scheduled"]
     for name, each in found.items():
@@ -268,11 +269,11 @@ def test_a_run_whose_worker_was_killed_is_found_and_rerun(local: Local) -> None:
     parameters = small_bootstrap(PROJECT_ROOT / "nano" / "models" / "reward", "generate.seed=5")
     run_id = local.run("bootstrap/nano", parameters)
     local.until(run_id, lambda _: "queries" in local.task_states(run_id), 120)
-    worker = local.stack.processes["worker of bolt"]
+    worker = local.stack.processes["worker of bolt-gpu"]
     for process in worker.members():
         os.kill(process.pid, signal.SIGKILL)
     assert local.up()  # the worker again, and nothing else
-    assert local.stack.processes["worker of bolt"].pid != worker.pid
+    assert local.stack.processes["worker of bolt-gpu"].pid != worker.pid
     crashed = local.ended(run_id, VANISHED_S + 90)
     assert (crashed.state_name, crashed.run_count) == ("Crashed", 1)
     assert "its process vanished" in str(crashed.state and crashed.state.message)
