@@ -170,8 +170,9 @@ def test_everything_is_deployed_with_the_parameters_descriptions(local: Local) -
         found = {name: client.read_deployment_by_name(name) for name in names}
         pools = {pool.name: pool.concurrency_limit for pool in client.read_work_pools()}
     assert pools == dict.fromkeys(POOLS, 1)
+    without_a_model = {"mine/nano", *(name for name in names if name.startswith("publish/"))}
     assert {name: each.work_pool_name for name, each in found.items()} == {
-        name: {"mine": "bolt-cpu", "publish": "bolt-cpu", "rerun": "bolt-rerun"}.get(name.split("/")[0], "bolt-gpu")
+        name: "bolt-cpu" if name in without_a_model else "bolt-rerun" if name == "rerun/scheduled" else "bolt-gpu"
         for name in names
     }
     assert [name for name, each in found.items() if each.schedules] == ["rerun/scheduled"]
