@@ -54,18 +54,15 @@ class Steps:
     def split(self, text: str) -> list[str]:
         """The text cut after each delimiter: joined, the pieces are the text. A piece without words belongs to the
         piece before it, so that no two cuts leave nothing between them."""
-        pieces: list[str] = []
+        cuts: list[int] = []
         begin = 0
         while begin < len(text):
             found = text.find(self.delimiter, begin)
             end = len(text) if found < 0 else found + len(self.delimiter)
-            piece = text[begin:end]
-            if pieces and not self.bare(piece):
-                pieces[-1] += piece
-            else:
-                pieces.append(piece)
+            if not cuts or self.bare(text[begin:end]):
+                cuts.append(begin)
             begin = end
-        return pieces
+        return [text[one:other] for one, other in pairwise([*cuts, len(text)])]
 
     def bare(self, piece: str) -> str:
         """A piece without white space at its ends; "" if it is only a delimiter."""

@@ -213,7 +213,7 @@ def check_inputs(
         if search:
             check_seeds(run, "search", search.sampling.request_seeds, model, f"{place}.sampling")
     for place, table in (("improve.held_out", held), *(("improve.queries", each) for each in asked)):
-        check_references(run, place, table)
+        check_references(run, place, table, improve.verifier)
     if run.dry:
         return
     references_of(run.store, held, "short-answer")

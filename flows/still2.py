@@ -220,7 +220,7 @@ def still2(config: Still2Config) -> dict[str, Any] | None:
         to_explore = drawn(run, "to-explore", hard.draw, mined(run, hard, "-to-explore"))
         to_imitate, texts = imitation_texts(run, imitate, config.format, base)
         check_lengths(run, imitate, config.sft, texts)
-        check_references(run, "explore.problems", to_explore)
+        check_references(run, "explore.problems", to_explore, config.explore.verifier)
         for step, sampling in (("rollouts", config.explore.generate), ("continued", imitate.write_solutions)):
             check_seeds(run, step, sampling.request_seeds, base)
         publish_mining(run, [to_imitate, to_explore])

@@ -17,7 +17,8 @@ from tasks.exploration.pick import PickConfig, pick_explored
 from tasks.exploration.unsolved import unsolved
 from tasks.responses.generate import GenerateConfig
 from tasks.responses.perplexity import PerplexityConfig
-from tasks.rewards.score import Own, ScoreConfig, Verifier
+from tasks.rewards.score import ScoreConfig
+from tasks.rewards.verify import Own, Verifier
 
 
 class RolloutSampling(GenerateConfig):

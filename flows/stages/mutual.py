@@ -24,7 +24,8 @@ from tasks.mutual.measure import measure_judge
 from tasks.mutual.pair import OutcomePairConfig, pair_outcomes
 from tasks.queries.draw import DrawConfig
 from tasks.responses.generate import GenerateConfig
-from tasks.rewards.score import Own, ScoreConfig, Verifier
+from tasks.rewards.score import ScoreConfig
+from tasks.rewards.verify import Own, Verifier
 from tasks.search.training_data import best_paths, pair_siblings
 from tasks.training.dpo import train_dpo
 from tasks.training.sft import train_sft
@@ -133,9 +134,9 @@ def solutions(run: Run, config: MutualStage, name: str, queries: Ref, policy: Re
 
 
 def accuracy_of(run: Run, scores: Ref) -> float:
-    """The share of right solutions; those without words are wrong."""
+    """The share of right solutions; those without words are wrong, and those without a verdict are left out."""
     counts = expect(run.store, scores).counts
-    return float(counts["correct"] / max(1, counts["scored"] + counts["without a solution"]))
+    return float(counts["correct"] / max(1, counts["verified"] + counts["without a solution"]))
 
 
 def nothing(run: Run, table: Ref) -> bool:

@@ -16,11 +16,16 @@ LONGEST_ANSWER = 40
 """Words of a reference answer; a longer one is taken for a solution."""
 
 
-def check_references(run: Run, place: str, problems: Ref) -> None:
+def check_references(run: Run, place: str, problems: Ref, verifier: str) -> None:
     """Refuse references that are whole solutions, which no sampled answer would equal. Raises `BadInput`.
 
-    `place`: where the problems are in the flow's parameters.
+    A verifier of the user's own, `package.module:name`, may take any text, such as unit tests.
+
+    Args:
+        place: where the problems are in the flow's parameters.
     """
+    if ":" in verifier:
+        return
     shown = [row["reference"] or "" for row in islice(run.rows(problems, ["reference"]), 100)]
     solutions = [each for each in shown if "####" in each or len(each.split()) > LONGEST_ANSWER]
     if len(solutions) * 2 > len(shown):

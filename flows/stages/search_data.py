@@ -14,7 +14,8 @@ from infra.store.manifest import Ref, expect
 from infra.training.config import SftRecipe
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
-from tasks.rewards.score import Own, ScoreConfig, Verifier
+from tasks.rewards.score import ScoreConfig
+from tasks.rewards.verify import Own, Verifier
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
 from tasks.search.strategies import SearchConfig

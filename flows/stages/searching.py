@@ -19,7 +19,7 @@ from tasks.evaluation.summarise import interval
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig
 from tasks.report.tree_page import PROBLEMS, tree_page, trees_of
-from tasks.rewards.score import Verifier
+from tasks.rewards.verify import Verifier
 from tasks.search.answers import searched_answers
 from tasks.search.ask import SearchSampling
 from tasks.search.search_problems import search_problems
@@ -39,7 +39,7 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool, els
             "serving.share_devices is true, but a search asks policy and reward model in turn: set it to false, and "
             "serving.policy.gpu_memory_utilization and that of serving.reward to shares of the GPU's memory"
         )
-    beside = 1 if serving.policy_devices else serving.policy_servers
+    beside = beside_reward(serving)
     taken = beside * serving.policy.gpu_memory_utilization + serving.reward.gpu_memory_utilization
     if scores and not elsewhere and taken > 1:
         yield (
@@ -55,6 +55,16 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool, els
                 f"sampling.{setting} is {getattr(sampling, setting):,}, but serving.{role}.max_model_len is {limit:,}, "
                 "which leaves no room for the problem: lower the first, or raise the second"
             )
+
+
+def beside_reward(serving: ServingConfig) -> int:
+    """How many servers of the policy are on a GPU that the reward model's server is on: the first ones of the machine,
+    since it sees all. A GPU that is not named by its number may be one of them."""
+    if not serving.policy_devices:
+        return serving.policy_servers
+    rewards = {str(number) for number in range(serving.reward.tensor_parallel_size)}
+    named = [each.replace(" ", "").split(",") for each in serving.policy_devices]
+    return int(any(gpu in rewards or not gpu.isdigit() for gpus in named for gpu in gpus))
 
 
 class Searched(BaseModel, frozen=True, extra="forbid"):

@@ -183,7 +183,7 @@ def own_part(text: str, name: Literal["thoughts", "solution"]) -> str | None:
 def delimits(tags: tuple[str, ...], text: str) -> bool:
     """Whether a text begins with one of the format's delimiters. If the prompt opened the thoughts, the one that closes
     them must be at the beginning or the end of a line."""
-    closes = rf"^\s*{re.escape(tags[1])}|{re.escape(tags[1])}\s*$"
+    closes = rf"^[^\S\n]*{re.escape(tags[1])}|{re.escape(tags[1])}[^\S\n]*$"
     return text.startswith(tags) or (tags[0] not in text and bool(re.search(closes, text, re.MULTILINE)))
 
 

@@ -47,6 +47,8 @@ def _signs(first: int, last: int) -> str:
 
 _MARKS, _SOUTH_EAST = _signs(0x300, 0xE00), _signs(0xF00, 0x1800)  # the latter write no spaces between words
 _WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]|\d+|(?:[^\W_{UNSPACED}]|[{_MARKS}])+")
+_MANY_MARKS = re.compile(rf"([{_signs(0x300, 0x10000)}]{{30}})[{_signs(0x300, 0x10000)}]+")
+"""More marks on a letter than any language writes (Unicode's limit for streams, UAX #15), which take long to sort."""
 _PUNCTUATION = re.compile(rf"[^\w\s{_MARKS}{_SOUTH_EAST}]|_")
 _UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
 _UNSPACED_WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]")
@@ -59,7 +61,8 @@ def folded(text: str) -> str:
     """
     if text.isascii():
         return text.casefold()
-    plain = unicodedata.normalize("NFKC", _RAISED.sub(r"^\g<0>^", _INVISIBLE.sub("", text)))
+    shown = _MANY_MARKS.sub(r"\1", _INVISIBLE.sub("", text))
+    plain = unicodedata.normalize("NFKC", _RAISED.sub(r"^\g<0>^", shown))
     return _OTHER_DIGIT.sub(lambda found: str(unicodedata.digit(found[0])), plain).casefold()
 
 

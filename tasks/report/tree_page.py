@@ -17,7 +17,7 @@ from infra.store.manifest import Ref
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from tasks.report.report import PAGE, content_hash, page_environment
-from tasks.rewards.score import Verifier
+from tasks.rewards.verify import Verifier
 from tasks.search.answers import chosen_solution, solution_text, trees
 from tasks.search.vote import Vote
 

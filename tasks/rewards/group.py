@@ -17,6 +17,7 @@ from infra.store.schemas import SAMPLES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, scan, write_table
 from infra.text.chat import load_tokenizer, prompt_text
+from tasks.rewards.verify import neutral_rewards
 
 COLUMNS = ["query_id", "sample", "text", "finish_reason", "completion_tokens"]
 NO_SIGNAL = "queries without a signal: equal rewards"  # in the manifest's counts
@@ -38,16 +39,21 @@ def group(
     """Write the table `samples`: every sample of the iteration with its reward, those of a query side by side.
 
     A sample without a score (it has no solution, or is too long for the reward model) gets the lowest reward of the
-    iteration, so that the policy learns to avoid such samples (this project's choice).
+    iteration, so that the policy learns to avoid such samples (this project's choice). One that the verifier had no
+    verdict on gets the mean of the query's others.
 
     Raises:
         BadInput: no sample has a score, or all have the same.
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
+    found = list(read_rows(store, scores, ["query_id", "sample", "total", "verified"]))
+    neutral = neutral_rewards((row["query_id"], row["verified"], row["total"]) for row in found)
     rewards = {
         (row["query_id"], row["sample"]): row["total"]
-        for row in read_rows(store, scores, ["query_id", "sample", "total"])
+        if row["verified"] is not None
+        else neutral.get(row["query_id"], row["total"])
+        for row in found
     }
     lowest, highest = min(rewards.values(), default=0.0), max(rewards.values(), default=0.0)
     if not rewards:

@@ -44,8 +44,13 @@ def choose(
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The (chosen, rejected) samples of a query, or None; `funnel` counts why. Ties go to the lowest sample number.
 
-    A truncated sample can be neither: training ends every completion with an end token, which it never reached.
+    A truncated sample can be neither: training ends every completion with an end token, which it never reached. Nor can
+    one that the verifier had no verdict on, where it had one on others: it is neither right nor wrong.
     """
+    if any(row["verified"] is not None for row in scored):  # the query has a reference
+        judged = [row for row in scored if row["verified"] is not None]
+        funnel["samples without a verdict"] += len(scored) - len(judged)
+        scored = judged
     ended = [row for row in scored if row["finish_reason"] == "stop"]
     funnel["queries"] += 1
     funnel["samples cut at max_tokens"] += len(scored) - len(ended)
@@ -88,16 +93,17 @@ def pair(
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     query_texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-    columns = ["query_id", "sample", "reward", "total"]
+    columns = ["query_id", "sample", "reward", "total", "verified"]
     rewards = {
-        (row["query_id"], row["sample"]): (row["reward"], row["total"]) for row in read_rows(store, scores, columns)
+        (row["query_id"], row["sample"]): (row["reward"], row["total"], row["verified"])
+        for row in read_rows(store, scores, columns)
     }
     scored: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for shard in responses:
         for row in read_rows(store, shard, ["query_id", "sample", "finish_reason", "completion_tokens"]):
             query_id = row.pop("query_id")
             if found := rewards.get((query_id, row["sample"])):
-                scored[query_id].append({**row, "reward": found[0], "total": found[1]})
+                scored[query_id].append({**row, "reward": found[0], "total": found[1], "verified": found[2]})
     funnel: Counter[str] = Counter()
     choices = {query_id: choose(scored[query_id], config, funnel) for query_id in query_texts}
     paired = {query_id: both for query_id, both in choices.items() if both}

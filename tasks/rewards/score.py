@@ -7,24 +7,19 @@ The thoughts never reach the reward model: no reward model for them exists.
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import importlib.util
 import math
 import shutil
-import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.responses import is_well_formed
 from infra.errors import BadInput
-from infra.processes.limited import Limited, NoResult
 from infra.serving.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
 from infra.serving.completions import classify
 from infra.serving.servers import Servers
@@ -37,37 +32,12 @@ from infra.store.schemas import SCORES
 from infra.store.store import Store
 from infra.store.tables import read_rows, scan, write_table
 from infra.text.chat import load_tokenizer, neutralise
+from tasks.rewards.verify import Own, Verifier, Verify, module_file, verifier
 
 Rows = list[dict[str, Any]]
-Verifier = Literal["math500", "everyday", "short-answer"]
 Answer = tuple[str, str]  # query id, solution
 TOO_LONG = "too long for the reward model"  # in the manifest's counts, if there are any
 COLUMNS = ["query_id", "sample", "solution", "violations", "finish_reason"]
-
-
-def _module_file(module: str) -> Path:
-    """The source file of a user's module. Raises `ValueError` if there is none."""
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
-        path = ", ".join(filter(None, sys.path[:3]))
-        raise ValueError(f"there is no module {module} with a source file on Python's path: {path}, ...")
-    return Path(found.origin)
-
-
-def _there(named: str) -> str:
-    """Refuse a function of the user's that is not there, before anything is sampled."""
-    module, _, name = named.partition(":")
-    tree = ast.parse(_module_file(module).read_bytes())
-    if name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
-        raise ValueError(f"module {module} defines no function {name}")
-    return named
-
-
-Own = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"), AfterValidator(_there)]
-"""A function of the user's, as `package.module:name`, which must be there."""
 
 
 class ScoreConfig(BaseModel):
@@ -105,7 +75,7 @@ class ScoreConfig(BaseModel):
     def contents(self) -> str:
         """The digest of the module that holds the user's own verifier; "" for the others."""
         module, _, name = self.verifier.partition(":")
-        return digest_of_files([_module_file(module)]) if name else ""
+        return digest_of_files([module_file(module)]) if name else ""
 
 
 def reward_input_ids(tokenizer: Any, query: str, solution: str) -> list[int]:
@@ -174,7 +144,7 @@ def score(
     def done() -> float:
         return max(total * share_computed(parts), counts["scored"] + counts["without a solution"])
 
-    with verifier(config) as verify, progress(plan.step, done, total, "responses"):
+    with verifier(config.verifier) as verify, progress(plan.step, done, total, "responses"):
         rows = score_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
         rows = check_verified(check_too_long(rows, config, counts, total), verify, counts)
         made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
@@ -308,49 +278,6 @@ def references_of(store: Store, queries: Ref) -> dict[str, str]:
     """The reference answers of the queries that have one."""
     rows = read_rows(store, queries, ["query_id", "reference"])
     return {row["query_id"]: row["reference"] for row in rows if row["reference"] is not None}
-
-
-class Verify:
-    """Tells whether a solution gives a reference answer.
-
-    A call without a verdict (it raised, took too long, or returned something else) is None: the answer is neither right
-    nor wrong. It is counted by its reason.
-    """
-
-    def __init__(self, config: ScoreConfig, child: Limited) -> None:
-        self.config, self._child = config, child
-        self.calls, self.failed = 0, Counter[str]()
-        self._last = ""
-
-    def __call__(self, solution: str, reference: str) -> bool | None:
-        self.calls += 1
-        found = self._child(solution, reference)
-        if isinstance(found, NoResult):
-            reason, detail = str(found.reason), found.detail
-        else:
-            verdict = found.get("correct") if isinstance(found, dict) else found
-            if verdict in (0, 1):  # a reward function returns numbers
-                return bool(verdict)
-            reason, detail = "no verdict", f"it returned {found!r}, expected True, False, 1 or 0"
-        self.failed[f"not verified: {reason}"] += 1
-        self._last = f"{reason}: {detail[:500]}"
-        return None
-
-    def check(self) -> None:
-        """Raise `BadInput` if no call of the user's own verifier had a verdict."""
-        if ":" in self.config.verifier and 0 < self.failed.total() == self.calls:
-            raise BadInput(
-                f"verifier: none of {self.calls} calls of {self.config.verifier} had a verdict; the last one: "
-                f"{self._last}"
-            )
-
-
-@contextmanager
-def verifier(config: ScoreConfig) -> Iterator[Verify]:
-    """The configured verifier, in a process that the first call starts."""
-    own = ":" in config.verifier
-    with Limited(config.verifier if own else f"evals.graders:{config.verifier.replace('-', '_')}") as child:
-        yield Verify(config, child)
 
 
 def score_row(

@@ -26,7 +26,7 @@ from infra.text.chat import load_tokenizer
 from tasks.mutual.adapt import StepFormat
 from tasks.mutual.judge import JudgeConfig, warn_of_small_mass
 from tasks.responses.generate import shard_of
-from tasks.rewards.score import Verifier
+from tasks.rewards.verify import Verifier
 from tasks.search.ask import STEPS_TOGETHER, Asker, Scorer, SearchSampling, Wish, named
 from tasks.search.calculator import MEMORY_BYTES, TIMEOUT_S
 from tasks.search.reading import GRADERS, Reader

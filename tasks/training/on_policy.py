@@ -41,8 +41,10 @@ COUNTS = (
     "rollouts_without_a_score",
     "rollouts_compared",
     "rollouts_without_a_verdict",
+    "rollouts_that_differ",
 )
-"""What is counted of the samples; those that were `compared` have a reference answer and a solution."""
+"""What is counted of the samples; those that were `compared` have a reference answer and a solution, and those that
+`differ` another reward than the query's sample before them."""
 
 
 @step(outside_key=OUTSIDE, serves={"reward_model": "reward"})
@@ -72,8 +74,8 @@ def train_on_policy(
 
     Raises:
         infra.processes.torchrun.TrainerError: the trainer failed; the message has its last log lines.
-        BadInput: there are no queries; the reference has another vocabulary; no sample had a score, or no call of the
-            user's own verifier a verdict; or as `train_and_publish`.
+        BadInput: there are no queries; the reference has another vocabulary; no sample had a score, or all of a query
+            equal ones; no call of the user's own verifier had a verdict; or as `train_and_publish`.
     """
     check_table(queries, method)
     model, fixed = policies(store, servers, policy, reference)
@@ -103,7 +105,7 @@ def train_on_policy(
 
     def keep_rollouts(output: Path) -> dict[str, Any]:
         counts = counted(lines_of(output))
-        check_learned(counts, plan.step, score)
+        check_learned(counts, plan.step, score, method)
         made = write_table(
             store, f"{plan.step}-rollouts", plan.key, ROLLOUTS, batched(rollouts(output)), plan.provenance
         )
@@ -165,7 +167,11 @@ def rollouts(output: Path) -> Iterator[dict[str, Any]]:
 def counted(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Counts of what the trainer sampled, for the model's manifest."""
     counts = Counter(dict.fromkeys(COUNTS, 0))
+    last: list[Any] = []
     for line in lines:
+        now = [line["step"], line["query_id"]]
+        counts["rollouts_that_differ"] += last[:2] == now and last[2] != line["reward"]
+        last = [*now, line["reward"]]
         counts["rollouts_in_all"] += 1
         counts["completion_tokens"] += line["completion_tokens"]
         counts["rollouts_truncated"] += line["finish_reason"] != "stop"
@@ -175,13 +181,18 @@ def counted(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(counts)
 
 
-def check_learned(counts: Mapping[str, int], step: str, score: ScoreConfig) -> None:
-    """Refuse a model that was trained on no reward at all. Raises `BadInput`."""
+def check_learned(counts: Mapping[str, int], step: str, score: ScoreConfig, method: PolicyGradient) -> None:
+    """Refuse a model that was trained on no reward at all, or on rewards that teach nothing. Raises `BadInput`."""
     if counts["rollouts_without_a_score"] == counts["rollouts_in_all"]:
         raise BadInput(
             f"{step}: none of the {counts['rollouts_in_all']:,} samples had a score, since none had a solution that "
             f"the reward model can read ({counts['rollouts_truncated']:,} were cut off): raise generate.max_tokens if "
             "they are cut, or train SFT longer"
+        )
+    if not counts["rollouts_that_differ"] and method != "reinforce":  # which compares with other queries
+        raise BadInput(
+            f"{step}: the samples of each query had equal rewards, so that there was nothing to learn from them: use "
+            "other queries, more samples, or a higher generate.temperature"
         )
     if ":" in score.verifier and 0 < counts["rollouts_compared"] == counts["rollouts_without_a_verdict"]:
         raise BadInput(

@@ -37,8 +37,8 @@ from infra.training.switches import decided
 from tasks.training.on_policy_config import ROLLOUTS, OnPolicyConfig, rollouts_path
 from tasks.training.rewarder import Rewarder, RewardError
 
-WITHOUT_SIGNAL = 10
-"""Steps in a row without a signal after which a training is stopped."""
+WITHOUT_SIGNAL = 256
+"""Queries in a row whose samples teach nothing, after which a training is stopped."""
 
 
 class Queries(Sampler[int]):  # type: ignore[misc]
@@ -73,10 +73,6 @@ class OnPolicy(PolicyGradient):
 
     config: OnPolicyConfig
     rewarder: Rewarder
-    rewards = torch.empty(0)
-    """Of the last step's samples, on all ranks."""
-    without_signal = 0
-    """Steps in a row, up to the last one, whose rewards taught nothing."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Queries:
         config, repeats = self.config, self.args.steps_per_generation
@@ -129,18 +125,21 @@ class OnPolicy(PolicyGradient):
         return next(([line[figure]] for line in reversed(self.state.log_history) if figure in line), [])
 
     def _check_signal(self, rewards: Sequence[float]) -> None:
-        """Count the steps in a row that teach nothing. Raises `RewardError` after `WITHOUT_SIGNAL` of them."""
+        """Count the queries in a row whose samples teach nothing. Raises `RewardError` after `WITHOUT_SIGNAL`."""
         size = self.config.samples_per_query
         compared = [rewards[start : start + size] for start in range(0, len(rewards), size)]
-        if self.config.method == "reinforce":  # which compares with earlier steps
-            compared = [[*rewards, *self.rewards.tolist()]]
-        self.without_signal = 0 if any(len(set(each)) > 1 for each in compared) else self.without_signal + 1
-        if self.without_signal == WITHOUT_SIGNAL:
+        if self.config.method == "reinforce":  # which compares with other queries, and with the step before
+            compared = [[*rewards, *self._last("last_reward")]]
+            self._metrics["train"]["last_reward"] = [rewards[-1]]
+        signal = any(len(set(each)) > 1 for each in compared)
+        found = 0 if signal else sum(self._last("queries_without_signal")) + len(rewards) // size
+        self._metrics["train"]["queries_without_signal"] = [found]
+        if found >= WITHOUT_SIGNAL:
             raise RewardError(
-                f"step {self.state.global_step + 1} of {self.state.max_steps}: in the last {WITHOUT_SIGNAL} steps the "
-                "samples of each query had equal rewards, or none, so that there is nothing to learn from them: look "
-                "at the samples; raise generate.max_tokens if they are cut; use other queries, more samples, or a "
-                "higher generate.temperature"
+                f"step {self.state.global_step + 1} of {self.state.max_steps}: the samples of each of the last "
+                f"{found:.0f} queries had equal rewards, or none, so that there is nothing to learn from them: look at "
+                "the samples; raise generate.max_tokens if they are cut; use other queries, more samples, or a higher "
+                "generate.temperature"
             )
 
     def _give_up(self, problem: str) -> NoReturn:

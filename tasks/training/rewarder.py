@@ -15,11 +15,9 @@ from cot_formats.responses import parse_response
 from infra.errors import BadInput
 from infra.serving.completions import CompletionError, classify
 from infra.text.chat import count_tokens, load_tokenizer
-from tasks.rewards.score import reward_input_ids, score_row, verifier
+from tasks.rewards.score import reward_input_ids, score_row
+from tasks.rewards.verify import CALLS, neutral_rewards, verifier
 from tasks.training.on_policy_config import Rewarding
-
-CALLS = 32
-"""Calls of the user's own verifier without a verdict, from the first one on, after which a training is stopped."""
 
 
 class RewardError(RuntimeError):
@@ -48,7 +46,7 @@ class Rewarder:
         rows = [row for part in data for row in pq.read_table(part, columns=columns).to_pylist()]
         queries = {row["query_id"]: row["query"] for row in rows}
         given = {row["query_id"]: row["reference"] for row in rows if row["reference"] is not None}
-        with verifier(how.score) as verify:
+        with verifier(how.score.verifier) as verify:
             reads = load_tokenizer(how.tokenizer) if how.tokenizer else None
             references = given if how.score.verified_weight else {}
             yield cls(how, tokenizer, reads, stops, queries, references, verify)
@@ -86,6 +84,11 @@ class Rewarder:
                 except ValueError as error:
                     raise RewardError(str(error)) from error
                 row["reward"] = scored["total"]
+        compared = [row for row in made if "verified" in row and row["reward"] is not None]
+        neutral = neutral_rewards((row["query_id"], row["verified"], row["reward"]) for row in compared)
+        for row in compared:
+            if row["verified"] is None:
+                row["reward"] = neutral.get(row["query_id"], row["reward"])
         return made
 
     def _parsed(self, query_id: str, ids: Sequence[int]) -> dict[str, Any]:

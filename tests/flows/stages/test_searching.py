@@ -21,3 +21,21 @@ def test_memory_is_enough_for_every_policy_that_is_served_here(urls: dict[str, A
     found = list(unfit(ServingConfig(**SERVING, **urls), SearchSampling(), scores=True, elsewhere=elsewhere))
     assert [each for each in found if "add up to 1.8" in each] == ([] if elsewhere else found)
     assert bool(found) is not elsewhere
+
+
+@pytest.mark.parametrize(
+    ("devices", "reward", "fits"),
+    [
+        (("1",), 1, True),
+        (("1", "2"), 1, True),
+        (("0",), 1, False),
+        (("2,3", "0,1"), 1, False),
+        (("2,3",), 2, True),
+        (("1",), 2, False),
+        (("GPU-5a",), 1, False),
+    ],
+)
+def test_memory_is_shared_only_on_a_gpu_that_both_models_use(devices: tuple[str, ...], reward: int, fits: bool) -> None:
+    given = {**SERVING, "reward": {**OPTIONS, "tensor_parallel_size": reward}}
+    serving = ServingConfig(**given, policy_devices=devices, policy_servers=len(devices))
+    assert (not list(unfit(serving, SearchSampling(), scores=True))) is fits

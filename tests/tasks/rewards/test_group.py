@@ -61,6 +61,14 @@ def test_every_sample_has_a_reward_and_those_of_a_query_are_neighbours(world, gr
     }
 
 
+def test_a_sample_without_a_verdict_has_the_mean_reward_of_the_querys_others(world, grouped, response):
+    rows = [response("a", n) for n in range(3)] + [response("b", n) for n in range(2)]
+    verdicts = [score("a", 0, 2.0) | {"verified": True}, score("a", 1, 1.0) | {"verified": False}, score("a", 2, 1.0)]
+    made = grouped(rows, [*verdicts, score("b", 0, 0.5), score("b", 1, 3.0)])
+    found = {(row["query_id"], row["sample"]): row["reward"] for row in world.rows(made)}
+    assert found == {("a", 0): 2.0, ("a", 1): 1.0, ("a", 2): 1.5, ("b", 0): 0.5, ("b", 1): 3.0}
+
+
 @pytest.mark.parametrize(
     ("totals", "said"),
     [

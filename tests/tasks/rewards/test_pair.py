@@ -4,6 +4,7 @@ import random
 import tracemalloc
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 from fakes import TinyServers
@@ -23,6 +24,7 @@ samples = st.lists(
             "total": st.sampled_from([0.0, 0.25, 1.0]) | st.floats(-10, 10),
             "completion_tokens": st.integers(1, 100),
             "finish_reason": st.sampled_from(["stop", "stop", "stop", "length"]),
+            "verified": st.none(),
         }
     ),
     max_size=10,
@@ -35,6 +37,21 @@ configs = st.builds(
     boundary=st.sampled_from([None, 0.0, -2.0]),
     max_tokens=st.integers(50, 100),
 )
+
+
+def test_a_sample_without_a_verdict_is_in_no_pair_where_others_have_one():
+    def row(sample: int, total: float, verified: bool | None) -> dict[str, Any]:
+        known = {"reward": total, "completion_tokens": 1, "finish_reason": "stop"}
+        return {"sample": sample, "total": total, "verified": verified, **known}
+
+    funnel: Counter[str] = Counter()
+    found = choose([row(0, 1, True), row(1, 0.5, False), row(2, 0, None)], PairConfig(min_samples=2), funnel)
+    assert found is not None
+    assert [each["sample"] for each in found] == [0, 1]
+    assert funnel["samples without a verdict"] == 1
+    found = choose([row(0, 1, None), row(1, 0.5, None), row(2, 0, None)], PairConfig(min_samples=2), funnel)
+    assert found is not None
+    assert [each["sample"] for each in found] == [0, 2]
 
 
 @settings(max_examples=300, deadline=None)
@@ -154,7 +171,7 @@ def test_pairs_keep_the_order_of_the_queries_and_memory_does_not_grow_with_the_t
     tracemalloc.stop()
     assert peak < made.rows * len(text)  # half of what the pairs hold
 
-    samples = [{**row, "total": score["total"]} for row, score in zip(drawn, scores, strict=True)]
+    samples = [{**row, "total": score["total"], "verified": None} for row, score in zip(drawn, scores, strict=True)]
     by_query = [(q, choose(samples[3 * n : 3 * n + 3], given["config"], Counter())) for n, q in enumerate(ids)]
     expected = [(q, both[0]["text"], both[1]["text"]) for q, both in by_query if both]
     assert [(row["query_id"], row["chosen"], row["rejected"]) for row in world.rows(made)] == expected
@@ -189,7 +206,14 @@ def test_without_any_pair_the_step_fails_before_training(world, model, query, re
 
 def test_chosen_and_rejected_are_on_either_side_of_the_boundary():
     rows = [
-        {"sample": n, "reward": reward, "total": reward, "completion_tokens": 9, "finish_reason": "stop"}
+        {
+            "sample": n,
+            "reward": reward,
+            "total": reward,
+            "completion_tokens": 9,
+            "finish_reason": "stop",
+            "verified": None,
+        }
         for n, reward in enumerate([3.0, 1.0, -2.0])
     ]
     found = choose(rows, PairConfig(min_samples=2, boundary=0.0), Counter())

@@ -265,13 +265,13 @@ def test_a_row_adds_up(model, response):
 
 
 def test_the_verifier_compares_mathematical_answers():
-    with verifier(ScoreConfig()) as verify:
+    with verifier("math500") as verify:
         assert verify(r"so \boxed{\frac{1}{2}}", "0.5") is True
         assert verify(r"so \boxed{2}", "0.5") is False
 
 
 def test_a_worlds_own_verifier_can_compare_the_answers():
-    with verifier(ScoreConfig(verifier="everyday")) as verify:
+    with verifier("everyday") as verify:
         assert verify("It is a Friday.", "Friday") is True
         assert verify("4 times 3 is 12 dollars.", "13") is False
 

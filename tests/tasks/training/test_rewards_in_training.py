@@ -16,10 +16,11 @@ from tiny import make_model
 from infra.errors import BadInput
 from infra.text.chat import load_tokenizer
 from tasks.rewards.score import ScoreConfig
+from tasks.rewards.verify import CALLS
 from tasks.training.on_policy import check_learned, counted
 from tasks.training.on_policy_config import Rewarding
 from tasks.training.on_policy_trainer import WITHOUT_SIGNAL, OnPolicy
-from tasks.training.rewarder import CALLS, Rewarder, RewardError
+from tasks.training.rewarder import Rewarder, RewardError
 
 Rewards = list[float | None]
 
@@ -53,29 +54,36 @@ def test_a_sample_without_a_score_has_the_lowest_reward_of_the_training_so_far(t
     assert trainer.step(-6, -5) == [-6, -5]
     assert trainer.step(None, None) == [-6, -6]
     assert trainer.step(3, None) == [3, -6]
-    assert trainer.state.log_history == [{}, {"lowest_reward": 2}, *[{"lowest_reward": -6}] * 3]
+    assert [line.get("lowest_reward") for line in trainer.state.log_history] == [None, 2, -6, -6, -6]
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo", "reinforce"])
-@pytest.mark.parametrize("rewards", [[None] * 4, [1.5] * 4])
+@pytest.mark.parametrize("rewards", [[None] * 64, [-3.7] * 64])
 def test_a_training_whose_rewards_teach_nothing_is_stopped(tmp_path: Path, method: str, rewards: Rewards) -> None:
     trainer = Rewarded(tmp_path, method)
-    trainer.step(1, 1.5, 1, 1)
-    for _ in range(WITHOUT_SIGNAL - 1):
+    steps = WITHOUT_SIGNAL // 32  # of 32 queries each
+    trainer.step(1, 1.5, 1, 1.5)
+    for _ in range(steps - 1):
         trainer.step(*rewards)
-    trainer.step(1, 1.5, 1, 1)  # counted from the start again
-    for _ in range(WITHOUT_SIGNAL - (method != "reinforce")):  # which differs from the step before at first
+    trainer.step(1, 1.5, 1, 1.5)  # counted from the start again
+    for _ in range(steps - (method != "reinforce")):  # whose first step differs from the one before
         trainer.step(*rewards)
-    with pytest.raises(RewardError, match=r"in the last 10 steps the samples of each query had equal rewards, or none"):
+    with pytest.raises(RewardError, match=r"the samples of each of the last 256 queries had equal rewards, or none"):
         trainer.step(*rewards)
+
+
+def test_a_small_step_whose_query_teaches_nothing_stops_no_training(tmp_path: Path) -> None:
+    trainer = Rewarded(tmp_path, "rloo")
+    for number in range(300):
+        trainer.step(1, 1 + (number % 100 == 99))
 
 
 def test_reinforce_learns_from_steps_that_differ_and_the_others_from_queries_only(tmp_path: Path) -> None:
-    for method in ("reinforce", "rloo"):
+    for method, expected in (("reinforce", 0), ("rloo", 9)):
         trainer = Rewarded(tmp_path, method)
-        for number in range(WITHOUT_SIGNAL - 1):
+        for number in range(9):
             trainer.step(number, number)
-        assert trainer.without_signal == (0 if method == "reinforce" else WITHOUT_SIGNAL - 1)
+        assert trainer.state.log_history[-1]["queries_without_signal"] == (expected or 0)
 
 
 def test_a_verifier_without_a_verdict_stops_a_training_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +110,7 @@ def test_a_verifier_without_a_verdict_stops_a_training_early(tmp_path: Path, mon
 
 
 def line(**more: Any) -> dict[str, Any]:
-    return {"completion_tokens": 3, "finish_reason": "stop", "reward": 1.0} | more
+    return {"completion_tokens": 3, "finish_reason": "stop", "reward": 1.0, "step": 1, "query_id": "a"} | more
 
 
 def test_what_was_sampled_is_counted_and_a_model_that_learned_from_no_reward_is_refused() -> None:
@@ -115,9 +123,14 @@ def test_what_was_sampled_is_counted_and_a_model_that_learned_from_no_reward_is_
         "rollouts_without_a_score": 1,
         "rollouts_compared": 2,
         "rollouts_without_a_verdict": 1,
+        "rollouts_that_differ": 2,
     }
-    check_learned(counts, "rloo-1", score)
+    check_learned(counts, "rloo-1", score, "rloo")
     with pytest.raises(BadInput, match=r"rloo-1: none of the 2 samples had a score.*\(2 were cut off\)"):
-        check_learned(counted([line(reward=None, finish_reason="length")] * 2), "rloo-1", score)
+        check_learned(counted([line(reward=None, finish_reason="length")] * 2), "rloo-1", score, "rloo")
     with pytest.raises(BadInput, match=r"rloo-1: the verifier evals.graders:everyday had no verdict on any of 2"):
-        check_learned(counted([line(verified=None)] * 2), "rloo-1", score)
+        check_learned(counted([line(verified=None), line(verified=None, reward=0.0)]), "rloo-1", score, "rloo")
+    same = counted([line(), line(), line(query_id="b", reward=0.0), line(query_id="b", reward=0.0)])
+    check_learned(same, "reinforce-1", score, "reinforce")
+    with pytest.raises(BadInput, match="rloo-1: the samples of each query had equal rewards"):
+        check_learned(same, "rloo-1", score, "rloo")
