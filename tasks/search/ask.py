@@ -199,9 +199,11 @@ class Asker:
         end: the first problems to end are those that are refused.
         """
         for name, wish in wishes.items():
-            if isinstance(wish.ask, Solve) and isinstance(found := results[name], list):
-                self.counts["solutions sampled"] += len(found)
-                self.counts["cut at solution_tokens"] += sum(not each.ended for each in found)
+            if isinstance(found := results[name], list):
+                whole = sum(each.ended for each in found)  # a next step may end its solution
+                cut = len(found) - whole if isinstance(wish.ask, Solve) else 0
+                self.counts["solutions sampled"] += whole + cut
+                self.counts["cut at solution_tokens"] += cut
             for record in self._records(name):
                 self.counts["requests"] += 1
                 if "quarantined" in record:
@@ -214,8 +216,8 @@ class Asker:
                     steps = [each for each in samples if "blank" not in each]
                     self.counts["steps sampled"] += len(steps)
                     self.counts["steps ended by the delimiter"] += sum(self._delimited(each) for each in steps)
-                    cut = ("cut" in each and "corrected" not in each for each in steps)
-                    self.counts["cut at step_tokens"] += sum(cut)
+                    pieces = ("cut" in each and "corrected" not in each for each in steps)
+                    self.counts["cut at step_tokens"] += sum(pieces)
         if 2 * self.counts["refused"] > self.counts["requests"] and 2 * len(self._refused) > len(self.queries):
             self.check_refusals()
 

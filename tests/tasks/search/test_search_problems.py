@@ -286,10 +286,31 @@ def test_cut_off_solutions_stop_the_step_if_they_are_more_than_their_share(world
 
     server = FakeVllm(completions=never_ends)
     own = given(queries, model, TinyServers(world.work_dir, server), tokens=40)
-    with pytest.raises(TruncationError, match=r"(\d+) of \1 solutions \(100.0%\) were cut off at .*limit 50.0%: raise"):
-        world.do(search_problems, **own)
+    with pytest.raises(
+        TruncationError, match=r"\d+ of \d+ solutions \(\d\d\.\d%\) were cut off at .*limit 10.0%: raise"
+    ):
+        world.do(search_problems, **{**own, "sampling": SearchSampling(max_truncated_share=0.1)})
     asked = len(server.asked)
     made = world.do(search_problems, **{**own, "sampling": SearchSampling(max_truncated_share=1)})
     assert len(server.asked) == asked
     counts = world.counts(made)
-    assert counts["cut at solution_tokens"] == counts["solutions sampled"] > 0
+    assert 0.1 * counts["solutions sampled"] < counts["cut at solution_tokens"] < counts["solutions sampled"]
+
+
+def test_a_step_that_ends_its_solution_counts_among_the_solutions_that_may_be_cut_off(world, queries, model):
+    """A plain model answers in one step; the few rollouts from its other steps may all be cut off."""
+
+    def answers_at_once(body):
+        found = policy_and_judge(body)
+        if "logprob_token_ids" not in body:
+            for each in found["choices"]:
+                if not body["stop"]:
+                    each["finish_reason"] = "length"
+                elif each["index"]:
+                    each |= {"text": " answer : 2 .", "stop_reason": None}
+        return found
+
+    servers = TinyServers(world.work_dir, FakeVllm(completions=answers_at_once))
+    counts = world.counts(world.do(search_problems, **given(queries, model, servers, tokens=40)))
+    assert 0 < counts["cut at solution_tokens"] < counts["solutions sampled"] / 2
+    assert counts["solutions sampled"] >= counts["solutions"] > 0
