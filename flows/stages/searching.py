@@ -58,13 +58,14 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool, els
 
 
 def beside_reward(serving: ServingConfig) -> int:
-    """How many servers of the policy are on a GPU that the reward model's server is on: the first ones of the machine,
-    since it sees all. A GPU that is not named by its number may be one of them."""
+    """How many servers of the policy are at most on one of the reward model's GPUs, which are the first ones of the
+    machine, since its server sees all. A GPU that is not named by its number may be one of them."""
     if not serving.policy_devices:
         return serving.policy_servers
     rewards = {str(number) for number in range(serving.reward.tensor_parallel_size)}
     named = [each.replace(" ", "").split(",") for each in serving.policy_devices]
-    return int(any(gpu in rewards or not gpu.isdigit() for gpus in named for gpu in gpus))
+    unknown = any(not gpu.isdigit() for gpus in named for gpu in gpus)
+    return max(int(unknown), *(sum(gpu in gpus for gpus in named) for gpu in rewards))
 
 
 class Searched(BaseModel, frozen=True, extra="forbid"):

@@ -47,7 +47,8 @@ def _signs(first: int, last: int) -> str:
 
 _MARKS, _SOUTH_EAST = _signs(0x300, 0xE00), _signs(0xF00, 0x1800)  # the latter write no spaces between words
 _WORD = re.compile(rf"[{UNSPACED}{_SOUTH_EAST}]|\d+|(?:[^\W_{UNSPACED}]|[{_MARKS}])+")
-_MANY_MARKS = re.compile(rf"([{_signs(0x300, 0x10000)}]{{30}})[{_signs(0x300, 0x10000)}]+")
+_ALL_MARKS = _signs(0x300, 0x10000)
+_MANY_MARKS = re.compile(rf"([{_ALL_MARKS}]{{30}})[{_ALL_MARKS}]+")
 """More marks on a letter than any language writes (Unicode's limit for streams, UAX #15), which take long to sort."""
 _PUNCTUATION = re.compile(rf"[^\w\s{_MARKS}{_SOUTH_EAST}]|_")
 _UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
