@@ -172,7 +172,7 @@ ROLLOUTS = _table(
     solution_tokens=INT32,
     reward=_optional(REAL),
 )
-"""A sample that was drawn inside a trainer, at one of its steps. Without a reward it counts as the step's worst."""
+"""A sample that was drawn inside a trainer, at one of its steps. Without a reward it counts as the worst so far."""
 
 DISTILLED = _table(
     query_id=TEXT,
