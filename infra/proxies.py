@@ -42,6 +42,12 @@ def spare_loopback() -> None:
     os.environ.update(sparing_loopback(os.environ))
 
 
+def spare(url: str) -> None:
+    """Have no proxy used for the machine of a URL, in this process and its children."""
+    host = urlsplit(url).hostname or ""
+    os.environ.update(sparing_loopback({**os.environ, "no_proxy": f"{os.environ.get('no_proxy', '')},{host}"}))
+
+
 def sparing_loopback(environment: Mapping[str, str]) -> dict[str, str]:
     """NO_PROXY and no_proxy, with what the user listed in either and with this machine's own names.
 

@@ -109,6 +109,12 @@ class Settings(BaseSettings):
             raise ValueError("access_key_id and secret_access_key go together: set both or neither")
         return self
 
+    def absolute(self) -> Self:
+        """The same with absolute local paths, for processes that have other working folders."""
+        local = "://" not in self.store
+        folders: dict[str, Any] = {"work_dir": self.work_dir.resolve()}
+        return self.model_copy(update=folders | ({"store": str(Path(self.store).resolve())} if local else {}))
+
     @classmethod
     def load(cls) -> Self:
         """Settings from the environment and, where `BOLT_SETTINGS_BLOCK` names one, a Prefect Secret block.

@@ -28,7 +28,7 @@ MUTUAL = REWARDS | {"tasks/mutual"}
 SEARCH = MUTUAL | {"tasks/search"}
 REPORT = EVALUATION | SEARCH | {"tasks/report"}
 TASKS = REPORT | IMITATION | {"tasks/curation", "tasks/exploration"}
-OPERATIONS = INFRA | {"infra/operations"}
+OPERATIONS = INFRA | {"infra/operations", "infra/cluster"}
 ALLOWED = {
     "cot_formats": set(),
     "evals": set(),
@@ -40,6 +40,7 @@ ALLOWED = {
     "infra/serving": STORE | {"infra/training"},
     "infra/steps": STORE,
     "infra/operations": INFRA,
+    "infra/cluster": INFRA,
     "tasks/queries": INFRA | PURE,
     "tasks/examples": INFRA | PURE,
     "tasks/responses": QUERIES | EXAMPLES,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 from prefect.flows import FlowStateHook
 from pydantic import BaseModel, Field, model_validator
 
 from flows.stages.lengths import conflicts, parts
+from infra.cluster.config import RayConfig
 from infra.operations.alerts import alert
 from infra.serving.servers import ServingConfig
 from infra.training.config import Recipe, RlRecipe
@@ -66,6 +67,11 @@ class Common(BaseModel, frozen=True, extra="forbid", json_schema_extra=_numbered
     """Parameters that all flows share. They come last in the run form: people change the others first."""
 
     serving: ServingConfig = Field(description="How models are served.")
+    cluster: Literal["ray"] | None = Field(
+        None,
+        description="`ray`: shards, servers and trainings run on the nodes of a Ray cluster. Null: on this machine.",
+    )
+    ray: RayConfig = Field(RayConfig(), description="What a run takes of the Ray cluster, with `cluster: ray`.")
     estimates: Estimates = Field(Estimates(), description="Figures that a dry run assumes.")
     dry_run: bool = Field(
         False, description="Print the plan (steps, which are cached, first prompt, tokens, GPU hours) and stop."
@@ -77,6 +83,27 @@ class Common(BaseModel, frozen=True, extra="forbid", json_schema_extra=_numbered
             for name, value in part:
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(f"{f'{path}.{name}'.lstrip('.')} is {value}: expected a finite number")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_are_told(self) -> Self:
+        serving = self.serving
+        several = serving.policy_servers > 1 and serving.policy.tensor_parallel_size > 1
+        if self.cluster is None and several and not serving.policy_devices:
+            raise ValueError(
+                "serving: several servers with several GPUs each: list the GPUs of each server in policy_devices"
+            )
+        if self.cluster == "ray":
+            if serving.policy_devices:
+                raise ValueError("serving.policy_devices: leave it out with `cluster: ray`, which deals out the GPUs")
+            for path, part, _ in parts(self):
+                if isinstance(part, RlRecipe) and part.on_policy:
+                    raise ValueError(
+                        f"{path}.on_policy is true, but with `cluster: ray` a trainer does not reach the reward "
+                        "model's server: set it to false, or leave `cluster` out"
+                    )
+                if isinstance(part, Hosts) and part.hosts:
+                    raise ValueError(f"{path}.hosts: leave it out with `cluster: ray`, which picks the machine")
         return self
 
     @model_validator(mode="after")
@@ -100,14 +127,19 @@ class Trains(Common):
 
     training: Hosts = Field(HERE, description="The machines that train.")
 
+    @property
+    def nodes(self) -> int:
+        """Number of machines that train together."""
+        return self.ray.training_nodes if self.cluster else self.training.nodes
+
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         for path, part, _ in parts(self):
             if isinstance(part, Recipe):
                 try:
-                    part.accumulation(ranks_of(part, nodes=self.training.nodes) * self.training.nodes)
+                    part.accumulation(ranks_of(part, nodes=self.nodes) * self.nodes)
                 except ValueError as error:
-                    raise ValueError(f"{path}, on {self.training.nodes} hosts: {error}") from error
+                    raise ValueError(f"{path}, on {self.nodes} hosts: {error}") from error
             if isinstance(part, RlRecipe) and part.on_policy and self.training.nodes > 1:
                 raise ValueError(
                     f"{path}.on_policy is true, but only the machine of the flow reaches the reward model's server: "

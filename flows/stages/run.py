@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
@@ -21,6 +21,7 @@ from cot_formats.responses import Format
 from flows.stages.common import Common, Estimates, Trains
 from flows.stages.logs import log_on_worker, show_own_logs
 from flows.stages.memory import cached_config, check_trainings, device
+from flows.stages.serving import serving
 from infra.errors import BadInput
 from infra.processes.watchdog import end_all
 from infra.serving.model_checks import (
@@ -49,6 +50,9 @@ from infra.training.nodes import check_hosts
 from infra.training.switches import ranks_of
 from infra.training.trackers import check_trackers
 from tasks.training.render import check_prefix
+
+if TYPE_CHECKING:
+    from infra.cluster.ray_cluster import Cluster
 
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
@@ -80,9 +84,11 @@ class Run:
         estimates: Estimates,
         scratch: Path | None,
         hosts: Hosts = HERE,
+        cluster: Cluster | None = None,
     ) -> None:
         self.store, self.settings, self.servers, self.estimates = store, settings, servers, estimates
-        self.hosts = hosts
+        self.hosts, self.cluster = hosts, cluster
+        self.nodes = cluster.config.training_nodes if cluster else hosts.nodes
         self.dry, self.scratch = scratch is not None, Settings(store=str(scratch)) if scratch else settings
         self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has made in its scratch store
         self.steps: list[StepRecord] = []
@@ -100,20 +106,22 @@ class Run:
         expected_tokens: int = 0,
         expected_rows: int = 0,
         rehearse: bool = False,
+        gpus: int = 0,
         **arguments: Any,
     ) -> Ref:
         """Make or find the artifact `name` of a step's call. What this run has made is not looked up again.
 
         The `expected_` figures are for the plan of a dry run, and for the log line at the step's start. With
         `rehearse`, a dry run does the step in a scratch store if its inputs were made there too, so that its rows and
-        the keys of later steps are known.
+        the keys of later steps are known. `gpus`: how many the step itself needs, besides servers; a cluster finds a
+        node that has them.
         """
         arguments = self._supplied(step, arguments)
         plan = step.plan(name, arguments)
         if (plan.step, plan.key) in self.done:
             return self.done[plan.step, plan.key]
         if not self.dry:
-            made = self._submitted(step, name, [Job(plan, self.settings, arguments)], expected_tokens)[0]
+            made = self._submitted(step, name, [Job(plan, self.settings, arguments)], expected_tokens, gpus)[0]
         elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
             made = step.task.fn(Job(plan, self.scratch, arguments))
             self.rehearsed.add((plan.step, plan.key))
@@ -149,12 +157,17 @@ class Run:
     def _supplied(self, step: Step, arguments: dict[str, Any]) -> dict[str, Any]:
         return {**arguments, SERVERS: self.servers} if step.takes_servers else arguments
 
-    def _submitted(self, step: Step, name: str, jobs: Sequence[Job], expected_tokens: int) -> list[Ref]:
-        """Run the jobs as task runs, each after the task runs that made or found its inputs, and wait for all."""
+    def _submitted(
+        self, step: Step, name: str, jobs: Sequence[Job], expected_tokens: int, gpus: int | None = None
+    ) -> list[Ref]:
+        """Run the jobs as task runs, each after the task runs that made or found its inputs, and wait for all.
+
+        `gpus`: how many the step itself needs; None for a shard.
+        """
         began = time.perf_counter()
         if expected_tokens:
             self.log.info("%s: %s", name, self._expected(name, expected_tokens, jobs[0].arguments))
-        futures = [job.submit(step.task, self._made_by(job.plan)) for job in jobs]
+        futures = self._futures(step, name, jobs, gpus)
         wait(futures)
         self.task_runs.update(((job.plan.step, job.plan.key), each) for job, each in zip(jobs, futures, strict=True))
         cached = all(future.state.name == "Cached" for future in futures)
@@ -171,10 +184,26 @@ class Run:
         self.log.info("%-28s %6.1f s  %-6s  %s  %d rows", record.name, record.seconds, done, record.key, record.rows)
         return refs
 
+    def _futures(self, step: Step, name: str, jobs: Sequence[Job], gpus: int | None) -> list[PrefectFuture[Any]]:
+        """The jobs' task runs: on this machine, or on the cluster if they are shards or need devices of their own."""
+        calls = [(job, self._made_by(job.plan)) for job in jobs]
+        trains = is_training(name)
+        if self.cluster is None or (gpus == 0 and not trains):
+            return [job.submit(step.task, made_by) for job, made_by in calls]
+        if gpus is None:
+            return self.cluster.submit_shards(step.task, calls)
+        if find(self.store, jobs[0].plan.step, jobs[0].plan.key) is None:
+            (
+                self.servers.release if trains else self.servers.scorer
+            )()  # the devices that it is placed on may be theirs
+        if trains:
+            return [self.cluster.train(step.task, *calls[0])]
+        return [self.cluster.submit(step.task, *calls[0], self.cluster.needs(self.cluster.config.training, gpus))]
+
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""
         if is_training(name):
-            config, nodes = arguments["config"], self.hosts.nodes
+            config, nodes = arguments["config"], self.nodes
             devices = nodes * ranks_of(config, nodes=nodes)
         else:
             devices = self.servers.devices()
@@ -277,9 +306,9 @@ class Run:
 
     def _fit(self, title: str, config: Mapping[str, Any], trains: Mapping[str, Recipe], sizes: Sizes) -> None:
         """Say what the trainings use and need. Raises `BadInput` if one cannot run so."""
-        on = device(self.estimates.gpu_memory_gib, dry=self.dry)
+        on = device(self.estimates.gpu_memory_gib, dry=self.dry or self.cluster is not None)
         share, reward = self.estimates.memory_share, self.servers.options("reward").gpu_memory_utilization
-        for line in check_trainings(title, config, sizes, trains, on, self.hosts.nodes, share, reward):
+        for line in check_trainings(title, config, sizes, trains, on, self.nodes, share, reward):
             (print if self.dry else self.log.info)(line)
 
     def _from_hub(self, name: str, revision: str) -> Path:
@@ -335,13 +364,15 @@ def begin(common: Common) -> Iterator[Run]:
     """
     show_own_logs()
     settings = Settings.load()
+    settings = settings.absolute() if common.cluster else settings
     store = Store.open(settings)
     with (
         TemporaryDirectory(prefix="bolt-dry-run-") as scratch,
-        Servers(common.serving, store, settings.work_dir.resolve(), settings.policy_api_key) as servers,
+        serving(common, settings, store) as (servers, cluster),
     ):
         hosts = common.training if isinstance(common, Trains) else HERE
-        run = Run(store, settings, servers, common.estimates, Path(scratch) if common.dry_run else None, hosts)
+        made = Path(scratch) if common.dry_run else None
+        run = Run(store, settings, servers, common.estimates, made, hosts, cluster)
         if not run.dry:
             check_hosts(hosts, servers.work_dir)
         try:

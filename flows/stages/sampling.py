@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cot_formats.responses import LongFormat
 from flows.stages.mining import MineStage
 from flows.stages.run import Run
 from infra.errors import BadInput
+from infra.serving.armorm import is_armorm
 from infra.serving.vllm_server import runs_on_cpu
 from infra.store.manifest import Ref
+from infra.store.model_files import CONFIG, ModelFiles
 from tasks.responses.generate import GenerateConfig, generate
 from tasks.responses.perplexity import PerplexityConfig, measure_perplexity
 from tasks.responses.prompt import PromptConfig
@@ -55,7 +58,19 @@ def scored(
     run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref | None
 ) -> Ref:
     """Score all responses: a table of rewards."""
-    return run.do(score, step, config=config, responses=responses, queries=queries, reward_model=reward_model)
+    inputs: dict[str, Any] = {"responses": responses, "queries": queries, "reward_model": reward_model}
+    return run.do(score, step, gpus=_own_gpus(run, reward_model), config=config, **inputs)
+
+
+def _own_gpus(run: Run, reward_model: Ref | None) -> int:
+    """GPUs that scoring itself uses, on a cluster: ArmoRM runs in the step, other reward models on a server."""
+    if (
+        run.cluster is None
+        or reward_model is None
+        or not is_armorm(ModelFiles.of(run.store, reward_model).read(CONFIG))
+    ):
+        return 0
+    return run.servers.options("reward").tensor_parallel_size
 
 
 def perplexities_of(

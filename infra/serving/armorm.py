@@ -8,10 +8,9 @@ part is finished once its `rewards-00000.npy` exists, so a scoring process that 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,9 +41,9 @@ class ArmoConfig(BaseModel, frozen=True, extra="forbid"):
     batch_tokens: int = Field(16_384, gt=0, description="Maximum tokens per batch, including padding")
 
 
-def is_armorm(model: Path) -> bool:
-    """Whether a model folder's config.json names this architecture."""
-    return ARCHITECTURE in (json.loads((model / "config.json").read_text()).get("architectures") or [])
+def is_armorm(config: Mapping[str, Any]) -> bool:
+    """Whether a model's config.json names this architecture."""
+    return ARCHITECTURE in (config.get("architectures") or [])
 
 
 def gate_position(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:

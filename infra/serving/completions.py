@@ -350,10 +350,10 @@ async def classify(
     *,
     max_in_flight: int,
     alive: Callable[[], None],
+    headers: Mapping[str, str] | None = None,
     batch_size: int = 32,
 ) -> list[float]:
-    """Raw logits (no sigmoid) of a one-label sequence classifier served with `runner="pooling"`, in the order of the
-    inputs.
+    """Raw logits (no sigmoid) of a one-label sequence classifier served with `runner="pooling"`, one per input.
 
     Token ids are scored as they are; texts are tokenised by the server, which adds the tokenizer's own special tokens.
     One HTTP request carries up to `batch_size` inputs.
@@ -362,7 +362,7 @@ async def classify(
         CompletionError: as `Client.post`, or the model has more than one label.
     """
     scores = [float("nan")] * len(texts_or_ids)
-    async with Client(url, max_in_flight=max_in_flight, alive=alive) as client:
+    async with Client(url, max_in_flight=max_in_flight, alive=alive, headers=headers) as client:
 
         async def work(start: int) -> None:
             batch = [item if isinstance(item, str) else list(item) for item in texts_or_ids[start : start + batch_size]]

@@ -54,8 +54,6 @@ class ServingConfig(BaseModel, frozen=True, extra="forbid"):
                 f"policy_devices has the GPUs of {len(self.policy_devices)} servers, but policy_servers is "
                 f"{self.policy_servers}: give one entry per server, or none"
             )
-        if self.policy_servers > 1 and self.policy.tensor_parallel_size > 1 and not self.policy_devices:
-            raise ValueError("several servers with several GPUs each: list the GPUs of each server in policy_devices")
         if bool(self.policy_urls) != (self.policy_name is not None):
             raise ValueError("policy_urls and policy_name go together: give both or neither")
         return self
@@ -92,7 +90,8 @@ class Servers:
     def devices(self) -> int:
         """Number of GPUs that the policy's servers use; a remote server counts as one."""
         serving = self._serving
-        return len(serving.policy_urls) or serving.policy_servers * serving.policy.tensor_parallel_size
+        own = serving.policy.tensor_parallel_size * serving.policy.pipeline_parallel_size
+        return len(serving.policy_urls) or serving.policy_servers * own
 
     def is_remote(self, model: Ref) -> bool:
         """Whether servers that someone else runs serve this model as policy. They serve no model that is made here."""

@@ -21,7 +21,7 @@ from infra.store.store import Store, StoreError
 log = logging.getLogger(__name__)
 
 FOLDER = "ledgers"
-EVERY_S = 60.0  # the most that the loss of a machine costs, plus the time of an upload
+EVERY_S = 10.0  # the most that the loss of a machine costs, plus the time of an upload
 PIECE = 8 * 2**20  # approximate size in bytes of each file of the copy
 
 

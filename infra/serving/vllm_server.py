@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import httpx
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from infra.processes.causes import last_words
 from infra.processes.openmp import short_spin
@@ -32,7 +32,14 @@ _CPU_KV_CACHE_GIB = 2.0
 _CPU_BLOCK = 32  # tokens; the prefix cache finds whole blocks only, and vLLM's 128 on CPU is longer than many queries
 _OURS = {
     *("--model", "--served-model-name", "--runner", "--host", "--port", "--max-model-len", "--dtype", "--max-num-seqs"),
-    *("--seed", "--tensor-parallel-size", "--gpu-memory-utilization", "--generation-config", "--trust-remote-code"),
+    *(
+        "--seed",
+        "--tensor-parallel-size",
+        "--pipeline-parallel-size",
+        "--gpu-memory-utilization",
+        "--generation-config",
+        "--trust-remote-code",
+    ),
 }
 """Options of vLLM that are set from `ServerOptions`, or that requests rely on."""
 
@@ -57,6 +64,12 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
         description="Seed of the engine; the only seed on CPU, where per-request seeds kill the engine",
     )
     tensor_parallel_size: int = Field(1, gt=0, description="Number of GPUs that the model is split over")
+    pipeline_parallel_size: int = Field(
+        1,
+        gt=0,
+        description="Number of stages that the model's layers are split into, each on tensor_parallel_size GPUs; with "
+        "`cluster: ray` they may be on different nodes",
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each GPU's memory to use")
     kv_cache_gib: float | None = Field(
         None, gt=0, description="KV cache in GiB; default: 2 on CPU, and what gpu_memory_utilization allows on GPU"
@@ -97,7 +110,7 @@ def runs_on_cpu() -> bool:
 
 
 class VllmServer:
-    """One OpenAI-compatible vLLM server on 127.0.0.1.
+    """One OpenAI-compatible vLLM server, on 127.0.0.1 unless another address of this machine is given.
 
     It ends with the `with` block, and with this process, however that ends. `start` raises `ServerError` at once if the
     model folder is missing. A free port is picked.
@@ -111,11 +124,18 @@ class VllmServer:
         runner: Literal["generate", "pooling"] = "generate",
         served_name: str = "policy",
         devices: str | None = None,
+        host: str = _HOST,
+        api_key: SecretStr | None = None,
     ) -> None:
-        """`devices`: the GPUs of the server, as in CUDA_VISIBLE_DEVICES; if omitted, those that this process sees."""
+        """
+        Args:
+            devices: the GPUs of the server, as in CUDA_VISIBLE_DEVICES; if omitted, those that this process sees.
+            host: the address of this machine that it listens on.
+            api_key: what requests must bring, for a server that other machines can reach.
+        """
         self.model_dir, self.options, self.log_path = Path(model_dir), options, Path(log_path)
         self.runner, self.served_name = runner, served_name
-        self._devices, self._port = devices, 0
+        self._devices, self._host, self._port, self._api_key = devices, host, 0, api_key
         self._process: GuardedProcess | None = None
 
     @property
@@ -123,12 +143,13 @@ class VllmServer:
         """Base address, without a trailing slash or `/v1`. Raises `ServerError` before the start."""
         if self._process is None:
             raise ServerError(f"server of {self.model_dir} is not started")
-        return f"http://{_HOST}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """HTTP headers of every request: none."""
-        return {}
+        """HTTP headers of every request; they hold the API key, if there is one, so they are never logged."""
+        return {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key.get_secret_value()}"}
 
     @property
     def pid(self) -> int:
@@ -154,7 +175,9 @@ class VllmServer:
             "serving.policy" if self.served_name == "policy" else "serving.reward",
         )
         env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
-        with _held_port() as self._port:
+        if self._api_key is not None:
+            env["VLLM_API_KEY"] = self._api_key.get_secret_value()
+        with _held_port(self._host) as self._port:
             self._process = process = GuardedProcess(self.command(), log_path=self.log_path, env=env)
             try:
                 self._wait_until_healthy(process)
@@ -185,13 +208,14 @@ class VllmServer:
             "--model": self.model_dir,
             "--served-model-name": self.served_name,
             "--runner": self.runner,
-            "--host": _HOST,
+            "--host": self._host,
             "--port": self._port,
             "--max-model-len": options.max_model_len,
             "--dtype": options.dtype,
             "--max-num-seqs": options.max_num_seqs,
             "--seed": options.seed,
             "--tensor-parallel-size": options.tensor_parallel_size,
+            "--pipeline-parallel-size": options.pipeline_parallel_size,
             "--gpu-memory-utilization": options.gpu_memory_utilization,
             "--generation-config": "vllm",  # the model's own sampling defaults (top-k, ...) must not slip in
             "--uvicorn-log-level": "warning",
@@ -201,7 +225,7 @@ class VllmServer:
             named["--kv-cache-memory-bytes"] = int(kv_cache_gib * 2**30)
         if cpu:
             named["--block-size"] = _CPU_BLOCK
-        if cpu and options.tensor_parallel_size == 1:
+        if cpu and options.tensor_parallel_size * options.pipeline_parallel_size == 1:
             named["--distributed-executor-backend"] = "uni"  # one process fewer: starts and decodes a third faster
         if eager:
             flags.append("--enforce-eager")
@@ -217,7 +241,7 @@ class VllmServer:
 
     def _wait_until_healthy(self, process: GuardedProcess) -> None:
         deadline = time.monotonic() + self.options.startup_timeout_s
-        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, headers=self.headers, timeout=5, trust_env=False) as client:
             while time.monotonic() < deadline:
                 self.check()
                 try:
@@ -250,15 +274,15 @@ class VllmServer:
 
 
 @contextmanager
-def _held_port() -> Iterator[int]:
+def _held_port(host: str) -> Iterator[int]:
     """A free port that nothing else takes until vLLM listens on it, seconds later.
 
     The socket that holds it does not listen. Linux lets a second one with SO_REUSEADDR, as vLLM's is, have the port
     then, and gives it to no outgoing connection and to nobody who asks for any port.
     """
-    with socket.socket() as held:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((_HOST, 0))
+        held.bind((host, 0))
         yield int(held.getsockname()[1])
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self, TypeVar
@@ -34,13 +34,17 @@ Facts = dict[str, str]
 """What must be equal on all machines of a training: the version of each thing, by its name in messages."""
 
 
-def facts_here(root: Path = PROJECT_ROOT) -> Facts:
-    """Those of this machine, read from its disk now."""
-    digest = hashlib.sha256()
-    for path in sorted((root / "infra").rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    found = {"Python": platform.python_version(), "the project's code (infra)": digest.hexdigest()[:12]}
-    return found | {name: _version(name) for name in LIBRARIES}
+def facts_here(
+    root: Path = PROJECT_ROOT, packages: Sequence[str] = ("infra",), libraries: Sequence[str] = LIBRARIES
+) -> Facts:
+    """Those of this machine, read from its disk now: Python, the project's `packages`, and `libraries`."""
+    found = {"Python": platform.python_version()}
+    for package in packages:
+        digest = hashlib.sha256()
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+        found[f"the project's code ({package})"] = digest.hexdigest()[:12]
+    return found | {name: _version(name) for name in libraries}
 
 
 def difference(one: Facts, other: Facts) -> str:

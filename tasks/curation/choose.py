@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from infra.serving.completions import classify
+from infra.serving.classifier import Classifier
 from infra.serving.servers import Servers
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
@@ -158,8 +158,8 @@ def rank(examples: Sequence[dict[str, Any]], reward_model: Ref, store: Store, se
     """
     tokenizer = load_tokenizer(fetch_model(store, reward_model, servers.work_dir))
     ids = [reward_input_ids(tokenizer, each["query"], each["solution"]) for each in examples]
-    server = servers.reward(reward_model)
-    rewards = asyncio.run(classify(server.url, server.served_name, ids, max_in_flight=IN_FLIGHT, alive=server.check))
+    classifier = Classifier(partial(servers.reward, reward_model))
+    rewards = asyncio.run(classifier.logits(ids, max_in_flight=IN_FLIGHT))
     for each, reward in zip(examples, rewards, strict=True):
         if not math.isfinite(reward):
             raise ValueError(f"the reward model gave {reward} for example {each['example_id']}, not a finite number")

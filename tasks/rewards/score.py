@@ -12,6 +12,7 @@ import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from cot_formats.responses import is_well_formed
 from infra.errors import BadInput
 from infra.serving.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
-from infra.serving.completions import classify
+from infra.serving.classifier import Classifier
 from infra.serving.servers import Servers
 from infra.steps.inputs import digest_of_files
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
+from infra.store.model_files import CONFIG, ModelFiles
 from infra.store.models import fetch_model
 from infra.store.schemas import SCORES
 from infra.store.store import Store
@@ -234,7 +236,7 @@ def modelled_rewards(
             fits.append([len(each) <= limit for each in ids])
             yield [each for each in ids if len(each) <= limit]
 
-    if is_armorm(model):
+    if is_armorm(ModelFiles.of(store, reward_model).read(CONFIG)):
         rewards = armorm_rewards(fitting(), tokenizer, model, parts, servers)
     else:
         rewards = served_rewards(fitting(), reward_model, config, servers)
@@ -253,11 +255,9 @@ def served_rewards(
     batches: Iterable[list[list[int]]], reward_model: Ref, config: ScoreConfig, servers: Servers
 ) -> Iterator[list[float]]:
     """Rewards of token id sequences, batch by batch, from a sequence classifier on a vLLM server."""
-    server = servers.reward(reward_model)
+    classifier = Classifier(partial(servers.reward, reward_model))
     for ids in batches:
-        yield asyncio.run(
-            classify(server.url, server.served_name, ids, max_in_flight=config.in_flight, alive=server.check)
-        )
+        yield asyncio.run(classifier.logits(ids, max_in_flight=config.in_flight))
 
 
 def armorm_rewards(

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any
 
-from infra.serving.completions import Completion, Request, classify
+from infra.serving.classifier import Classifier
+from infra.serving.completions import Completion, Request
 from infra.serving.servers import Servers
 from infra.serving.stream import streaming
 from infra.store.manifest import Ref
@@ -63,7 +65,8 @@ def generative(
 def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers: Servers, in_flight: int) -> Scorer:
     """Scores by a sequence classifier: the sigmoid of its logit. A solution that is too long for it has none. Starts
     its server. `in_flight`: its requests at a time, of all problems together."""
-    tokenizer, server = load_tokenizer(fetch_model(store, model, servers.work_dir)), servers.reward(model)
+    tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
+    classifier = Classifier(partial(servers.reward, model))
     limit, free = servers.options("reward").max_model_len, asyncio.Semaphore(in_flight)
 
     async def score(_group: str, texts: Mapping[str, str], keep: Callable[[str, dict[str, Any]], None]) -> None:
@@ -71,7 +74,7 @@ def discriminative(queries: Mapping[str, str], store: Store, model: Ref, servers
         fitting = [name for name in texts if len(ids[name]) <= limit]
         read = [ids[name] for name in fitting]
         async with free:
-            found = await classify(server.url, server.served_name, read, max_in_flight=1, alive=server.check)
+            found = await classifier.logits(read, max_in_flight=1)
         logits = dict(zip(fitting, found, strict=True))
         for name in texts:
             if name in logits:

@@ -9,7 +9,7 @@ import pytest
 from flows.__main__ import deployments, flow_of
 
 FLOWS = list({each["entrypoint"]: flow_of(each) for each in deployments().values()}.values())
-LAST = ("serving", "estimates", "dry_run")
+LAST = ("serving", "cluster", "ray", "estimates", "dry_run")
 FIRST = {
     "bolt": ("model", "reward_model", "bootstrap", "sft", "online", "evaluate"),
     "bootstrap": ("model", "reward_model", "queries"),

@@ -16,6 +16,7 @@ from tiny import make_model
 from infra.processes.torchrun import TrainerError
 from infra.serving import armorm
 from infra.serving.armorm_process import ArmoRM, batches, score_part
+from infra.store.model_files import ModelFiles
 
 CHATS = [("w1 w2 w3", "w4"), ("w5", "w6 w7 w8 w9 w10 w11"), ("w1 w2 w3", "w12 w13"), ("w1 " * 40, "w2 " * 30)]
 
@@ -107,8 +108,9 @@ def test_batching_changes_no_reward_and_no_order(folder, tmp_path):
 
 
 def test_the_architecture_is_read_from_config_json(folder, tmp_path):
-    assert armorm.is_armorm(folder)
-    assert not armorm.is_armorm(make_model(tmp_path / "classifier", reward=True))
+    assert armorm.is_armorm(ModelFiles.in_folder(folder).read("config.json"))
+    other = make_model(tmp_path / "classifier", reward=True)
+    assert not armorm.is_armorm(ModelFiles.in_folder(other).read("config.json"))
 
 
 @pytest.mark.parametrize("gone", ["gating.logit_scale", "model.layers.1.mlp.up_proj.weight", "regression_layer.weight"])

@@ -83,10 +83,6 @@ def model(step: str = "imported", digest: str = "d") -> Ref:
         ({"policy_servers": 2, "policy_devices": ["0"]}, "GPUs of 1 servers, but policy_servers is 2"),
         ({"policy_urls": ["http://h:1"]}, "policy_urls and policy_name go together"),
         ({"policy_name": "m"}, "policy_urls and policy_name go together"),
-        (
-            {"policy": {"max_model_len": 9, "tensor_parallel_size": 2}, "policy_servers": 2},
-            "list the GPUs of each server in policy_devices",
-        ),
         ({"policy": {"max_model_len": 9, "dtype": "bf16"}}, "'bfloat16'"),
         ({"policy": {"max_model_len": 9, "dtype": ""}}, "'bfloat16'"),
         ({"policy": {"max_model_len": 9, "seed": -1}}, "greater than or equal to 0"),

@@ -1,0 +1,29 @@
+"""What every process of a run on a Ray cluster does first, on whatever node Ray starts it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+LOGGERS = ("flows", "infra", "tasks")
+
+
+def environment() -> dict[str, Any]:
+    """Ray's runtime environment of a run: the log lines of steps reach Prefect, as on one machine."""
+    from prefect.settings import PREFECT_LOGGING_LEVEL
+
+    variables = {
+        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
+        "PREFECT_LOGGING_LEVEL": str(PREFECT_LOGGING_LEVEL.value()),
+    }
+    return {"env_vars": variables, "worker_process_setup_hook": f"{__name__}.begin"}
+
+
+def begin() -> None:
+    """Give the project's loggers Prefect's handlers and level."""
+    from prefect.logging.configuration import setup_logging
+    from prefect.settings import PREFECT_LOGGING_LEVEL
+
+    setup_logging()
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(PREFECT_LOGGING_LEVEL.value())
