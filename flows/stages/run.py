@@ -363,8 +363,7 @@ def begin(common: Common) -> Iterator[Run]:
     On SIGTERM, Ctrl-C or cancellation the trainers are ended as well, since Prefect waits for the steps in progress.
     """
     show_own_logs()
-    settings = Settings.load()
-    settings = settings.absolute() if common.cluster else settings
+    settings = Settings.load().absolute() if common.cluster else Settings.load()
     store = Store.open(settings)
     with (
         TemporaryDirectory(prefix="bolt-dry-run-") as scratch,

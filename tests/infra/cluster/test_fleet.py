@@ -1,0 +1,135 @@
+"""What the fleet of a run knows of its servers, without a cluster."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from infra.cluster import fleet as module
+from infra.cluster.config import RayConfig
+from infra.cluster.fleet import Address, Fleet, Group
+from infra.cluster.servers import ClusterPool, ClusterServers, NodeServer, SuspectLock
+from infra.serving.servers import ServingConfig
+from infra.serving.vllm_server import ServerError
+from infra.settings import Settings
+from infra.store.manifest import Ref
+
+SERVING = ServingConfig(policy={"max_model_len": 64}, reward={"max_model_len": 64})
+MODEL = Ref(kind="model", step="imported", key="m", uri="m", digest="d", rows=1)
+
+
+class Called:
+    """The fleet as its actor: `METHOD.remote(...)` is called at once, and `ray.get` gives what it returned."""
+
+    def __init__(self, fleet: Any) -> None:
+        self.fleet = fleet
+
+    def __getattr__(self, name: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(getattr(self.fleet, name))})
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleet:
+    monkeypatch.setattr("ray.get", lambda found, timeout=None: found)
+    monkeypatch.setattr("ray.kill", lambda actor: None)
+    monkeypatch.setattr(Fleet, "_watch", lambda self: None)
+    return Fleet(SERVING, RayConfig(restarts=1), Settings(store=str(tmp_path)))
+
+
+class Actor:
+    """An actor whose server lives or not."""
+
+    def __init__(self, lives: bool = True) -> None:
+        self.lives = lives
+        self.check = type("Method", (), {"remote": staticmethod(self._check)})
+        self.stop = type("Method", (), {"remote": staticmethod(lambda: None)})
+
+    def _check(self) -> None:
+        if not self.lives:
+            raise ServerError("ended with status 137")
+
+
+def serving(fleet: Fleet, *actors: Actor) -> Group:
+    """A fleet that serves `MODEL` as policy with these actors, at http://h:0, http://h:1, ..."""
+    group = Group(MODEL, restarts_left=1)
+    for number, actor in enumerate(actors):
+        url = f"http://h:{number}"
+        group.living[url] = (Address(url, "policy", SecretStr("key")), actor)
+        group.actors[actor] = ""
+    fleet._groups["policy"] = group
+    return group
+
+
+def test_only_one_suspect_at_a_time_is_alone_with_a_server(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (SuspectLock(Called(fleet), "http://h:0") for _ in range(2))
+    assert one.acquire(blocking=False)
+    assert not one.acquire(blocking=False)
+    assert not other.acquire(blocking=False)
+    assert one.locked()
+    assert other.locked()
+    one.release()
+    assert other.acquire(blocking=False)
+    other.release()
+
+
+def test_the_lock_of_a_suspect_whose_process_died_is_free_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SuspectLock(Called(fleet), "http://h:0").acquire(blocking=False)
+    other = SuspectLock(Called(fleet), "http://h:0")
+    assert not other.acquire(blocking=False)
+    monkeypatch.setattr(module, "LOCK_S", 0.0)
+    assert other.acquire(blocking=False)
+
+
+def test_a_dead_server_is_dropped_and_replaced_as_often_as_allowed(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Group] = []
+    monkeypatch.setattr(fleet, "_begin", lambda role, group: begun.append(group))
+    group = serving(fleet, Actor(lives=False), Actor(lives=False))
+    assert not fleet.lives("policy", "http://h:0")
+    assert begun == [group]
+    assert not fleet.lives("policy", "http://h:0")  # it is known by now
+    assert not fleet.lives("policy", "http://h:1")
+    assert begun == [group]
+    with pytest.raises(ServerError, match=r"the last of 0 servers is lost, and ray\.restarts is used up: .* 137"):
+        fleet.living("policy", MODEL)
+
+
+def test_a_quarantined_request_gives_back_the_servers_that_it_cost(fleet: Fleet) -> None:
+    group = serving(fleet, Actor())
+    fleet.quarantined("policy")
+    assert group.restarts_left == 3
+
+
+def test_the_pool_follows_the_fleet(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.cluster.servers.REFRESH_S", 0.0)
+    group = serving(fleet, Actor(), Actor())
+    pool = ClusterPool(Called(fleet), "policy", MODEL)
+    first, second = pool.living()
+    assert first.headers == {"Authorization": "Bearer key"}
+    del group.living["http://h:0"]
+    group.living["http://h:2"] = (Address("http://h:2", "policy", SecretStr("other")), Actor())
+    assert [each.url for each in pool.living()] == ["http://h:1", "http://h:2"]
+    assert pool.living()[0] is second  # so that the requests in flight on it are still counted
+    assert not pool.holds(first)
+    with pytest.raises(ServerError, match="http://h:0 is dead"):
+        first.check()
+
+
+def test_a_model_that_is_no_longer_served_is_an_error(fleet: Fleet) -> None:
+    serving(fleet, Actor())
+    fleet.stop(["policy"])
+    with pytest.raises(ServerError, match="the servers of imported/m were stopped"):
+        fleet.living("policy", MODEL)
+
+
+def test_servers_can_be_sent_to_a_node_and_show_no_key() -> None:
+    servers = ClusterServers(SERVING, None, Path("/work"), SecretStr("secret"))
+    again = pickle.loads(pickle.dumps(servers))  # noqa: S301  # ours
+    assert (again.work_dir, again.options("policy")) == (servers.work_dir, SERVING.policy)
+    assert "secret" not in repr(vars(servers))
+    assert "key" not in repr(NodeServer(Address("http://h:0", "policy", SecretStr("key-1")), None, "policy"))
