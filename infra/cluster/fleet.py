@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from pydantic import SecretStr
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from infra.cluster.config import RayConfig, Resources
@@ -121,7 +121,9 @@ class Fleet:
             if held is None or held.model.digest != model.digest:
                 for other in list(self._groups) if self._serving.share_devices else [role]:
                     self._stop(other)
-                self._groups[role] = group = Group(model, self._config.restarts)
+                group = Group(model, self._config.restarts)
+                with self._changed:
+                    self._groups[role] = group
                 for _ in range(self._serving.policy_servers if role == "policy" else 1):
                     self._begin(role, group)
         return self.living(role, model)
@@ -215,8 +217,9 @@ class Fleet:
                 group.actors[actor] = getattr(place, "node_id", "")
             self._await_room(actor, needed)
             address = ray.get(actor.start.remote(group.model, number))
-        except (ServerError, RayError, OSError, ValueError) as error:
-            self._gone(role, group, actor, str(getattr(error, "cause", None) or error))
+        except (RayError, RuntimeError, OSError, ValueError) as error:
+            killed = isinstance(error, RayActorError)
+            self._gone(role, group, actor, str(getattr(error, "cause", None) or error), again=killed)
             return
         with self._changed:
             group.starting -= 1
@@ -244,14 +247,17 @@ class Fleet:
                 f"{ray.cluster_resources()}: add nodes, start fewer servers, or correct serving and ray.server"
             ) from None
 
-    def _gone(self, role: Role, group: Group, actor: Any, why: str) -> None:
-        """A server did not start: the group has failed if it has no other."""
+    def _gone(self, role: Role, group: Group, actor: Any, why: str, *, again: bool) -> None:
+        """A server did not start. `again`: its node or process was killed, so that another one may start."""
         if actor is not None:
             ray.kill(actor)
         with self._changed:
             group.actors.pop(actor, None)
             group.starting -= 1
-            group.failed = group.failed or why
+            group.failed = why
+            if again and group.restarts_left > 0 and not group.ended:
+                group.restarts_left -= 1
+                self._begin(role, group)
             self._changed.notify_all()
         if not group.ended:
             log.warning("a %s server of %s/%s did not start: %s", role, group.model.step, group.model.key, why)

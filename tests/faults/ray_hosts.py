@@ -99,14 +99,15 @@ class Hosts:
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    def node(self, host: int, **more: str) -> None:
-        """Start a host's Ray node, and wait until the cluster has it. Host 1 has an empty work folder."""
+    def node(self, host: int, *, private: bool = True, **more: str) -> None:
+        """Start a host's Ray node, and wait until the cluster has it. If `private`, host 1 has a work folder of its
+        own, which is empty."""
         head = ["--head", f"--port={RAY}", "--include-dashboard=false", f"--temp-dir={self.ray_folder}"]
         options = head if host == 0 else [f"--address={self.addresses[0]}:{RAY}"]
         options += [f"--node-ip-address={self.addresses[host]}", "--num-cpus=2", f'--resources={{"host{host}": 1}}']
         options += ["--object-store-memory=134217728", "--disable-usage-stats", "--block"]
         command = ["-m", "ray.scripts.scripts", "start", *options]
-        self.start(f"node{host}", host, *command, private=host == 1, **more)
+        self.start(f"node{host}", host, *command, private=private and host == 1, **more)
         code = f"from ray._raylet import GcsClient; n = GcsClient(address='{self.addresses[0]}:{RAY}')"
         code += f".get_all_node_info().values(); assert sum(each.state == 0 for each in n) > {host}"
         wait_for(lambda: self.run(code).returncode == 0, 90, 0.5)
@@ -180,8 +181,11 @@ def _ip(*arguments: str) -> None:
 
 
 @contextmanager
-def two_hosts(place: Path, number: int) -> Iterator[Hosts]:
-    """Two hosts with S3, Prefect and a Ray node each. Skips the test where no namespaces can be made."""
+def two_hosts(place: Path, number: int, *, private: bool = True) -> Iterator[Hosts]:
+    """Two hosts with a Ray node each, S3 and Prefect on the first. Skips the test where no namespaces can be made.
+
+    `private`: the second host has a work folder of its own.
+    """
     names = [f"ray{os.getpid()}x{number}{side}" for side in "ab"]
     addresses = [f"10.214.{number}.{host}" for host in (1, 2)]
     try:
@@ -200,7 +204,7 @@ def two_hosts(place: Path, number: int) -> Iterator[Hosts]:
             try:
                 hosts.serve()
                 hosts.node(0)
-                hosts.node(1)
+                hosts.node(1, private=private)
                 yield hosts
             finally:
                 hosts.close()

@@ -107,3 +107,11 @@ def test_the_head_is_lost_and_the_same_run_goes_on_after_it_is_back(tmp_path: Pa
         hosts.node(1)
         hosts.flow()
         check(hosts, hosts.finished(), kept)
+
+
+def test_two_nodes_train_together(tmp_path: Path) -> None:
+    with two_hosts(tmp_path, 4, private=False) as hosts:
+        hosts.flow("config.ray.training_nodes=2", "config.sft.ranks=1", "config.online.dpo.ranks=1")
+        check(hosts, hosts.finished(), {})
+        logs = (tmp_path / "work" / "logs" / "agent-1.log").read_text()
+        assert logs.count("training with 1 ranks") == 2
