@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import libfaketime
 import pytest
 from runs import ROOT, ended, on_s3, started, wait_for
 from small import SMALL
@@ -176,15 +177,21 @@ class Hosts:
             process.wait()
 
 
+def clock_ahead_by(hours: int) -> dict[str, str]:
+    """The environment of processes whose clock is wrong; only the monotonic one is right."""
+    library = Path(libfaketime.__file__).parent / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
+    return {"LD_PRELOAD": str(library), "FAKETIME": f"+{hours}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 @contextmanager
-def two_hosts(place: Path, number: int, *, private: bool = True) -> Iterator[Hosts]:
+def two_hosts(place: Path, number: int, *, private: bool = True, **second: str) -> Iterator[Hosts]:
     """Two hosts with a Ray node each, S3 and Prefect on the first. Skips the test where no namespaces can be made.
 
-    `private`: the second host has a work folder of its own.
+    `private`: the second host has a work folder of its own. `second`: environment variables of its Ray node.
     """
     names = [f"ray{os.getpid()}x{number}{side}" for side in "ab"]
     addresses = [f"10.214.{number}.{host}" for host in (1, 2)]
@@ -204,7 +211,7 @@ def two_hosts(place: Path, number: int, *, private: bool = True) -> Iterator[Hos
             try:
                 hosts.serve()
                 hosts.node(0)
-                hosts.node(1, private=private)
+                hosts.node(1, private=private, **second)
                 yield hosts
             finally:
                 hosts.close()
