@@ -7,6 +7,10 @@ call of `vllm.LLM.generate` in a process of its own, built from the server's com
 with the length that the search got, all known beforehand. `fixed` scores by a formula, so that only the policy's server
 is measured; `reward model` asks the nano world's reward model, which here shares the cores with the policy.
 
+    python bench/search.py --model FOLDER --problem-file FILE --delimiter '\\n' --answer TEXT
+
+does so with another policy, whose steps end and whose answers begin in another way.
+
     python bench/search.py --tree
 
 measures the search's own time per expansion, without servers, at 100, 1,000 and 10,000 nodes a tree.
@@ -103,7 +107,7 @@ class Ours:
         self.given, self.settings, self.servers, self.policy, self.judge = given, settings, servers, policy, judge
         self.sampling = sampling
         self.store = Store.open(settings)
-        source = Source(path=str(NANO / "data" / "test.jsonl"))
+        source = Source(path=str(given.problem_file))
         collected = self._made(collect_queries, "collected", source=source)
         clean = CleanConfig(min_characters=1, languages=(), near_duplicates=None)
         cleaned = self._made(clean_queries, "cleaned", config=clean, sources=[collected])
@@ -122,7 +126,7 @@ class Ours:
                 f"{name}-{number}",
                 config=SearchConfig(tokens=self.given.tokens),
                 sampling=self.sampling,
-                format=StepFormat(delimiter=" .", answer="answer :"),
+                format=StepFormat(delimiter=self.given.delimiter, answer=self.given.answer),
                 judge=None,
                 verifier="short-answer",
                 queries=self.queries,
@@ -180,7 +184,9 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures["shards"] = given.shards
     recorded = Recorded()
     with Servers(serving, store, folder) as servers:
-        ours = Ours(given, settings, servers, policy, judge)
+        steps = {"step_tokens": given.step_tokens, "solution_tokens": given.solution_tokens}
+        sampling = SearchSampling(**steps, request_seeds=False, max_truncated_share=1)
+        ours = Ours(given, settings, servers, policy, judge, sampling)
         server = servers.generation(policy)
         assert isinstance(server, VllmServer)
         command = server.command()[4:]
@@ -242,9 +248,19 @@ def _expansion(strategy: Any, size: int, steps: int) -> float:
     return round(1e6 * spent / expanded, 1)
 
 
+def escaped(text: str) -> str:
+    """The value of an option in which a line feed is written as a backslash and an n."""
+    return text.replace("\\n", "\n")
+
+
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--model", type=Path, default=NANO / "models" / "instruct")
+    parser.add_argument("--problem-file", type=Path, default=NANO / "data" / "test.jsonl")
+    parser.add_argument("--delimiter", type=escaped, default=" .", help="what ends a step, with \\n for a line feed")
+    parser.add_argument("--answer", default="answer :", help="what the last step begins with")
+    parser.add_argument("--step-tokens", type=int, default=32)
+    parser.add_argument("--solution-tokens", type=int, default=160)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=1_600, help="budget per problem: 64 solutions of 25 tokens")
     parser.add_argument("--shards", type=int, default=4)

@@ -210,7 +210,7 @@ class Fleet:
         needed, actor = server_needs(options, self._config.server), None
         try:
             with self._changed:
-                place = self._place(group, needed)
+                place = self._place(group, needed, options)
                 actor = ServerActor.options(**needed, scheduling_strategy=place).remote(  # type: ignore[attr-defined]
                     self._settings, role, options, SecretStr(secrets.token_urlsafe(24))
                 )
@@ -230,13 +230,18 @@ class Fleet:
         if group.ended:
             _end(actor)
 
-    def _place(self, group: Group, needed: dict[str, Any]) -> Any:
-        """Where Ray puts a server: spread over the nodes with room; Ray counts none that takes nothing of its node."""
+    def _place(self, group: Group, needed: dict[str, Any], options: ServerOptions) -> Any:
+        """Where Ray puts a server: spread over the nodes with room. Ray counts none that takes nothing of its node.
+
+        Such are those on a CPU, and those that vLLM spreads over nodes: they must start on one that has GPUs.
+        """
         if any(needed.values()):
             return "SPREAD"
-        held = Counter(group.actors.values())
-        living = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        return NodeAffinitySchedulingStrategy(min(living, key=lambda node: held[node]), soft=True)
+        gpus, held = 0 if runs_on_cpu() else options.tensor_parallel_size, Counter(group.actors.values())
+        fit = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus]
+        if not fit:
+            raise ServerError(f"no node has the {gpus} GPUs of serving.policy.tensor_parallel_size")
+        return NodeAffinitySchedulingStrategy(min(fit, key=lambda node: held[node]), soft=True)
 
     def _await_room(self, actor: Any, needed: dict[str, Any]) -> None:
         try:
