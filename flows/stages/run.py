@@ -187,15 +187,16 @@ class Run:
     def _futures(self, step: Step, name: str, jobs: Sequence[Job], gpus: int | None) -> list[PrefectFuture[Any]]:
         """The jobs' task runs: on this machine, or on the cluster if they are shards or need devices of their own."""
         calls = [(job, self._made_by(job.plan)) for job in jobs]
-        trains = is_training(name)
-        if self.cluster is None or (gpus == 0 and not trains):
+        trains, first = is_training(name), jobs[0].plan
+        if (
+            self.cluster is None
+            or (gpus == 0 and not trains)
+            or (gpus is not None and find(self.store, first.step, first.key))
+        ):
             return [job.submit(step.task, made_by) for job, made_by in calls]
         if gpus is None:
             return self.cluster.submit_shards(step.task, calls)
-        if find(self.store, jobs[0].plan.step, jobs[0].plan.key) is None:
-            (
-                self.servers.release if trains else self.servers.scorer
-            )()  # the devices that it is placed on may be theirs
+        (self.servers.release if trains else self.servers.scorer)()  # the devices that it is placed on may be theirs
         if trains:
             return [self.cluster.train(step.task, *calls[0])]
         return [self.cluster.submit(step.task, *calls[0], self.cluster.needs(self.cluster.config.training, gpus))]

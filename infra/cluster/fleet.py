@@ -241,7 +241,7 @@ class Fleet:
         fit = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus]
         if not fit:
             raise ServerError(f"no node has the {gpus} GPUs of serving.policy.tensor_parallel_size")
-        return NodeAffinitySchedulingStrategy(min(fit, key=lambda node: held[node]), soft=True)
+        return NodeAffinitySchedulingStrategy(min(fit, key=lambda node: held[node]), soft=False)
 
     def _await_room(self, actor: Any, needed: dict[str, Any]) -> None:
         try:

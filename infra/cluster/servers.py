@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from infra.serving.pool import Pool, Server
 from infra.serving.servers import Role, Servers, ServingConfig
 from infra.serving.vllm_server import ServerError, ServerOptions
 from infra.store.manifest import Ref
+
+log = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
 """A step asks the fleet that often, at most, which servers live."""
@@ -109,11 +112,17 @@ class ClusterPool(Pool):
 
     def _take(self, addresses: list[Address]) -> None:
         with self._lock:
+            before = {each.url for each in self._living}
             for each in addresses:
                 if each not in self._known:
                     self._known[each] = NodeServer(each, self._fleet, self._role)
             self._living = [self._known[each] for each in addresses]
-            self._fresh = time.monotonic()
+            self._fresh, now = time.monotonic(), {each.url for each in addresses}
+        if before != now:
+            gone, new = ", ".join(before - now) or "none", ", ".join(now - before) or "none"
+            log.log(
+                logging.WARNING if before - now else logging.INFO, "%s servers: lost %s, new %s", self._role, gone, new
+            )
 
     def living(self) -> list[Server]:
         """The servers that are up; waits until there is one. Raises `ServerError` if none is left."""

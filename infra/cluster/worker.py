@@ -15,6 +15,7 @@ def environment() -> dict[str, Any]:
     variables = {
         "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
         "PREFECT_LOGGING_LEVEL": str(PREFECT_LOGGING_LEVEL.value()),
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # the fleet and its servers are in no task
     }
     return {"env_vars": variables, "worker_process_setup_hook": f"{__name__}.begin"}
 
