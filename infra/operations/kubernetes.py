@@ -1,9 +1,9 @@
 """Manifests of an installation on Kubernetes: `python -m infra kubernetes --image ... --worker-image ... > bolt.yaml`.
 
 One namespace with PostgreSQL, Prefect's server, a worker for each work pool, a job that deploys the flows, the volume
-that all runs share, and agents if a training uses several machines. The runs' own template is
-`infra/containers/kubernetes.json`, the agents are those of `infra/containers/nodes.yaml`. No manifest holds a secret:
-the two that they name are made by the commands in the comments at the head.
+that all runs share, agents if a training uses several machines, and a Ray cluster if one is wanted. The runs' own
+template is `infra/containers/kubernetes.json`, the agents are those of `infra/containers/nodes.yaml`. No manifest holds
+a secret: the two that they name are made by the commands in the comments at the head.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from infra.operations import kuberay
 from infra.operations.cluster import Installation, check, labels
 from infra.operations.pods import Manifest, confined, digest, env, manifest, pod_of, resources, service, workload
 from infra.settings import PROJECT_ROOT
@@ -56,6 +57,7 @@ def instructions(given: Installation) -> str:
         f"   {kubectl} create secret generic {SETTINGS} --from-env-file=FILE",
         f"4. {kubectl} wait --for=condition=Complete job -l app={DEPLOY} --timeout=15m",
         f"5. {kubectl} port-forward service/{SERVER} 4200:4200    # then Prefect's UI is at http://localhost:4200",
+        *(kuberay.instructions(given) if given.ray_workers else []),
     ]
     return "".join(f"# {line}\n" for line in lines)
 
@@ -72,6 +74,7 @@ def manifests(given: Installation) -> list[Manifest]:
         *_workers(given),
         _deployer(given),
         *(_agents(given) if given.machines > 1 else []),
+        *(_ray_cluster(given) if given.ray_workers else []),
     ]
     for each in found[1:]:
         each["metadata"]["namespace"] = given.namespace
@@ -241,10 +244,15 @@ def _worker(given: Installation, pool: str, template: str) -> Manifest:
 def _deployer(given: Installation) -> Manifest:
     """A job that registers the deployments and automations from the runs' image, whose folder they then name. It is
     tried again until the pools exist. A job cannot be changed, so that its name has a digest of what it does."""
+    commands = [
+        "prefect --no-prompt deploy --all",
+        *(kuberay.deploying(given) if given.ray_workers else []),
+        "python -m infra.operations.automations",
+    ]
     container = {
         "name": "deploy",
         "image": given.image,
-        "args": ["sh", "-c", "prefect --no-prompt deploy --all && python -m infra.operations.automations"],
+        "args": ["sh", "-c", " && ".join(commands)],
         "env": env(PREFECT_API_URL=API_URL, DO_NOT_TRACK="1"),
         "resources": resources("500m", "2Gi", "4Gi"),
     }
@@ -275,6 +283,13 @@ def _agents(given: Installation) -> list[Manifest]:
     container["resources"]["requests"]["memory"] = given.memory
     container["resources"]["limits"] = {"memory": given.memory, "nvidia.com/gpu": given.gpus}
     return found
+
+
+def _ray_cluster(given: Installation) -> list[Manifest]:
+    """The Ray cluster, whose workers are like a run of bolt-gpu."""
+    variables = pool_template(given, kuberay.GPU_POOL)["variables"]["properties"]
+    runs = {name: each.get("default") for name, each in variables.items()}
+    return [kuberay.ray_cluster(given, runs, API_URL)]
 
 
 class _Dumper(yaml.SafeDumper):
