@@ -133,7 +133,8 @@ def instructions(given: Installation) -> list[str]:
         "of its name. The copy has cluster: ray, as many policy servers for each Ray worker as the preset has for its",
         "machine (fewer, if the GPUs do not suffice), and training.hosts as ray.training_nodes. From CI, or by hand:",
         f"   PREFECT_API_URL=http://localhost:4200/api prefect deployment run 'bolt/nano{ENDING}' --watch",
-        "Applying a change ends a run in progress, since all pods of the Ray cluster are made anew.",
+        "Applying another image or other pods ends a run in progress, since all pods of the Ray cluster are made anew;",
+        "another number of workers does not.",
     ]
 
 
