@@ -52,7 +52,8 @@ class SearchFlowConfig(SearchStage, Common):
             raise ValueError(
                 f"reward_model is null, but search {scoring[0]} needs one: name it, or leave the search out"
             )
-        elsewhere = bool(self.serving.policy_urls)  # unless the policy turns out to have been trained here
+        # Unless the policy at `policy_urls` turns out to have been trained here. On a cluster each has its own GPUs.
+        elsewhere = bool(self.serving.policy_urls) or self.cluster is not None
         for reason in unfit(self.serving, self.sampling, scores=self.scores, elsewhere=elsewhere):
             raise ValueError(reason)
         if self.reward_model is None and self.judge is not None:
@@ -81,7 +82,7 @@ def search(config: SearchFlowConfig) -> dict[str, Any] | None:
             judge = run.model(config.reward_model, role="judge" if config.judge else "reward", on_server=True)
             if config.judge:
                 check_judge(run, config.judge, judge)
-        elsewhere = run.servers.is_remote(policy)
+        elsewhere = run.servers.is_remote(policy) or config.cluster is not None
         for reason in unfit(config.serving, config.sampling, scores=config.scores, elsewhere=elsewhere):
             raise BadInput(reason)
         check_seeds(run, "search", config.sampling.request_seeds, policy, "sampling")

@@ -120,7 +120,8 @@ class Still1Config(Trains):
                 "the rounds end: use other ones"
             )
         for place, search in (("improve.search", self.improve.search), ("search", self.search)):
-            for reason in unfit(self.serving, search.sampling, scores=True) if search else ():
+            elsewhere = self.cluster is not None
+            for reason in unfit(self.serving, search.sampling, scores=True, elsewhere=elsewhere) if search else ():
                 raise ValueError(f"{place}: {reason}")
             if search and not self.improve.rounds:
                 raise ValueError(f"{place} is set, but without rounds there is no reward model: leave it out")

@@ -95,9 +95,10 @@ def _add_kubernetes(parser: argparse.ArgumentParser) -> None:
     texts = {
         "namespace": "namespace of everything",
         "store": "artifact store: s3://BUCKET/PREFIX, or a folder of the volume that all pods mount",
-        "gpus": "GPUs of a run in bolt-gpu, and of each agent; 0 for images with FLAVOUR=cpu",
-        "memory": "memory of a run in bolt-gpu, and of each agent",
+        "gpus": "GPUs of a run in bolt-gpu, of each agent and of each Ray worker; 0 for images with FLAVOUR=cpu",
+        "memory": "memory of a run in bolt-gpu, of each agent and of each Ray worker",
         "machines": "machines of a training: the run's own, and an agent for each other one",
+        "ray_workers": "workers of a Ray cluster (KubeRay) with the pool bolt-ray; 0: no Ray cluster",
         "storage": "size of the volume that all pods mount",
         "storage_class": "its storage class, which must allow ReadWriteMany; if omitted, the cluster's default",
     }
@@ -106,13 +107,14 @@ def _add_kubernetes(parser: argparse.ArgumentParser) -> None:
     for name, text in texts.items():
         default = defaults[name]
         shown = text if default is None else f"{text} (default: {default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default or ""), default=default, help=shown)
+        kind = str if default is None else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=shown)
     parser.add_argument(
         "--node-selector",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="label of the nodes for runs in bolt-gpu and agents; may be given several times",
+        help="label of the nodes for runs in bolt-gpu, agents and Ray workers; may be given several times",
     )
 
 

@@ -32,7 +32,8 @@ def unfit(serving: ServingConfig, sampling: SearchSampling, *, scores: bool, els
 
     Args:
         scores: whether it asks a reward model.
-        elsewhere: whether every policy that is searched is at `serving.policy_urls`, where no trained one is.
+        elsewhere: whether no policy that is searched has a GPU of the reward model: all are at `serving.policy_urls`,
+            where no trained one is, or a cluster deals out the GPUs.
     """
     if scores and serving.share_devices:
         yield (

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra.cluster.joined import living
 from infra.errors import BadInput
 from infra.processes.watchdog import GuardedProcess
 from infra.settings import PROJECT_ROOT, Settings
@@ -65,13 +66,10 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
 
 def await_nodes(address: str, count: int, newest: GuardedProcess) -> None:
     """Wait until `count` nodes live. Raises `BadInput` if the newest one ended, or takes too long."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a C extension
-
     deadline, last = time.monotonic() + STARTED_S, ""
     while time.monotonic() < deadline and newest.poll() is None:
         try:
-            living = [each for each in GcsClient(address=address).get_all_node_info().values() if each.state == 0]
-            if len(living) >= count:
+            if living(address) >= count:
                 return
         except (RuntimeError, OSError) as error:  # it does not listen yet
             last = str(error)

@@ -28,6 +28,7 @@ class Installation(NamedTuple):
     gpus: int = 1
     memory: str = "128Gi"
     machines: int = 1
+    ray_workers: int = 0
     node_selector: tuple[str, ...] = ()
     storage: str = "500Gi"
     storage_class: str | None = None
@@ -51,7 +52,8 @@ def check(given: Installation) -> None:
         f"--store {given.store}: pods on different machines do not share it",
         f"s3://BUCKET/PREFIX without credentials, or a folder of the shared volume, e.g. --store {SHARED}/artifacts",
     )
-    for option, number, least in (("--gpus", given.gpus, 0), ("--machines", given.machines, 1)):
+    numbers = (("--gpus", given.gpus, 0), ("--machines", given.machines, 1), ("--ray-workers", given.ray_workers, 0))
+    for option, number, least in numbers:
         _check(number >= least, f"{option} {number}: is too small", f"{least} or more, e.g. {option} {max(least, 1)}")
     for option, size in (("--memory", given.memory), ("--storage", given.storage)):
         _check(

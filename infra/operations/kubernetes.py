@@ -1,20 +1,21 @@
 """Manifests of an installation on Kubernetes: `python -m infra kubernetes --image ... --worker-image ... > bolt.yaml`.
 
 One namespace with PostgreSQL, Prefect's server, a worker for each work pool, a job that deploys the flows, the volume
-that all runs share, and agents if a training uses several machines. The runs' own template is
-`infra/containers/kubernetes.json`, the agents are those of `infra/containers/nodes.yaml`. No manifest holds a secret:
-the two that they name are made by the commands in the comments at the head.
+that all runs share, agents if a training uses several machines, and a Ray cluster if one is wanted. The runs' own
+template is `infra/containers/kubernetes.json`, the agents are those of `infra/containers/nodes.yaml`. No manifest holds
+a secret: the two that they name are made by the commands in the comments at the head.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 import yaml
 
+from infra.operations import kuberay
 from infra.operations.cluster import Installation, check, labels
+from infra.operations.pods import Manifest, confined, digest, env, manifest, pod_of, resources, service, workload
 from infra.settings import PROJECT_ROOT
 
 CONTAINERS = PROJECT_ROOT / "infra" / "containers"
@@ -31,7 +32,6 @@ POOLS: dict[str, dict[str, Any]] = {
     "bolt-cpu": {**ANYWHERE, "cpu": "4", "memory": "32Gi", "labels": {"app": "bolt-cpu"}},
     "bolt-rerun": {**ANYWHERE, "cpu": "1", "memory": "4Gi", "labels": {"app": "bolt-rerun"}},
 }
-Manifest = dict[str, Any]
 
 
 def rendered(given: Installation) -> str:
@@ -57,6 +57,7 @@ def instructions(given: Installation) -> str:
         f"   {kubectl} create secret generic {SETTINGS} --from-env-file=FILE",
         f"4. {kubectl} wait --for=condition=Complete job -l app={DEPLOY} --timeout=15m",
         f"5. {kubectl} port-forward service/{SERVER} 4200:4200    # then Prefect's UI is at http://localhost:4200",
+        *(kuberay.instructions(given) if given.ray_workers else []),
     ]
     return "".join(f"# {line}\n" for line in lines)
 
@@ -65,7 +66,7 @@ def manifests(given: Installation) -> list[Manifest]:
     """All manifests, in an order in which they can be applied."""
     check(given)
     found = [
-        _manifest("v1", "Namespace", given.namespace),
+        manifest("v1", "Namespace", given.namespace),
         _from_this_namespace_only(),
         _claim(given),
         *_postgres(),
@@ -73,6 +74,7 @@ def manifests(given: Installation) -> list[Manifest]:
         *_workers(given),
         _deployer(given),
         *(_agents(given) if given.machines > 1 else []),
+        *(_ray_cluster(given) if given.ray_workers else []),
     ]
     for each in found[1:]:
         each["metadata"]["namespace"] = given.namespace
@@ -100,14 +102,10 @@ def pool_template(given: Installation, pool: str) -> dict[str, Any]:
     return template
 
 
-def _manifest(version: str, kind: str, name: str, **more: Any) -> Manifest:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": {"app": name}}, **more}
-
-
 def _from_this_namespace_only() -> Manifest:
     """Prefect's server asks for no password, and whoever reaches it can run code."""
     policy = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]}
-    return _manifest("networking.k8s.io/v1", "NetworkPolicy", "bolt-from-this-namespace-only", spec=policy)
+    return manifest("networking.k8s.io/v1", "NetworkPolicy", "bolt-from-this-namespace-only", spec=policy)
 
 
 def _claim(given: Installation) -> Manifest:
@@ -117,51 +115,11 @@ def _claim(given: Installation) -> Manifest:
     }
     if given.storage_class is not None:
         claim["storageClassName"] = given.storage_class
-    return _manifest("v1", "PersistentVolumeClaim", CLAIM, spec=claim)
-
-
-def _service(name: str, port: int, **more: Any) -> Manifest:
-    ports = [{"port": port, "targetPort": port}]
-    return _manifest("v1", "Service", name, spec={"selector": {"app": name}, "ports": ports, **more})
-
-
-def _workload(version: str, kind: str, name: str, pod: dict[str, Any], **more: Any) -> Manifest:
-    labels = {"app": name}
-    template = {"metadata": {"labels": labels, **pod.pop("metadata", {})}, "spec": pod}
-    selector = {"replicas": 1, "selector": {"matchLabels": labels}} if kind != "Job" else {}
-    return _manifest(version, kind, name, spec={**selector, **more, "template": template})
-
-
-def _pod(container: dict[str, Any], *, user: int = 1000, **more: Any) -> dict[str, Any]:
-    """A pod of one container that may do nothing to its node, and nothing to the cluster unless `more` says so."""
-    return {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # a Service called X would put variables X_PORT, ... into the environment
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": user,
-            "fsGroup": user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        **more,
-        "containers": [_confined(container)],
-    }
-
-
-def _confined(container: dict[str, Any]) -> dict[str, Any]:
-    return {**container, "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
-
-
-def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
-    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit}}
+    return manifest("v1", "PersistentVolumeClaim", CLAIM, spec=claim)
 
 
 def _password(variable: str) -> dict[str, Any]:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": POSTGRES, "key": "password"}}}
-
-
-def _env(**values: str) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _postgres() -> list[Manifest]:
@@ -172,22 +130,22 @@ def _postgres() -> list[Manifest]:
         "image": POSTGRES_IMAGE,
         # The volume's own folder may hold `lost+found`, and the database wants an empty one.
         "env": [
-            *_env(POSTGRES_USER="prefect", POSTGRES_DB="prefect", PGDATA=f"{folder}/pgdata"),
+            *env(POSTGRES_USER="prefect", POSTGRES_DB="prefect", PGDATA=f"{folder}/pgdata"),
             _password("POSTGRES_PASSWORD"),
         ],
         "ports": [{"containerPort": 5432}],
         "readinessProbe": {**ready, "periodSeconds": 10},
         "livenessProbe": {**ready, "initialDelaySeconds": 60, "periodSeconds": 30, "failureThreshold": 5},
-        "resources": _resources("250m", "512Mi", "2Gi"),
+        "resources": resources("250m", "512Mi", "2Gi"),
         "volumeMounts": [{"name": "database", "mountPath": folder}],
     }
     volume = {
         "metadata": {"name": "database"},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}},
     }
-    pod = _pod(container, user=999)  # the image's user `postgres`
+    pod = pod_of(container, user=999)  # the image's user `postgres`
     more = {"serviceName": POSTGRES, "volumeClaimTemplates": [volume]}
-    return [_service(POSTGRES, 5432, clusterIP="None"), _workload("apps/v1", "StatefulSet", POSTGRES, pod, **more)]
+    return [service(POSTGRES, 5432, clusterIP="None"), workload("apps/v1", "StatefulSet", POSTGRES, pod, **more)]
 
 
 def _server(given: Installation) -> list[Manifest]:
@@ -198,7 +156,7 @@ def _server(given: Installation) -> list[Manifest]:
         "args": ["prefect", "server", "start", "--host", "0.0.0.0"],  # noqa: S104  # the pod's own network
         # Prefect makes the database's address of these, and quotes the password in it.
         "env": [
-            *_env(
+            *env(
                 PREFECT_SERVER_DATABASE_DRIVER="postgresql+asyncpg",
                 PREFECT_SERVER_DATABASE_HOST=POSTGRES,
                 PREFECT_SERVER_DATABASE_PORT="5432",
@@ -214,10 +172,10 @@ def _server(given: Installation) -> list[Manifest]:
         "startupProbe": {**health, "periodSeconds": 5, "failureThreshold": 60},  # it makes its tables first
         "readinessProbe": {**health, "periodSeconds": 10},
         "livenessProbe": {**health, "periodSeconds": 30, "failureThreshold": 5},
-        "resources": _resources("500m", "1Gi", "4Gi"),
+        "resources": resources("500m", "1Gi", "4Gi"),
     }
-    deployment = _workload("apps/v1", "Deployment", SERVER, _pod(container), strategy={"type": "Recreate"})
-    return [_service(SERVER, 4200), deployment]
+    deployment = workload("apps/v1", "Deployment", SERVER, pod_of(container), strategy={"type": "Recreate"})
+    return [service(SERVER, 4200), deployment]
 
 
 def _workers(given: Installation) -> list[Manifest]:
@@ -234,10 +192,10 @@ def _workers(given: Installation) -> list[Manifest]:
     ]
     group = "rbac.authorization.k8s.io"
     return [
-        _manifest("v1", "ConfigMap", TEMPLATES, data=templates),
-        _manifest("v1", "ServiceAccount", WORKER),
-        _manifest(f"{group}/v1", "Role", WORKER, rules=rules),
-        _manifest(
+        manifest("v1", "ConfigMap", TEMPLATES, data=templates),
+        manifest("v1", "ServiceAccount", WORKER),
+        manifest(f"{group}/v1", "Role", WORKER, rules=rules),
+        manifest(
             f"{group}/v1",
             "RoleBinding",
             WORKER,
@@ -258,16 +216,16 @@ def _worker(given: Installation, pool: str, template: str) -> Manifest:
     )
     common = {
         "image": given.worker_image,
-        "env": _env(
+        "env": env(
             PREFECT_API_URL=API_URL,
             PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES=given.namespace,
             DO_NOT_TRACK="1",
         ),
-        "resources": _resources("100m", "512Mi", "1Gi"),
+        "resources": resources("100m", "512Mi", "1Gi"),
     }
     start = ["prefect", "worker", "start", "--pool", pool, "--type", "kubernetes", "--install-policy", "never"]
     mounted = [{"name": "pools", "mountPath": "/pools", "readOnly": True}]
-    pod = _pod(
+    pod = pod_of(
         {
             "name": "worker",
             **common,
@@ -276,32 +234,37 @@ def _worker(given: Installation, pool: str, template: str) -> Manifest:
         },
         serviceAccountName=WORKER,
         automountServiceAccountToken=True,
-        initContainers=[_confined({"name": "pool", **common, "args": ["sh", "-c", makes], "volumeMounts": mounted})],
+        initContainers=[confined({"name": "pool", **common, "args": ["sh", "-c", makes], "volumeMounts": mounted})],
         volumes=[{"name": "pools", "configMap": {"name": TEMPLATES}}],
-        metadata={"annotations": {"bolt/template": _digest(template)}},
+        metadata={"annotations": {"bolt/template": digest(template)}},
     )
-    return _workload("apps/v1", "Deployment", f"{WORKER}-of-{pool}", pod, strategy={"type": "Recreate"})
+    return workload("apps/v1", "Deployment", f"{WORKER}-of-{pool}", pod, strategy={"type": "Recreate"})
 
 
 def _deployer(given: Installation) -> Manifest:
     """A job that registers the deployments and automations from the runs' image, whose folder they then name. It is
     tried again until the pools exist. A job cannot be changed, so that its name has a digest of what it does."""
+    commands = [
+        "prefect --no-prompt deploy --all",
+        *(kuberay.deploying(given) if given.ray_workers else []),
+        "python -m infra.operations.automations",
+    ]
     container = {
         "name": "deploy",
         "image": given.image,
-        "args": ["sh", "-c", "prefect --no-prompt deploy --all && python -m infra.operations.automations"],
-        "env": _env(PREFECT_API_URL=API_URL, DO_NOT_TRACK="1"),
-        "resources": _resources("500m", "2Gi", "4Gi"),
+        "args": ["sh", "-c", " && ".join(commands)],
+        "env": env(PREFECT_API_URL=API_URL, DO_NOT_TRACK="1"),
+        "resources": resources("500m", "2Gi", "4Gi"),
     }
-    job = _workload(
+    job = workload(
         "batch/v1",
         "Job",
         DEPLOY,
-        _pod(container, restartPolicy="Never"),
+        pod_of(container, restartPolicy="Never"),
         backoffLimit=8,
         ttlSecondsAfterFinished=86_400,
     )
-    job["metadata"]["name"] += f"-{_digest(json.dumps(job))}"
+    job["metadata"]["name"] += f"-{digest(json.dumps(job))}"
     return job
 
 
@@ -322,8 +285,11 @@ def _agents(given: Installation) -> list[Manifest]:
     return found
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+def _ray_cluster(given: Installation) -> list[Manifest]:
+    """The Ray cluster, whose workers are like a run of bolt-gpu."""
+    variables = pool_template(given, kuberay.GPU_POOL)["variables"]["properties"]
+    runs = {name: each.get("default") for name, each in variables.items()}
+    return [kuberay.ray_cluster(given, runs, API_URL)]
 
 
 class _Dumper(yaml.SafeDumper):

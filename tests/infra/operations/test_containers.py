@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,25 +153,27 @@ def test_the_agents_command_is_one_that_the_agent_knows(tmp_path, monkeypatch):
     assert (module, served) == ("infra.training.node", [(7, tmp_path)])
 
 
+SRUN = """
+nodes=1 first=0
+while [[ "$1" == --* ]]; do
+    case "$1" in --nodes=*) nodes="${1#*=}";; --relative=*) first="${1#*=}";; esac; shift
+done
+echo "step from $first on $nodes" >> "$SAID"
+for ((task = 0; task < nodes; task++)); do SLURM_PROCID=$task "$@" & done
+trap 'kill $(jobs -p)' TERM
+wait -n || exit 1
+wait"""
+
+
 @pytest.fixture
 def slurm(tmp_path: Path) -> Any:
     """Submit the Slurm script to a stand-in for Slurm. Returns the status and what was started, sorted."""
-    srun = """
-    nodes=1 first=0
-    while [[ "$1" == --* ]]; do
-        case "$1" in --nodes=*) nodes="${1#*=}";; --relative=*) first="${1#*=}";; esac; shift
-    done
-    echo "step from $first on $nodes" >> "$SAID"
-    for ((task = 0; task < nodes; task++)); do SLURM_PROCID=$task "$@" & done
-    trap 'kill $(jobs -p)' TERM
-    wait -n || exit 1
-    wait"""
     python = """
     echo "$@" >> "$SAID"
     [[ "$*" == *infra.training.node* ]] && exec sleep 60
     until [ "$(grep -c node-rank "$SAID")" = "$AGENTS" ]; do sleep 0.02; done
     exit "$STATUS" """
-    environment = stubs(tmp_path, srun=srun, scontrol="printf '%s\\n' $3")
+    environment = stubs(tmp_path, srun=SRUN, scontrol="printf '%s\\n' $3")
     (tmp_path / ".venv").mkdir()
     stubs(tmp_path / ".venv", python=python)
 
@@ -210,3 +213,85 @@ def test_slurm_ends_with_the_flows_status_and_takes_one_machine_too(slurm):
 def test_slurm_wants_a_flow_and_shared_folders(slurm):
     assert slurm("gpu-0 gpu-1") == (2, [])
     assert slurm("gpu-0 gpu-1", "bolt/nano", BOLT_WORK_DIR="") == (1, [])
+
+
+@pytest.fixture
+def ray_on_slurm(tmp_path: Path) -> Any:
+    """Submit the Slurm script for Ray to a stand-in for Slurm. Returns the status, what was started, and the errors."""
+    node = 'echo "ray $*" >> "$SAID"; [ -z "$FAILS" ] || exit 1; echo $$ >> "$NODES"; exec sleep 60'
+    python = """
+    if [[ "$*" == *infra.cluster.joined* ]]; then
+        [ -z "$FAILS" ] || exit 1
+        until [ -s "$NODES" ] && [ "$(wc -l < "$NODES")" = "$3" ]; do sleep 0.02; done
+    fi
+    echo "$*${RAY_ADDRESS:+ on $RAY_ADDRESS}" >> "$SAID"
+    [[ "$*" != *flows* ]] || exit "$STATUS" """
+    resolve = '[ -z "$UNKNOWN" ] || exit 2; echo "10.0.0.1 STREAM $2"; echo "10.0.0.1 DGRAM"'
+    environment = stubs(tmp_path, srun=SRUN, scontrol="printf '%s\\n' $3", getent=resolve)
+    (tmp_path / ".venv").mkdir()
+    stubs(tmp_path / ".venv", python=python, ray=node)
+    nodes_file = tmp_path / "nodes"
+
+    def submit(nodes: str, *arguments: str, status: int = 0, **more: str) -> tuple[int, list[str], str]:
+        for file in (tmp_path / "said", nodes_file):
+            file.unlink(missing_ok=True)
+        needed = {"BOLT_STORE": "s3://bucket/bolt", "BOLT_WORK_DIR": "/local", "PREFECT_API_URL": "http://server/api"}
+        own = {"STATUS": str(status), "NODES": str(nodes_file), "FAILS": "", "UNKNOWN": "", "SLURM_JOB_NODELIST": nodes}
+        command = ["bash", str(FOLDER / "ray.sbatch"), *arguments]
+        done = subprocess.run(
+            command, env=environment | needed | own | more, cwd=tmp_path, timeout=50, capture_output=True, text=True
+        )
+        said = (tmp_path / "said").read_text().splitlines() if (tmp_path / "said").exists() else []
+        return done.returncode, said, done.stderr
+
+    return submit
+
+
+RAY_NODE = "ray start --block --disable-usage-stats --object-store-memory=1073741824"
+RAY_HEAD = f"{RAY_NODE} --head --node-ip-address=10.0.0.1 --port=6379 --include-dashboard=false"
+JOINED = "-m infra.cluster.joined {} --address 10.0.0.1:6379"
+
+
+def test_slurm_runs_the_flow_beside_rays_head_once_all_nodes_have_joined(ray_on_slurm, tmp_path):
+    status, said, _ = ray_on_slurm("gpu-0 gpu-1 gpu-2", "bolt/nano", "--set", "config.sft.epochs=1")
+    assert status == 0
+    assert said == [
+        "step from 2 on 1",  # which looks up the first machine's address
+        "step from 0 on 1",
+        RAY_HEAD,
+        JOINED.format(1),
+        "step from 1 on 2",
+        f"{RAY_NODE} --address=10.0.0.1:6379",
+        f"{RAY_NODE} --address=10.0.0.1:6379",
+        JOINED.format(3),
+        "step from 0 on 1",
+        "-m flows bolt/nano --set config.sft.epochs=1 --set config.cluster=ray on 10.0.0.1:6379",
+    ]
+    for pid in (tmp_path / "nodes").read_text().split():  # all nodes end with the flow
+        until = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_slurm_with_ray_ends_with_the_flows_status_and_takes_one_machine_too(ray_on_slurm):
+    assert ray_on_slurm("gpu-0 gpu-1", "bolt/nano", status=1)[0] == 1
+    status, said, _ = ray_on_slurm("gpu-0", "bolt/nano")
+    flow = "-m flows bolt/nano --set config.cluster=ray on 10.0.0.1:6379"
+    assert (status, said[2:]) == (0, [RAY_HEAD, JOINED.format(1), "step from 0 on 1", flow])
+
+
+def test_slurm_with_ray_starts_no_flow_without_its_nodes(ray_on_slurm):
+    status, said, _ = ray_on_slurm("gpu-0 gpu-1", "bolt/nano", FAILS="1")
+    assert status == 1
+    assert not any("flows" in line for line in said)
+    status, said, errors = ray_on_slurm("gpu-0 gpu-1", "bolt/nano", UNKNOWN="1")
+    assert (status, said, errors) == (1, ["step from 1 on 1"], "gpu-1 knows no address of gpu-0\n")
+
+
+@pytest.mark.parametrize("missing", ["BOLT_STORE", "BOLT_WORK_DIR", "PREFECT_API_URL"])
+def test_slurm_with_ray_wants_a_flow_and_what_all_machines_reach(ray_on_slurm, missing):
+    assert ray_on_slurm("gpu-0 gpu-1")[:2] == (2, [])
+    status, said, errors = ray_on_slurm("gpu-0 gpu-1", "bolt/nano", **{missing: ""})
+    assert (status, said) == (1, [])
+    assert f"{missing}: set it to" in errors
