@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ray_hosts import Hosts, clock_ahead_by, two_hosts
 from runs import ended, wait_for
+from s3_for_tests import SECRET
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
 STAGES = ["instruct", "in-context", "sft", "online-1"]
@@ -50,8 +51,16 @@ def check(hosts: Hosts, summary: dict[str, Any], kept: dict[str, Any]) -> None:
     assert len(texts) == 200
     for request, samples in kept.items():
         assert texts[request] == samples
+    assert secret_files(hosts) == []
     assert hosts.objects("claims/") == []
     assert hosts.objects("ledgers/") == []
+
+
+def secret_files(hosts: Hosts) -> list[Path]:
+    """The files of Ray, Prefect and the run that hold the store's secret."""
+    folders = (hosts.ray_folder, hosts.place)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in files if path.suffix != ".safetensors" and SECRET.encode() in path.read_bytes()]
 
 
 def some_are_finished(hosts: Hosts) -> dict[str, Any]:
