@@ -51,6 +51,7 @@ class ServerActor:
     def __init__(self, settings: Settings, role: Role, options: ServerOptions, api_key: SecretStr) -> None:
         if options.pipeline_parallel_size > 1:  # vLLM spreads it over nodes through this Ray cluster
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all GPUs from an actor that takes none itself
             more = (*options.extra_args, "--distributed-executor-backend", "ray")
             options = options.model_copy(update={"extra_args": more})
         self._settings, self._role, self._options, self._api_key = settings, role, options, api_key
