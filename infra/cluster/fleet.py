@@ -44,7 +44,7 @@ class Address:
     api_key: SecretStr
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=2)
 class ServerActor:
     """One vLLM server on the node where Ray has placed this actor."""
 
@@ -335,4 +335,4 @@ def _end(actor: Any) -> None:
     ray.kill(actor)
 
 
-FleetActor = ray.remote(num_cpus=0, max_concurrency=256)(Fleet)
+FleetActor = ray.remote(num_cpus=0, max_concurrency=32)(Fleet)
