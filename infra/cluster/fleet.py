@@ -94,6 +94,7 @@ class Group:
     starting: int = 0
     count: int = 0
     failed: str = ""
+    served: bool = False  # whether one ever lived
     ended: bool = False
     actors: dict[Any, str] = field(default_factory=dict)  # with the node that each was meant for, if one was
 
@@ -219,13 +220,13 @@ class Fleet:
             self._await_room(actor, needed)
             address = ray.get(actor.start.remote(group.model, number))
         except (RayError, RuntimeError, OSError, ValueError) as error:
-            killed = isinstance(error, RayActorError)
-            self._gone(role, group, actor, str(getattr(error, "cause", None) or error), again=killed)
+            again = isinstance(error, RayActorError) or group.served
+            self._gone(role, group, actor, str(getattr(error, "cause", None) or error), again=again)
             return
         with self._changed:
             group.starting -= 1
             if not group.ended:
-                group.living[address.url], group.failed = (address, actor), ""
+                group.living[address.url], group.failed, group.served = (address, actor), "", True
             self._changed.notify_all()
         log.info("%s serves %s/%s (%s %d)", address.url, group.model.step, group.model.key, role, number)
         if group.ended:
@@ -254,7 +255,7 @@ class Fleet:
             ) from None
 
     def _gone(self, role: Role, group: Group, actor: Any, why: str, *, again: bool) -> None:
-        """A server did not start. `again`: its node or process was killed, so that another one may start."""
+        """A server did not start. `again`: another may, since its node was lost, or others of the model did start."""
         if actor is not None:
             ray.kill(actor)
         with self._changed:

@@ -133,3 +133,16 @@ def test_servers_can_be_sent_to_a_node_and_show_no_key() -> None:
     assert (again.work_dir, again.options("policy")) == (servers.work_dir, SERVING.policy)
     assert "secret" not in repr(vars(servers))
     assert "key" not in repr(NodeServer(Address("http://h:0", "policy", SecretStr("key-1")), None, "policy"))
+
+
+@pytest.mark.parametrize(("again", "left", "begun"), [(False, 1, 0), (True, 1, 1), (True, 0, 0)])
+def test_a_server_that_does_not_start_is_replaced_if_others_did(fleet: Fleet, monkeypatch, again, left, begun) -> None:
+    started: list[Group] = []
+    monkeypatch.setattr(fleet, "_begin", lambda role, group: started.append(group))
+    group = serving(fleet)
+    group.starting, group.restarts_left = 1, left
+    fleet._gone("policy", group, None, "killed", again=again)
+    assert len(started) == begun
+    if not begun:
+        with pytest.raises(ServerError, match="killed"):
+            fleet.living("policy", MODEL)
