@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_hosts import Hosts, clock_ahead_by, two_hosts
+from ray_hosts import Hosts, clock_ahead, two_hosts
 from runs import ended, wait_for
 from s3_for_tests import SECRET
 
@@ -84,7 +84,7 @@ def test_a_node_is_lost_while_it_samples_and_while_it_trains(tmp_path: Path) -> 
 
 
 def test_servers_die_prefect_restarts_the_store_is_away_and_a_clock_is_wrong(tmp_path: Path) -> None:
-    with two_hosts(tmp_path, 2, **clock_ahead_by(1)) as hosts:
+    with two_hosts(tmp_path, 2, **clock_ahead(tmp_path / "clock")) as hosts:
         hosts.flow()
         kept = some_are_finished(hosts)
         for _ in range(5):
