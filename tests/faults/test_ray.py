@@ -108,8 +108,9 @@ def test_the_head_is_lost_and_the_same_run_goes_on_after_it_is_back(tmp_path: Pa
     with two_hosts(tmp_path, 3) as hosts:
         hosts.flow()
         kept = some_are_finished(hosts)
-        for host in (0, 1):
-            hosts.kill(host, "ray")
+        for part in ("ray.scripts.scripts", "gcs_server", "raylet/raylet"):
+            hosts.kill(0, part)
+            hosts.kill(1, part)
         assert ended(hosts.processes["flow"], 180) != 0
         wait_for(lambda: not hosts.pids(0, "openai.api_server") and not hosts.pids(1, "openai.api_server"), 60)
         hosts.node(0)
