@@ -19,17 +19,16 @@ from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import count_tokens, generation_prefix, load_tokenizer, neutralise, prompt_text
 from tasks.responses.generate import OUTSIDE_KEY, GenerateConfig, Limits, sample_groups
 from tasks.responses.perplexity import name_of
-from tasks.responses.prompt import QueryPrompt
 
 
-def continued_prompt(tokenizer: Any, row: Mapping[str, Any], format: LongFormat) -> QueryPrompt:
+def continued_prompt(tokenizer: Any, row: Mapping[str, Any], format: LongFormat) -> str:
     """The chat prompt of a text's query, with the beginning of a response: its thoughts, up to the solution.
 
     What the chat template itself opens at the end of the prompt is not repeated.
     """
     prompt = prompt_text(tokenizer, [{"role": "user", "content": row["query"]}])
     begun = unfinished(format, neutralise(row["thoughts"], tokenizer))
-    return QueryPrompt(prompt + continuation(begun, opened_part(generation_prefix(tokenizer), format)), [])
+    return prompt + continuation(begun, opened_part(generation_prefix(tokenizer), format))
 
 
 @step(outside_key=OUTSIDE_KEY, serves={"model": "policy"})
@@ -50,7 +49,7 @@ def continue_thoughts(
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     format: LongFormat = config.format  # type: ignore[assignment]  # checked by the flow
-    funnel, rows, prompts = Counter[str](), dict[str, dict[str, Any]](), dict[str, QueryPrompt]()
+    funnel, rows, prompts = Counter[str](), dict[str, dict[str, Any]](), dict[str, str]()
     for row in read_rows(store, distilled):
         if not row["continued"] or row["solution"] is not None:
             continue
@@ -66,7 +65,9 @@ def continue_thoughts(
             if name in ledger:
                 limits.add(name, ledger[name])
         if owed := [name for name in prompts if name not in ledger]:
-            sample_groups(plan.step, config, [owed], prompts, tokenizer, servers.policies(model), ledger, limits)
+            sample_groups(
+                plan.step, config, [owed], prompts.__getitem__, tokenizer, servers.policies(model), ledger, limits
+            )
         found = solved_rows(tokenizer, rows, ledger, format, funnel)
         schema = DISTILLED
         made = write_table(store, plan.step, plan.key, schema, batched(found), plan.provenance, counts=lambda: funnel)

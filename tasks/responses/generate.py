@@ -32,7 +32,7 @@ from infra.store.schemas import RESPONSES
 from infra.store.store import Store
 from infra.store.tables import batched, read_rows, write_table
 from infra.text.chat import count_tokens, generation_prefix, load_tokenizer
-from tasks.responses.prompt import PromptConfig, QueryPrompt, query_prompt
+from tasks.responses.prompt import PROMPT_COLUMNS, PromptConfig, query_prompt, shown_ids
 
 log = logging.getLogger(__name__)
 
@@ -173,18 +173,24 @@ def generate(
     """
     tokenizer = load_tokenizer(fetch_model(store, model, servers.work_dir))
     table = list(read_rows(store, examples)) if examples else []
-    prompts = {
-        query["query_id"]: query_prompt(query, tokenizer, config.format, config.seed, prompt, table)
-        for query in shard_of(store, queries, shard, shards)
-    }
+    asked, shown = dict[str, dict[str, Any]](), dict[str, list[str]]()
+    for query in shard_of(store, queries, shard, shards):
+        query_id = query["query_id"]
+        asked[query_id] = {name: query[name] for name in PROMPT_COLUMNS if name in query}
+        shown[query_id] = shown_ids(query_id, config.seed, prompt, table)
+
+    def prompt_of(query_id: str) -> str:
+        return query_prompt(asked[query_id], tokenizer, config.format, config.seed, prompt, table)
+
     with shard_ledger(store, servers.work_dir, plan.step, plan.key) as ledger:
-        limits = Limits(plan.step, config, len(prompts), places(store, ledger))
-        for query_id in prompts:
+        limits = Limits(plan.step, config, len(asked), places(store, ledger))
+        for query_id in asked:
             if query_id in ledger:
                 limits.add(query_id, ledger[query_id])
-        if owed := owed_groups(prompts, ledger):
-            sample_groups(plan.step, config, owed, prompts, tokenizer, servers.policies(model), ledger, limits)
-        answered = {name: each.example_ids for name, each in prompts.items() if name not in limits.quarantined}
+        if owed := owed_groups(shown, ledger):
+            prompt_of(owed[0][0])  # what is wrong with all prompts is found before a server is started
+            sample_groups(plan.step, config, owed, prompt_of, tokenizer, servers.policies(model), ledger, limits)
+        answered = {name: ids for name, ids in shown.items() if name not in limits.quarantined}
         counts = {"truncated": limits.truncated, "malformed": 0, "completion_tokens": 0}
         counts["quarantined"] = len(limits.quarantined)
         opened = bool(opened_part(generation_prefix(tokenizer), config.format))
@@ -194,21 +200,20 @@ def generate(
     return made
 
 
-def owed_groups(prompts: Mapping[str, QueryPrompt], ledger: Mapping[str, Any]) -> list[list[str]]:
-    """The ids of the queries that the ledger lacks, grouped by equal examples, for the servers' prefix caches."""
+def owed_groups(shown: Mapping[str, list[str]], ledger: Mapping[str, Any]) -> list[list[str]]:
+    """The ids of the queries that the ledger lacks, grouped by equal examples, for the servers' prefix caches.
 
-    def shown(query_id: str) -> list[str]:
-        return prompts[query_id].example_ids
-
-    owed = sorted((query_id for query_id in prompts if query_id not in ledger), key=shown)
-    return [list(group) for _, group in groupby(owed, key=shown)]
+    `shown`: by query id, the ids of the examples in its prompt.
+    """
+    owed = sorted((query_id for query_id in shown if query_id not in ledger), key=lambda query_id: shown[query_id])
+    return [list(group) for _, group in groupby(owed, key=lambda query_id: shown[query_id])]
 
 
 def sample_groups(
     step: str,
     config: GenerateConfig,
     groups: list[list[str]],
-    prompts: Mapping[str, QueryPrompt],
+    prompt_of: Callable[[str], str],
     tokenizer: Any,
     pool: Pool,
     ledger: Ledger,
@@ -216,8 +221,10 @@ def sample_groups(
 ) -> None:
     """Sample for all queries of `groups`; the ledger then has the samples of each, or why it was quarantined.
 
+    `prompt_of`: the whole chat prompt of a query id, made when its turn comes.
+
     Raises:
-        As `infra.serving.pool.complete_on` and `Limits.add`.
+        As `infra.serving.pool.complete_on`, `Limits.add` and `prompt_of`.
     """
     rate = Rate(pool)
     sampling = Sampling(
@@ -227,11 +234,11 @@ def sample_groups(
         max_tokens=config.max_tokens,
         stop=delimiters(config.format)[3:] if config.end_at_close else (),  # else the model's own end tokens only
     )
-    with progress(step, lambda: len(ledger), len(prompts), "requests", detail=rate.text):
+    with progress(step, lambda: len(ledger), limits.requests, "requests", detail=rate.text):
         completing = complete_on(
             pool,
             groups,
-            partial(request_for, config, prompts, tokenizer),
+            partial(request_for, config, prompt_of, tokenizer),
             sampling,
             max_in_flight=config.in_flight,
             together=1 if config.request_seeds else max(1, min(TOGETHER, config.in_flight // 5)),
@@ -241,10 +248,10 @@ def sample_groups(
         asyncio.run(completing)
 
 
-def request_for(config: GenerateConfig, prompts: Mapping[str, QueryPrompt], tokenizer: Any, query_id: str) -> Request:
-    """The request of a query. Its prompt is tokenised only now, since token ids take ten times the text's memory."""
+def request_for(config: GenerateConfig, prompt_of: Callable[[str], str], tokenizer: Any, query_id: str) -> Request:
+    """The request of a query. Its prompt is made only now: a shard's prompts with examples would take gigabytes."""
     seed = request_seed(config.seed, query_id) if config.request_seeds else None
-    return Request(query_id, tokenizer.encode(prompts[query_id].text, add_special_tokens=False), seed)
+    return Request(query_id, tokenizer.encode(prompt_of(query_id), add_special_tokens=False), seed)
 
 
 def keep_samples(

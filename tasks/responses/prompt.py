@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,13 +42,14 @@ class PromptConfig(BaseModel):
     )
 
 
-class QueryPrompt(NamedTuple):
-    """The prompt of one query."""
+PROMPT_COLUMNS = ("query_id", "query", "history")
+"""The columns of `queries` and `problems` that a prompt is made of."""
 
-    text: str
-    """The whole chat prompt, up to where the assistant's answer starts."""
-    example_ids: list[str]
-    """The in-context examples shown, in order."""
+
+def shown_ids(query_id: str, seed: int, prompt: PromptConfig | None, examples: Sequence[dict[str, Any]]) -> list[str]:
+    """The ids of the in-context examples that the prompt of a query shows, in order; arguments as `query_prompt`."""
+    drawn = draw_examples(examples, prompt.examples, seed, query_id) if prompt else []
+    return [example["example_id"] for example in drawn]
 
 
 def query_prompt(
@@ -58,8 +59,10 @@ def query_prompt(
     seed: int,
     prompt: PromptConfig | None,
     examples: Sequence[dict[str, Any]],
-) -> QueryPrompt:
-    """The prompt of a row of `queries` or `problems`; no text in it but the project's own spells control tokens.
+) -> str:
+    """The whole chat prompt of a row of `queries` or `problems`, up to where the assistant's answer starts.
+
+    No text in it but the project's own spells control tokens.
 
     Earlier turns of a benchmark problem (`history`) come before its query. In-context examples go into the last turn,
     or as turns of their own before all others, see `PromptConfig.layout`.
@@ -73,15 +76,13 @@ def query_prompt(
     Raises:
         infra.errors.BadInput: as `in_context_text`.
     """
-    drawn = draw_examples(examples, prompt.examples, seed, query["query_id"]) if prompt else []
     text = neutralise(query["query"], tokenizer)
     earlier = [neutralised_turn(turn, tokenizer, format) for turn in json.loads(query.get("history", "[]"))]
     if prompt:
-        whole = in_context_text(prompt, drawn, text, tokenizer, format, earlier)
-    else:
-        keep = delimiters(format) if earlier else ()  # safe: those that the query spells are broken already
-        whole = prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], keep)
-    return QueryPrompt(whole, [example["example_id"] for example in drawn])
+        drawn = draw_examples(examples, prompt.examples, seed, query["query_id"])
+        return in_context_text(prompt, drawn, text, tokenizer, format, earlier)
+    keep = delimiters(format) if earlier else ()  # safe: those that the query spells are broken already
+    return prompt_text(tokenizer, [*earlier, {"role": "user", "content": text}], keep)
 
 
 def neutralised_turn(turn: dict[str, str], tokenizer: Any, format: Format) -> dict[str, str]:

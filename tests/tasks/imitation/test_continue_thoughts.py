@@ -52,7 +52,7 @@ def test_solutions_are_written_after_the_thoughts(world, model, serve):
 def test_what_the_template_opens_is_not_repeated(world, opening_model):
     opened = opening_model("<internal_thoughts>\n")
     folder = world.store.local_path(f"{opened.step}/{opened.key}")
-    prompt = continued_prompt(load_tokenizer(folder), text(0), "bolt").text
+    prompt = continued_prompt(load_tokenizer(folder), text(0), "bolt")
     assert prompt.count("<internal_thoughts>") == 1
     assert prompt.endswith("<internal_thoughts>\nplan : one .\n</internal_thoughts>\n\n<external_solution>\n")
 

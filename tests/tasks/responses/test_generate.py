@@ -27,6 +27,7 @@ from tasks.responses.generate import (
     request_seed,
     shard_of,
 )
+from tasks.responses.prompt import query_prompt
 
 IDS = encoder()
 
@@ -99,6 +100,22 @@ def test_the_examples_shown_are_named_in_the_rows(world, queries, model, serve):
         assert len(numbers) == 2
         sets.append(numbers)
     assert sets == sorted(sets)  # equal sets in a row, so that the server's prefix cache is hit
+
+
+def test_memory_holds_no_prompt_before_its_turn(world, queries, model, serve, monkeypatch):
+    server, made = serve(completions=completions(sample_text)), list[tuple[str, int]]()
+
+    def noted(query, *more):
+        made.append((query["query_id"], len(server.asked)))
+        return query_prompt(query, *more)
+
+    monkeypatch.setattr(tasks.responses.generate, "query_prompt", noted)
+    servers = TinyServers(world.work_dir, server)
+    world.do(generate, config=GenerateConfig(samples=1, in_flight=2), queries=queries, model=model, servers=servers)
+    first, *others = made  # the first is made once before a server is started, to see whether prompts can be made
+    assert first == ("q0", 0)
+    assert [name for name, _ in others] == [f"q{n}" for n in range(10)]
+    assert all(asked >= number - 2 for number, (_, asked) in enumerate(others))
 
 
 def test_control_tokens_in_a_query_stay_text(world, query, model, serve):

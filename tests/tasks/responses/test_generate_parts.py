@@ -22,7 +22,6 @@ from tasks.responses.generate import (
     request_seed,
     response_rows,
 )
-from tasks.responses.prompt import QueryPrompt
 
 IDS = encoder()
 
@@ -45,20 +44,19 @@ def done(*reasons: str) -> dict:
 
 def test_owed_queries_are_grouped_by_equal_examples(ledger):
     shown = {"a": ["e1", "e2"], "b": ["e0", "e3"], "c": ["e1", "e2"], "d": ["e0", "e3"], "e": ["e0", "e1"]}
-    prompts = {query_id: QueryPrompt("text", ids) for query_id, ids in shown.items()}
-    assert owed_groups(prompts, ledger) == [["e"], ["b", "d"], ["a", "c"]]
+    assert owed_groups(shown, ledger) == [["e"], ["b", "d"], ["a", "c"]]
     for finished in "bac":
         ledger.append(finished, done("stop"))
-    assert owed_groups(prompts, ledger) == [["e"], ["d"]]
+    assert owed_groups(shown, ledger) == [["e"], ["d"]]
     assert owed_groups({}, ledger) == []
 
 
 def test_a_request_has_the_prompts_ids_and_a_seed_only_if_seeds_are_on():
-    prompts = {"q": QueryPrompt(f"{USER} which day {END}", [])}
-    found = request_for(GenerateConfig(seed=3), prompts, tokenizer(), "q")
+    prompts = {"q": f"{USER} which day {END}"}
+    found = request_for(GenerateConfig(seed=3), prompts.__getitem__, tokenizer(), "q")
     assert found.prompt_ids == [IDS[word] for word in (USER, "which", "day", END)]
     assert (found.request_id, found.seed) == ("q", request_seed(3, "q"))
-    assert request_for(GenerateConfig(request_seeds=False), prompts, tokenizer(), "q").seed is None
+    assert request_for(GenerateConfig(request_seeds=False), prompts.__getitem__, tokenizer(), "q").seed is None
 
 
 def test_finished_and_quarantined_requests_are_put_into_the_ledger(ledger, caplog):

@@ -19,7 +19,7 @@ from nano.corpus import PROMPT_TEMPLATE
 from nano.vocabulary import ASSISTANT, END, USER, tokenizer
 from tasks.examples.read import ExamplesConfig
 from tasks.responses.generate import GenerateConfig, generate, request_seed
-from tasks.responses.prompt import PromptConfig, draw_examples, first_prompt, in_context_turns, query_prompt
+from tasks.responses.prompt import PromptConfig, draw_examples, first_prompt, in_context_turns, query_prompt, shown_ids
 
 
 def key(prompt: PromptConfig) -> str:
@@ -102,7 +102,8 @@ def test_examples_cannot_be_shown_as_plain_answers(tmp_path):
 
 def test_a_query_alone_is_one_user_turn():
     found = query_prompt({"query_id": "q", "query": "which day ?"}, tokenizer(), "bolt", 0, None, [])
-    assert found == (f"{USER} which day ? {END}{ASSISTANT}", [])
+    assert found == f"{USER} which day ? {END}{ASSISTANT}"
+    assert shown_ids("q", 0, None, []) == []
 
 
 def test_examples_go_into_the_last_turn_and_are_named_in_order():
@@ -110,9 +111,9 @@ def test_examples_go_into_the_last_turn_and_are_named_in_order():
     query = {"query_id": "q", "query": "what now ?", "history": '[{"role": "user", "content": "who ?"}]'}
     found = query_prompt(query, tokenizer(), "bolt", 7, NANO_PROMPT, table)
     drawn = draw_examples(table, 3, 7, "q")
-    assert found.example_ids == [each["example_id"] for each in drawn]
+    assert shown_ids("q", 7, NANO_PROMPT, table) == [each["example_id"] for each in drawn]
     last = in_context_prompt(NANO_PROMPT, drawn, "what now ?", "bolt")
-    assert found.text == f"{USER} who ? {END}{USER} {last} {END}{ASSISTANT}"
+    assert found == f"{USER} who ? {END}{USER} {last} {END}{ASSISTANT}"
 
 
 def test_examples_as_turns_come_before_all_others():
@@ -122,19 +123,19 @@ def test_examples_as_turns_come_before_all_others():
     prompt = PromptConfig(examples=2, layout="turns")
     found = query_prompt(query, tokenizer(), "bolt", 7, prompt, table)
     drawn = draw_examples(table, 2, 7, "q")
-    assert found.example_ids == [each["example_id"] for each in drawn]
+    assert shown_ids("q", 7, prompt, table) == [each["example_id"] for each in drawn]
     turns = [
         f"{USER} {each['query']} {END}{ASSISTANT} {bolt.render(each['thoughts'], each['solution'])} {END}"
         for each in drawn
     ]
-    assert found.text == f"{''.join(turns)}{USER} who ? {END}{ASSISTANT} me . {END}{USER} what now ? {END}{ASSISTANT}"
+    assert found == f"{''.join(turns)}{USER} who ? {END}{ASSISTANT} me . {END}{USER} what now ? {END}{ASSISTANT}"
 
 
 def test_a_control_token_in_an_example_is_broken_in_either_layout():
     shown = [{**example(1), "query": f"who {END} is it ?"}]
     for layout in ("one-turn", "turns"):
         prompt = NANO_PROMPT.model_copy(update={"layout": layout, "examples": 1})
-        text = query_prompt({"query_id": "q", "query": "what now ?"}, tokenizer(), "bolt", 0, prompt, shown).text
+        text = query_prompt({"query_id": "q", "query": "what now ?"}, tokenizer(), "bolt", 0, prompt, shown)
         assert text.count(END) == (1 if layout == "one-turn" else 3)
 
 
@@ -155,7 +156,7 @@ def test_only_the_assistants_own_delimiters_survive_in_the_history(format, kept)
     spoken.add_tokens(["<think>", "</think>"], special_tokens=True)
     turns = [{"role": role, "content": f"<think> {role} </think> {END}"} for role in ("user", "assistant")]
     query = {"query_id": "q", "query": "<think> why </think>", "history": json.dumps(turns)}
-    text = query_prompt(query, spoken, format, 0, None, []).text
+    text = query_prompt(query, spoken, format, 0, None, [])
     assert ("<think> assistant </think>" in text) == kept
     assert text.count("<think>") == kept
     assert text.count(END) == 3
