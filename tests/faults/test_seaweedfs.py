@@ -39,6 +39,6 @@ def test_the_method_runs_on_seaweedfs_and_another_machine_finds_it_all(prefect: 
         assert not all(each["cached"] for each in first["steps"])
         assert all(each["cached"] for each in again["steps"])
         assert again["stages"] == first["stages"]
-        whole = artifacts(store)
+        whole = list(artifacts(store))
         assert whole
         assert [problems(store, each) for each in whole] == [[]] * len(whole)
