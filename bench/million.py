@@ -1,6 +1,6 @@
 """Measure the flow process as stage 1 grows: rows per second, peak memory, and what Prefect keeps of the run.
 
-    python -m bench.million [--responses 100000 1000000] [--tokens 200] [--folder DIR] [--out FILE.jsonl]
+    python -m bench.million [--responses 100000 1000000] [--tokens 200] [--s3] [--folder DIR] [--out FILE.jsonl]
 
 The steps of stage 1 are those of `bootstrap`, Prefect tasks of a flow run with their default settings: sampling with
 in-context examples into ledgers, the filter, the rewards, the selection. What they ask is **simulated**
@@ -10,7 +10,9 @@ lower bound. The tokenizers are those of the nano world's models, which make a t
 
 Each size has a process of its own, with its own Prefect server, store and ledgers. Its peak memory is the highest
 resident memory of that process (VmHWM) in any step, in MiB; children are left out: Prefect's server, the simulated one.
-`cpu_s` are the CPU seconds of all its threads. The size of Prefect's database is that after its server has ended.
+`cpu_s` are the CPU seconds of all its threads. The size of Prefect's database is that after its server has ended. With
+`--s3` the store is a moto server, and `store_requests` counts what is sent to it. Moto keeps all of it in memory, so
+that only small sizes fit.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -62,6 +65,8 @@ FORMAT: LongFormat = "bolt"
 SAMPLES = 8  # responses per query
 QUERY_WORDS = (10, 40)
 SLOTS = 4096  # more than are in flight, so that no sample waits
+SENT = Counter[str]()
+"""Requests that this process has sent to S3, by name."""
 STEPS = ("responses", "filtered", "scores", "longcot")
 
 
@@ -77,11 +82,17 @@ def made_up(count: int) -> Iterator[dict[str, Any]]:
 def measured(found: dict[str, Any], name: str) -> Iterator[None]:
     """Add the seconds, CPU seconds and peak memory (MiB) of the block, which is a step, to `found`."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    began, cpu = time.perf_counter(), time.process_time()
+    sent, began, cpu = SENT.copy(), time.perf_counter(), time.process_time()
     yield
     taken = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
     found[name] = {each: round(value, 2) for each, value in taken.items()}
     found[name]["peak_mib"] = resident("VmHWM") // 2**20
+    found[name]["store_requests"] = dict(SENT - sent)
+
+
+def counting(event_name: str, **_: Any) -> None:
+    """Count an answer of S3 by the request's name, such as `PutObject`."""
+    SENT[event_name.rpartition(".")[2]] += 1
 
 
 @flow(task_runner=TASK_RUNNER)
@@ -134,16 +145,17 @@ def task_runs(expected: int) -> int:
 
 def work(given: argparse.Namespace) -> dict[str, Any]:
     """Measure one size in this process; the store and Prefect's home are those of the environment."""
-    store = Store.open(Settings.load())
     rows = batched(made_up(given.worker // SAMPLES))
-    write_table(store, "queries", "made-up", QUERIES, rows, Provenance())
-    with Simulated(1, SLOTS, 0, given.tokens, FORMAT) as servers:
+    with patch("infra.store.s3._tell_of_failure", counting), Simulated(1, SLOTS, 0, given.tokens, FORMAT) as servers:
+        write_table(Store.open(Settings.load()), "queries", "made-up", QUERIES, rows, Provenance())
         found = stage_1(servers.urls[0], given.tokens, given.shards)
     return {**found, "task_runs": task_runs(given.shards + len(STEPS))}
 
 
 def measure(responses: int, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure one size in a process of its own."""
+    from bench.rerun import in_s3, s3_server  # here, since moto would count in the memory of that process
+
     home = folder / "prefect"
     variables = {
         "BOLT_STORE": str(folder / "store"),
@@ -154,10 +166,12 @@ def measure(responses: int, given: argparse.Namespace, folder: Path) -> dict[str
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "infra,tasks",  # as the deployments do: log lines go to the database
     }
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_"))}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BOLT_", "AWS_"))}
     options = {"--tokens": given.tokens, "--shards": given.shards}
     command = [sys.executable, __file__, f"--worker={responses}", *(f"{name}={each}" for name, each in options.items())]
-    done = subprocess.run(command, cwd=ROOT, env=ours | variables, check=True, stdout=subprocess.PIPE, text=True)
+    with s3_server() if given.s3 else nullcontext() as url:
+        variables |= in_s3(url) if url else {}
+        done = subprocess.run(command, cwd=ROOT, env=ours | variables, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     steps = found["steps"].values()
     seconds, cpu_s = (sum(step[name] for step in steps) for name in ("seconds", "cpu_s"))
@@ -177,6 +191,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, nargs="+", default=[100_000, 1_000_000], help="sizes, ascending")
     parser.add_argument("--tokens", type=int, default=200, help="mean length of a response")
     parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--s3", action="store_true", help="keep the store in S3, and count the requests")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
