@@ -46,7 +46,7 @@ def surroundings() -> dict[str, Any]:
         "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory()}{_gpus()}, {platform.system()}",
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "commit": commit.stdout.strip() or "unknown",
     }
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -49,6 +50,13 @@ def s3_server() -> Iterator[str]:
         server.stop()
 
 
+def in_s3(url: str) -> dict[str, str]:
+    """The variables of a store on such a server."""
+    s3 = {"store": f"s3://{BUCKET}/bolt", "endpoint_url": url, "region": "us-east-1"}
+    s3 |= {"access_key_id": KEY, "secret_access_key": SECRET}
+    return {f"BOLT_{name.upper()}": value for name, value in s3.items()}
+
+
 def seconds(environment: dict[str, str], home: Path) -> tuple[float, int, int]:
     """One rerun: seconds between first and last log line, number of steps, and number of cached steps."""
     (home / "prefect").mkdir(parents=True, exist_ok=True)
@@ -72,15 +80,15 @@ def seconds(environment: dict[str, str], home: Path) -> tuple[float, int, int]:
 def measure(folder: Path, rounds: int, work: Path) -> dict[str, object]:
     """Medians in seconds of reruns on local disk and on S3."""
     with s3_server() as url:
-        s3 = {"store": f"s3://{BUCKET}/bolt", "endpoint_url": url, "region": "us-east-1"}
-        s3 |= {"access_key_id": KEY, "secret_access_key": SECRET}
-        source, target = Store.open(Settings(store=str(folder))), Store.open(Settings(**s3))
+        s3 = in_s3(url)
+        with patch.dict(os.environ, s3):
+            source, target = Store.open(Settings(store=str(folder))), Store.open(Settings.load())
         for path in source.list():
             with source.open_read(path) as file, target.open_write(path) as sink:
                 while chunk := file.read(2**22):
                     sink.write(chunk)
         places = {"local": {"BOLT_STORE": str(folder.resolve())}}
-        places["s3"] = {f"BOLT_{name.upper()}": value for name, value in s3.items()}
+        places["s3"] = s3
         found: dict[str, list[float]] = {name: [] for name in places}
         for _ in range(rounds):
             for name, environment in places.items():
