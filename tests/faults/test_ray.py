@@ -124,4 +124,4 @@ def test_two_nodes_train_together(tmp_path: Path) -> None:
         hosts.flow("config.ray.training_nodes=2", "config.sft.ranks=1", "config.online.dpo.ranks=1")
         check(hosts, hosts.finished(), {})
         logs = (tmp_path / "work" / "logs" / "agent-1.log").read_text()
-        assert logs.count("training with 1 ranks") == 2
+        assert logs.count("the ranks ended with status 0") == 2  # of SFT and of DPO
