@@ -22,10 +22,11 @@ from runs import ROOT, ended, on_s3, started, wait_for
 from small import SMALL
 
 PREFECT, S3, RAY = 4200, 5000, 6379
+QUERIES = 800  # so many that ledgers are copied, every ten seconds, before a shard is done
 SETTINGS = (
     "config.cluster=ray",
     "config.serving.policy_servers=2",
-    "config.bootstrap.queries.draw.limit=200",
+    f"config.bootstrap.queries.draw.limit={QUERIES}",
     "config.bootstrap.shards=4",
     "config.evaluate.shards=2",
     "config.sft.checkpoint_minutes=0.01",
@@ -127,11 +128,14 @@ class Hosts:
         return found
 
     def object(self, name: str) -> str:
-        """An object in the store."""
+        """An object in the store; "" if it is gone."""
         return self.within(
             "from s3_for_tests import boto_client\n"
-            f"found = boto_client({self.s3_url!r}).get_object(Bucket={self.bucket!r}, Key='some/prefix/{name}')\n"
-            "print(found['Body'].read().decode())"
+            f"client = boto_client({self.s3_url!r})\n"
+            "try:\n"
+            f"    print(client.get_object(Bucket={self.bucket!r}, Key='some/prefix/{name}')['Body'].read().decode())\n"
+            "except client.exceptions.NoSuchKey:\n"
+            "    print()"
         )
 
     def objects(self, prefix: str) -> list[str]:

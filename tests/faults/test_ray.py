@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_hosts import Hosts, clock_ahead, two_hosts
+from ray_hosts import QUERIES, Hosts, clock_ahead, two_hosts
 from runs import ended, wait_for
 from s3_for_tests import SECRET
 
@@ -46,9 +46,9 @@ def check(hosts: Hosts, summary: dict[str, Any], kept: dict[str, Any]) -> None:
     rows = Counter[str]()
     for step in summary["steps"]:
         rows[step["name"]] += step["rows"]
-    assert rows["responses"] == 200 * 8
+    assert rows["responses"] == QUERIES * 8
     texts = sampled(hosts)
-    assert len(texts) == 200
+    assert len(texts) == QUERIES
     for request, samples in kept.items():
         assert texts[request] == samples
     assert secret_files(hosts) == []
