@@ -188,18 +188,14 @@ class Run:
         """The jobs' task runs: on this machine, or on the cluster if they are shards or need devices of their own."""
         calls = [(job, self._made_by(job.plan)) for job in jobs]
         trains, first = is_training(name), jobs[0].plan
-        if (
-            self.cluster is None
-            or (gpus == 0 and not trains)
-            or (gpus is not None and find(self.store, first.step, first.key))
-        ):
-            return [job.submit(step.task, made_by) for job, made_by in calls]
-        if gpus is None:
+        if self.cluster is not None and gpus is None:
             return self.cluster.submit_shards(step.task, calls)
+        if self.cluster is None or not (gpus or trains) or find(self.store, first.step, first.key):
+            return [job.submit(step.task, made_by) for job, made_by in calls]
         (self.servers.release if trains else self.servers.scorer)()  # the devices that it is placed on may be theirs
         if trains:
             return [self.cluster.train(step.task, *calls[0])]
-        return [self.cluster.submit(step.task, *calls[0], self.cluster.needs(self.cluster.config.training, gpus))]
+        return [self.cluster.submit(step.task, *calls[0], self.cluster.needs(self.cluster.config.training, gpus or 0))]
 
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""

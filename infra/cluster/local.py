@@ -22,7 +22,7 @@ from infra.errors import BadInput
 from infra.processes.watchdog import GuardedProcess
 from infra.settings import PROJECT_ROOT, Settings
 
-STARTED_S = 60.0
+STARTED_S = 180.0
 OBJECT_STORE_BYTES = 128 * 2**20  # what is exchanged is small: references, and the addresses of servers
 HOST = "127.0.0.1"
 

@@ -17,9 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import infra.serving.classifier
 import infra.serving.servers
 import tasks.responses.generate
-import tasks.rewards.score
 from cot_formats import bolt
 from infra.serving.completions import Completion
 from infra.serving.pool import Pool
@@ -60,7 +60,7 @@ def fake_answers(asked: Path) -> None:
 
     infra.serving.servers.Servers._pool = lambda *_: Pool([Healthy()])  # type: ignore[method-assign,assignment]
     tasks.responses.generate.complete_on = complete_on  # type: ignore[assignment]
-    tasks.rewards.score.classify = classify  # type: ignore[assignment]
+    infra.serving.classifier.classify = classify  # type: ignore[assignment]
 
 
 def main(flow: str, parameters: Path, asked: Path) -> None:

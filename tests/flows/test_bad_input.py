@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 from small import bootstrap_parameters, small_world
 
+import infra.serving.classifier
 import infra.serving.servers
 import infra.training.trackers
 import tasks.responses.generate
-import tasks.rewards.score
 import tasks.training.train
 from cot_formats import bolt
 from flows.bootstrap import BootstrapConfig, bootstrap
@@ -87,7 +87,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, dies_after: int | None = None) ->
 
     monkeypatch.setattr(infra.serving.servers.Servers, "_pool", lambda *_: Pool([Healthy()]))
     monkeypatch.setattr(tasks.responses.generate, "complete_on", complete_on)
-    monkeypatch.setattr(tasks.rewards.score, "classify", classify)
+    monkeypatch.setattr(infra.serving.classifier, "classify", classify)
     return answered
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from small import small_world
 
-import tasks.curation.choose
+import infra.serving.classifier
 from flows.__main__ import changed, deployment, flow_name
 from flows.curate_examples import CurateConfig, curate_examples, report
 from infra.errors import BadInput
@@ -29,6 +30,7 @@ class Healthy:
     """A server that is up."""
 
     url, served_name = "http://127.0.0.1:9", "fake"
+    headers: Mapping[str, str] = {}
 
     def check(self) -> None: ...
 
@@ -79,7 +81,7 @@ def test_a_reward_model_ranks(world, monkeypatch):
         return [float(number) for number in range(len(inputs))]
 
     monkeypatch.setattr(Servers, "_pool", lambda *_: Pool([Healthy()]))
-    monkeypatch.setattr(tasks.curation.choose, "classify", classify)
+    monkeypatch.setattr(infra.serving.classifier, "classify", classify)
     world["examples"] |= {"count": 3}
     reward_model = str(Path(world["model"]).with_name("reward"))
     examples = curate_examples(CurateConfig(**world, reward_model=reward_model))

@@ -163,7 +163,7 @@ def test_held_out_questions_are_known_by_their_texts_whatever_a_benchmark_calls_
 class Planned:
     """Replaces `Run`: each step makes a table with a row, and those in `empty` one without."""
 
-    dry, estimates, hosts = False, Estimates(), None
+    dry, estimates, hosts, cluster = False, Estimates(), None, None
     servers = SimpleNamespace(is_remote=lambda _: True)
 
     def __init__(self, folder: Path, empty: str) -> None:

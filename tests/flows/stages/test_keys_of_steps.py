@@ -48,6 +48,7 @@ class Recorder:
     """Replaces `Run`: looks every step up in the store, and writes a stub if it is not found."""
 
     dry = False
+    cluster = None
     estimates = Estimates()
     hosts = HERE
 
@@ -58,7 +59,7 @@ class Recorder:
         self.found: set[str] = set()
 
     def do(self, step: Any, name: str, *, expected_tokens: int = 0, expected_rows: int = 0, **given: Any) -> Ref:
-        given.pop("rehearse", None)
+        given = {key: value for key, value in given.items() if key not in ("rehearse", "gpus")}
         return self._one(step.plan(name, given | ({"servers": self.servers} if step.takes_servers else {})))
 
     def do_shards(self, step: Any, name: str, shards: int, *, expected_tokens: int = 0, **given: Any) -> list[Ref]:

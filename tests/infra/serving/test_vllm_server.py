@@ -137,7 +137,7 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
 
 
 def test_only_a_server_as_vllms_can_take_the_port_that_is_held_for_it() -> None:
-    with vllm_server._held_port() as port:
+    with vllm_server._held_port("127.0.0.1") as port:
         with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
             other.bind(("127.0.0.1", port))
         with socket.create_server(("127.0.0.1", port)):  # with SO_REUSEADDR

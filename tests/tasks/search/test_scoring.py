@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from fakes import FakeVllm, TinyServers
 
-import tasks.search.scoring
+import infra.serving.classifier
 from tasks.search.scoring import discriminative
 
 
 def test_a_classifier_gets_no_more_requests_at_once_than_in_flight_however_many_problems(world, model, monkeypatch):
     open_now = most = 0
 
-    async def classify(_url: str, _name: str, inputs: Any, *, max_in_flight: int, alive: Any) -> list[float]:
+    async def classify(_url: str, _name: str, inputs: Any, *, max_in_flight: int, **_: Any) -> list[float]:
         nonlocal open_now, most
         open_now += max_in_flight
         most = max(most, open_now)
@@ -23,7 +23,7 @@ def test_a_classifier_gets_no_more_requests_at_once_than_in_flight_however_many_
         open_now -= max_in_flight
         return [0.0] * len(inputs)
 
-    monkeypatch.setattr(tasks.search.scoring, "classify", classify)
+    monkeypatch.setattr(infra.serving.classifier, "classify", classify)
     queries = {f"q{number}": "which day is mon ?" for number in range(40)}
     scorer = discriminative(queries, world.store, model, TinyServers(world.work_dir, FakeVllm()), 3)
     kept: dict[str, dict[str, Any]] = {}
