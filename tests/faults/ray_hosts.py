@@ -109,8 +109,7 @@ class Hosts:
         options += ["--object-store-memory=134217728", "--disable-usage-stats", "--block"]
         command = ["-m", "ray.scripts.scripts", "start", *options]
         self.start(f"node{host}", host, *command, private=private and host == 1, **more)
-        code = f"from ray._raylet import GcsClient; n = GcsClient(address='{self.addresses[0]}:{RAY}')"
-        code += f".get_all_node_info().values(); assert sum(each.state == 0 for each in n) > {host}"
+        code = f"from infra.cluster.joined import living; assert living('{self.addresses[0]}:{RAY}') > {host}"
         wait_for(lambda: self.run(code).returncode == 0, 90, 0.5)
 
     def flow(self, *more: str) -> None:
