@@ -150,13 +150,13 @@ class Fleet:
             found = group.living.get(url) if group else None
         return group is not None and found is not None and self._checked(role, group, url, found[1])
 
-    def lost(self, role: Role, url: str) -> None:
-        """Requests did not reach a server: end and replace it, unless that was done already."""
+    def lost(self, role: Role, url: str, why: str) -> None:
+        """Requests did not reach a server, for the reason `why`: end and replace it, unless that was done already."""
         with self._changed:
             group = self._groups.get(role)
             known = group is not None and url in group.living
         if group and known:
-            self._drop(role, group, url, "requests did not reach it")
+            self._drop(role, group, url, why)
 
     def quarantined(self, role: Role) -> None:
         """Allow for the two servers that a request cost before it was quarantined."""
@@ -240,7 +240,7 @@ class Fleet:
         if any(needed.values()):
             return "SPREAD"
         gpus, held = 0 if runs_on_cpu() else options.tensor_parallel_size, Counter(group.actors.values())
-        fit = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus]
+        fit = [node["NodeID"] for node in living_nodes() if node["Resources"].get("GPU", 0) >= gpus]
         if not fit:
             raise ServerError(f"no node has the {gpus} GPUs of serving.policy.tensor_parallel_size")
         return NodeAffinitySchedulingStrategy(min(fit, key=lambda node: held[node]), soft=False)
@@ -325,6 +325,11 @@ def ray_options(resources: Resources, gpus: float = 0) -> dict[str, Any]:
     if own := {name: amount for name, amount in resources.items() if name not in named}:
         found["resources"] = own
     return found | ({"num_gpus": found.get("num_gpus", 0) + gpus} if gpus else {})
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes that are up, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _end(actor: Any) -> None:

@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from infra.cluster.config import RayConfig, Resources
-from infra.cluster.fleet import FleetActor, ray_options
+from infra.cluster.fleet import FleetActor, living_nodes, ray_options
 from infra.cluster.servers import ClusterServers
 from infra.cluster.training import team
 from infra.cluster.worker import environment
@@ -87,7 +87,7 @@ class Cluster:
         Raises:
             BadInput: there are not as many nodes with room.
         """
-        most = max(int(node["Resources"].get("GPU", 0)) for node in _nodes())
+        most = max(int(node["Resources"].get("GPU", 0)) for node in living_nodes())
         wanted = job.arguments["config"].ranks or max(1, most)
         options, nodes = self.needs(self.config.training, wanted), self.config.training_nodes
         if nodes == 1:
@@ -141,10 +141,6 @@ def _reach(address: str) -> None:
             pass
 
 
-def _nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def check_nodes(settings: Settings, api_url: str) -> None:
     """Compare all nodes with this machine, and have each reach Prefect and the store. Raises `BadInput`."""
     probe, ours = f"nodes/{uuid4().hex}", facts()
@@ -152,7 +148,7 @@ def check_nodes(settings: Settings, api_url: str) -> None:
     store.write_bytes(probe, b"seen")
     try:
         asked = {}
-        for node in _nodes():
+        for node in living_nodes():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             looking = ray.remote(num_cpus=0, max_retries=0)(_look).options(scheduling_strategy=there)
             asked[f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"] = looking.remote(

@@ -132,7 +132,7 @@ class ClusterPool(Pool):
 
     def lost(self, server: Server, error: Exception) -> None:
         """Have a dead server replaced, and wait until one lives. Raises `ServerError` if none is left."""
-        asked(self._fleet.lost.remote(self._role, server.url))
+        asked(self._fleet.lost.remote(self._role, server.url, str(error)))
         self._take(asked(self._fleet.living.remote(self._role, self._model)))
 
     def quarantined(self) -> None:

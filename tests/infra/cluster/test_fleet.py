@@ -64,7 +64,7 @@ def serving(fleet: Fleet, *actors: Actor) -> Group:
     return group
 
 
-def test_only_one_suspect_at_a_time_is_alone_with_a_server(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_suspect_at_a_time_is_alone_with_a_server(fleet: Fleet) -> None:
     one, other = (SuspectLock(Called(fleet), "http://h:0") for _ in range(2))
     assert one.acquire(blocking=False)
     assert not one.acquire(blocking=False)
@@ -146,3 +146,10 @@ def test_a_server_that_does_not_start_is_replaced_if_others_did(fleet: Fleet, mo
     if not begun:
         with pytest.raises(ServerError, match="killed"):
             fleet.living("policy", MODEL)
+
+
+def test_the_error_of_the_last_server_has_the_cause_that_requests_saw(fleet: Fleet) -> None:
+    serving(fleet, Actor()).restarts_left = 0
+    pool = ClusterPool(Called(fleet), "policy", MODEL)
+    with pytest.raises(ServerError, match=r"ray\.restarts is used up: connection refused"):
+        pool.lost(pool.living()[0], ServerError("connection refused"))
