@@ -101,13 +101,14 @@ def repeated_share(listed: Sequence[str], length: int) -> float:
 
 def foreign_share(query: str, text: str) -> float:
     """The share of a text's letters, from 0 to 1, that are in scripts foreign to the query (see `SCRIPTS`)."""
+    if text.isascii():  # none of the scripts is
+        return 0.0
+    present = [(script, names) for script, names in SCRIPTS.values() if script.search(text)]
+    foreign = [script for script, names in present if not (script.search(query) or names.search(query))]
+    if not foreign:
+        return 0.0
     letters = "".join(_LETTER.findall(text))  # without vowel signs and other marks, which the scripts' ranges include
-    foreign = sum(
-        len(script.findall(letters))
-        for script, names in SCRIPTS.values()
-        if not (script.search(query) or names.search(query))
-    )
-    return foreign / len(letters) if foreign else 0.0
+    return sum(len(script.findall(letters)) for script in foreign) / max(1, len(letters))
 
 
 def copies(listed: Sequence[str], shown: Collection[tuple[str, ...]], length: int) -> bool:

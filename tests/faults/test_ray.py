@@ -69,17 +69,15 @@ def some_are_finished(hosts: Hosts) -> dict[str, Any]:
     return found
 
 
-def test_a_node_is_lost_while_it_samples_and_while_it_trains(tmp_path: Path) -> None:
+def test_a_node_with_all_servers_is_lost_while_it_samples_scores_and_trains(tmp_path: Path) -> None:
     with two_hosts(tmp_path, 1) as hosts:
-        hosts.flow('config.ray.training={"host1": 1}')
+        hosts.flow('config.ray.server={"host1": 0.25}', 'config.ray.training={"host1": 1}')
         kept = some_are_finished(hosts)
-        hosts.kill(1)
-        time.sleep(5)
-        hosts.node(1)
-        wait_for(lambda: hosts.objects("checkpoints/sft"), 600, 0.5)
-        hosts.kill(1)
-        time.sleep(5)
-        hosts.node(1)
+        for of_step in ("", "claims/scores-", "checkpoints/sft"):
+            wait_for(lambda of_step=of_step: hosts.objects(of_step), 900, 0.2)
+            hosts.kill(1)
+            time.sleep(5)
+            hosts.node(1)
         check(hosts, hosts.finished(), kept)
 
 
