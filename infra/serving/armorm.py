@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
@@ -84,6 +86,16 @@ def write_part(folder: Path, part: int, sequences: Iterable[tuple[list[int], int
     rewards_path(folder, part).unlink(missing_ok=True)
     unfinished = path.with_suffix(".tmp")
     pq.write_table(table, unfinished)
+    unfinished.replace(path)
+
+
+def write_rewards(folder: Path, part: int, rewards: npt.ArrayLike) -> None:
+    """Write a part's rewards (see `rewards_path`)."""
+    path = rewards_path(folder, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        np.save(file, np.asarray(rewards, np.float64), allow_pickle=False)
     unfinished.replace(path)
 
 

@@ -26,7 +26,15 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
 from infra.processes.watchdog import end_with_parent
-from infra.serving.armorm import ARCHITECTURE, HEAD_TENSORS, ArmoConfig, ids_path, part_count, rewards_path
+from infra.serving.armorm import (
+    ARCHITECTURE,
+    HEAD_TENSORS,
+    ArmoConfig,
+    ids_path,
+    part_count,
+    rewards_path,
+    write_rewards,
+)
 from infra.store.model_files import ModelFiles
 
 HEADS = ("regression_layer.", "gating.", "reward_transform_matrix")
@@ -104,11 +112,7 @@ def score_part(model: ArmoRM, folder: Path, part: int, batch_tokens: int) -> Non
     rewards = np.full(len(sequences), np.nan)
     for chosen in batches(sequences, batch_tokens):
         rewards[chosen] = model.rewards([sequences[at] for at in chosen])
-    path = rewards_path(folder, part)
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
-        np.save(file, rewards, allow_pickle=False)
-    unfinished.replace(path)
+    write_rewards(folder, part, rewards)
 
 
 def main(config_path: Path) -> None:

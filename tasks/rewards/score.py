@@ -21,7 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cot_formats.responses import is_well_formed
 from infra.errors import BadInput
-from infra.serving.armorm import ArmoConfig, gate_position, is_armorm, part_count, rewards_path, score_parts, write_part
+from infra.serving.armorm import (
+    ArmoConfig,
+    gate_position,
+    is_armorm,
+    part_count,
+    rewards_path,
+    score_parts,
+    write_part,
+    write_rewards,
+)
 from infra.serving.classifier import Classifier
 from infra.serving.servers import Servers
 from infra.steps.inputs import digest_of_files
@@ -239,7 +248,7 @@ def modelled_rewards(
     if is_armorm(ModelFiles.of(store, reward_model).read(CONFIG)):
         rewards = armorm_rewards(fitting(), tokenizer, model, parts, servers)
     else:
-        rewards = served_rewards(fitting(), reward_model, config, servers)
+        rewards = served_rewards(fitting(), reward_model, config, parts, servers)
     for found in rewards:
         left = iter(found)
         yield [next(left) if each else None for each in fits.popleft()]
@@ -252,12 +261,22 @@ def share_computed(parts: Path) -> float:
 
 
 def served_rewards(
-    batches: Iterable[list[list[int]]], reward_model: Ref, config: ScoreConfig, servers: Servers
+    batches: Iterable[list[list[int]]], reward_model: Ref, config: ScoreConfig, parts: Path, servers: Servers
 ) -> Iterator[list[float]]:
-    """Rewards of token id sequences, batch by batch, from a sequence classifier on a vLLM server."""
-    classifier = Classifier(partial(servers.reward, reward_model))
-    for ids in batches:
-        yield asyncio.run(classifier.logits(ids, max_in_flight=config.in_flight))
+    """Rewards of token id sequences, batch by batch, from a sequence classifier on a vLLM server.
+
+    Those of finished batches are kept in the folder `parts`: a step that was killed asks for the others only.
+    """
+    classifier: Classifier | None = None
+    for number, ids in enumerate(batches):
+        path = rewards_path(parts, number)
+        found: list[float] = np.load(path, allow_pickle=False).tolist() if path.exists() else []
+        if len(found) != len(ids):
+            classifier = classifier or Classifier(partial(servers.reward, reward_model))
+            found = asyncio.run(classifier.logits(ids, max_in_flight=config.in_flight))
+            if np.isfinite(found).all():  # others fail the step, and are asked for again
+                write_rewards(parts, number, found)
+        yield found
 
 
 def armorm_rewards(

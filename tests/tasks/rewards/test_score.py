@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import chain
 
 import numpy as np
@@ -297,10 +298,32 @@ def test_without_a_reward_model_a_correct_answer_is_the_reward(world, query, res
     assert world.counts(made) == {"scored": 3, "without a solution": 1, "verified": 2, "correct": 1}
 
 
-def test_served_rewards_come_batch_by_batch(world, model, serve):
-    servers = TinyServers(world.work_dir, serve(classify=classifications(length)))
-    found = served_rewards(iter([[[1, 2], [3]], [], [[4, 5, 6, 7]]]), model, ScoreConfig(in_flight=1), servers)
-    assert list(found) == [[0.5, 0.25], [], [1.0]]
+def test_served_rewards_come_batch_by_batch_and_what_a_killed_step_had_is_not_asked_again(
+    world, model, serve, tmp_path
+):
+    batches = [[[1, 2], [3]], [], [[4, 5, 6, 7]]]
+
+    def rewards(server):
+        servers = TinyServers(world.work_dir, server)
+        return served_rewards(iter(batches), model, ScoreConfig(in_flight=1), tmp_path / "parts", servers)
+
+    first = serve(classify=classifications(length))
+    killed = rewards(first)
+    assert [next(killed), next(killed)] == [[0.5, 0.25], []]
+    killed.close()
+    second = serve(classify=classifications(length))
+    assert list(rewards(second)) == [[0.5, 0.25], [], [1.0]]
+    assert [body["input"] for body in second.asked] == [[[4, 5, 6, 7]]]
+    assert list(rewards(None)) == [[0.5, 0.25], [], [1.0]]  # no server is started
+
+
+def test_rewards_that_are_not_finite_are_not_kept(world, model, serve, tmp_path):
+    def rewards(reward):
+        servers = TinyServers(world.work_dir, serve(classify=classifications(lambda _: reward)))
+        return list(served_rewards(iter([[[1]]]), model, ScoreConfig(), tmp_path / "parts", servers))
+
+    assert math.isnan(rewards(float("nan"))[0][0])
+    assert rewards(0.5) == [[0.5]]
 
 
 def test_armorm_reads_all_sequences_before_the_first_reward_comes(world, tmp_path, monkeypatch):
