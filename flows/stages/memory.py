@@ -6,15 +6,19 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import BadInput
 from infra.processes.devices import computer_memory, gpu_memory
+from infra.serving.vllm_server import runs_on_cpu
 from infra.store.model_files import CONFIG
 from infra.training.config import Recipe, RlRecipe
 from infra.training.inputs import check_ranks
 from infra.training.memory import GIB, Memory, Sizes, estimate, gib, nearest
 from infra.training.switches import Machine, ranks_of, settled, switches, this_machine, told
+
+if TYPE_CHECKING:
+    from infra.cluster.ray_cluster import Cluster
 
 PLANNED_GPUS, PLANNED_CAPABILITY = 8, 9.0
 """What a plan for other GPUs takes them for: a node of the paper's (8 H100)."""
@@ -26,7 +30,7 @@ class Device(NamedTuple):
     machine: Machine
     memory: float
     planned: bool = False
-    """Whether it is not this machine, but the one that `estimates.gpu_memory_gib` plans for."""
+    """Whether it is not this machine, but a node of a cluster, or what `estimates.gpu_memory_gib` plans for."""
 
     @property
     def on_gpu(self) -> bool:
@@ -40,22 +44,26 @@ class Device(NamedTuple):
     def said(self, ranks: int) -> str:
         """What it is, for messages."""
         if math.isinf(self.memory):
-            return "how much a GPU here has is not known"
+            return f"how much a GPU {'there' if self.planned else 'here'} has is not known"
         if self.on_gpu:
             return f"a GPU has {gib(self.memory)} GiB"
-        return f"this machine has {gib(self.memory)} GiB for {ranks} rank{'s' * (ranks > 1)}"
+        computer = "a node" if self.planned else "this machine"
+        return f"{computer} has {gib(self.memory)} GiB for {ranks} rank{'s' * (ranks > 1)}"
 
 
-def device(planned_gib: float | None, *, dry: bool) -> Device:
+def device(planned_gib: float | None, *, dry: bool, elsewhere: bool = False, cluster: Cluster | None = None) -> Device:
     """What a training will run on.
 
-    A plan is for GPUs of `planned_gib`, if given. Else, and for a run itself, this machine's GPUs count, the smallest
-    of them. Without a GPU here, those of `planned_gib` count, or this computer's own memory.
+    A plan, and a run that trains elsewhere, is for GPUs of `planned_gib`, if given. Else, and for a run itself, this
+    machine's GPUs count, the smallest of them. Without a GPU here, those of `planned_gib` count, or this computer's own
+    memory. A training that is `elsewhere` runs on a node of the `cluster`, or on GPUs that a plan does not know.
     """
+    if cluster is not None and planned_gib is None:
+        return Device(*cluster.training_machine, planned=True)
     here = this_machine()
-    if planned_gib is not None and (dry or not here.gpus):
+    if (planned_gib is not None and (dry or elsewhere or not here.gpus)) or (elsewhere and not runs_on_cpu()):
         other = Machine(PLANNED_GPUS, PLANNED_CAPABILITY, here.cpu_bf16, here.liger)
-        return Device(other, planned_gib * GIB, planned=True)
+        return Device(other, math.inf if planned_gib is None else planned_gib * GIB, planned=True)
     return Device(here, min(gpu_memory(), default=math.inf) if here.gpus else computer_memory())
 
 

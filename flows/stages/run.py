@@ -22,6 +22,7 @@ from flows.stages.common import Common, Estimates, Trains
 from flows.stages.logs import log_on_worker, show_own_logs
 from flows.stages.memory import cached_config, check_trainings, device
 from flows.stages.serving import serving
+from infra.cluster.config import RayConfig
 from infra.errors import BadInput
 from infra.processes.watchdog import end_all
 from infra.serving.model_checks import (
@@ -85,10 +86,11 @@ class Run:
         scratch: Path | None,
         hosts: Hosts = HERE,
         cluster: Cluster | None = None,
+        ray: RayConfig | None = None,
     ) -> None:
         self.store, self.settings, self.servers, self.estimates = store, settings, servers, estimates
         self.hosts, self.cluster = hosts, cluster
-        self.nodes = cluster.config.training_nodes if cluster else hosts.nodes
+        self.nodes, self.elsewhere = ray.training_nodes if ray else hosts.nodes, ray is not None
         self.dry, self.scratch = scratch is not None, Settings(store=str(scratch)) if scratch else settings
         self.rehearsed: set[tuple[str, str]] = set()  # what a dry run has made in its scratch store
         self.steps: list[StepRecord] = []
@@ -303,7 +305,7 @@ class Run:
 
     def _fit(self, title: str, config: Mapping[str, Any], trains: Mapping[str, Recipe], sizes: Sizes) -> None:
         """Say what the trainings use and need. Raises `BadInput` if one cannot run so."""
-        on = device(self.estimates.gpu_memory_gib, dry=self.dry or self.cluster is not None)
+        on = device(self.estimates.gpu_memory_gib, dry=self.dry, elsewhere=self.elsewhere, cluster=self.cluster)
         share, reward = self.estimates.memory_share, self.servers.options("reward").gpu_memory_utilization
         for line in check_trainings(title, config, sizes, trains, on, self.nodes, share, reward):
             (print if self.dry else self.log.info)(line)
@@ -368,7 +370,8 @@ def begin(common: Common) -> Iterator[Run]:
     ):
         hosts = common.training if isinstance(common, Trains) else HERE
         made = Path(scratch) if common.dry_run else None
-        run = Run(store, settings, servers, common.estimates, made, hosts, cluster)
+        ray = common.ray if common.cluster else None
+        run = Run(store, settings, servers, common.estimates, made, hosts, cluster, ray)
         if not run.dry:
             check_hosts(hosts, servers.work_dir)
         try:

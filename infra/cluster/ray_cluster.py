@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -28,12 +31,14 @@ from infra.cluster.servers import ClusterServers
 from infra.cluster.training import team
 from infra.cluster.worker import environment
 from infra.errors import BadInput
+from infra.processes.devices import computer_memory, gpu_memory
 from infra.serving.servers import ServingConfig
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import PROJECT_ROOT, Settings
 from infra.steps.step import Job
 from infra.store.store import Store, StoreError
 from infra.training.signs import LIBRARIES, Facts, difference, facts_here
+from infra.training.switches import Machine, machine_in
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,26 @@ class Cluster:
     def __init__(self, config: RayConfig, servers: ClusterServers, runner: RayTaskRunner[Any], api_url: str) -> None:
         self.config, self.servers = config, servers
         self._runner, self._api_url = runner, api_url
+
+    @cached_property
+    def training_machine(self) -> tuple[Machine, float]:
+        """What a training may find on its node, and bytes of memory: of a GPU, or of a node without any.
+
+        Of the nodes that have `ray.training`, those with the most GPUs count, and of these the one with the least
+        memory.
+        """
+        nodes = living_nodes()
+        able = [node for node in nodes if _has(node, self.config.training)] or nodes
+        most = max(int(node["Resources"].get("GPU", 0)) for node in able)
+        asked = [
+            ray.remote(num_cpus=0)(_machine).options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            )
+            for node in able
+            if int(node["Resources"].get("GPU", 0)) == most
+        ]
+        machine, memory = min(ray.get([each.remote() for each in asked]), key=lambda found: found[1])
+        return replace(machine, gpus=min(machine.gpus, most)), memory
 
     @staticmethod
     def needs(resources: Resources, gpus: int = 0) -> dict[str, Any]:
@@ -168,6 +193,18 @@ def check_nodes(settings: Settings, api_url: str) -> None:
     finally:
         store.delete(probe)
     log.info("Ray: %d nodes, %s", len(asked), ", ".join(asked))
+
+
+def _has(node: Mapping[str, Any], resources: Resources) -> bool:
+    """Whether a node was started with these resources."""
+    return all(node["Resources"].get(name, 0) >= amount for name, amount in resources.items())
+
+
+def _machine() -> tuple[Machine, float]:
+    """What the node computes with that this runs on, and the memory of its smallest GPU, or else its own, in bytes."""
+    shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # Ray hides GPUs
+    machine = machine_in(shown)
+    return machine, min(gpu_memory(shown), default=math.inf) if machine.gpus else computer_memory()
 
 
 def facts() -> Facts:

@@ -51,8 +51,13 @@ class Machine:
 @cache
 def this_machine() -> Machine:
     """The machine that this process runs on. `CUDA_VISIBLE_DEVICES` limits its GPUs."""
+    return machine_in(os.environ)
+
+
+def machine_in(environment: Mapping[str, str]) -> Machine:
+    """This machine, as a process with these environment variables sees it."""
     found = [] if importlib.metadata.version("torch").endswith("+cpu") else _capabilities()
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         found = found[: len([each for each in shown.split(",") if each.strip() not in ("", "-1")])]
     return Machine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,18 @@ def test_a_plan_is_for_the_gpus_it_names_and_a_run_for_those_here(monkeypatch, h
     monkeypatch.setattr("flows.stages.memory.computer_memory", lambda: 24 * GIB)
     found = device(planned, dry=dry)
     assert (found.on_gpu, found.memory / GIB) == expected
+
+
+def test_a_run_on_a_cluster_is_for_its_nodes_and_not_for_a_head_without_gpus(monkeypatch):
+    with_gpus(monkeypatch)
+    node = Machine(8, 9.0, True, True), 79 * GIB
+    cluster = SimpleNamespace(training_machine=node)
+    assert device(None, dry=False, elsewhere=True, cluster=cluster) == Device(*node, planned=True)
+    assert device(40, dry=False, elsewhere=True, cluster=cluster).memory == 40 * GIB
+    monkeypatch.setattr("flows.stages.memory.runs_on_cpu", lambda: False)
+    planned = device(None, dry=True, elsewhere=True)  # no node is asked
+    assert planned.on_gpu
+    assert "how much a GPU there has is not known" in checked(SftRecipe(), planned)
 
 
 def test_nothing_is_refused_where_the_memory_is_not_known(monkeypatch):

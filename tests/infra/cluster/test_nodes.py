@@ -15,9 +15,11 @@ from infra.cluster.config import RayConfig
 from infra.cluster.ray_cluster import check_nodes, connected
 from infra.cluster.worker import environment
 from infra.errors import BadInput
+from infra.processes.devices import computer_memory
 from infra.serving.servers import ServingConfig
 from infra.settings import Settings
 from infra.store.store import Store
+from infra.training.switches import this_machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SERVING = ServingConfig(policy={"max_model_len": 64}, reward={"max_model_len": 64})
@@ -48,6 +50,11 @@ def api_url() -> Iterator[str]:
 def test_nodes_that_are_set_up_alike_pass_and_leave_nothing_in_the_store(settings, api_url):
     check_nodes(settings, api_url)
     assert Store.open(settings).list("nodes") == []
+
+
+def test_what_a_training_finds_is_asked_of_the_nodes(settings):
+    cluster = ray_cluster.Cluster(RayConfig(training={"a resource": 1}), None, None, "")
+    assert cluster.training_machine == (this_machine(), computer_memory())  # no node has it: all are asked
 
 
 def test_another_version_of_the_code_is_refused_by_the_nodes_name(settings, api_url, monkeypatch):
