@@ -197,7 +197,7 @@ class Run:
         (self.servers.release if trains else self.servers.scorer)()  # the devices that it is placed on may be theirs
         if trains:
             return [self.cluster.train(step.task, *calls[0])]
-        return [self.cluster.submit(step.task, *calls[0], self.cluster.needs(self.cluster.config.training, gpus or 0))]
+        return [self.cluster.submit_alone(step.task, *calls[0], gpus or 0)]
 
     def _expected(self, name: str, tokens: int, arguments: Mapping[str, Any]) -> str:
         """What to expect of a step that starts now: tokens, and when it ends at the speeds in `estimates`."""

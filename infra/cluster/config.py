@@ -39,7 +39,9 @@ class RayConfig(BaseModel, frozen=True, extra="forbid"):
         "BOLT_WORK_DIR must be a folder that all nodes share.",
     )
     wait_s: float = Field(
-        600, gt=0, description="Seconds to wait for nodes with room for a server, or for a training, before it fails."
+        600,
+        gt=0,
+        description="Seconds to wait for nodes with room for a server, a shard or a training, before it fails.",
     )
     restarts: int = Field(
         8, ge=0, description="How often servers of one model are replaced after they died, before the step fails."

@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from infra.cluster.config import RayConfig, Resources
 from infra.cluster.fleet import FleetActor, living_nodes, ray_options
 from infra.cluster.servers import ClusterServers
-from infra.cluster.training import team
+from infra.cluster.training import room, team
 from infra.cluster.worker import environment
 from infra.errors import BadInput
 from infra.processes.devices import computer_memory, gpu_memory
@@ -97,14 +97,33 @@ class Cluster:
     def submit_shards(
         self, task: Task[..., Any], calls: Sequence[tuple[Job, Sequence[PrefectFuture[Any]]]]
     ) -> list[PrefectFuture[Any]]:
-        """Submit the shards of a step, `shards_at_once` at a time: each loads every server with requests."""
-        futures, running = list[PrefectFuture[Any]](), list[Any]()
+        """Submit the shards of a step, `shards_at_once` at a time: each loads every server with requests.
+
+        Raises:
+            BadInput: no node has room for a shard.
+        """
+        futures, running, options = list[PrefectFuture[Any]](), list[Any](), self.needs(self.config.shard)
+        with room(calls[0][0].plan.step, 1, options, self.config.wait_s):
+            pass
         for job, made_by in calls:
             if len(running) >= self.config.shards_at_once:
                 _, running = ray.wait(running, num_returns=1)
-            futures.append(self.submit(task, job, made_by, self.needs(self.config.shard)))
+            futures.append(self.submit(task, job, made_by, options))
             running.append(futures[-1].wrapped_future)  # type: ignore[attr-defined]
         return futures
+
+    def submit_alone(
+        self, task: Task[..., Any], job: Job, made_by: Sequence[PrefectFuture[Any]], gpus: int
+    ) -> PrefectFuture[Any]:
+        """Submit a step that takes `ray.training` and GPUs for itself, once a node has them free.
+
+        Raises:
+            BadInput: no node has.
+        """
+        options = self.needs(self.config.training, gpus)
+        with room(job.plan.step, 1, options, self.config.wait_s):
+            pass
+        return self.submit(task, job, made_by, options)
 
     def train(self, task: Task[..., Any], job: Job, made_by: Sequence[PrefectFuture[Any]]) -> PrefectFuture[Any]:
         """Submit a training to a node with `ranks` GPUs, or to `training_nodes` of them, and wait for its end.
@@ -114,10 +133,11 @@ class Cluster:
         """
         most = max(int(node["Resources"].get("GPU", 0)) for node in living_nodes())
         wanted = job.arguments["config"].ranks or max(1, most)
-        options, nodes = self.needs(self.config.training, wanted), self.config.training_nodes
+        nodes, wait_s = self.config.training_nodes, self.config.wait_s
         if nodes == 1:
-            return self.submit(task, job, made_by, options)
-        with team(nodes, options, job.settings.work_dir, self.config.wait_s) as (group, hosts):
+            return self.submit_alone(task, job, made_by, wanted)
+        options = self.needs(self.config.training, wanted)
+        with team(job.plan.step, nodes, options, job.settings.work_dir, wait_s) as (group, hosts):
             first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
             together = Job(job.plan, job.settings, {**job.arguments, "hosts": hosts})
             future = self.submit(task, together, made_by, {**options, "scheduling_strategy": first})

@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster that train together: the step runs on the first, an agent on each of the others.
+"""Room on a Ray cluster, and nodes that train together: the step runs on the first, an agent on each of the others.
 
 The agents are those of `infra.training.node`, so the nodes must share BOLT_WORK_DIR. A training on one node needs none.
 """
@@ -38,12 +38,12 @@ class AgentActor:
 
 
 @contextmanager
-def team(nodes: int, needs: dict[str, Any], folder: Path, wait_s: float) -> Iterator[tuple[PlacementGroup, Hosts]]:
-    """As many different nodes with room for their ranks, agents on all but the first; their group and their addresses.
+def room(what: str, nodes: int, needs: dict[str, Any], wait_s: float) -> Iterator[PlacementGroup]:
+    """Hold room on as many different nodes: a placement group with a bundle on each.
 
     Args:
-        needs: Ray's options for what each node must have (`infra.cluster.fleet.ray_options`).
-        folder: the work folder, which all nodes share.
+        what: it is for, for the message: the name of a step.
+        needs: Ray's options for what each node must have free (`infra.cluster.fleet.ray_options`).
 
     Raises:
         BadInput: there is no such room within `wait_s` seconds.
@@ -51,22 +51,39 @@ def team(nodes: int, needs: dict[str, Any], folder: Path, wait_s: float) -> Iter
     bundle = {"CPU": needs.get("num_cpus", 0), "GPU": needs.get("num_gpus", 0), **needs.get("resources", {})}
     wanted = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}  # a bundle must not be empty
     group = placement_group([wanted] * nodes, strategy="STRICT_SPREAD")
-    agents = []
     try:
         try:
             ray.get(group.ready(), timeout=wait_s)
         except GetTimeoutError:
             raise BadInput(
-                f"ray.training_nodes is {nodes}, but within {wait_s:g} s there were not as many nodes with {wanted} "
-                f"free; the cluster has {ray.cluster_resources()}: add nodes, or train on fewer"
+                f"{what}: it needs {nodes} node{'s' * (nodes > 1)} with {wanted} free, which there were not within "
+                f"{wait_s:g} s (ray.wait_s); the cluster has {ray.cluster_resources()}, of which "
+                f"{ray.available_resources()} are free: add nodes, ask for less (ray.shard, ray.training, "
+                "ray.training_nodes, ranks), or let servers end before trainings (serving.share_devices)"
             ) from None
-        for number in range(nodes):  # the first one holds nothing: the step itself takes the room there
-            place, held = PlacementGroupSchedulingStrategy(group, number), needs if number else {"num_cpus": 0}
-            agents.append(AgentActor.options(**held, scheduling_strategy=place).remote())  # type: ignore[attr-defined]
-        addresses = ray.get([each.address.remote() for each in agents])
-        ray.get([each.begin.remote(number, folder) for number, each in enumerate(agents) if number])
-        yield group, Hosts(hosts=tuple(addresses))
+        yield group
     finally:
-        for each in agents:
-            ray.kill(each)
         remove_placement_group(group)
+
+
+@contextmanager
+def team(
+    what: str, nodes: int, needs: dict[str, Any], folder: Path, wait_s: float
+) -> Iterator[tuple[PlacementGroup, Hosts]]:
+    """As many different nodes with room for their ranks, agents on all but the first; their group and their addresses.
+
+    Arguments as `room`, and `folder`: the work folder, which all nodes share. Raises as `room`.
+    """
+    agents = []
+    with room(what, nodes, needs, wait_s) as group:
+        try:
+            for number in range(nodes):  # the first one holds nothing: the step itself takes the room there
+                place, held = PlacementGroupSchedulingStrategy(group, number), needs if number else {"num_cpus": 0}
+                agent = AgentActor.options(**held, scheduling_strategy=place)  # type: ignore[attr-defined]
+                agents.append(agent.remote())
+            addresses = ray.get([each.address.remote() for each in agents])
+            ray.get([each.begin.remote(number, folder) for number, each in enumerate(agents) if number])
+            yield group, Hosts(hosts=tuple(addresses))
+        finally:
+            for each in agents:
+                ray.kill(each)

@@ -71,7 +71,7 @@ def some_are_finished(hosts: Hosts) -> dict[str, Any]:
 
 def test_a_node_with_all_servers_is_lost_while_it_samples_scores_and_trains(tmp_path: Path) -> None:
     with two_hosts(tmp_path, 1) as hosts:
-        hosts.flow('config.ray.server={"host1": 0.25}', 'config.ray.training={"host1": 1}')
+        hosts.flow('config.ray.server={"host1": 0.1}', 'config.ray.training={"host1": 0.1}')
         kept = some_are_finished(hosts)
         for of_step in ("", "claims/scores-", "checkpoints/sft"):
             wait_for(lambda of_step=of_step: hosts.objects(of_step), 900, 0.2)

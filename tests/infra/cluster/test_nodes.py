@@ -6,9 +6,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.util import placement_group_table
 
 from infra.cluster import local, ray_cluster
 from infra.cluster.config import RayConfig
@@ -93,6 +95,24 @@ def test_a_server_that_no_node_has_room_for_is_an_error_with_what_there_is(setti
     model = Ref(kind="model", step="imported", key="m", uri="m", digest="d", rows=1)
     with pytest.raises(ServerError, match=r"no node had room for a server .*'a100': 1.* within 1 s; the cluster has"):
         fleet.serve("policy", model)
+
+
+def test_what_no_node_has_room_for_is_an_error_and_not_a_wait_for_ever(settings):
+    config = RayConfig(training={"h200": 1}, shard={"CPU": 64}, wait_s=1)
+    cluster = ray_cluster.Cluster(config, None, None, "")
+    job = SimpleNamespace(
+        plan=SimpleNamespace(step="sft"), settings=settings, arguments={"config": SimpleNamespace(ranks=None)}
+    )
+    with pytest.raises(BadInput, match=r"sft: it needs 1 node with {.*'h200': 1.*} free, .* 1 s .*the cluster has"):
+        cluster.train(None, job, [])
+    with pytest.raises(BadInput, match=r"sft: it needs 1 node with {.*'h200': 1.*} free"):
+        cluster.submit_alone(None, job, [], 0)
+    with pytest.raises(BadInput, match=r"sft: it needs 1 node with {'CPU': 64.*} free"):
+        cluster.submit_shards(None, [(job, [])])
+    together = ray_cluster.Cluster(RayConfig(training_nodes=3, wait_s=1), None, None, "")
+    with pytest.raises(BadInput, match=r"sft: it needs 3 nodes with .* free"):
+        together.train(None, job, [])
+    assert all(each["state"] == "REMOVED" for each in placement_group_table().values())
 
 
 def test_a_model_that_is_gone_is_the_servers_error(settings):
