@@ -61,9 +61,11 @@ def device(planned_gib: float | None, *, dry: bool, elsewhere: bool = False, clu
     if cluster is not None and planned_gib is None:
         return Device(*cluster.training_machine, planned=True)
     here = this_machine()
-    if (planned_gib is not None and (dry or elsewhere or not here.gpus)) or (elsewhere and not runs_on_cpu()):
+    if planned_gib is None and elsewhere and not runs_on_cpu():
+        planned_gib = math.inf
+    if planned_gib is not None and (dry or elsewhere or not here.gpus):
         other = Machine(PLANNED_GPUS, PLANNED_CAPABILITY, here.cpu_bf16, here.liger)
-        return Device(other, math.inf if planned_gib is None else planned_gib * GIB, planned=True)
+        return Device(other, planned_gib * GIB, planned=True)
     return Device(here, min(gpu_memory(), default=math.inf) if here.gpus else computer_memory())
 
 

@@ -60,21 +60,22 @@ class Cluster:
     def training_machine(self) -> tuple[Machine, float]:
         """What a training may find on its node, and bytes of memory: of a GPU, or of a node without any.
 
-        Of the nodes that have `ray.training`, those with the most GPUs count, and of these the one with the least
-        memory.
+        Of the nodes that trainings are for, the one with the least memory counts.
         """
+        nodes, gpus = self._training_nodes()
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        asked = [ray.remote(num_cpus=0)(_machine).options(scheduling_strategy=place).remote() for place in places]
+        machine, memory = min(ray.get(asked), key=lambda found: found[1])
+        return replace(machine, gpus=min(machine.gpus, gpus)), memory
+
+    def _training_nodes(self) -> tuple[list[str], int]:
+        """The ids of the nodes that trainings are for, and the GPUs of each: those with the most GPUs among the nodes
+        that have `ray.training`; among all, if none has it."""
         nodes = living_nodes()
         able = [node for node in nodes if _has(node, self.config.training)] or nodes
-        most = max(int(node["Resources"].get("GPU", 0)) for node in able)
-        asked = [
-            ray.remote(num_cpus=0)(_machine).options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            )
-            for node in able
-            if int(node["Resources"].get("GPU", 0)) == most
-        ]
-        machine, memory = min(ray.get([each.remote() for each in asked]), key=lambda found: found[1])
-        return replace(machine, gpus=min(machine.gpus, most)), memory
+        gpus = {str(node["NodeID"]): int(node["Resources"].get("GPU", 0)) for node in able}
+        most = max(gpus.values())
+        return [node for node, count in gpus.items() if count == most], most
 
     @staticmethod
     def needs(resources: Resources, gpus: int = 0) -> dict[str, Any]:
@@ -131,8 +132,7 @@ class Cluster:
         Raises:
             BadInput: there are not as many nodes with room.
         """
-        most = max(int(node["Resources"].get("GPU", 0)) for node in living_nodes())
-        wanted = job.arguments["config"].ranks or max(1, most)
+        wanted = job.arguments["config"].ranks or max(1, self._training_nodes()[1])
         nodes, wait_s = self.config.training_nodes, self.config.wait_s
         if nodes == 1:
             return self.submit_alone(task, job, made_by, wanted)

@@ -8,6 +8,7 @@ part is finished once its `rewards-00000.npy` exists, so a scoring process that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,6 +97,8 @@ def write_rewards(folder: Path, part: int, rewards: npt.ArrayLike) -> None:
     unfinished = path.with_suffix(".tmp")
     with unfinished.open("wb") as file:
         np.save(file, np.asarray(rewards, np.float64), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())  # a machine that is lost leaves no file that is whole by its name alone
     unfinished.replace(path)
 
 

@@ -59,6 +59,18 @@ def test_what_a_training_finds_is_asked_of_the_nodes(settings):
     assert cluster.training_machine == (this_machine(), computer_memory())  # no node has it: all are asked
 
 
+def test_a_training_takes_the_gpus_of_the_nodes_that_it_is_for(settings, monkeypatch):
+    nodes = [("servers", {"GPU": 8}), ("h200-1", {"GPU": 4, "h200": 1}), ("h200-2", {"GPU": 2, "h200": 1})]
+    monkeypatch.setattr(ray_cluster, "living_nodes", lambda: [{"NodeID": n, "Resources": has} for n, has in nodes])
+    cluster = ray_cluster.Cluster(RayConfig(training={"h200": 1}), None, None, "")
+    assert cluster._training_nodes() == (["h200-1"], 4)
+    taken = []
+    monkeypatch.setattr(cluster, "submit_alone", lambda _task, _job, _made_by, gpus: taken.append(gpus))
+    for ranks in (None, 2):
+        cluster.train(None, SimpleNamespace(arguments={"config": SimpleNamespace(ranks=ranks)}), [])
+    assert taken == [4, 2]
+
+
 def test_another_version_of_the_code_is_refused_by_the_nodes_name(settings, api_url, monkeypatch):
     ours = ray_cluster.facts() | {"the project's code (tasks)": "0123456789ab"}
     monkeypatch.setattr(ray_cluster, "facts", lambda: ours)
