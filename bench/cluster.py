@@ -29,7 +29,17 @@ from infra.settings import Settings
 from infra.store.parts import find
 from infra.store.store import Store
 
-EXACT = ("collected-", "cleaned", "contaminated", "decontaminated", "queries", "problems", "examples")
+EXACT = (
+    "collected-",
+    "cleaned",
+    "distinct",
+    "held-out",
+    "contaminated",
+    "decontaminated",
+    "queries",
+    "problems",
+    "examples",
+)
 """How the names of steps begin whose rows depend on files alone."""
 STEP = re.compile(r" - (\S+) +([\d.]+) s  done +(\w+)  \d+ rows")
 """The log line at the end of a step: its name, seconds and key."""

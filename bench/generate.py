@@ -39,6 +39,7 @@ from tasks.curation.choose import choose_examples
 from tasks.examples.read import ExamplesConfig, example_files
 from tasks.queries.clean import CleanConfig, clean_queries
 from tasks.queries.collect import collect_queries
+from tasks.queries.distinct import drop_duplicates
 from tasks.queries.draw import DrawConfig, subsample
 from tasks.queries.sources import Source
 from tasks.responses.generate import GenerateConfig, generate, request_seed
@@ -64,10 +65,11 @@ class Ours:
         self.prompt = PromptConfig(template=given.template, example_template=given.example_template)
         self.servers, self.store, self.model = servers, store, model
         collected = self._made(collect_queries, "collected", source=Source(path=str(given.queries)))
-        clean = CleanConfig(min_characters=1, languages=(), near_duplicates=None)  # each query once
+        clean = CleanConfig(min_characters=1, languages=())  # each query once
         cleaned = self._made(clean_queries, "cleaned", config=clean, sources=[collected])
+        distinct = self._made(drop_duplicates, "distinct", near_duplicates=None, queries=[cleaned])
         draw = DrawConfig(limit=given.requests)
-        self.queries = self._made(subsample, "queries", config=draw, queries=cleaned)
+        self.queries = self._made(subsample, "queries", config=draw, queries=distinct)
         count = len(example_files(ExamplesConfig(path=given.examples)))
         examples = ExamplesConfig(
             path=given.examples, count=count, max_per_topic=count, min_actions=0, min_words=1, near_duplicates=1

@@ -35,7 +35,8 @@ from infra.store.manifest import Provenance, Ref, read_manifest
 from infra.store.store import Store
 from tasks.queries.clean import CleanConfig, clean_queries
 from tasks.queries.collect import collect_queries
-from tasks.queries.decontaminate import DecontaminateConfig, decontaminate, find_contaminated
+from tasks.queries.decontaminate import DecontaminateConfig, decontaminate, find_contaminated, read_held_out
+from tasks.queries.distinct import drop_duplicates
 from tasks.queries.draw import DrawConfig, subsample
 from tasks.queries.sources import Source
 
@@ -123,9 +124,12 @@ def mine(folder: Path, languages: tuple[str, ...]) -> dict[str, Any]:
 
     rule = DecontaminateConfig(held_out=(Source(path=str(folder / "problems.jsonl")),))
     queries = do(collect_queries, "collected", source=Source(path=str(folder / "queries.jsonl")))
-    queries = do(clean_queries, "cleaned", config=CleanConfig(languages=languages), sources=(queries,))
-    found = do(find_contaminated, "contaminated", config=rule, queries=queries)
-    queries = do(decontaminate, "decontaminated", queries=queries, contaminated=found)
+    clean = CleanConfig(languages=languages)
+    usable = do(clean_queries, "cleaned", config=clean, sources=(queries,))
+    queries = do(drop_duplicates, "distinct", near_duplicates=clean.near_duplicates, queries=(usable,))
+    held_out = do(read_held_out, "held-out", held_out=rule.held_out)
+    found = do(find_contaminated, "contaminated", config=rule, held_out=held_out, queries=queries)
+    queries = do(decontaminate, "decontaminated", queries=queries, contaminated=(found,))
     do(subsample, "queries", config=DrawConfig(limit=max(1, queries.rows // 2)), queries=queries)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {"seconds": seconds, "counts": counts, "peak_mib": peak}

@@ -52,6 +52,7 @@ from infra.store.store import Store
 from tasks.mutual.adapt import StepFormat
 from tasks.queries.clean import CleanConfig, clean_queries
 from tasks.queries.collect import collect_queries
+from tasks.queries.distinct import drop_duplicates
 from tasks.queries.draw import DrawConfig, subsample
 from tasks.queries.sources import Source
 from tasks.search import ask
@@ -109,9 +110,10 @@ class Ours:
         self.store = Store.open(settings)
         source = Source(path=str(given.problem_file))
         collected = self._made(collect_queries, "collected", source=source)
-        clean = CleanConfig(min_characters=1, languages=(), near_duplicates=None)
+        clean = CleanConfig(min_characters=1, languages=())
         cleaned = self._made(clean_queries, "cleaned", config=clean, sources=[collected])
-        self.queries = self._made(subsample, "queries", config=DrawConfig(limit=given.problems), queries=cleaned)
+        distinct = self._made(drop_duplicates, "distinct", near_duplicates=None, queries=[cleaned])
+        self.queries = self._made(subsample, "queries", config=DrawConfig(limit=given.problems), queries=distinct)
 
     def _made(self, task: Any, name: str, **arguments: Any) -> Ref:
         ref: Ref = task.task.fn(Job(Plan(step="bench", key=name, provenance=Provenance()), self.settings, arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -16,8 +17,9 @@ from infra.store.manifest import Manifest, Ref, expect
 from infra.store.store import Store
 from tasks.queries.clean import AS_THEY_ARE, CleanConfig, clean_queries
 from tasks.queries.collect import collect_queries
-from tasks.queries.decontaminate import DecontaminateConfig, decontaminate, find_contaminated
+from tasks.queries.decontaminate import DecontaminateConfig, decontaminate, find_contaminated, read_held_out
 from tasks.queries.difficulty import RateConfig
+from tasks.queries.distinct import drop_duplicates
 from tasks.queries.draw import DrawConfig, subsample
 from tasks.queries.sources import Source
 from tasks.queries.topics import TopicsConfig
@@ -58,6 +60,13 @@ class MineStage(BaseModel, frozen=True, extra="forbid"):
         None, description="How topics are found and assigned. If omitted, the sources' own topics are used."
     )
     draw: DrawConfig = Field(DrawConfig(), description="Which of the remaining queries are used.")
+    shards: int = Field(
+        1,
+        ge=1,
+        le=400,
+        description="Number of shards that queries are cleaned and decontaminated in; each is a cached task. More than "
+        "one pays with `cluster: ray`, on whose nodes they run at once.",
+    )
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> Self:
@@ -79,19 +88,39 @@ class MineStage(BaseModel, frozen=True, extra="forbid"):
         return self.model_copy(update={"decontaminate": rule})
 
 
-def cleaned(run: Run, step: str, config: CleanConfig, sources: Sequence[Source]) -> Ref:
+def distinct(
+    run: Run, config: CleanConfig, sources: Sequence[Source], shards: int = 1, *, prefix: str = "", part: str = ""
+) -> Ref:
     """The queries of all sources in one table, cleaned and without duplicates. A dry run reads local files only."""
     collected = [
         run.do(collect_queries, f"collected-{_slug(source)}", rehearse=source.is_local, source=source)
         for source in sources
     ]
-    return run.do(clean_queries, step, rehearse=True, config=config, sources=collected)
+    usable = run.do_shards(
+        clean_queries, f"{prefix}cleaned{part}", shards, rehearse=True, config=config, sources=collected
+    )
+    return run.do(
+        drop_duplicates,
+        f"{prefix}distinct{part}",
+        rehearse=True,
+        near_duplicates=config.near_duplicates,
+        queries=usable,
+    )
 
 
-def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref, part: str = "") -> Ref:
-    """The queries that overlap with no evaluation set; those that do are kept in the table `contaminated`."""
+def decontaminated(run: Run, config: DecontaminateConfig, queries: Ref, shards: int = 1, part: str = "") -> Ref:
+    """The queries that overlap with no evaluation set; those that do are kept in the tables `contaminated`."""
     readable = all(source.is_local for source in config.held_out)
-    found = run.do(find_contaminated, f"contaminated{part}", rehearse=readable, config=config, queries=queries)
+    held_out = run.do(read_held_out, f"held-out{part}", rehearse=readable, held_out=config.held_out)
+    found = run.do_shards(
+        find_contaminated,
+        f"contaminated{part}",
+        shards,
+        rehearse=True,
+        config=config,
+        held_out=held_out,
+        queries=queries,
+    )
     return run.do(
         decontaminate,
         f"decontaminated{part}",
@@ -114,8 +143,8 @@ def mined(run: Run, config: MineStage, part: str = "") -> Ref:
     `part` ends the names of the steps, for a flow that mines several sets of queries.
     """
     check_judging(config.rate, config.topics)
-    queries = cleaned(run, f"cleaned{part}", config.clean, config.sources)
-    queries = decontaminated(run, config.decontaminate, queries, part)
+    queries = distinct(run, config.clean, config.sources, config.shards, part=part)
+    queries = decontaminated(run, config.decontaminate, queries, config.shards, part)
     if config.judge is None:
         return queries
     judge = run.model(config.judge)
@@ -131,7 +160,7 @@ def mine_stage(run: Run, config: MineStage) -> Ref:
 
 def problems_stage(run: Run, config: ProblemsConfig, name: str = "problems") -> Ref:
     """The problems to evaluate on: the table `problems`, or another `name`."""
-    return drawn(run, name, config.draw, cleaned(run, f"{name}-cleaned", AS_THEY_ARE, config.sources))
+    return drawn(run, name, config.draw, distinct(run, AS_THEY_ARE, config.sources, prefix=f"{name}-"))
 
 
 def _slug(source: Source) -> str:
@@ -145,16 +174,20 @@ def _slug(source: Source) -> str:
 def mining_steps(store: Store, queries: Ref) -> list[Manifest]:
     """The manifests of the steps that led to a table of queries, sources first. Raises `BadArtifact`."""
     manifest = expect(store, queries)
-    before = [ref for name, ref in manifest.inputs.items() if name == "queries" or name.startswith("sources/")]
+    before = [ref for name, ref in manifest.inputs.items() if name.partition("/")[0] in ("queries", "sources")]
     earlier = {each.step + each.key: each for ref in before for each in mining_steps(store, ref)}
     return [*earlier.values(), manifest]
 
 
 def mining_rows(store: Store, tables: Sequence[Ref]) -> list[dict[str, Any]]:
-    """Queries read, dropped for each reason, and kept, by step. A step that several tables share is listed once."""
-    steps = {each.step + each.key: each for table in tables for each in mining_steps(store, table)}
+    """Queries read, dropped for each reason, and kept, by step. A step that several tables share is listed once, and
+    the shards of a step are added up."""
+    made = {each.step + each.key: each for table in tables for each in mining_steps(store, table)}
+    found: dict[str, Counter[str]] = {}
+    for each in made.values():
+        found.setdefault(each.step, Counter()).update(each.counts)
     return [
-        {"step": each.step, "what": what, "rows": rows} for each in steps.values() for what, rows in each.counts.items()
+        {"step": step, "what": what, "rows": rows} for step, counts in found.items() for what, rows in counts.items()
     ]
 
 

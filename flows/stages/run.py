@@ -36,6 +36,7 @@ from infra.serving.servers import Role, Servers
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import SERVERS, Job, Plan, Step
+from infra.store.hub import downloaded
 from infra.store.manifest import Ref
 from infra.store.model_files import CONFIG, ModelFiles, language_part
 from infra.store.models import import_model, imported_ref
@@ -43,7 +44,6 @@ from infra.store.parts import find
 from infra.store.store import Store
 from infra.store.tables import read_rows
 from infra.text.chat import generation_prefix
-from infra.text.markdown import short
 from infra.training.config import METHODS, Recipe
 from infra.training.hosts import HERE, Hosts
 from infra.training.memory import Sizes, llama_sizes, sizes_of
@@ -58,9 +58,8 @@ if TYPE_CHECKING:
 log_on_worker()  # here, since every flow imports this, before Prefect checks its parameters
 
 PENDING = "pending"
-# Shards that run at once. 4 x in_flight requests (of n samples each) are more than a server decodes at a time, and a
-# step of 400 shards must not open 400 x in_flight sockets, nor hold the texts of all its shards in memory.
-SHARDS_AT_ONCE = 4
+# Shards that run at once: 4 x in_flight requests (of n samples each) are more than a server decodes at a time.
+SHARDS_AT_ONCE = 4  # with all 400 of a step, its sockets and its texts in memory would be too many
 TASK_RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)  # type: ignore[assignment]
 
 
@@ -118,33 +117,50 @@ class Run:
         the keys of later steps are known. `gpus`: how many the step itself needs, besides servers; a cluster finds a
         node that has them.
         """
-        arguments = self._supplied(step, arguments)
-        plan = step.plan(name, arguments)
-        if (plan.step, plan.key) in self.done:
-            return self.done[plan.step, plan.key]
-        if not self.dry:
-            made = self._submitted(step, name, [Job(plan, self.settings, arguments)], expected_tokens, gpus)[0]
-        elif rehearse and all((ref.step, ref.key) in self.rehearsed for ref in plan.provenance.inputs.values()):
-            made = step.task.fn(Job(plan, self.scratch, arguments))
-            self.rehearsed.add((plan.step, plan.key))
-            self._looked_up(plan, expected_tokens, made.rows)
-        else:
-            made = self._looked_up(plan, expected_tokens, expected_rows)
-        self.done[plan.step, plan.key] = made
-        return made
+        return self._made(step, name, [arguments], expected_tokens, expected_rows, rehearse=rehearse, gpus=gpus)[0]
 
-    def do_shards(self, step: Step, name: str, shards: int, *, expected_tokens: int = 0, **arguments: Any) -> list[Ref]:
-        """Make a step's `shards` artifacts concurrently; the step gets `shard` and `shards` as arguments.
+    def do_shards(
+        self, step: Step, name: str, shards: int, *, expected_tokens: int = 0, rehearse: bool = False, **arguments: Any
+    ) -> list[Ref]:
+        """Make a step's `shards` artifacts concurrently; the step gets `shard` and `shards` as arguments. See `do`.
 
         A failing shard stops no other. When all have ended, the first failure is raised.
         """
-        jobs = []
-        for shard in range(shards):
-            given = self._supplied(step, {**arguments, "shard": shard, "shards": shards})
-            jobs.append(Job(step.plan(name, given), self.settings, given))
+        calls = [{**arguments, "shard": shard, "shards": shards} for shard in range(shards)]
+        return self._made(step, name, calls, expected_tokens, rehearse=rehearse)
+
+    def _made(
+        self,
+        step: Step,
+        name: str,
+        calls: Sequence[dict[str, Any]],
+        expected_tokens: int,
+        expected_rows: int = 0,
+        *,
+        rehearse: bool,
+        gpus: int | None = None,
+    ) -> list[Ref]:
+        """The artifacts of a step's calls. `gpus`: how many the step itself needs; None for a shard."""
+        given = [self._supplied(step, arguments) for arguments in calls]
+        jobs = [Job(step.plan(name, each), self.settings, each) for each in given]
+        places = [(job.plan.step, job.plan.key) for job in jobs]
+        left = [job for job, place in zip(jobs, places, strict=True) if place not in self.done]
         if self.dry:
-            return [self._looked_up(plan, expected_tokens // shards, 0) for plan in (job.plan for job in jobs)]
-        return self._submitted(step, name, jobs, expected_tokens)
+            refs = [self._foreseen(step, job, expected_tokens // len(jobs), expected_rows, rehearse) for job in left]
+        else:
+            refs = self._submitted(step, name, left, expected_tokens, gpus) if left else []
+        self.done.update(((job.plan.step, job.plan.key), ref) for job, ref in zip(left, refs, strict=True))
+        return [self.done[place] for place in places]
+
+    def _foreseen(self, step: Step, job: Job, expected_tokens: int, expected_rows: int, rehearse: bool) -> Ref:
+        """What a dry run knows of a call: its artifact, rehearsed if that is possible."""
+        plan = job.plan
+        if not rehearse or any((ref.step, ref.key) not in self.rehearsed for ref in plan.provenance.inputs.values()):
+            return self._looked_up(plan, expected_tokens, expected_rows)
+        made: Ref = step.task.fn(Job(plan, self.scratch, job.arguments))
+        self.rehearsed.add((plan.step, plan.key))
+        self._looked_up(plan, expected_tokens, made.rows)
+        return made
 
     def found(self, step: Step, name: str, **arguments: Any) -> Ref | None:
         """The artifact of a call, if it exists already."""
@@ -268,7 +284,7 @@ class Run:
                 if trains and config and (sizes := llama_sizes(language_part(config))):
                     self._fit(f"model {named}", config, trains, sizes)
                 return self._stand_in("model", "imported", name.replace("/", "--"))
-            folder = self._from_hub(name, revision)
+            folder = downloaded(name, revision)
             self._check(ModelFiles.in_folder(folder), role, trains, formats, on_server)
             return import_model(self.store, folder, name)
         raise BadInput(
@@ -309,22 +325,6 @@ class Run:
         share, reward = self.estimates.memory_share, self.servers.options("reward").gpu_memory_utilization
         for line in check_trainings(title, config, sizes, trains, on, self.nodes, share, reward):
             (print if self.dry else self.log.info)(line)
-
-    def _from_hub(self, name: str, revision: str) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-            said, status = short(str(error)), getattr(getattr(error, "response", None), "status_code", 503)
-            if status == 429 or status >= 500:  # an outage, so that it is retried
-                raise ConnectionError(f"model {name}@{revision}: the hub cannot be reached ({said})") from error
-            raise BadInput(
-                f"model {name}@{revision}: no such model or revision, or no access to it ({said}): check the name; for "
-                "a gated model, accept its terms on the hub and set HF_TOKEN"
-            ) from error
 
     def table(self, named: str) -> Ref:
         """The artifact STEP/KEY of another run. Raises `BadInput` if it does not exist."""

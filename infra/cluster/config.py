@@ -18,7 +18,7 @@ class RayConfig(BaseModel, frozen=True, extra="forbid"):
     )
     shard: Resources = Field(
         {"CPU": 1.0},
-        description="What a shard takes of its node while it runs (sampling, judging, perplexity, search).",
+        description="What a shard takes of its node while it runs (mining, sampling, judging, perplexity, search).",
     )
     shards_at_once: int = Field(
         4,

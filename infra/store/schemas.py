@@ -44,6 +44,8 @@ QUERIES = _table(
     step_count=_optional(INT32),
 )
 
+HELD_OUT = _table(query=TEXT, source=TEXT, source_row=INT64)
+
 PROBLEMS = _table(
     query_id=TEXT,
     query=TEXT,

@@ -78,6 +78,31 @@ def scan(
             yield from parquet.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns))
 
 
+def scan_shard(
+    store: Store,
+    refs: Sequence[Ref],
+    shard: int,
+    shards: int,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = 10_000,
+) -> Iterator[pa.RecordBatch]:
+    """Read one of `shards` runs of rows of about equal length, counted from 0, of several tables in order.
+
+    Raises as `scan`.
+    """
+    total = sum(ref.rows for ref in refs)
+    first, end, place = total * shard // shards, total * (shard + 1) // shards, 0
+    for ref in refs:
+        if place + ref.rows <= first or place >= end:  # nothing of it is in the shard
+            place += ref.rows
+            continue
+        for batch in scan(store, ref, columns, batch_rows):
+            start, stop = max(first - place, 0), min(end - place, batch.num_rows)
+            if start < stop:
+                yield batch.slice(start, stop - start)
+            place += batch.num_rows
+
+
 def read_rows(store: Store, ref: Ref, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Stream a table's rows in order, as dicts. Raises as `scan`."""
     for batch in scan(store, ref, columns, batch_rows=1_000):

@@ -1,23 +1,14 @@
-"""Query mining (BOLT section 3.1.2): cleaning. One Unicode form, length bounds, a language filter, no duplicates.
-
-The table is read several times: first to find the fate of every row, then to write the rows that are kept. Memory
-hardly grows with the table: 9 bytes per row (its fate and a hash) are held in memory, MinHash signatures on disk.
-"""
+"""Query mining (BOLT section 3.1.2): cleaning. One Unicode form, length bounds, a language filter."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain, compress
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.steps.progress import counted
@@ -25,26 +16,15 @@ from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
 from infra.store.store import Store
-from infra.store.tables import batched, read_rows, scan, write_table
-from tasks.queries.identity import query_id, words_and_symbols
-from tasks.queries.overlap import NearDuplicates, Places
+from infra.store.tables import scan_shard, write_table
+from tasks.queries.identity import query_id
 
-FATES = (
-    "kept",
-    "dropped: empty",
-    "dropped: too short",
-    "dropped: too long",
-    "dropped: language",
-    "dropped: duplicate",
-    "dropped: near-duplicate",
-)
+DROPPED = ("dropped: empty", "dropped: too short", "dropped: too long", "dropped: language")
 NO_LANGUAGE = "zxx"  # py3langid's code for text in no language: code, formulas
 READ_FOR_LANGUAGE = 200  # characters, from the beginning
 BATCH_ROWS = 5_000
 _NEW_LINE = re.compile(r"\r\n?")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")  # all but tab and new line; zero-width spaces
-
-Fates = npt.NDArray[np.int8]
 
 
 class CleanConfig(BaseModel):
@@ -119,7 +99,7 @@ def language_share(text: str, languages: Sequence[str]) -> float:
 
 
 def fate(text: str, config: CleanConfig) -> str:
-    """The fate of one cleaned text, apart from duplicates: an entry of FATES."""
+    """The fate of one cleaned text: "kept", or an entry of DROPPED."""
     if not text:
         return "dropped: empty"
     if len(text) < config.min_characters:
@@ -131,49 +111,28 @@ def fate(text: str, config: CleanConfig) -> str:
     return "kept"
 
 
-def later_copies(hashes: npt.NDArray[np.uint64], fates: Fates) -> Places:
-    """The rows still kept whose hash equals that of an earlier kept row."""
-    kept = np.flatnonzero(fates == 0)
-    return cast(Places, kept[pd.Series(hashes[kept]).duplicated()])
+@step(outside_key=("config.near_duplicates",))
+def clean_queries(
+    plan: Plan, store: Store, *, config: CleanConfig, sources: Sequence[Ref], shard: int = 0, shards: int = 1
+) -> Ref:
+    """Write a shard of the sources' queries, cleaned: those of usable length and language. Duplicates are left in."""
+    total = sum(table.rows for table in sources) / shards
+    funnel: Counter[str] = Counter(read=0)
 
+    def kept() -> Iterator[list[dict[str, Any]]]:
+        batches = scan_shard(store, sources, shard, shards, batch_rows=BATCH_ROWS)
+        for batch in counted(plan.step, batches, round(total)):
+            rows = [_clean_row(row) for row in batch.to_pylist()]
+            fates = [fate(row["query"], config) for row in rows]
+            funnel["read"] += len(rows)
+            funnel.update(fates)
+            yield [row for row, found in zip(rows, fates, strict=True) if found == "kept"]
 
-def texts(store: Store, tables: Sequence[Ref], step: str) -> Iterator[list[str]]:
-    """Batches of cleaned texts of the tables, with progress shown under the name `step`."""
-    batches = chain.from_iterable(scan(store, table, ["query"], BATCH_ROWS) for table in tables)
-    for batch in counted(step, batches, sum(table.rows for table in tables)):
-        yield [cleaned(text) for text in batch.column("query").to_pylist()]
+    def counts() -> dict[str, int]:
+        dropped = {name: funnel[name] for name in DROPPED if funnel[name]}
+        return {"read": funnel["read"], **dropped, "kept": funnel["kept"]}
 
-
-def fates_of(store: Store, tables: Sequence[Ref], config: CleanConfig, folder: Path, step: str) -> Fates:
-    """The fate of every row of the tables, as indices into FATES. MinHash signatures are kept on disk, in `folder`."""
-    fates, hashes = [np.zeros(0, np.int8)], [np.zeros(0, np.uint64)]
-    for batch in texts(store, tables, step):
-        fates.append(np.array([FATES.index(fate(text, config)) for text in batch], np.int8))
-        hashes.append(np.array([int(query_id(text), 16) for text in batch], np.uint64))
-    found = np.concatenate(fates)
-    found[later_copies(np.concatenate(hashes), found)] = FATES.index("dropped: duplicate")
-    del fates, hashes
-    if config.near_duplicates is not None:
-        seen, first = NearDuplicates(folder, config.near_duplicates, words_and_symbols), 0
-        for batch in texts(store, tables, f"{step}: near-duplicates"):
-            kept = np.flatnonzero(found[first : first + len(batch)] == 0)
-            seen.add([batch[i] for i in kept], kept + first)
-            first += len(batch)
-        found[seen.later()] = FATES.index("dropped: near-duplicate")
-    return found
-
-
-@step
-def clean_queries(plan: Plan, store: Store, *, config: CleanConfig, sources: Sequence[Ref]) -> Ref:
-    """Write the cleaned queries of all sources. Of duplicates, the first in the order of the sources is kept."""
-    with TemporaryDirectory(prefix="bolt-clean-") as folder:
-        fates = fates_of(store, sources, config, Path(folder), plan.step)
-    counts = {name: int((fates == number).sum()) for number, name in enumerate(FATES)}
-    dropped = {name: count for name, count in counts.items() if count and name != "kept"}
-    funnel = {"read": len(fates), **dropped, "kept": counts["kept"]}
-    read = chain.from_iterable(read_rows(store, source) for source in sources)
-    rows = batched(map(_clean_row, compress(read, fates == 0)))
-    return write_table(store, plan.step, plan.key, QUERIES, rows, plan.provenance, counts=funnel)
+    return write_table(store, plan.step, plan.key, QUERIES, kept(), plan.provenance, counts=counts)
 
 
 def _clean_row(row: dict[str, Any]) -> dict[str, Any]:

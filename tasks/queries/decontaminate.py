@@ -31,9 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.steps.progress import counted
 from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
-from infra.store.schemas import CONTAMINATED, QUERIES
+from infra.store.schemas import CONTAMINATED, HELD_OUT, QUERIES
 from infra.store.store import Store
-from infra.store.tables import batched, read_rows, scan, write_table
+from infra.store.tables import batched, read_rows, scan_shard, write_table
 from tasks.queries.overlap import (
     Contained,
     Hashed,
@@ -233,30 +233,62 @@ def _shingles_of(shingles: Hashed, number: Any) -> Hashes:
 
 
 @step
-def find_contaminated(plan: Plan, store: Store, *, config: DecontaminateConfig, queries: Ref) -> Ref:
-    """Write the table `contaminated`: every query that is a problem, with the problem and the sign of it."""
-    sets = [(source, Skipped(source.place)) for source in config.held_out]
-    problems = Problems(config, [problem for source, skipped in sets for problem in problems_of(source, skipped)])
-    unusable = sum((skipped.reasons for _, skipped in sets), Counter[str]())
+def read_held_out(plan: Plan, store: Store, *, held_out: Sequence[Source]) -> Ref:
+    """Write the table `held-out`: the problems of all evaluation sets.
+
+    Raises:
+        BadInput, ConnectionError: as `tasks.queries.sources.problems_of`.
+    """
+    sets = [(source, Skipped(source.place)) for source in held_out]
+    rows = (problem for source, skipped in sets for problem in problems_of(source, skipped))
+
+    def counts() -> dict[str, int]:
+        unusable = sum((skipped.reasons for _, skipped in sets), Counter[str]())
+        return {f"held-out rows passed over: {reason}": count for reason, count in unusable.items()}
+
+    return write_table(store, plan.step, plan.key, HELD_OUT, batched(rows), plan.provenance, counts=counts)
+
+
+@step(outside_key=("config.held_out",))
+def find_contaminated(
+    plan: Plan,
+    store: Store,
+    *,
+    config: DecontaminateConfig,
+    held_out: Ref,
+    queries: Ref,
+    shard: int = 0,
+    shards: int = 1,
+) -> Ref:
+    """Write the table `contaminated`: every query of a shard that is a problem, with the problem and the sign of it.
+
+    `held_out`: the problems of `config.held_out`, as `read_held_out` makes it.
+    """
+    problems = Problems(config, list(read_rows(store, held_out)))
+    counts = {"problems": held_out.rows, "queries": 0}
 
     def rows() -> Iterator[dict[str, Any]]:
-        for batch in counted(plan.step, scan(store, queries, ["query_id", "query"], BATCH_ROWS), queries.rows):
+        batches = scan_shard(store, [queries], shard, shards, ["query_id", "query"], BATCH_ROWS)
+        for batch in counted(plan.step, batches, queries.rows // shards):
             read = batch.to_pylist()
+            counts["queries"] += len(read)
             for row, hit in zip(read, problems.hits([row["query"] for row in read]), strict=True):
                 if hit:
                     problem = problems.rows[hit[0]]
                     place = {"problem_set": problem["source"], "problem_row": problem["source_row"]}
                     yield {**row, "problem": problem["query"], **place, "sign": hit[1]}
 
-    passed_over = {f"held-out rows passed over: {reason}": count for reason, count in unusable.items()}
-    counts = {"problems": len(problems.rows), **passed_over, "queries": queries.rows}
-    return write_table(store, plan.step, plan.key, CONTAMINATED, batched(rows()), plan.provenance, counts=counts)
+    return write_table(
+        store, plan.step, plan.key, CONTAMINATED, batched(rows()), plan.provenance, counts=lambda: counts
+    )
 
 
 @step
-def decontaminate(plan: Plan, store: Store, *, queries: Ref, contaminated: Ref) -> Ref:
-    """Write the queries that are not contaminated."""
-    signs = {row["query_id"]: row["sign"] for row in read_rows(store, contaminated, ["query_id", "sign"])}
+def decontaminate(plan: Plan, store: Store, *, queries: Ref, contaminated: Sequence[Ref]) -> Ref:
+    """Write the queries that are in none of the tables `contaminated`."""
+    signs = {
+        row["query_id"]: row["sign"] for table in contaminated for row in read_rows(store, table, ["query_id", "sign"])
+    }
     funnel: Counter[str] = Counter()
 
     def kept() -> Iterator[dict[str, Any]]:

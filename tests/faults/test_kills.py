@@ -35,7 +35,7 @@ KILLS = int(os.environ.get("BOLT_TEST_KILLS", "40"))
 SEED = int(os.environ.get("BOLT_TEST_SEED", "1"))
 KINDS = ("flow", "worker", "vllm server", "engine", "rank", "launcher", "watchdog", "prefect server")
 SET_BY_SIZE = ("queries", "examples", "problems", "responses", "grades", "answers")  # rows do not depend on the texts
-SET_BY_SIZE += ("collected-", "cleaned", "contaminated", "decontaminated")
+SET_BY_SIZE += ("collected-", "cleaned", "distinct", "held-out", "contaminated", "decontaminated")
 
 
 def kind_of(words: list[str]) -> str | None:

@@ -69,7 +69,7 @@ def test_two_different_runs_that_share_steps(tmp_path, prefect: PrefectServer):
     other = {**config, "select": {"percentile": 50}}
     logs = together(tmp_path, [config, other], prefect.environment() | environment)
     steps = Counter(name.split("/")[0] for name in each_once(logs, store))
-    mined = ("collected-queries", "cleaned", "contaminated", "decontaminated", "queries")
+    mined = ("collected-queries", "cleaned", "distinct", "held-out", "contaminated", "decontaminated", "queries")
     assert steps == {
         **dict.fromkeys((*mined, "examples", "filtered", "scores"), 1),
         "responses": 2,  # its shards

@@ -44,7 +44,7 @@ from infra.store.tables import read_rows, write_table
 from infra.training.config import SftConfig, trained_path
 from infra.training.nodes import launch
 
-MINING = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
+MINING = {"collected-queries", "cleaned", "distinct", "held-out", "contaminated", "decontaminated"}
 ROW = {"query_id": "q", "sample": 0, "query": "why ?", "thoughts": "plan", "solution": "so", "format": "bolt"}
 ROW |= {"reward": 1.0}
 pytestmark = pytest.mark.usefixtures("prefect_server")

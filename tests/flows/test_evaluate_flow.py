@@ -280,7 +280,7 @@ def test_a_dry_run_prints_every_step_and_makes_nothing(stage, tmp_path, capsys):
         expected |= {f"problems-mt-bench-{model}", f"answers-mt-bench-{model}-2", f"styles-arena-hard-v2.0-{model}"}
     expected |= {"baselines-arena-hard-v2.0", "baselines-wildbench"}
     assert expected <= states.keys()
-    assert states.keys() - expected == {"collected-problems", "problems-cleaned"}
+    assert states.keys() - expected == {"collected-problems", "problems-cleaned", "problems-distinct"}
     assert stage.asked() == (0, 0)
     assert list((tmp_path / "store").rglob("manifest.json")) == []
 

@@ -45,7 +45,7 @@ def funnel(ref: Ref) -> dict[str, dict[str, int]]:
     for counts in steps.values():
         assert counts["read"] == counts["kept"] + sum(n for what, n in counts.items() if what.startswith("dropped: "))
     kept = sum(counts["kept"] for name, counts in steps.items() if name.startswith("collected-"))
-    for name in ("cleaned", "decontaminated", "queries"):
+    for name in ("cleaned", "distinct", "decontaminated", "queries"):
         assert steps[name]["read"] == kept
         kept = steps[name]["kept"]
     assert kept == ref.rows
@@ -68,7 +68,8 @@ def test_several_sources_become_one_table_whose_funnel_adds_up(tmp_path):
     made = mined(**files(tmp_path))
     steps = funnel(made)
     assert steps["collected-one"] == {"read": 3, "dropped: empty": 1, "kept": 2}
-    assert steps["cleaned"] == {"read": 4, "dropped: duplicate": 1, "kept": 3}
+    assert steps["cleaned"] == {"read": 4, "kept": 4}
+    assert steps["distinct"] == {"read": 4, "dropped: duplicate": 1, "kept": 3}
     assert steps["decontaminated"] == {"read": 3, "dropped: held out for evaluation, one word differs": 1, "kept": 2}
     store = Store.open(Settings.load())
     assert [(row["source"], row["source_row"]) for row in read_rows(store, made)] == [
@@ -130,7 +131,7 @@ def test_thousands_of_real_queries_are_mined_and_every_one_is_counted():
     assert sum(counts["read"] for name, counts in steps.items() if name.startswith("collected-")) == lines
     assert made.rows >= 3_000
     store = Store.open(Settings.load())
-    found = next(ref for name, ref in _inputs(store, made).items() if name == "contaminated")
+    found = next(ref for name, ref in _inputs(store, made).items() if name == "contaminated/0")
     dropped = sum(n for what, n in steps["decontaminated"].items() if what.startswith("dropped: held out"))
     assert found.rows == dropped < 0.01 * steps["decontaminated"]["read"]
 

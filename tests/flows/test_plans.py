@@ -103,8 +103,9 @@ def test_a_dry_run_knows_the_keys_of_a_model_without_copying_it(world, tmp_path,
     first = planned(capsys)
     assert not (tmp_path / "store" / "imported").exists()
     known = {name for name, (_, key, _) in first.items() if not key.startswith("(")}
-    collected = {"collected-queries", "collected-problems", "cleaned", "problems-cleaned"}
-    mined = {"contaminated", "decontaminated", "queries", "queries-online-1", "queries-online-2"}
+    collected = {"collected-queries", "collected-problems", "cleaned", "distinct"}
+    collected |= {"problems-cleaned", "problems-distinct"}
+    mined = {"held-out", "contaminated", "decontaminated", "queries", "queries-online-1", "queries-online-2"}
     files_alone = {"problems", "examples", *collected, *mined}
     assert known == files_alone | {"answers-instruct-sampled", "answers-instruct-greedy"}
     import_model(Store.open(Settings.load()), Path(world["model"]), "model")

@@ -33,9 +33,9 @@ from infra.training.config import SftRecipe
 from infra.training.hosts import HERE
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False)])
-MINED = {"collected-queries", "cleaned", "contaminated", "decontaminated"}
-MINED_ONLINE = {"collected-online", "cleaned", "contaminated", "decontaminated"}
-PROBLEMS = {"collected-test", "problems-cleaned", "problems"}
+MINED = {"collected-queries", "cleaned", "distinct", "held-out", "contaminated", "decontaminated"}
+MINED_ONLINE = MINED - {"collected-queries"} | {"collected-online"}
+PROBLEMS = {"collected-test", "problems-cleaned", "problems-distinct", "problems"}
 STAGE_1 = {"examples", "queries", "responses", "filtered", "scores", "longcot"}
 STAGE_3 = {"queries-online-1", "responses-online-1", "scores-online-1", "guards-0", "pairs-1", "dpo-1"}
 GRADED = {f"{what}-sft-{how}" for what in ("answers", "grades") for how in ("sampled", "greedy")}

@@ -16,7 +16,7 @@ from infra.store import parts, schemas, tables
 from infra.store.manifest import BadArtifact, Provenance, read_manifest
 from infra.store.parts import find
 from infra.store.store import Store
-from infra.store.tables import RowError, read_rows, read_table, scan, write_table
+from infra.store.tables import RowError, read_rows, read_table, scan, scan_shard, write_table
 
 SCHEMA = pa.schema(
     [
@@ -80,6 +80,24 @@ def test_rows_come_back_however_they_are_cut(rows, cut, per_part, group):
         sizes = [part["rows"] for part in read_manifest(store, ref)["parts"]]
         assert all(size == per_part for size in sizes[:-1])
         assert sum(sizes) == len(rows)
+
+
+@given(st.lists(st.integers(0, 40), max_size=4), st.integers(1, 9), st.integers(1, 16))
+@settings(max_examples=40)
+def test_shards_hold_every_row_once_and_in_order(sizes, shards, batch_rows):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(Settings(store=folder))
+        refs = [write_table(store, "t", str(n), SCHEMA, [rows_of(size)], NONE) for n, size in enumerate(sizes)]
+        found = [
+            [
+                row
+                for batch in scan_shard(store, refs, shard, shards, batch_rows=batch_rows)
+                for row in batch.to_pylist()
+            ]
+            for shard in range(shards)
+        ]
+    assert [row for part in found for row in part] == [row for size in sizes for row in rows_of(size)]
+    assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 def test_on_each_store(store):

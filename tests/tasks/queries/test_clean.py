@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,53 +20,49 @@ def rows(query, *texts, source="f.jsonl"):
 def test_the_funnel_counts_every_row_once(world, query, bars):
     texts = [
         "Why is the sky blue at noon?",
-        "why  is the SKY blue at noon?",  # a duplicate
+        "why  is the SKY blue at noon?",  # a duplicate, which stays
         "short",
         "long " * 50,
         "Schreibe einen Brief an meine Mutter, die im Krankenhaus liegt.",
         LONG,
-        LONG.replace("largest", "smallest"),  # a near-duplicate
         " \x00\ufeff ",
     ]
     first = world.table(QUERIES, rows(query, *texts), key="one")
     second = world.table(QUERIES, rows(query, "Why is the sky blue at noon?", source="g.jsonl"), key="two")
-    config = CleanConfig(max_characters=200, near_duplicates=0.6)
-    made = world.do(clean_queries, config=config, sources=(first, second))
+    made = world.do(clean_queries, config=CleanConfig(max_characters=200), sources=(first, second))
     assert world.counts(made) == {
-        "read": 9,
+        "read": 8,
         "dropped: empty": 1,
         "dropped: too short": 1,
         "dropped: too long": 1,
         "dropped: language": 1,
-        "dropped: duplicate": 2,
-        "dropped: near-duplicate": 1,
-        "kept": 2,
+        "kept": 4,
     }
-    assert [(row["query"], row["source"]) for row in world.rows(made)] == [(texts[0], "f.jsonl"), (LONG, "f.jsonl")]
-    assert bars == {"made": 1.0, "made: near-duplicates": 1.0}
+    found = [(row["query"], row["source"]) for row in world.rows(made)]
+    assert found == [*((text, "f.jsonl") for text in (*texts[:2], LONG)), (texts[0], "g.jsonl")]
+    assert bars == {"made": 1.0}
 
 
-def test_only_exact_duplicates_of_problems_are_dropped(world, query):
-    texts = ["1 + 1", "1 + 2", "１ + 1", "été", "?"]
-    made = world.do(clean_queries, config=AS_THEY_ARE, sources=(world.table(QUERIES, rows(query, *texts)),))
-    assert [row["query"] for row in world.rows(made)] == ["1 + 1", "1 + 2", "été", "?"]
+def test_shards_hold_together_what_one_pass_makes(world, query, monkeypatch):
+    monkeypatch.setattr("tasks.queries.clean.BATCH_ROWS", 7)
+    tables = [
+        world.table(QUERIES, rows(query, *(f"{'long ' * (n % 9)}{name} {n}" for n in range(count))), key=name)
+        for name, count in (("one", 20), ("two", 0), ("three", 41))
+    ]
+    given = {"config": CleanConfig(languages=(), max_characters=25), "sources": tables}
+    whole = world.do(clean_queries, **given)
+    for shards in (2, 5, 100):
+        parts = [world.do(clean_queries, key=f"{shards}-{n}", **given, shard=n, shards=shards) for n in range(shards)]
+        assert [row for part in parts for row in world.rows(part)] == world.rows(whole)
+        added = sum((Counter(world.counts(part)) for part in parts), Counter())
+        assert added == Counter(world.counts(whole))
+        assert added["read"] == 61
 
 
 def test_a_text_that_cleaning_changes_gets_the_id_of_the_cleaned_text(world, query):
     text = "one\r\ntwo\x07 cafe\u0301\u200b three"
     (row,) = world.rows(world.do(clean_queries, config=AS_THEY_ARE, sources=(world.table(QUERIES, rows(query, text)),)))
     assert (row["query"], row["query_id"]) == ("one\ntwo café three", query_id("one\ntwo café three"))
-
-
-def test_fates_are_right_across_batches(world, query, monkeypatch):
-    monkeypatch.setattr("tasks.queries.clean.BATCH_ROWS", 7)
-    texts = [f"question number {n % 40} about {'x' * (n % 40)}" for n in range(60)]
-    made = world.do(
-        clean_queries,
-        config=CleanConfig(languages=(), near_duplicates=None),
-        sources=(world.table(QUERIES, rows(query, *texts)),),
-    )
-    assert [row["source_row"] for row in world.rows(made)] == list(range(40))
 
 
 @pytest.mark.parametrize(

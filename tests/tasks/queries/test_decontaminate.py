@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.errors import BadInput
+from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
-from tasks.queries.decontaminate import DecontaminateConfig, Problems, decontaminate, find_contaminated
+from tasks.queries.decontaminate import DecontaminateConfig, Problems, decontaminate, find_contaminated, read_held_out
 from tasks.queries.overlap import words
 from tasks.queries.sources import Source, problems_of
 
@@ -44,6 +46,13 @@ def problems(folder: Path, *texts: str, name: str = "test.jsonl") -> Source:
     path = folder / name
     path.write_text("".join(json.dumps({"query": text}) + "\n" for text in texts))
     return Source(path=str(path))
+
+
+def contaminated(world: Any, config: DecontaminateConfig, queries: Ref, key: str = "k", **shard: int) -> Ref:
+    held_out = world.do(read_held_out, "held-out", key, held_out=config.held_out)
+    given = {"config": config, "held_out": held_out, "queries": queries, **shard}
+    found: Ref = world.do(find_contaminated, "contaminated", key, **given)
+    return found
 
 
 def index(source: Source, **more: object) -> Problems:
@@ -147,13 +156,13 @@ def test_contaminated_queries_are_recorded_with_their_problem_and_counted(world,
     queries = world.table(QUERIES, [query(str(n), text) for n, text in enumerate(texts)])
     config = DecontaminateConfig(held_out=(one,)).without(two)
     assert config.without(two) == config
-    found = world.do(find_contaminated, name="contaminated", config=config, queries=queries)
+    found = contaminated(world, config, queries)
     assert [(row["query_id"], row["problem_set"], row["problem_row"], row["sign"]) for row in world.rows(found)] == [
         ("0", "one.jsonl", 0, "same text"),
         ("1", "two.jsonl", 1, "one word differs"),
     ]
     assert world.rows(found)[1]["problem"] == "Name three rivers of Peru."
-    kept = world.do(decontaminate, queries=queries, contaminated=found)
+    kept = world.do(decontaminate, queries=queries, contaminated=[found])
     assert [row["query"] for row in world.rows(kept)] == texts[2:]
     assert world.counts(kept) == {
         "read": 3,
@@ -166,8 +175,22 @@ def test_contaminated_queries_are_recorded_with_their_problem_and_counted(world,
 
 def test_without_evaluation_sets_all_are_kept(world, query):
     queries = world.table(QUERIES, [query("0", "anything at all")])
-    found = world.do(find_contaminated, name="contaminated", config=DecontaminateConfig(), queries=queries)
-    assert (found.rows, world.do(decontaminate, queries=queries, contaminated=found).rows) == (0, 1)
+    found = contaminated(world, DecontaminateConfig(), queries)
+    assert (found.rows, world.do(decontaminate, queries=queries, contaminated=[found]).rows) == (0, 1)
+
+
+def test_shards_find_what_one_pass_finds(world, query, tmp_path):
+    texts = [f"How tall is mountain number {n} of the range in metres?" for n in range(23)]
+    config = DecontaminateConfig(held_out=(problems(tmp_path, *texts[3:20:4]),), near_duplicates=None)
+    queries = world.table(QUERIES, [query(str(n), text) for n, text in enumerate(texts)])
+    whole = contaminated(world, config, queries)
+    parts = [contaminated(world, config, queries, key=str(n), shard=n, shards=3) for n in range(3)]
+    assert [row for part in parts for row in world.rows(part)] == world.rows(whole)
+    assert [world.counts(part)["queries"] for part in parts] == [7, 8, 8]
+    given = {"queries": queries}
+    kept = [world.do(decontaminate, key=str(n), **given, contaminated=each) for n, each in enumerate(([whole], parts))]
+    assert world.rows(kept[0]) == world.rows(kept[1])
+    assert kept[0].rows == 23 - 5
 
 
 @pytest.mark.parametrize(
@@ -194,18 +217,21 @@ def test_texts_that_differ_in_vowel_signs_are_not_the_same(tmp_path, problem, qu
 def test_unusable_rows_of_evaluation_sets_are_counted_and_a_set_of_them_alone_is_an_error(world, query, tmp_path):
     queries = world.table(QUERIES, [query("0", "Who was Ada?")])
     made = problems(tmp_path, "Who was Ada?", "", name="one.jsonl"), problems(tmp_path, "a", "", name="two.jsonl")
-    found = world.do(find_contaminated, name="contaminated", config=DecontaminateConfig(held_out=made), queries=queries)
-    assert world.counts(found) == {"problems": 2, "held-out rows passed over: empty": 2, "queries": 1}
-    none = DecontaminateConfig(held_out=(made[0], problems(tmp_path, "", name="none.jsonl")))
+    held_out = world.do(read_held_out, held_out=made)
+    assert (held_out.rows, world.counts(held_out)) == (2, {"held-out rows passed over: empty": 2})
+    found = world.do(
+        find_contaminated, "contaminated", config=DecontaminateConfig(), held_out=held_out, queries=queries
+    )
+    assert world.counts(found) == {"problems": 2, "queries": 1}
+    none = (made[0], problems(tmp_path, "", name="none.jsonl"))
     with pytest.raises(BadInput, match=r"none\.jsonl: none of its 1 rows has a query \(empty: 1\): set `layout`"):
-        world.do(find_contaminated, config=none, queries=queries)
+        world.do(read_held_out, key="none", held_out=none)
 
 
-def test_a_bad_row_of_an_evaluation_set_is_named(world, query, tmp_path):
+def test_a_bad_row_of_an_evaluation_set_is_named(world, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"query": "good"}\n{"text": "bad"}\n')
-    config = DecontaminateConfig(held_out=(Source(path=str(tmp_path / "bad.jsonl")),))
     with pytest.raises(BadInput, match=r"bad\.jsonl, row 1: expected a field query"):
-        world.do(find_contaminated, config=config, queries=world.table(QUERIES, [query("0")]))
+        world.do(read_held_out, held_out=[Source(path=str(tmp_path / "bad.jsonl"))])
 
 
 # ---- real problems, real queries

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from infra.store.schemas import QUERIES
 from tasks.queries.clean import AS_THEY_ARE, CleanConfig, clean_queries
+from tasks.queries.distinct import drop_duplicates
 from tasks.queries.identity import normalised, query_id, words_and_symbols
 
 DIFFERENT = [
@@ -63,7 +64,8 @@ SAME = [
 def test_deduplication_keeps_characters_that_matter(world, query, one, other, config):
     texts = [f"What is the value of {one} here?", f"What is the value of {other} here?"]
     rows = [query(query_id(text), text) for text in texts]
-    made = world.do(clean_queries, config=config, sources=(world.table(QUERIES, rows),))
+    usable = world.do(clean_queries, "cleaned", config=config, sources=(world.table(QUERIES, rows),))
+    made = world.do(drop_duplicates, near_duplicates=config.near_duplicates, queries=[usable])
     assert [row["query"] for row in world.rows(made)] == [unicodedata.normalize("NFC", text) for text in texts]
 
 
