@@ -1,13 +1,13 @@
 """Measure `make demo` on a Ray cluster of two nodes on this machine against the same without Ray.
 
     python bench/cluster.py [--preset bolt/nano] [--set ASSIGNMENT]... [--out FILE.jsonl]
-    python bench/cluster.py --mine 1000000 [--out FILE.jsonl]
+    python bench/cluster.py --mine 1000000 [--shards 8] [--out FILE.jsonl]
 
 Each runs once, with a store and a Prefect of its own. The seconds are those in steps. The artifacts of
 steps that sample nothing and train nothing must have the same digests; sampled figures are compared by their intervals.
 
-`--mine ROWS` mines that many made-up queries, those of bench/mining.py, in place of the demo. All of its artifacts must
-have the same digests. Mining stays on the flow's machine, so that a cluster can only cost time there.
+`--mine ROWS` mines that many made-up queries, those of bench/mining.py, in place of the demo: without Ray in one shard,
+as mining is by default, on Ray in `--shards`. The tables that are not made in shards must have the same digests.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ EXACT = (
     "examples",
 )
 """How the names of steps begin whose rows depend on files alone."""
+IN_SHARDS = ("cleaned", "contaminated")
 STEP = re.compile(r" - (\S+) +([\d.]+) s  done +(\w+)  \d+ rows")
 """The log line at the end of a step: its name, seconds and key."""
 
 
 def run(preset: str, assignments: list[str], folder: Path, *, ray: bool) -> tuple[float, dict[str, str], str]:
-    """One run. Returns its seconds in steps, the digests of its exact artifacts by STEP/KEY, and what it printed.
+    """One run. Returns its seconds in steps, the digests of its exact artifacts by step, and what it printed.
 
     Raises:
         subprocess.CalledProcessError: the run failed.
@@ -72,7 +73,7 @@ def run(preset: str, assignments: list[str], folder: Path, *, ray: bool) -> tupl
     for step, taken, key in STEP.findall((folder / "log").read_text()):
         seconds += float(taken)
         if step.startswith(EXACT) and (made := find(store, step, key)):
-            digests[f"{step}/{key}"] = made.digest
+            digests[step] = made.digest
     return seconds, digests, done.stdout
 
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--preset", default="bolt/nano")
     parser.add_argument("--set", action="append", default=[], metavar="ASSIGNMENT", help="as for `python -m flows`")
     parser.add_argument("--mine", type=int, metavar="ROWS", help="mine made-up queries in place of the demo")
+    parser.add_argument("--shards", type=int, default=8, help="of `--mine` on Ray")
     given = parser.parse_args()
     found = surroundings()
     with tempfile.TemporaryDirectory(prefix="bolt-bench-") as place:
@@ -100,7 +102,10 @@ def main() -> None:
             written(path := Path(place, "queries.jsonl"), texts(given.mine, ["a problem of its own"]))
             preset, sets = "mine/nano", [f'config.queries.sources=[{{"path": "{path}"}}]', "config.queries.clean={}"]
         alone, exact, printed = run(preset, sets, Path(place, "alone"), ray=False)
+        sets = [*sets, f"config.queries.shards={given.shards}"] if given.mine else sets
         on_ray, exact_on_ray, printed_on_ray = run(preset, sets, Path(place, "ray"), ray=True)
+        for step in IN_SHARDS if given.mine else ():
+            del exact[step], exact_on_ray[step]
         accuracy = {} if given.mine else {"accuracy_alone_and_on_ray": accuracies(printed, printed_on_ray)}
     report(
         {

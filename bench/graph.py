@@ -68,7 +68,7 @@ def sampling(shards: int) -> tuple[float, str]:
         responses = sample(run, "responses", CONFIG, queries, MODEL, shards=shards)
         seconds = time.perf_counter() - began
         given = {"responses": responses, "queries": queries, "examples": examples}
-        run.do(filter_responses, "filtered", config=FilterConfig(), target="bolt", **given)
+        run.do_shards(filter_responses, "filtered", 1, config=FilterConfig(), target="bolt", **given)
         return seconds, flow_run.id
 
 

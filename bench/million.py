@@ -119,13 +119,14 @@ def stage_1(url: str, tokens: int, shards: int) -> dict[str, Any]:
             responses = sample(run, "responses", config, queries, policy, shards=shards, **shown)
         with measured(found, "filtered"):
             given: dict[str, Any] = {"responses": responses, "queries": queries, "examples": examples}
-            filtered = run.do(filter_responses, "filtered", config=FilterConfig(), target=FORMAT, **given)
+            given |= {"config": FilterConfig(), "target": FORMAT}
+            filtered = run.do_shards(filter_responses, "filtered", shards, **given)
         with measured(found, "scores"):
-            scores = scored(run, "scores", ScoreConfig(), [filtered], queries, reward_model)
+            scores = scored(run, "scores", ScoreConfig(), filtered, queries, reward_model, shards=shards)
         with measured(found, "longcot"):
             given = {"responses": filtered, "scores": scores, "queries": queries}
             longcot = run.do(select, "longcot", config=SelectConfig(), **given)
-        made = dict(zip(STEPS, (responses, [filtered], [scores], [longcot]), strict=True))
+        made = dict(zip(STEPS, (responses, filtered, [scores], [longcot]), strict=True))
         for name, refs in made.items():
             found[name]["rows"] = sum(ref.rows for ref in refs)
             found[name]["store_mb"] = round(sum(expect(run.store, ref).bytes for ref in refs) / 1e6, 1)
@@ -149,7 +150,7 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
     with patch("infra.store.s3._tell_of_failure", counting), Simulated(1, SLOTS, 0, given.tokens, FORMAT) as servers:
         write_table(Store.open(Settings.load()), "queries", "made-up", QUERIES, rows, Provenance())
         found = stage_1(servers.urls[0], given.tokens, given.shards)
-    return {**found, "task_runs": task_runs(given.shards + len(STEPS))}
+    return {**found, "task_runs": task_runs(3 * given.shards + 3)}
 
 
 def measure(responses: int, given: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ In-context examples, mined queries, sampling, filtering by rule, rewards, and th
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from prefect import flow
 from pydantic import BaseModel, Field, model_validator
@@ -18,7 +18,7 @@ from flows.stages.sampling import check_rewards, reward_model_of, rewardable, sa
 from infra.store.manifest import Ref
 from tasks.curation.choose import Room, choose_examples, foreseen
 from tasks.examples.read import ExamplesConfig
-from tasks.responses.filter import FilterConfig, filter_responses
+from tasks.responses.filter import FilterConfig, check_kept, filter_responses
 from tasks.responses.generate import GenerateConfig
 from tasks.responses.prompt import PromptConfig, first_prompt
 from tasks.rewards.score import ScoreConfig
@@ -92,16 +92,12 @@ def bootstrap_stage(
     responses = sample(
         run, "responses", config.generate, queries, model, shards=config.shards, prompt=config.prompt, examples=examples
     )
-    filtered = run.do(
-        filter_responses,
-        "filtered",
-        config=config.filter,
-        target=config.select.format,
-        responses=responses,
-        queries=queries,
-        examples=examples,
-    )
-    scores = scored(run, "scores", config.score, [filtered], queries, reward_model)
+    given: dict[str, Any] = {"config": config.filter, "target": config.select.format, "responses": responses}
+    given |= {"queries": queries, "examples": examples}
+    filtered = run.do_shards(filter_responses, "filtered", config.shards, **given)
+    if not run.dry:
+        check_kept(run.store, filtered, **given)
+    scores = scored(run, "scores", config.score, filtered, queries, reward_model, shards=config.shards)
     return run.do(
         select,
         "longcot",

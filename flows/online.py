@@ -171,7 +171,9 @@ def online_iteration(
         given = {"queries": queries, "score": config.score, "reward_model": reward_model, **sampling}
         return trained(run, config, iteration, train_on_policy, policy, reference, **given)
     responses = sample(run, f"responses-online-{iteration}", draw, queries, policy, shards=config.shards)
-    scores = scored(run, f"scores-online-{iteration}", config.score, responses, queries, reward_model)
+    scores = scored(
+        run, f"scores-online-{iteration}", config.score, responses, queries, reward_model, shards=config.shards
+    )
     watch.responses[iteration - 1], watch.scores[iteration - 1] = responses, scores
     watch.measure(iteration - 1, policy)
     watch.stop_if_tripped()

@@ -90,7 +90,9 @@ def explore_round(
         seed = config.generate.seed + 1000 * number + done
         draw = config.generate.model_copy(update={"samples": samples, "format": format, "seed": seed})
         responses += sample(run, f"rollouts-{wave}", draw, left, policy, shards=config.shards)
-        scores.append(scored(run, f"scores-{wave}", checked, responses[-config.shards :], left, None))
+        scores.append(
+            scored(run, f"scores-{wave}", checked, responses[-config.shards :], left, None, shards=config.shards)
+        )
         found |= {"responses": responses, "scores": scores}
         left = run.do(unsolved, f"left-{wave}", expected_rows=problems.rows, enough=config.enough, **found)
         done += samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from prefect.exceptions import FlowPauseTimeout
@@ -57,7 +58,7 @@ def _existing(template: Path) -> Path:
 
 def rated(run: Run, config: RateConfig, queries: Ref, judge: Ref) -> Ref:
     """The queries that meet enough of the seven criteria, as judged by the model `judge`."""
-    asked = {"config": config, "queries": queries, "model": judge}
+    asked: dict[str, Any] = {"config": config, "queries": queries, "model": judge}
     judgements = run.do_shards(
         judge_difficulty, "judged-difficulty", config.shards, expected_tokens=queries.rows * TOKENS_A_JUDGEMENT, **asked
     )
@@ -131,7 +132,7 @@ def _ask_a_person(run: Run, config: TopicsConfig, proposed: Ref) -> list[str]:
 def tagged(run: Run, config: TopicsConfig, queries: Ref, judge: Ref) -> Ref:
     """The queries, each tagged with one of the edited topics or `other`."""
     topics = edited_topics(run, config, queries, judge)
-    asked = {"config": config, "queries": queries, "topics": topics, "model": judge}
+    asked: dict[str, Any] = {"config": config, "queries": queries, "topics": topics, "model": judge}
     judgements = run.do_shards(
         judge_topic, "judged-topic", config.shards, expected_tokens=queries.rows * TOKENS_A_JUDGEMENT, **asked
     )

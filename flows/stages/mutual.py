@@ -130,7 +130,7 @@ def solutions(run: Run, config: MutualStage, name: str, queries: Ref, policy: Re
     draw = config.generate.model_copy(update={"format": PLAIN, "seed": config.generate.seed + seed})
     responses = sample(run, f"responses-{name}", draw, queries, policy, shards=config.shards)
     checked = ScoreConfig(verified_weight=1.0, verifier=config.verifier)  # no reward model is asked
-    return responses, scored(run, f"scores-{name}", checked, responses, queries, None)
+    return responses, scored(run, f"scores-{name}", checked, responses, queries, None, shards=config.shards)
 
 
 def accuracy_of(run: Run, scores: Ref) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cot_formats.responses import LongFormat
 from flows.stages.mining import MineStage
-from flows.stages.run import Run
+from flows.stages.run import PENDING, Run
 from infra.errors import BadInput
 from infra.serving.armorm import is_armorm
 from infra.serving.vllm_server import runs_on_cpu
@@ -16,6 +16,7 @@ from infra.store.model_files import CONFIG, ModelFiles
 from tasks.responses.generate import GenerateConfig, generate
 from tasks.responses.perplexity import PerplexityConfig, measure_perplexity
 from tasks.responses.prompt import PromptConfig
+from tasks.rewards.join import join_scores
 from tasks.rewards.score import ScoreConfig, score
 
 
@@ -37,7 +38,13 @@ def sample(
     """
     check_seeds(run, step, config.request_seeds, model)
     expected = queries.rows * config.samples * run.estimates.tokens_per_response
-    inputs = {"config": config, "queries": queries, "model": model, "prompt": prompt, "examples": examples}
+    inputs: dict[str, Any] = {
+        "config": config,
+        "queries": queries,
+        "model": model,
+        "prompt": prompt,
+        "examples": examples,
+    }
     return run.do_shards(generate, step, shards, expected_tokens=expected, **inputs)
 
 
@@ -55,22 +62,36 @@ def check_seeds(run: Run, step: str, request_seeds: bool, model: Ref, setting: s
 
 
 def scored(
-    run: Run, step: str, config: ScoreConfig, responses: Sequence[Ref], queries: Ref, reward_model: Ref | None
+    run: Run,
+    step: str,
+    config: ScoreConfig,
+    responses: Sequence[Ref],
+    queries: Ref,
+    reward_model: Ref | None,
+    *,
+    shards: int,
 ) -> Ref:
-    """Score all responses: a table of rewards."""
+    """Score all responses: a table of rewards, `step`, whose name begins with `scores`.
+
+    ArmoRM runs in the step itself, on GPUs of its own, and reads all responses in one call, so that it is loaded once.
+    """
     inputs: dict[str, Any] = {"responses": responses, "queries": queries, "reward_model": reward_model}
-    return run.do(score, step, gpus=_own_gpus(run, reward_model), config=config, **inputs)
+    name = step.replace("scores", "rewards", 1)
+    if _runs_in_step(run, reward_model):
+        gpus = run.servers.options("reward").tensor_parallel_size
+        rewards = [run.do(score, name, gpus=gpus, config=config, **inputs)]
+    else:
+        rewards = run.do_shards(score, name, shards, config=config, **inputs)
+    return run.do(join_scores, step, rewards=rewards)
 
 
-def _own_gpus(run: Run, reward_model: Ref | None) -> int:
-    """GPUs that scoring itself uses, on a cluster: ArmoRM runs in the step, other reward models on a server."""
-    if (
-        run.cluster is None
-        or reward_model is None
-        or not is_armorm(ModelFiles.of(run.store, reward_model).read(CONFIG))
-    ):
-        return 0
-    return run.servers.options("reward").tensor_parallel_size
+def _runs_in_step(run: Run, reward_model: Ref | None) -> bool:
+    """Whether a reward model is ArmoRM; no, if a dry run does not know it yet."""
+    if reward_model is None or reward_model.digest.startswith(PENDING):
+        return False
+    folder = run.folders.get(reward_model.digest)
+    files = ModelFiles.in_folder(folder) if folder else ModelFiles.of(run.store, reward_model)
+    return is_armorm(files.read(CONFIG))
 
 
 def perplexities_of(
@@ -86,7 +107,7 @@ def perplexities_of(
 ) -> list[Ref]:
     """The perplexity of the thoughts in `texts` under `model`, a table per shard."""
     expected = sum(table.rows for table in texts) * run.estimates.tokens_per_response
-    inputs = {"config": config, "texts": texts, "queries": queries, "format": format, "model": model}
+    inputs: dict[str, Any] = {"config": config, "texts": texts, "queries": queries, "format": format, "model": model}
     return run.do_shards(measure_perplexity, step, shards, expected_tokens=expected, **inputs)
 
 

@@ -86,7 +86,7 @@ def searched(
     )
     responses = run.do(searched_solutions, f"found-{number}", searched=trees, policy=policy)
     checked = ScoreConfig(verified_weight=1.0, verifier=verifier)
-    scores = scored(run, f"scores-found-{number}", checked, [responses], queries, None)
+    scores = scored(run, f"scores-found-{number}", checked, [responses], queries, None, shards=shards)
     counts: Counter[str] = Counter()
     for tree in [] if run.dry else trees:
         counts.update(expect(run.store, tree).counts)

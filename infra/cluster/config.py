@@ -18,13 +18,14 @@ class RayConfig(BaseModel, frozen=True, extra="forbid"):
     )
     shard: Resources = Field(
         {"CPU": 1.0},
-        description="What a shard takes of its node while it runs (mining, sampling, judging, perplexity, search).",
+        description="What a shard takes of its node while it runs (mining, sampling, filtering, scoring, judging, "
+        "perplexity, search).",
     )
     shards_at_once: int = Field(
         4,
         ge=1,
-        description="Shards of a step that run at once. Each sends up to `in_flight` requests to each server: with "
-        "more shards, lower it.",
+        description="Shards of a step that run at once. A shard that samples sends up to `in_flight` requests to each "
+        "server: with more shards, lower it.",
     )
     server: Resources = Field(
         {},

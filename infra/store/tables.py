@@ -78,6 +78,12 @@ def scan(
             yield from parquet.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns))
 
 
+def shard_range(refs: Sequence[Ref], shard: int, shards: int) -> range:
+    """The rows of a shard, counted through all tables: one of `shards` runs of about equal length, counted from 0."""
+    total = sum(ref.rows for ref in refs)
+    return range(total * shard // shards, total * (shard + 1) // shards)
+
+
 def scan_shard(
     store: Store,
     refs: Sequence[Ref],
@@ -86,18 +92,14 @@ def scan_shard(
     columns: Sequence[str] | None = None,
     batch_rows: int = 10_000,
 ) -> Iterator[pa.RecordBatch]:
-    """Read one of `shards` runs of rows of about equal length, counted from 0, of several tables in order.
-
-    Raises as `scan`.
-    """
-    total = sum(ref.rows for ref in refs)
-    first, end, place = total * shard // shards, total * (shard + 1) // shards, 0
+    """Read the rows of a shard (see `shard_range`) in order. Raises as `scan`."""
+    rows, place = shard_range(refs, shard, shards), 0
     for ref in refs:
-        if place + ref.rows <= first or place >= end:  # nothing of it is in the shard
+        if place + ref.rows <= rows.start or place >= rows.stop:  # nothing of it is in the shard
             place += ref.rows
             continue
         for batch in scan(store, ref, columns, batch_rows):
-            start, stop = max(first - place, 0), min(end - place, batch.num_rows)
+            start, stop = max(rows.start - place, 0), min(rows.stop - place, batch.num_rows)
             if start < stop:
                 yield batch.slice(start, stop - start)
             place += batch.num_rows

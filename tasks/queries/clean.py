@@ -16,7 +16,7 @@ from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import QUERIES
 from infra.store.store import Store
-from infra.store.tables import scan_shard, write_table
+from infra.store.tables import scan_shard, shard_range, write_table
 from tasks.queries.identity import query_id
 
 DROPPED = ("dropped: empty", "dropped: too short", "dropped: too long", "dropped: language")
@@ -116,12 +116,11 @@ def clean_queries(
     plan: Plan, store: Store, *, config: CleanConfig, sources: Sequence[Ref], shard: int = 0, shards: int = 1
 ) -> Ref:
     """Write a shard of the sources' queries, cleaned: those of usable length and language. Duplicates are left in."""
-    total = sum(table.rows for table in sources) / shards
     funnel: Counter[str] = Counter(read=0)
 
     def kept() -> Iterator[list[dict[str, Any]]]:
         batches = scan_shard(store, sources, shard, shards, batch_rows=BATCH_ROWS)
-        for batch in counted(plan.step, batches, round(total)):
+        for batch in counted(plan.step, batches, len(shard_range(sources, shard, shards))):
             rows = [_clean_row(row) for row in batch.to_pylist()]
             fates = [fate(row["query"], config) for row in rows]
             funnel["read"] += len(rows)

@@ -33,7 +33,7 @@ from infra.steps.step import Plan, step
 from infra.store.manifest import Ref
 from infra.store.schemas import CONTAMINATED, HELD_OUT, QUERIES
 from infra.store.store import Store
-from infra.store.tables import batched, read_rows, scan_shard, write_table
+from infra.store.tables import batched, read_rows, scan_shard, shard_range, write_table
 from tasks.queries.overlap import (
     Contained,
     Hashed,
@@ -265,22 +265,20 @@ def find_contaminated(
     `held_out`: the problems of `config.held_out`, as `read_held_out` makes it.
     """
     problems = Problems(config, list(read_rows(store, held_out)))
-    counts = {"problems": held_out.rows, "queries": 0}
+    in_shard = len(shard_range([queries], shard, shards))
 
     def rows() -> Iterator[dict[str, Any]]:
         batches = scan_shard(store, [queries], shard, shards, ["query_id", "query"], BATCH_ROWS)
-        for batch in counted(plan.step, batches, queries.rows // shards):
+        for batch in counted(plan.step, batches, in_shard):
             read = batch.to_pylist()
-            counts["queries"] += len(read)
             for row, hit in zip(read, problems.hits([row["query"] for row in read]), strict=True):
                 if hit:
                     problem = problems.rows[hit[0]]
                     place = {"problem_set": problem["source"], "problem_row": problem["source_row"]}
                     yield {**row, "problem": problem["query"], **place, "sign": hit[1]}
 
-    return write_table(
-        store, plan.step, plan.key, CONTAMINATED, batched(rows()), plan.provenance, counts=lambda: counts
-    )
+    counts = {"problems": held_out.rows, "queries": in_shard}
+    return write_table(store, plan.step, plan.key, CONTAMINATED, batched(rows()), plan.provenance, counts=counts)
 
 
 @step

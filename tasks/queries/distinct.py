@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import chain, compress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -34,7 +33,7 @@ def exact_copies(store: Store, tables: Sequence[Ref]) -> Places:
         for table in tables
         for batch in scan(store, table, ["query_id"])
     ]
-    return cast(Places, np.flatnonzero(pd.Series(np.concatenate([np.zeros(0, np.uint64), *hashes])).duplicated()))
+    return np.flatnonzero(pd.Series(np.concatenate([np.zeros(0, np.uint64), *hashes])).duplicated())
 
 
 @step

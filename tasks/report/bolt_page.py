@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from infra.store.manifest import Manifest
 from infra.store.store import Store
 from infra.training.config import METHODS
 from tasks.report import plot, report
@@ -67,7 +68,7 @@ def funnel_rows(found: Found) -> Rows:
     """The table of counts of each filtering step, from its manifest, with shares of the step's first count."""
     rows = []
     for step in ["filtered", "scores", "longcot", *numbered(found, "pairs-"), *numbered(found, "samples-")]:
-        counts = {name: count for name, count in found[step][0].counts.items() if isinstance(count, int)}
+        counts = added(found[step])
         whole = next(iter(counts.values()))
         for name, count in counts.items():
             rows.append(
@@ -76,12 +77,21 @@ def funnel_rows(found: Found) -> Rows:
     return rows
 
 
+def added(shards: Iterable[Manifest]) -> Counter[str]:
+    """The counts of a step, added up over its shards."""
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update({name: count for name, count in shard.counts.items() if isinstance(count, int)})
+    return counts
+
+
 def plots(store: Store, made: Made, found: Found) -> dict[str, bytes]:
     """The plots of BOLT's data and trainings, as SVG."""
-    filtered, scored, selected = (found[step][0].counts for step in ("filtered", "scores", "longcot"))
+    filtered = added(found["filtered"])
+    scored, selected = (found[step][0].counts for step in ("scores", "longcot"))
     remaining = {
         "sampled": filtered["read"],
-        "passed the rules": filtered.get("kept", 0),
+        "passed the rules": filtered["kept"],
         "scored": scored["scored"],
         "above the threshold": scored["scored"] - selected["below the percentile"],
         "best of their query": selected["kept"],

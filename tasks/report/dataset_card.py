@@ -21,7 +21,7 @@ from infra.text.markdown import as_text, markdown_table
 
 MOST_TOPICS = 50
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-SETTINGS = ("responses", "filtered", "scores", "longcot")
+SETTINGS = ("responses", "filtered", "rewards", "longcot")
 OMITTED = {"engine of model", "engine of reward_model", "prompt", "shard", "shards"}  # of no interest to a reader
 ABOUT = """\
 Long chains of thought made by the bootstrapping stage of BOLT (arXiv 2502.03860): an instruct model without long
@@ -89,7 +89,7 @@ def size_category(rows: int) -> str:
 
 def models(made: Sequence[Manifest]) -> list[dict[str, str]]:
     """The models that were used, and for what."""
-    parts = {"wrote the responses": ("responses", "model"), "scored the solutions": ("scores", "reward_model")}
+    parts = {"wrote the responses": ("responses", "model"), "scored the solutions": ("rewards", "reward_model")}
     rows = []
     for part, (step, name) in parts.items():
         used = {each.inputs[name].key for each in made if each.step == step and name in each.inputs}

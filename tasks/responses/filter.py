@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,14 +14,16 @@ from cot_formats.actions import ACTIONS
 from cot_formats.responses import LongFormat
 from infra.errors import BadInput
 from infra.steps.step import Plan, step
-from infra.store.manifest import Ref
+from infra.store.manifest import Ref, expect
 from infra.store.schemas import RESPONSES
 from infra.store.store import Store
-from infra.store.tables import batched, read_rows, write_table
+from infra.store.tables import read_rows, scan_shard, write_table
 from tasks.queries.overlap import words
 from tasks.responses import rules as filter_rules
+from tasks.responses.queries import column_of_queries
 
 Passages = Collection[tuple[str, ...]]
+BATCH_ROWS = 1_000
 SHOWN, EXCERPT = 3, 150
 """Responses in an error message, and characters at each end of one."""
 ADVICE = {
@@ -156,6 +158,40 @@ def passages_of(example: dict[str, Any], config: FilterConfig) -> Passages:
     return frozenset(passage for part in parts for passage in filter_rules.passages(part, config.copied_words))
 
 
+class Filtering(NamedTuple):
+    """What filtering reads besides the responses."""
+
+    config: FilterConfig
+    target: LongFormat
+    texts: Mapping[str, str]
+    """The queries' texts by id."""
+    shown: Mapping[str, Passages]
+    """The passages of each in-context example by its id."""
+
+    @classmethod
+    def read(
+        cls,
+        store: Store,
+        *,
+        config: FilterConfig,
+        target: LongFormat,
+        responses: Sequence[Ref],
+        queries: Ref,
+        examples: Ref,
+        shard: int = 0,
+        shards: int = 1,
+    ) -> Self:
+        """What the responses of a shard need; the arguments are those of `filter_responses`."""
+        texts = column_of_queries(store, queries, "query", responses, shard, shards)
+        shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
+        return cls(config, target, texts, shown)
+
+    def reason(self, response: dict[str, Any]) -> str | None:
+        """As `reason_to_drop`."""
+        shown = [self.shown[example_id] for example_id in response["example_ids"]]
+        return reason_to_drop(response, self.texts[response["query_id"]], shown, self.config, self.target)
+
+
 @step
 def filter_responses(
     plan: Plan,
@@ -166,31 +202,45 @@ def filter_responses(
     responses: Sequence[Ref],
     queries: Ref,
     examples: Ref,
+    shard: int = 0,
+    shards: int = 1,
 ) -> Ref:
-    """Write the table `filtered`: the responses of all shards that no rule drops. In `counts`, read = dropped + kept.
+    """Write the table `filtered`: the responses of a shard that no rule drops. In `counts`, read = dropped + kept.
 
     `target`: the format that the policy is trained to write.
+    """
+    funnel = Counter[str]()
+    given = Filtering.read(
+        store,
+        config=config,
+        target=target,
+        responses=responses,
+        queries=queries,
+        examples=examples,
+        shard=shard,
+        shards=shards,
+    )
+
+    def kept() -> Iterator[list[dict[str, Any]]]:
+        for batch in scan_shard(store, responses, shard, shards, batch_rows=BATCH_ROWS):
+            rows = batch.to_pylist()
+            reasons = [given.reason(row) for row in rows]
+            funnel["read"] += len(rows)
+            funnel.update(f"dropped: {reason}" if reason else "kept" for reason in reasons)
+            yield [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+
+    return write_table(store, plan.step, plan.key, RESPONSES, kept(), plan.provenance, counts=lambda: dict(funnel))
+
+
+def check_kept(store: Store, filtered: Sequence[Ref], *, responses: Sequence[Ref], **arguments: Any) -> None:
+    """Refuse to go on without any response, given all shards of `filter_responses` and its other arguments.
 
     Raises:
-        BadInput: no response is kept; the message has the funnel and the first responses that were dropped.
+        BadInput: no response was kept; the message has the funnel and the first responses that were dropped.
     """
-    funnel: Counter[str] = Counter()
-    dropped: list[tuple[str, dict[str, Any]]] = []
-    texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
-    shown = {row["example_id"]: passages_of(row, config) for row in read_rows(store, examples)}
-
-    def kept() -> Iterator[dict[str, Any]]:
-        for row in chain.from_iterable(read_rows(store, shard) for shard in responses):
-            passages = [shown[example_id] for example_id in row["example_ids"]]
-            reason = reason_to_drop(row, texts[row["query_id"]], passages, config, target)
-            funnel["read"] += 1
-            funnel[f"dropped: {reason}" if reason else "kept"] += 1
-            if reason is None:
-                yield row
-            elif len(dropped) < SHOWN:
-                dropped.append((reason, row))
-        if not funnel["kept"]:
-            raise BadInput(nothing_left(plan.step, funnel, dropped))
-
-    rows = batched(kept())
-    return write_table(store, plan.step, plan.key, RESPONSES, rows, plan.provenance, counts=lambda: dict(funnel))
+    if any(table.rows for table in filtered):
+        return
+    funnel = sum((Counter(expect(store, table).counts) for table in filtered), Counter[str]())
+    given = Filtering.read(store, responses=responses, **arguments)
+    first = islice(chain.from_iterable(read_rows(store, table) for table in responses), SHOWN)
+    raise BadInput(nothing_left(filtered[0].step, funnel, [(given.reason(row) or "", row) for row in first]))

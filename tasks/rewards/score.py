@@ -8,6 +8,7 @@ The thoughts never reach the reward model: no reward model for them exists.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import shutil
 from collections import deque
@@ -29,10 +30,10 @@ from infra.serving.armorm import (
     rewards_path,
     score_parts,
     write_part,
-    write_rewards,
 )
 from infra.serving.classifier import Classifier
 from infra.serving.servers import Servers
+from infra.serving.shard_ledger import FOLDER
 from infra.steps.inputs import digest_of_files
 from infra.steps.progress import progress
 from infra.steps.step import Plan, step
@@ -41,8 +42,9 @@ from infra.store.model_files import CONFIG, ModelFiles
 from infra.store.models import fetch_model
 from infra.store.schemas import SCORES
 from infra.store.store import Store
-from infra.store.tables import read_rows, scan, write_table
+from infra.store.tables import scan_shard, shard_range, write_table
 from infra.text.chat import load_tokenizer, neutralise
+from tasks.responses.queries import column_of_queries
 from tasks.rewards.verify import Own, Verifier, Verify, module_file, verifier
 
 Rows = list[dict[str, Any]]
@@ -78,10 +80,10 @@ class ScoreConfig(BaseModel):
         0.01,
         ge=0,
         le=1,
-        description="Largest share of responses that get no score because query and solution are longer than "
+        description="Largest share of a shard's responses that get no score because query and solution are longer than "
         "`serving.reward.max_model_len`; the step fails as soon as there are more (this project's choice).",
     )
-    in_flight: int = Field(64, ge=1, description="Concurrent scoring requests.")
+    in_flight: int = Field(64, ge=1, description="Concurrent scoring requests per shard; 4 shards run at once.")
 
     def contents(self) -> str:
         """The digest of the module that holds the user's own verifier; "" for the others."""
@@ -113,12 +115,11 @@ class Batch(NamedTuple):
         return list(dict.fromkeys((row["query_id"], row["solution"]) for row in self.rows))
 
 
-def batches_of(store: Store, responses: Sequence[Ref]) -> Iterator[Batch]:
-    """The responses of all shards, streamed."""
-    for shard in responses:
-        for batch in scan(store, shard, COLUMNS):
-            rows = [row for row in batch.to_pylist() if row["solution"]]
-            yield Batch(rows, batch.num_rows - len(rows))
+def batches_of(store: Store, responses: Sequence[Ref], shard: int = 0, shards: int = 1) -> Iterator[Batch]:
+    """The responses of a shard, streamed."""
+    for batch in scan_shard(store, responses, shard, shards, COLUMNS):
+        rows = [row for row in batch.to_pylist() if row["solution"]]
+        yield Batch(rows, batch.num_rows - len(rows))
 
 
 @step(outside_key=("config.in_flight", "config.max_too_long_share"), serves={"reward_model": "reward"})
@@ -131,36 +132,44 @@ def score(
     queries: Ref,
     reward_model: Ref | None,
     servers: Servers,
+    shard: int = 0,
+    shards: int = 1,
 ) -> Ref:
-    """Write the table `scores`: a row for each response that has a solution that the reward model can read.
+    """Write the table `rewards`: a row for each response of a shard with a solution that the reward model can read.
 
     Those without one, and those that are too long for the reward model, are counted. ArmoRM runs in processes of its
     own, every other reward model on a vLLM server. Without a reward model, the reward is what `verified_weight` adds.
 
     Raises:
-        BadInput: the share of responses that are too long exceeds `max_too_long_share`.
+        BadInput: the share of the shard's responses that are too long exceeds `max_too_long_share`.
         infra.serving.completions.CompletionError: the server refused a request.
         infra.serving.vllm_server.ServerError: the server died.
         infra.processes.torchrun.TrainerError: ArmoRM's process failed.
     """
-    references = references_of(store, queries) if config.verified_weight else {}
+    place = (responses, shard, shards)
+    references = references_of(store, queries, *place) if config.verified_weight else {}
     counts = {"scored": 0, "without a solution": 0} | ({"verified": 0, "correct": 0} if references else {})
-    total = sum(shard.rows for shard in responses)
-    parts = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}"
+    total = len(shard_range(*place))
+    parts, kept = servers.work_dir / "scoring" / f"{plan.step}-{plan.key}", f"{FOLDER}/{plan.step}-{plan.key}"
+    rewards: Iterator[list[float | None]]
     if reward_model is None:
-        rewards: Iterator[list[float | None]] = ([0.0] * len(batch.answers) for batch in batches_of(store, responses))
+        rewards = ([0.0] * len(batch.answers) for batch in batches_of(store, *place))
     else:
-        rewards = modelled_rewards(store, reward_model, responses, queries, config, parts, servers)
+        texts = column_of_queries(store, queries, "query", *place)
+        batches = batches_of(store, *place)
+        rewards = modelled_rewards(store, reward_model, batches, texts, config, parts, kept, servers)
 
     def done() -> float:
         return max(total * share_computed(parts), counts["scored"] + counts["without a solution"])
 
     with verifier(config.verifier) as verify, progress(plan.step, done, total, "responses"):
-        rows = score_rows(batches_of(store, responses), rewards, references, verify, reward_model, config, counts)
+        rows = score_rows(batches_of(store, *place), rewards, references, verify, reward_model, config, counts)
         rows = check_verified(check_too_long(rows, config, counts, total), verify, counts)
         made = write_table(store, plan.step, plan.key, SCORES, rows, plan.provenance, counts=lambda: counts)
+    for path in store.list(kept):  # the table holds it all now
+        store.delete(path)
     if parts.exists():
-        shutil.rmtree(parts)  # the table holds it all now
+        shutil.rmtree(parts)
     return made
 
 
@@ -173,7 +182,7 @@ def score_rows(
     config: ScoreConfig,
     counts: dict[str, int],
 ) -> Iterator[Rows]:
-    """The rows of `scores`, batch by batch.
+    """The rows of `rewards`, batch by batch.
 
     Args:
         rewards: one list per batch, with the reward of each of its `answers`; None for one that is too long.
@@ -226,21 +235,27 @@ def check_verified(rows: Iterable[Rows], verify: Verify, counts: dict[str, int])
 def modelled_rewards(
     store: Store,
     reward_model: Ref,
-    responses: Sequence[Ref],
-    queries: Ref,
+    batches: Iterable[Batch],
+    texts: Mapping[str, str],
     config: ScoreConfig,
     parts: Path,
+    kept: str,
     servers: Servers,
 ) -> Iterator[list[float | None]]:
-    """The reward model's rewards, one list per batch of responses; None for what is too long. Raises as `score`."""
+    """The reward model's rewards, one list per batch of responses; None for what is too long. Raises as `score`.
+
+    Args:
+        texts: the queries' texts by id.
+        parts: folder of this machine for ArmoRM's inputs and rewards.
+        kept: folder of the store for the rewards of a served reward model.
+    """
     model = fetch_model(store, reward_model, servers.work_dir)
     tokenizer = load_tokenizer(model)
-    texts = {row["query_id"]: row["query"] for row in read_rows(store, queries, ["query_id", "query"])}
     limit = servers.options("reward").max_model_len
     fits: deque[list[bool]] = deque()  # by batch, of each of its answers
 
     def fitting() -> Iterator[list[list[int]]]:
-        for batch in batches_of(store, responses):
+        for batch in batches:
             ids = [reward_input_ids(tokenizer, texts[query_id], solution) for query_id, solution in batch.answers]
             fits.append([len(each) <= limit for each in ids])
             yield [each for each in ids if len(each) <= limit]
@@ -248,7 +263,7 @@ def modelled_rewards(
     if is_armorm(ModelFiles.of(store, reward_model).read(CONFIG)):
         rewards = armorm_rewards(fitting(), tokenizer, model, parts, servers)
     else:
-        rewards = served_rewards(fitting(), reward_model, config, parts, servers)
+        rewards = served_rewards(fitting(), reward_model, config, store, kept, servers)
     for found in rewards:
         left = iter(found)
         yield [next(left) if each else None for each in fits.popleft()]
@@ -261,21 +276,27 @@ def share_computed(parts: Path) -> float:
 
 
 def served_rewards(
-    batches: Iterable[list[list[int]]], reward_model: Ref, config: ScoreConfig, parts: Path, servers: Servers
+    batches: Iterable[list[list[int]]],
+    reward_model: Ref,
+    config: ScoreConfig,
+    store: Store,
+    kept: str,
+    servers: Servers,
 ) -> Iterator[list[float]]:
     """Rewards of token id sequences, batch by batch, from a sequence classifier on a vLLM server.
 
-    Those of finished batches are kept in the folder `parts`: a step that was killed asks for the others only.
+    Those of finished batches are kept in the store's folder `kept`: a step that was killed asks for the others only, on
+    whichever machine it goes on.
     """
     classifier: Classifier | None = None
     for number, ids in enumerate(batches):
-        path = rewards_path(parts, number)
-        found: list[float] = np.load(path, allow_pickle=False).tolist() if path.exists() else []
+        path = f"{kept}/rewards-{number:05}.json"
+        found: list[float] = json.loads(store.read_if_there(path) or b"[]")
         if len(found) != len(ids):
             classifier = classifier or Classifier(partial(servers.reward, reward_model))
             found = asyncio.run(classifier.logits(ids, max_in_flight=config.in_flight))
             if np.isfinite(found).all():  # others fail the step, and are asked for again
-                write_rewards(parts, number, found)
+                store.write_bytes(path, json.dumps([float(each) for each in found]).encode())
         yield found
 
 
@@ -293,16 +314,18 @@ def armorm_rewards(
         yield np.load(rewards_path(parts, number), allow_pickle=False).tolist()
 
 
-def references_of(store: Store, queries: Ref) -> dict[str, str]:
-    """The reference answers of the queries that have one."""
-    rows = read_rows(store, queries, ["query_id", "reference"])
-    return {row["query_id"]: row["reference"] for row in rows if row["reference"] is not None}
+def references_of(
+    store: Store, queries: Ref, responses: Sequence[Ref], shard: int = 0, shards: int = 1
+) -> dict[str, str]:
+    """The reference answers of those queries that the responses of a shard answer and that have one, by query id."""
+    found = column_of_queries(store, queries, "reference", responses, shard, shards)
+    return {query_id: reference for query_id, reference in found.items() if reference is not None}
 
 
 def score_row(
     row: dict[str, Any], reward: float, verified: bool | None, reward_model: Ref | None, config: ScoreConfig
 ) -> dict[str, Any]:
-    """A row of `scores`. Its `reward` is the outcome's: the reward model's, plus what a correct answer adds.
+    """A row of `rewards`. Its `reward` is the outcome's: the reward model's, plus what a correct answer adds.
 
     `verified`: whether the solution gives the reference answer; None if there is none, it does not count, or the
     verifier had no verdict.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from sys import intern
 from typing import Any, Literal, TypeAlias
 
@@ -115,7 +116,7 @@ def select(
     store: Store,
     *,
     config: SelectConfig,
-    responses: Ref,
+    responses: Sequence[Ref],
     scores: Ref,
     queries: Ref,
 ) -> Ref:
@@ -149,7 +150,7 @@ def select(
 
     def rows() -> Iterator[dict[str, Any]]:
         columns = ["query_id", "sample", "thoughts", "solution", *LENGTHS]
-        batches = scan(store, responses, columns, batch_rows=250)
+        batches = chain.from_iterable(scan(store, table, columns, batch_rows=250) for table in responses)
         for row in (row for batch in batches for row in batch.to_pylist()):
             held = best.get(row["query_id"])
             if held is None or held["sample"] != row["sample"]:

@@ -29,7 +29,7 @@ def test_two_small_sizes_are_measured(tmp_path: Path) -> None:
         assert size["responses"] == steps["responses"]["rows"] == count
         assert count / 2 < steps["filtered"]["rows"] == steps["scores"]["rows"] <= count
         assert 0 < steps["longcot"]["rows"] <= count / 8
-        assert size["task_runs"] == shards + 4  # with the examples, the filter, the scores and the selection
+        assert size["task_runs"] == 3 * shards + 3  # with the examples, all scores and the selection
         assert 0 < size["start_mib"] <= size["peak_mib"] == max(step["peak_mib"] for step in steps.values())
         assert size["database_mib"] > 1
         assert all(step["cpu_s"] > 0 and step["store_mb"] >= 0 for step in steps.values())

@@ -73,7 +73,7 @@ def test_a_node_with_all_servers_is_lost_while_it_samples_scores_and_trains(tmp_
     with two_hosts(tmp_path, 1) as hosts:
         hosts.flow('config.ray.server={"host1": 0.1}', 'config.ray.training={"host1": 0.1}')
         kept = some_are_finished(hosts)
-        for begun in ("ledgers/responses-", "claims/scores-", "checkpoints/sft"):
+        for begun in ("ledgers/responses-", "claims/rewards-", "checkpoints/sft"):
             wait_for(lambda begun=begun: hosts.objects(begun), 900, 0.2)
             hosts.kill(1)
             time.sleep(5)

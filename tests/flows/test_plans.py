@@ -181,7 +181,7 @@ def test_a_template_that_does_not_go_with_the_format_is_refused(world, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
-        ({"method": "grpo"}, {"responses-online-1", "scores-online-1", "samples-1", "grpo-1"}),
+        ({"method": "grpo"}, {"responses-online-1", "rewards-online-1", "scores-online-1", "samples-1", "grpo-1"}),
         ({"method": "reinforce", "rl": {"on_policy": True}}, {"reinforce-1"}),
     ],
 )

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -34,13 +34,22 @@ from infra.training.hosts import HERE
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False)])
 MINED = {"collected-queries", "cleaned", "distinct", "held-out", "contaminated", "decontaminated"}
+MADE_OF_QUERIES = {"collected-queries", "cleaned", "distinct"}  # alone
 MINED_ONLINE = MINED - {"collected-queries"} | {"collected-online"}
 PROBLEMS = {"collected-test", "problems-cleaned", "problems-distinct", "problems"}
-STAGE_1 = {"examples", "queries", "responses", "filtered", "scores", "longcot"}
-STAGE_3 = {"queries-online-1", "responses-online-1", "scores-online-1", "guards-0", "pairs-1", "dpo-1"}
+STAGE_1 = {"examples", "queries", "responses", "filtered", "rewards", "scores", "longcot"}
+STAGE_3 = {
+    "queries-online-1",
+    "responses-online-1",
+    "rewards-online-1",
+    "scores-online-1",
+    "guards-0",
+    "pairs-1",
+    "dpo-1",
+}
 GRADED = {f"{what}-sft-{how}" for what in ("answers", "grades") for how in ("sampled", "greedy")}
 ALL = STAGE_1 | {"sft"} | PROBLEMS | MINED | MINED_ONLINE | STAGE_3 | GRADED
-DRAWN = {"responses", "filtered", "scores", "longcot", "sft"}  # what follows from stage 1's samples
+DRAWN = {"responses", "filtered", "rewards", "scores", "longcot", "sft"}  # what follows from stage 1's samples
 LATER = DRAWN | (STAGE_3 - {"queries-online-1"}) | GRADED
 
 
@@ -51,6 +60,7 @@ class Recorder:
     cluster = None
     estimates = Estimates()
     hosts = HERE
+    folders: ClassVar = {f"reward {n}": PROJECT_ROOT / "nano" / "models" / "reward" for n in (1, 2)}
 
     def __init__(self, store: Store, serving: dict[str, Any]) -> None:
         self.store = store
@@ -175,7 +185,7 @@ def test_nothing_changed_nothing_made(world):
 
 def test_a_models_digest_counts_in_the_steps_that_use_it(world):
     world.models["reward"] = world.model("reward", "2")
-    assert world.run() == {"scores", "longcot", "sft"} | (STAGE_3 - {"queries-online-1"}) | GRADED
+    assert world.run() == {"rewards", "scores", "longcot", "sft"} | (STAGE_3 - {"queries-online-1"}) | GRADED
     world.models["instruct"] = world.model("instruct", "2")
     assert world.run() == LATER
 
@@ -191,9 +201,9 @@ def test_the_location_of_a_model_does_not_count(world):
         ("examples/01-arithmetic.md", "\n", {"examples"} | LATER),
         ("prompts/in_context.md", "!", LATER),
         ("prompts/example.md", "!", LATER),
-        ("queries.jsonl", '{"query": "more ?"}\n', MINED | {"queries"} | LATER),
-        ("online.jsonl", '{"query": "more ?"}\n', MINED_ONLINE | STAGE_3),
-        ("test.jsonl", '{"query": "more ?"}\n', {"contaminated", "decontaminated", "queries"} | PROBLEMS | LATER),
+        ("queries.jsonl", '{"query": "more ?"}\n', MINED - {"held-out"} | {"queries"} | LATER),
+        ("online.jsonl", '{"query": "more ?"}\n', MINED_ONLINE - {"held-out"} | STAGE_3),
+        ("test.jsonl", '{"query": "more ?"}\n', MINED - MADE_OF_QUERIES | {"queries"} | PROBLEMS | LATER),
         ("examples/notes.txt", "not an example", set()),
         ("README.md", "not read by any step", set()),
     ],
@@ -219,7 +229,11 @@ def test_an_added_or_renamed_example_counts(world):
         ("bootstrap.prompt.examples", 2, LATER),
         ("serving.policy.max_model_len", 65, LATER),
         ("serving.policy.tensor_parallel_size", 2, set()),
-        ("serving.reward.dtype", "float32", {"scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
+        (
+            "serving.reward.dtype",
+            "float32",
+            {"rewards", "scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED,
+        ),
         ("serving.reward.max_num_seqs", 3, set()),
         ("serving.share_devices", False, set()),
         ("bootstrap.shards", 3, LATER),
@@ -228,9 +242,13 @@ def test_an_added_or_renamed_example_counts(world):
         (
             "bootstrap.filter.copied_words",
             20,
-            {"filtered", "scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED,
+            {"filtered", "rewards", "scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED,
         ),
-        ("bootstrap.score.format_weight", 2.0, {"scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
+        (
+            "bootstrap.score.format_weight",
+            2.0,
+            {"rewards", "scores", "longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED,
+        ),
         ("bootstrap.select.percentile", 40, {"longcot", "sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
         ("sft.epochs", 3, {"sft"} | STAGE_3 - {"queries-online-1"} | GRADED),
         ("online.generate.top_p", 0.9, STAGE_3 - {"queries-online-1"}),
@@ -276,14 +294,14 @@ def from_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             {"responses", "responses-online-1", "answers-sft-sampled", "answers-sft-greedy"},
         ),
         ("tasks/responses/prompt.py", {"examples", "responses"}),  # examples are measured in the prompt
-        ("cot_formats/responses.py", {"examples", "responses", "scores", "longcot"}),
-        ("cot_formats/tagged.py", {"examples", "responses", "scores", "longcot"}),
+        ("cot_formats/responses.py", {"examples", "responses", "rewards", "longcot"}),
+        ("cot_formats/tagged.py", {"examples", "responses", "rewards", "longcot"}),
         ("tasks/responses/rules.py", {"filtered"}),
-        ("infra/serving/armorm_process.py", {"scores", "scores-online-1"}),
+        ("infra/serving/armorm_process.py", {"rewards", "rewards-online-1"}),
         ("tasks/rewards/pair.py", {"pairs-1"}),
         ("infra/training/sft.py", {"sft"}),
         ("infra/training/dpo.py", {"dpo-1"}),
-        ("evals/short_answer.py", {"scores", "scores-online-1", "grades-sft-sampled", "grades-sft-greedy"}),
+        ("evals/short_answer.py", {"rewards", "rewards-online-1", "grades-sft-sampled", "grades-sft-greedy"}),
         ("infra/store/tables.py", ALL - {"sft", "dpo-1"}),
         ("tasks/evaluation/summarise.py", set()),
         ("flows/bolt.py", set()),

@@ -45,9 +45,11 @@ def longcot(world, model, query, response):
     found = [
         {**values, "query_id": r["query_id"], "sample": r["sample"], "reward": float(n)} for n, r in enumerate(rows)
     ]
-    scores = table("scores", SCORES, found, {"scored": 6}, responses__0=filtered, reward_model=model)
-    inputs = {"responses": filtered, "scores": scores, "queries": queries}
-    return world.do(select, name="longcot", inputs=inputs, config=SelectConfig(), **inputs)
+    rewards = table("rewards", SCORES, found, {"scored": 6}, responses__0=filtered, reward_model=model)
+    scores = table("scores", SCORES, found, {"scored": 6}, rewards__0=rewards)
+    inputs = {"scores": scores, "queries": queries}
+    given = {"config": SelectConfig(), "responses": [filtered], **inputs}
+    return world.do(select, name="longcot", inputs={**inputs, "responses/0": filtered}, **given)
 
 
 def parts_of(card: str) -> tuple[dict, dict[str, str]]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from infra.errors import BadInput
 from infra.store.schemas import EXAMPLES, QUERIES, RESPONSES
-from tasks.responses.filter import FilterConfig, filter_responses, passages_of, reason_to_drop
+from tasks.responses.filter import FilterConfig, check_kept, filter_responses, passages_of, reason_to_drop
 
 OFF = FilterConfig(
     min_thought_tokens=None,
@@ -120,12 +122,26 @@ def test_the_step_keeps_order_over_shards_and_counts_every_row(world, query, res
     }
 
 
-def test_if_nothing_is_kept_the_step_fails_with_the_funnel_and_what_to_change(world, query, response):
+def test_shards_keep_together_what_one_pass_keeps(world, query, response):
+    rows = [
+        [response("abq"[n % 3], n, finish_reason="length" if n % 5 == 1 else "stop") for n in range(m)] for m in (7, 9)
+    ]
+    common = {"config": OFF, "target": "bolt", **given(world, query, rows)}
+    whole = world.do(filter_responses, **common)
+    parts = [world.do(filter_responses, key=f"s{n}", **common, shard=n, shards=3) for n in range(3)]
+    assert [row for part in parts for row in world.rows(part)] == world.rows(whole)
+    assert sum((Counter(world.counts(part)) for part in parts), Counter()) == Counter(world.counts(whole))
+    assert check_kept(world.store, [world.table(RESPONSES, [], key="none"), whole], **common) is None
+
+
+def test_if_nothing_is_kept_the_error_has_the_funnel_and_what_to_change(world, query, response):
     long = "no delimiter " * 100
     rows = [[response("q", n, text=f"{n} {long}", violations=["missing_thoughts"]) for n in range(5)]]
     rows.append([response("q", 5, finish_reason="length")])
+    common = {"config": FilterConfig(), "target": "bolt", **given(world, query, rows)}
+    parts = [world.do(filter_responses, key=str(n), **common, shard=n, shards=2) for n in range(2)]
     with pytest.raises(BadInput) as error:
-        world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, rows))
+        check_kept(world.store, parts, **common)
     text = str(error.value)
     assert text.startswith(
         "made: no response is left (read 6, dropped: malformed: missing_thoughts 5, dropped: truncated 1): the model "
@@ -135,9 +151,9 @@ def test_if_nothing_is_kept_the_step_fails_with_the_funnel_and_what_to_change(wo
     assert "sample 2 (malformed: missing_thoughts): '2 no delimiter" in text
     assert "[...]" in text
     assert len(text) < 2_000
-    assert not world.store.exists("made/k/manifest.json")
 
 
-def test_a_step_without_any_response_fails_as_well(world, query):
+def test_without_any_response_there_is_an_error_as_well(world, query):
+    common = {"config": FilterConfig(), "target": "bolt", **given(world, query, [[]])}
     with pytest.raises(BadInput, match=r"made: no response is left \(no response was read\)"):
-        world.do(filter_responses, config=FilterConfig(), target="bolt", **given(world, query, [[]]))
+        check_kept(world.store, [world.do(filter_responses, **common)], **common)

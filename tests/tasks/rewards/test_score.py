@@ -14,6 +14,7 @@ from infra.store.models import import_model
 from infra.store.schemas import QUERIES, RESPONSES
 from nano.corpus import chat
 from nano.vocabulary import ASSISTANT, END, USER, encoder, tokenizer
+from tasks.rewards.join import join_scores
 from tasks.rewards.score import (
     Batch,
     ScoreConfig,
@@ -110,6 +111,29 @@ def test_equal_solutions_of_a_query_are_scored_once(world, scored, response, ser
     assert made.rows == 12
     assert len({(row["query_id"], row["reward"]) for row in world.rows(made)}) == 2
     assert bars == {"made": 1.0}
+
+
+def test_shards_give_together_what_one_pass_gives(world, model, query, response, serve):
+    queries = world.table(QUERIES, [query(name, reference="3") for name in "abc"], "queries")
+    sizes, given = (5, 0, 8), {"queries": queries, "reward_model": model}
+    rows = [[response("abc"[n % 3], 10 * m + n, solution=f"answer : {n}") for n in range(m)] for m in sizes]
+    given |= {"responses": [world.table(RESPONSES, each, key=str(n)) for n, each in enumerate(rows)]}
+    given |= {"config": ScoreConfig(verified_weight=1, verifier="everyday", in_flight=2)}
+
+    def run(key, **shard):
+        servers = TinyServers(world.work_dir, serve(classify=classifications(length)))
+        return world.do(score, "rewards", key, inputs={"reward_model": model}, servers=servers, **given, **shard)
+
+    whole, parts = run("whole"), [run(str(n), shard=n, shards=3) for n in range(3)]
+    assert [part.rows for part in parts] == [4, 4, 5]
+    joined = world.do(join_scores, "scores", rewards=parts)
+    assert world.rows(joined) == world.rows(whole)
+    assert (
+        world.counts(joined)
+        == world.counts(whole)
+        == {"scored": 13, "without a solution": 0, "verified": 13, "correct": 2}
+    )
+    assert [path for path in world.store.list() if path.startswith("ledgers")] == []
 
 
 def test_without_any_solution_nothing_is_sent(world, scored, response, serve):
@@ -228,9 +252,10 @@ def test_a_batchs_answers_are_distinct_and_in_order(response):
     assert Batch(rows, 0).answers == [("b", "x"), ("a", "x")]
 
 
-def test_only_queries_with_a_reference_are_verified(world, query):
-    rows = [query("a", reference="0.5"), query("b"), query("c", reference="")]
-    assert references_of(world.store, world.table(QUERIES, rows, "queries")) == {"a": "0.5", "c": ""}
+def test_only_queries_with_a_reference_are_verified(world, query, response):
+    rows = [query("a", reference="0.5"), query("b"), query("c", reference=""), query("d", reference="7")]
+    asked = world.table(RESPONSES, [response(name, n) for name in "abc" for n in range(2)])
+    assert references_of(world.store, world.table(QUERIES, rows, "queries"), [asked]) == {"a": "0.5", "c": ""}
 
 
 def test_rows_get_the_reward_of_their_answer_and_verified_ones_more(model, response):
@@ -298,14 +323,12 @@ def test_without_a_reward_model_a_correct_answer_is_the_reward(world, query, res
     assert world.counts(made) == {"scored": 3, "without a solution": 1, "verified": 2, "correct": 1}
 
 
-def test_served_rewards_come_batch_by_batch_and_what_a_killed_step_had_is_not_asked_again(
-    world, model, serve, tmp_path
-):
+def test_served_rewards_come_batch_by_batch_and_what_a_killed_step_had_is_not_asked_again(world, model, serve):
     batches = [[[1, 2], [3]], [], [[4, 5, 6, 7]]]
 
     def rewards(server):
         servers = TinyServers(world.work_dir, server)
-        return served_rewards(iter(batches), model, ScoreConfig(in_flight=1), tmp_path / "parts", servers)
+        return served_rewards(iter(batches), model, ScoreConfig(in_flight=1), world.store, "ledgers/kept", servers)
 
     first = serve(classify=classifications(length))
     killed = rewards(first)
@@ -317,10 +340,10 @@ def test_served_rewards_come_batch_by_batch_and_what_a_killed_step_had_is_not_as
     assert list(rewards(None)) == [[0.5, 0.25], [], [1.0]]  # no server is started
 
 
-def test_rewards_that_are_not_finite_are_not_kept(world, model, serve, tmp_path):
+def test_rewards_that_are_not_finite_are_not_kept(world, model, serve):
     def rewards(reward):
         servers = TinyServers(world.work_dir, serve(classify=classifications(lambda _: reward)))
-        return list(served_rewards(iter([[[1]]]), model, ScoreConfig(), tmp_path / "parts", servers))
+        return list(served_rewards(iter([[[1]]]), model, ScoreConfig(), world.store, "ledgers/kept", servers))
 
     assert math.isnan(rewards(float("nan"))[0][0])
     assert rewards(0.5) == [[0.5]]

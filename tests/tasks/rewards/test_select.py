@@ -81,7 +81,7 @@ def chosen(world, query, response):
         responses = [response(row["query_id"], row["sample"]) for row in scores]
         config = SelectConfig(percentile=percentile, format=format)
         inputs = {
-            "responses": world.table(RESPONSES, responses, "filtered", key),
+            "responses": [world.table(RESPONSES, responses, "filtered", key)],
             "scores": world.table(SCORES, scores, "scores", key),
             "queries": world.table(QUERIES, [query(q, f"who is {q} ?") for q in by_query], "queries", key),
         }
@@ -142,7 +142,9 @@ def test_without_scores_the_step_fails_and_says_why(chosen):
 def test_memory_does_not_grow_with_the_texts(world, query, response):
     thoughts, ids = "word " * 1_000, [f"q{n}" for n in range(4_000)]
     given = {
-        "responses": world.table(RESPONSES, [response(q, thoughts=f"{q} {thoughts}".strip()) for q in ids], "filtered"),
+        "responses": [
+            world.table(RESPONSES, [response(q, thoughts=f"{q} {thoughts}".strip()) for q in ids], "filtered")
+        ],
         "scores": world.table(SCORES, [scored(q, 0, 1.0) for q in ids], "scores"),
         "queries": world.table(QUERIES, [query(q) for q in ids], "queries"),
     }
@@ -160,7 +162,7 @@ def test_memory_does_not_grow_with_the_texts(world, query, response):
 def test_a_wrong_answer_is_not_trained_on_however_high_its_reward(world, query, response, drop_wrong):
     verified = {("a", 0): False, ("a", 1): True, ("b", 0): False, ("c", 0): None}
     given = {
-        "responses": world.table(RESPONSES, [response(*each) for each in verified], "filtered"),
+        "responses": [world.table(RESPONSES, [response(*each)], "filtered", str(n)) for n, each in enumerate(verified)],
         "scores": world.table(
             SCORES, [{**scored(*each, 5.0 - each[1]), "verified": right} for each, right in verified.items()], "scores"
         ),
@@ -178,7 +180,7 @@ def test_a_wrong_answer_is_not_trained_on_however_high_its_reward(world, query, 
 
 def test_a_selection_of_wrong_answers_only_fails_and_says_what_to_change(world, query, response):
     given = {
-        "responses": world.table(RESPONSES, [response("a")], "filtered"),
+        "responses": [world.table(RESPONSES, [response("a")], "filtered")],
         "scores": world.table(SCORES, [{**scored("a", 0, 0.0), "verified": False}], "scores"),
         "queries": world.table(QUERIES, [query("a")], "queries"),
     }
