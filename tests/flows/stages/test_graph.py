@@ -26,5 +26,6 @@ def parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
 def test_the_graphs_parents_are_the_manifests_inputs(parameters, tmp_path, times):
     for _ in range(times):  # the second run finds everything
         mine(MineConfig(**parameters))
-    # collected -> cleaned -> contaminated; both -> decontaminated -> queries
-    assert check_graph(tmp_path / "store", latest()) == 5
+    # collected -> cleaned -> distinct; distinct and held-out -> contaminated;
+    # distinct and contaminated -> decontaminated -> queries
+    assert check_graph(tmp_path / "store", latest()) == 7
