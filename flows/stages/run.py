@@ -209,7 +209,7 @@ class Run:
         if self.cluster is not None and gpus is None:
             return self.cluster.submit_shards(step.task, calls)
         if self.cluster is None or not (gpus or trains) or find(self.store, first.step, first.key):
-            return [job.submit(step.task, made_by) for job, made_by in calls]
+            return [job.submit(step.task, made_by, to_its_end=step.one_by_one) for job, made_by in calls]
         (self.servers.release if trains else self.servers.scorer)()  # the devices that it is placed on may be theirs
         if trains:
             return [self.cluster.train(step.task, *calls[0])]

@@ -56,13 +56,20 @@ class Job:
     settings: Settings
     arguments: Mapping[str, Any]
 
-    def submit(self, task: Task[..., Any], made_by: Sequence[PrefectFuture[Any]] = ()) -> PrefectFuture[Any]:
-        """Submit the call to the flow run's task runner; `made_by` are the task runs that made or found its inputs.
+    def submit(
+        self, task: Task[..., Any], made_by: Sequence[PrefectFuture[Any]] = (), *, to_its_end: bool = False
+    ) -> PrefectFuture[Any]:
+        """Submit the call to the flow run's task runner, and with `to_its_end` wait until it has ended.
+
+        `made_by` are the task runs that made or found its inputs.
 
         Prefect would infer dependencies from the identity of all objects nested in the arguments, even strings. So the
         job is quoted, which stops Prefect from searching it, and the true dependencies are named.
         """
-        return task.submit(quote(self), wait_for=made_by)  # type: ignore[arg-type]
+        future = task.submit(quote(self), wait_for=made_by)  # type: ignore[arg-type]
+        if to_its_end:
+            future.wait()
+        return future
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,15 @@ class Step:
         outside_key: arguments and fields of configurations that change no row, such as `config.in_flight`.
         serves: arguments that are models served to the step, each with the role whose serving options then enter the
             key, such as `{"reward_model": "reward"}`.
+        one_by_one: whether its shards run one after the other where there is no cluster: they compute in Python, where
+            threads share a core and only add up their memory.
     """
 
     make: Callable[..., Ref]
     task: Task[..., Any]
     outside_key: Collection[str]
     serves: Mapping[str, Role]
+    one_by_one: bool = False
 
     @property
     def takes_servers(self) -> bool:
@@ -218,7 +228,7 @@ def _task(function: Callable[..., Ref]) -> Task[..., Any]:
 def step(function: Callable[..., Ref], /) -> Step: ...
 @overload
 def step(
-    *, outside_key: Collection[str] = (), serves: Mapping[str, Role] = {}
+    *, outside_key: Collection[str] = (), serves: Mapping[str, Role] = {}, one_by_one: bool = False
 ) -> Callable[[Callable[..., Ref]], Step]: ...
 def step(
     function: Callable[..., Ref] | None = None,
@@ -226,13 +236,14 @@ def step(
     *,
     outside_key: Collection[str] = (),
     serves: Mapping[str, Role] = {},
+    one_by_one: bool = False,
 ) -> Step | Callable[[Callable[..., Ref]], Step]:
-    """Make a `Step` of a function `(plan, store, *, ...)`: `@step`, or `@step(outside_key=..., serves=...)`.
+    """Make a `Step` of a function `(plan, store, *, ...)`: `@step`, or `@step(outside_key=..., ...)`.
 
     Arguments that change no row are declared here: see `Step`.
     """
 
     def made(function: Callable[..., Ref]) -> Step:
-        return Step(function, _task(function), frozenset(outside_key), dict(serves))
+        return Step(function, _task(function), frozenset(outside_key), dict(serves), one_by_one)
 
     return made(function) if function is not None else made

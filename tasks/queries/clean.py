@@ -111,7 +111,7 @@ def fate(text: str, config: CleanConfig) -> str:
     return "kept"
 
 
-@step(outside_key=("config.near_duplicates",))
+@step(outside_key=("config.near_duplicates",), one_by_one=True)
 def clean_queries(
     plan: Plan, store: Store, *, config: CleanConfig, sources: Sequence[Ref], shard: int = 0, shards: int = 1
 ) -> Ref:

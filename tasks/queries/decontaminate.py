@@ -249,7 +249,7 @@ def read_held_out(plan: Plan, store: Store, *, held_out: Sequence[Source]) -> Re
     return write_table(store, plan.step, plan.key, HELD_OUT, batched(rows), plan.provenance, counts=counts)
 
 
-@step(outside_key=("config.held_out",))
+@step(outside_key=("config.held_out",), one_by_one=True)
 def find_contaminated(
     plan: Plan,
     store: Store,

@@ -192,7 +192,7 @@ class Filtering(NamedTuple):
         return reason_to_drop(response, self.texts[response["query_id"]], shown, self.config, self.target)
 
 
-@step
+@step(one_by_one=True)
 def filter_responses(
     plan: Plan,
     store: Store,

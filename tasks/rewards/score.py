@@ -83,7 +83,11 @@ class ScoreConfig(BaseModel):
         description="Largest share of a shard's responses that get no score because query and solution are longer than "
         "`serving.reward.max_model_len`; the step fails as soon as there are more (this project's choice).",
     )
-    in_flight: int = Field(64, ge=1, description="Concurrent scoring requests per shard; 4 shards run at once.")
+    in_flight: int = Field(
+        64,
+        ge=1,
+        description="Concurrent scoring requests of a shard. Shards run one after the other, except on a Ray cluster.",
+    )
 
     def contents(self) -> str:
         """The digest of the module that holds the user's own verifier; "" for the others."""
@@ -122,7 +126,7 @@ def batches_of(store: Store, responses: Sequence[Ref], shard: int = 0, shards: i
         yield Batch(rows, batch.num_rows - len(rows))
 
 
-@step(outside_key=("config.in_flight", "config.max_too_long_share"), serves={"reward_model": "reward"})
+@step(outside_key=("config.in_flight", "config.max_too_long_share"), serves={"reward_model": "reward"}, one_by_one=True)
 def score(
     plan: Plan,
     store: Store,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,17 +23,15 @@ from small import SMALL
 
 PREFECT, S3, RAY = 4200, 5000, 6379
 QUERIES = 800  # so many that ledgers are copied, every ten seconds, before a shard is done
-SHARDS = 4
 SETTINGS = (
     "config.cluster=ray",
     "config.serving.policy_servers=2",
     f"config.bootstrap.queries.draw.limit={QUERIES}",
-    f"config.bootstrap.shards={SHARDS}",
+    "config.bootstrap.shards=4",
     "config.evaluate.shards=2",
     "config.sft.checkpoint_minutes=0.01",
     "config.sft.checkpoint_copy_minutes=0.01",
 )
-RUNNING = re.compile(r"^vllm:num_requests_running\{.*\} (\S+)$", re.MULTILINE)
 WITHIN = """
 mount -t tmpfs tmpfs "$1" && shift && exec "$@"
 """
@@ -156,16 +153,20 @@ class Hosts:
         records = map(json.loads, lines)
         return {each["id"]: [sample["text"] for sample in each["record"]["samples"]] for each in records}
 
-    def loaded(self, requests: int) -> int | None:
-        """The process of a server that decodes more than so many requests of eight samples; None if none does."""
+    def server(self, role: str) -> int | None:
+        """The process of a server of this role that is up; None if there is none."""
         for host in (0, 1):
-            for pid in self.pids(host, "openai.api_server"):
+            for pid in self.pids(host, f"--served-model-name {role}"):
                 line = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                 place = f"{line[line.index('--host') + 1]}:{line[line.index('--port') + 1]}"
-                asked = self.run(f"import httpx; print(httpx.get('http://{place}/metrics', trust_env=False).text)")
-                if sum(map(float, RUNNING.findall(asked.stdout))) > 8 * requests:
+                if self.run(f"import httpx; httpx.get('http://{place}/health', trust_env=False)").returncode == 0:
                     return pid
         return None
+
+    def kill_server(self, step: str, role: str) -> None:
+        """Wait until a shard of a step has begun, and kill a server of this role."""
+        wait_for(lambda: self.objects(f"claims/{step}-"), 900, 0.2)
+        os.kill(wait_for(lambda: self.server(role), 300), signal.SIGKILL)
 
     def pids(self, host: int, words: str = "") -> list[int]:
         """The processes of a host whose command line has these words."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_hosts import QUERIES, SHARDS, Hosts, clock_ahead, two_hosts
+from ray_hosts import QUERIES, Hosts, clock_ahead, two_hosts
 from runs import ended, wait_for
 from s3_for_tests import SECRET
 
@@ -85,11 +85,10 @@ def test_servers_die_prefect_restarts_the_store_is_away_and_a_clock_is_wrong(tmp
     with two_hosts(tmp_path, 2, **clock_ahead(tmp_path / "clock")) as hosts:
         hosts.flow()
         kept = some_are_finished(hosts)
-        # What was in flight is asked again, one request a shard at a time, and left out if its server dies once more:
-        # that is taken for its fault. So a server is killed only when more than those are in flight.
-        for _ in range(5):
-            os.kill(wait_for(lambda: hosts.loaded(SHARDS), 300), signal.SIGKILL)
-        kept |= hosts.ledger()
+        # Each in a step of its own: a request whose server dies once more while it is asked again alone is left out.
+        hosts.kill_server("responses", "policy")
+        kept |= some_are_finished(hosts)
+        hosts.kill_server("rewards", "reward")
         hosts.kill(0, "prefect server start")
         hosts.kill(0, "prefect.server.api.server")
         hosts.prefect()
@@ -99,6 +98,8 @@ def test_servers_die_prefect_restarts_the_store_is_away_and_a_clock_is_wrong(tmp
         time.sleep(60)
         for pid in store:
             os.kill(pid, signal.SIGCONT)
+        for step in ("answers-sft-sampled", "responses-online-1", "answers-online-1-sampled"):
+            hosts.kill_server(step, "policy")
         check(hosts, hosts.finished(), kept)
 
 
