@@ -220,8 +220,9 @@ class Fleet:
             self._await_room(actor, needed)
             address = ray.get(actor.start.remote(group.model, number))
         except (RayError, RuntimeError, OSError, ValueError) as error:
-            again = isinstance(error, RayActorError) or group.served
-            self._gone(role, group, actor, str(getattr(error, "cause", None) or error), again=again)
+            cause = getattr(error, "cause", None) or error
+            again = isinstance(error, RayActorError) or getattr(cause, "killed", False) or group.served
+            self._gone(role, group, actor, str(cause), again=again)
             return
         with self._changed:
             group.starting -= 1
@@ -255,7 +256,7 @@ class Fleet:
             ) from None
 
     def _gone(self, role: Role, group: Group, actor: Any, why: str, *, again: bool) -> None:
-        """A server did not start. `again`: another may, since its node was lost, or others of the model did start."""
+        """A server did not start. `again`: another may, since it was killed, its node was lost, or others did start."""
         if actor is not None:
             ray.kill(actor)
         with self._changed:

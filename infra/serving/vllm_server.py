@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import socket
 import sys
 import time
@@ -42,11 +43,16 @@ _OURS = {
     ),
 }
 """Options of vLLM that are set from `ServerOptions`, or that requests rely on."""
+KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+"""Exit statuses (`infra.processes.watchdog.GuardedProcess.poll`) of a server that was killed."""
 
 
 class ServerError(RuntimeError):
     """The server did not start, did not become healthy in time, or died; the text has its last log lines and the path
     of its log."""
+
+    killed = False
+    """Whether a signal ended it that it cannot have sent itself: somebody, or a lack of memory, killed it."""
 
 
 class ServerOptions(BaseModel, frozen=True, extra="forbid"):
@@ -197,7 +203,9 @@ class VllmServer:
         if process is None:
             raise ServerError(f"server of {self.model_dir} is not running; its log: {self.log_path}")
         if (status := process.poll()) is not None:
-            raise self._error(process, f"ended with status {status}")
+            error = self._error(process, f"ended with status {status}")
+            error.killed = status in KILLED
+            raise error
 
     def command(self) -> list[str]:
         """The server's command line; contains no secret."""

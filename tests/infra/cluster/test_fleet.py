@@ -153,3 +153,27 @@ def test_the_error_of_the_last_server_has_the_cause_that_requests_saw(fleet: Fle
     pool = ClusterPool(Called(fleet), "policy", MODEL)
     with pytest.raises(ServerError, match=r"ray\.restarts is used up: connection refused"):
         pool.lost(pool.living()[0], ServerError("connection refused"))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_first_server_that_is_killed_while_it_starts_is_started_again(fleet: Fleet, monkeypatch, killed) -> None:
+    class Starting(Actor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = type("Method", (), {"remote": staticmethod(self._start)})
+
+        def _start(self, _model: Ref, _number: int) -> None:
+            error = ServerError("ended with status 137" if killed else "no such layer")
+            error.killed = killed
+            raise error
+
+    begun = []
+    made = type("Made", (), {"remote": staticmethod(lambda *_: Starting())})
+    actors = type("Actors", (), {"options": staticmethod(lambda **_: made)})
+    monkeypatch.setattr(module, "ServerActor", actors)
+    monkeypatch.setattr(fleet, "_place", lambda *_: "SPREAD")
+    monkeypatch.setattr(fleet, "_begin", lambda role, group: begun.append(role))
+    group = Group(MODEL, restarts_left=1, starting=1)
+    fleet._start("reward", group, 0)
+    assert begun == (["reward"] if killed else [])
+    assert group.failed == ("ended with status 137" if killed else "no such layer")

@@ -273,8 +273,9 @@ def test_a_server_killed_midway_is_an_error_with_its_log(policy: Path, served: V
         os.kill(below[0], signal.SIGKILL)
         await task
 
-    with pytest.raises(ServerError, match=r"(?s)ended with status 137.*its last lines:\n.*vllm"):
+    with pytest.raises(ServerError, match=r"(?s)ended with status 137.*its last lines:\n.*vllm") as error:
         asyncio.run(run())
+    assert error.value.killed
     assert gone(below)
 
 
