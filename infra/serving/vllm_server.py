@@ -52,7 +52,7 @@ class ServerError(RuntimeError):
     of its log."""
 
     killed = False
-    """Whether a signal ended it that it cannot have sent itself: somebody, or a lack of memory, killed it."""
+    """Whether SIGKILL or SIGTERM ended it: it did not crash, but was killed, if only for want of memory."""
 
 
 class ServerOptions(BaseModel, frozen=True, extra="forbid"):

@@ -172,7 +172,6 @@ class Filtering(NamedTuple):
     def read(
         cls,
         store: Store,
-        *,
         config: FilterConfig,
         target: LongFormat,
         responses: Sequence[Ref],
@@ -210,16 +209,7 @@ def filter_responses(
     `target`: the format that the policy is trained to write.
     """
     funnel = Counter[str]()
-    given = Filtering.read(
-        store,
-        config=config,
-        target=target,
-        responses=responses,
-        queries=queries,
-        examples=examples,
-        shard=shard,
-        shards=shards,
-    )
+    given = Filtering.read(store, config, target, responses, queries, examples, shard, shards)
 
     def kept() -> Iterator[list[dict[str, Any]]]:
         for batch in scan_shard(store, responses, shard, shards, batch_rows=BATCH_ROWS):

@@ -69,6 +69,19 @@ def some_are_finished(hosts: Hosts) -> dict[str, Any]:
     return found
 
 
+def outages(hosts: Hosts) -> None:
+    """Restart Prefect's server, and stop the store for a minute."""
+    hosts.kill(0, "prefect server start")
+    hosts.kill(0, "prefect.server.api.server")
+    hosts.prefect()
+    store = hosts.pids(0, "moto.server")
+    for pid in store:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(60)
+    for pid in store:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_node_with_all_servers_is_lost_while_it_samples_scores_and_trains(tmp_path: Path) -> None:
     with two_hosts(tmp_path, 1) as hosts:
         hosts.flow('config.ray.server={"host1": 0.1}', 'config.ray.training={"host1": 0.1}')
@@ -85,19 +98,23 @@ def test_servers_die_prefect_restarts_the_store_is_away_and_a_clock_is_wrong(tmp
     with two_hosts(tmp_path, 2, **clock_ahead(tmp_path / "clock")) as hosts:
         hosts.flow()
         kept = some_are_finished(hosts)
-        # Each in a step of its own: a request whose server dies once more while it is asked again alone is left out.
+        for _ in range(5):
+            server = wait_for(lambda: hosts.pids(0, "openai.api_server") or hosts.pids(1, "openai.api_server"), 120)[0]
+            os.kill(server, signal.SIGKILL)
+            time.sleep(4)
+        kept |= hosts.ledger()
+        outages(hosts)
+        check(hosts, hosts.finished(), kept)
+
+
+def test_a_server_dies_in_each_of_five_steps_with_the_same_outages(tmp_path: Path) -> None:
+    with two_hosts(tmp_path, 5, **clock_ahead(tmp_path / "clock")) as hosts:
+        hosts.flow()
+        kept = some_are_finished(hosts)
         hosts.kill_server("responses", "policy")
         kept |= some_are_finished(hosts)
         hosts.kill_server("rewards", "reward")
-        hosts.kill(0, "prefect server start")
-        hosts.kill(0, "prefect.server.api.server")
-        hosts.prefect()
-        store = hosts.pids(0, "moto.server")
-        for pid in store:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(60)
-        for pid in store:
-            os.kill(pid, signal.SIGCONT)
+        outages(hosts)
         for step in ("answers-sft-sampled", "responses-online-1", "answers-online-1-sampled"):
             hosts.kill_server(step, "policy")
         check(hosts, hosts.finished(), kept)
