@@ -91,6 +91,7 @@ class Group:
     model: Ref
     restarts_left: int
     living: dict[str, tuple[Address, Any]] = field(default_factory=dict)  # by URL, with the actor
+    dead: dict[str, ServerError] = field(default_factory=dict)  # by URL
     starting: int = 0
     count: int = 0
     failed: str = ""
@@ -143,26 +144,32 @@ class Fleet:
                     raise ServerError(group.failed)
                 self._changed.wait(1.0)
 
-    def lives(self, role: Role, url: str) -> bool:
-        """Whether a server is up; its process is asked."""
+    def check(self, role: Role, url: str) -> None:
+        """Raise `ServerError` with what ended a server if it is not up; its process is asked."""
         with self._changed:
             group = self._groups.get(role)
             found = group.living.get(url) if group else None
-        return group is not None and found is not None and self._checked(role, group, url, found[1])
+        if group and found:
+            self._check(role, group, url, found[1])
+        with self._changed:
+            if group is None or url not in group.living:
+                known = group.dead.get(url) if group else None
+                raise known or ServerError(f"the server at {url} is dead")
 
     def lost(self, role: Role, url: str, why: str) -> None:
         """Requests did not reach a server, for the reason `why`: end and replace it, unless that was done already."""
         with self._changed:
             group = self._groups.get(role)
-            known = group is not None and url in group.living
-        if group and known:
-            self._drop(role, group, url, why)
+            found = group.living.get(url) if group else None
+        if group and found:
+            self._check(role, group, url, found[1])  # what ended it says more than what requests saw
+            self._drop(role, group, url, ServerError(why))
 
-    def quarantined(self, role: Role) -> None:
-        """Allow for the two servers that a request cost before it was quarantined."""
+    def allow(self, role: Role, restarts: int) -> None:
+        """Allow for the servers that a suspect cost: they do not count for other requests."""
         with self._changed:
             if group := self._groups.get(role):
-                group.restarts_left += 2
+                group.restarts_left += restarts
 
     def hold(self, url: str, holder: str) -> bool:
         """Take a server's lock for a suspect (`infra.serving.schedule`), or show that its holder still lives."""
@@ -220,9 +227,8 @@ class Fleet:
             self._await_room(actor, needed)
             address = ray.get(actor.start.remote(group.model, number))
         except (RayError, RuntimeError, OSError, ValueError) as error:
-            cause = getattr(error, "cause", None) or error
-            again = isinstance(error, RayActorError) or getattr(cause, "killed", False) or group.served
-            self._gone(role, group, actor, str(cause), again=again)
+            death = _death(error)
+            self._gone(role, group, actor, str(death), again=death.killed or group.served)
             return
         with self._changed:
             group.starting -= 1
@@ -280,24 +286,23 @@ class Fleet:
                     for url, (_, actor) in group.living.items()
                 ]
             for role, group, url, actor in known:
-                self._checked(role, group, url, actor)
+                self._check(role, group, url, actor)
 
-    def _checked(self, role: Role, group: Group, url: str, actor: Any) -> bool:
-        """Whether a server runs; if not, it is dropped and replaced. One that does not answer in time is left alone."""
+    def _check(self, role: Role, group: Group, url: str, actor: Any) -> None:
+        """Drop and replace a server that does not run. One that does not answer in time is left alone."""
         try:
             ray.get(actor.check.remote(), timeout=10)
         except GetTimeoutError:
-            return True
+            log.debug("%s does not say whether it runs", url)
         except (RayError, ServerError) as error:
-            self._drop(role, group, url, str(getattr(error, "cause", None) or error))
-            return False
-        return True
+            self._drop(role, group, url, _death(error))
 
-    def _drop(self, role: Role, group: Group, url: str, why: str) -> None:
+    def _drop(self, role: Role, group: Group, url: str, why: ServerError) -> None:
         with self._changed:
             found = group.living.pop(url, None)
             if found is None or group.ended:
                 return
+            group.dead[url] = why
             group.actors.pop(found[1], None)
             group.restarts_left -= 1
             replaced = group.restarts_left >= 0
@@ -308,6 +313,14 @@ class Fleet:
                 self._begin(role, group)
         log.warning("%s is lost%s: %s", url, " and is replaced" if replaced else "", why)
         _end(found[1])
+
+
+def _death(error: Exception) -> ServerError:
+    """What ended a server, of the error of its actor. An actor that is gone was killed, or its node was lost."""
+    cause = getattr(error, "cause", None) or error
+    death = ServerError(str(cause))
+    death.killed = isinstance(error, RayActorError) or getattr(cause, "killed", False)
+    return death
 
 
 def server_needs(options: ServerOptions, more: Resources) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def asked(call: Any) -> Any:
         return ray.get(call)
     except RayTaskError as error:
         if isinstance(error.cause, ServerError):
-            raise ServerError(str(error.cause)) from None
+            raise error.cause from None
         raise
     except RayError as error:
         raise ServerError(f"the run's fleet of servers is gone: {error}") from error
@@ -55,13 +55,12 @@ class NodeServer:
         return {"Authorization": f"Bearer {self._key.get_secret_value()}"}
 
     def check(self) -> None:
-        """Raise `ServerError` if the server is dead. The fleet is asked once a second at most."""
+        """Raise `ServerError` with what ended the server if it is dead. The fleet is asked once a second at most."""
         with self._lock:
             if time.monotonic() - self._checked < REFRESH_S:
                 return
             self._checked = time.monotonic()
-        if not asked(self._fleet.lives.remote(self._role, self.url)):
-            raise ServerError(f"the server at {self.url} is dead")
+        asked(self._fleet.check.remote(self._role, self.url))
 
     def stop(self) -> None:
         """Do nothing: the fleet ends it."""
@@ -135,9 +134,9 @@ class ClusterPool(Pool):
         asked(self._fleet.lost.remote(self._role, server.url, str(error)))
         self._take(asked(self._fleet.living.remote(self._role, self._model)))
 
-    def quarantined(self) -> None:
-        """Allow for the servers that a request cost before it was quarantined."""
-        asked(self._fleet.quarantined.remote(self._role))
+    def allow(self, restarts: int) -> None:
+        """Allow for the servers that a suspect cost."""
+        asked(self._fleet.allow.remote(self._role, restarts))
 
     def suspect_lock(self, server: Server) -> Any:
         """The lock that a suspect of any process holds while it is on a server."""

@@ -6,7 +6,9 @@ prefix cache holds its prefix (`infra.serving.schedule`). When no whole group is
 rest of another server's.
 
 A request that was in flight when a server died may have killed it. Such a suspect is sent again, alone. If the server
-then dies too, the suspect is quarantined. So is a request that the server refuses.
+then crashes too, the suspect is quarantined. A server that was killed is weak evidence: most likely, someone ended it,
+or its machine was lost. Then the suspect is sent again, up to `KILLS` times. A request that the server refuses is
+quarantined at once.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from infra.serving.vllm_server import ServerError
 
 log = logging.getLogger(__name__)
 
-RESTARTS = 2  # of the last server while a model is served; each quarantined request allows for the two that it cost
+RESTARTS = 2  # of the last server while a model is served; those that suspects cost do not count
+KILLS = 5  # servers that are killed while a suspect is alone on them, before the suspect is taken for the cause
 _POLL_S = 0.2
 
 
@@ -116,10 +119,10 @@ class Pool:
             self._failed = None
             self._living = [new]
 
-    def quarantined(self) -> None:
-        """Allow for the restarts that a request cost before it was quarantined: they do not count for the others."""
+    def allow(self, restarts: int) -> None:
+        """Allow for the restarts that a suspect cost: they do not count for the others."""
         with self._lock:
-            self._restarts_left += 2
+            self._restarts_left += restarts
 
     def least_busy(self, servers: Iterable[Server]) -> list[Server]:
         """The servers in ascending order of their requests in flight; among equals, those named first."""
@@ -160,7 +163,7 @@ async def complete_on(
 
     Up to `together` requests of a group travel in one HTTP request, which saves most of the cost of short ones; if it
     is refused, each is sent alone. A request that was in flight when a server died is a suspect. It is sent again with
-    no other suspect beside it, and if that server dies too, it is quarantined.
+    no other suspect beside it, and if that server crashes, or `KILLS` servers are killed under it, it is quarantined.
 
     Args:
         groups: request ids; those of a group share a prompt prefix.
@@ -209,6 +212,8 @@ class Shard:
     pool: Pool
     schedule: Schedule
     requests: Requests
+    kills: Counter[str] = field(default_factory=Counter)
+    """How many servers were killed while a suspect was alone on them, by request."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """A request ended or came, or a server was lost."""
 
@@ -253,7 +258,8 @@ class Shard:
             self.changed.set()
 
     async def ask(self, server: Server, client: Client, turn: Turn) -> None:
-        """Send the requests of a turn. If the server dies, each becomes a suspect, or a suspect is quarantined."""
+        """Send the requests of a turn. If the server dies, each becomes a suspect; one that was a suspect already is
+        quarantined, or sent again."""
         try:
             server.check()
         except ServerError as error:  # it died before this request could reach it
@@ -273,9 +279,8 @@ class Shard:
             self.requests.on_quarantine(requests[0], f"was refused: {str(error)[:500]}")
             self.requests.unfinished -= 1
         except (ServerError, UnreachableError) as error:
-            if turn.suspect:
-                self.requests.on_quarantine(requests[0], f"killed a server twice: {cause(str(error))}")
-                self.pool.quarantined()
+            if turn.suspect and (blamed := self.blamed(names[0], error)):
+                self.requests.on_quarantine(requests[0], f"{blamed}: {cause(str(error))}")
                 self.requests.unfinished -= 1
             else:
                 for name in names:
@@ -285,6 +290,18 @@ class Shard:
             for request, found in zip(requests, completions, strict=True):
                 self.requests.on_result(request, found)
                 self.requests.unfinished -= 1
+
+    def blamed(self, suspect: str, error: Exception) -> str:
+        """Why a suspect is taken for the cause of the death of the server that it was alone on; "" if it is not."""
+        self.pool.allow(1)
+        reason = "killed a server twice"
+        if isinstance(error, ServerError) and error.killed:
+            self.kills[suspect] += 1
+            if self.kills[suspect] < KILLS:
+                return ""
+            reason = f"was alone on a server that was killed, {KILLS} times"
+        self.pool.allow(1)  # the first server that it cost
+        return reason
 
     async def lost(self, server: Server, error: Exception) -> None:
         self.schedule.lost(server)

@@ -17,7 +17,7 @@ class Stub:
     """A server that answers until one of the requests `killers` kills it, or until `dies_after` requests.
 
     Once dead, it breaks every connection. Until `gate` is set, it answers nothing. It refuses the requests `refused`
-    with the status `refusal`.
+    with the status `refusal`. `killed`: its death is that of a server that a signal ended.
     """
 
     served_name = "m"
@@ -30,10 +30,11 @@ class Stub:
         gate: threading.Event | None = None,
         refused: frozenset[str] = frozenset(),
         refusal: int = 400,
+        killed: bool = False,
     ) -> None:
         self.received: list[str] = []
         self.sizes: list[int] = []
-        self.dead, self.stopped = False, False
+        self.dead, self.stopped, self.killed = False, False, killed
         self.open = self.max_open = 0
         lock = threading.Lock()
         outer = self
@@ -84,7 +85,9 @@ class Stub:
 
     def check(self) -> None:
         if self.dead:
-            raise ServerError("ended with status 137")
+            error = ServerError("ended with status 137")
+            error.killed = self.killed
+            raise error
 
     def stop(self) -> None:
         self.stopped = True

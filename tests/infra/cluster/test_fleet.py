@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from ray.exceptions import RayActorError
 
 from infra.cluster import fleet as module
 from infra.cluster.config import RayConfig
@@ -20,6 +21,10 @@ from infra.store.manifest import Ref
 
 SERVING = ServingConfig(policy={"max_model_len": 64}, reward={"max_model_len": 64})
 MODEL = Ref(kind="model", step="imported", key="m", uri="m", digest="d", rows=1)
+
+
+KILLED = ServerError("ended with status 137")
+KILLED.killed = True
 
 
 class Called:
@@ -41,16 +46,16 @@ def fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleet:
 
 
 class Actor:
-    """An actor whose server lives or not."""
+    """An actor whose server lives, or which itself, or its server, died of an error."""
 
-    def __init__(self, lives: bool = True) -> None:
-        self.lives = lives
+    def __init__(self, death: Exception | None = None) -> None:
+        self.death = death
         self.check = type("Method", (), {"remote": staticmethod(self._check)})
         self.stop = type("Method", (), {"remote": staticmethod(lambda: None)})
 
     def _check(self) -> None:
-        if not self.lives:
-            raise ServerError("ended with status 137")
+        if self.death:
+            raise self.death
 
 
 def serving(fleet: Fleet, *actors: Actor) -> Group:
@@ -89,20 +94,34 @@ def test_a_dead_server_is_dropped_and_replaced_as_often_as_allowed(
 ) -> None:
     begun: list[Group] = []
     monkeypatch.setattr(fleet, "_begin", lambda role, group: begun.append(group))
-    group = serving(fleet, Actor(lives=False), Actor(lives=False))
-    assert not fleet.lives("policy", "http://h:0")
-    assert begun == [group]
-    assert not fleet.lives("policy", "http://h:0")  # it is known by now
-    assert not fleet.lives("policy", "http://h:1")
+    group = serving(fleet, Actor(KILLED), Actor(KILLED))
+    for url in ("http://h:0", "http://h:0", "http://h:1"):  # the first is known to be dead by then
+        with pytest.raises(ServerError, match="ended with status 137"):
+            fleet.check("policy", url)
     assert begun == [group]
     with pytest.raises(ServerError, match=r"the last of 0 servers is lost, and ray\.restarts is used up: .* 137"):
         fleet.living("policy", MODEL)
 
 
-def test_a_quarantined_request_gives_back_the_servers_that_it_cost(fleet: Fleet) -> None:
+def test_a_suspect_gives_back_the_servers_that_it_cost(fleet: Fleet) -> None:
     group = serving(fleet, Actor())
-    fleet.quarantined("policy")
+    fleet.allow("policy", 2)
     assert group.restarts_left == 3
+
+
+@pytest.mark.parametrize(
+    ("death", "killed"),
+    [(ServerError("ended with status 1"), False), (KILLED, True), (RayActorError(error_msg="its node was lost"), True)],
+)
+def test_whoever_finds_a_dead_server_learns_whether_it_was_killed(fleet: Fleet, monkeypatch, death, killed) -> None:
+    monkeypatch.setattr(fleet, "_begin", lambda role, group: None)
+    monkeypatch.setattr("infra.cluster.servers.REFRESH_S", 0.0)
+    serving(fleet, Actor(death))
+    server = ClusterPool(Called(fleet), "policy", MODEL).living()[0]
+    fleet.lost("policy", "http://h:0", "connection refused")  # by another step
+    with pytest.raises(ServerError, match=str(death)) as found:
+        server.check()
+    assert found.value.killed is killed
 
 
 def test_the_pool_follows_the_fleet(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

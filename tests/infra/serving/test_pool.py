@@ -144,6 +144,34 @@ def test_a_request_that_kills_twice_is_quarantined_and_the_others_are_answered(s
     assert len(made) <= 4
 
 
+@pytest.mark.parametrize("kills", [1, 2, 3, 4])
+def test_a_request_whose_servers_are_killed_from_outside_is_no_cause(stub, kills):
+    """The last request is in flight, and then alone, whenever a server is killed."""
+    made = [stub("0-4", killed=True) for _ in range(kills)]
+    rest = [*made, stub()]
+    answered, quarantined = run(Pool([stub("0-4", killed=True)], lambda _dead: rest.pop(0)), names(1, 5), in_flight=1)
+    assert sorted(answered) == names(1, 5)[0]
+    assert quarantined == {}
+    assert rest == []
+
+
+def test_a_request_that_always_meets_a_killed_server_is_quarantined(stub):
+    """Such as one that takes more memory than there is. The servers that it cost do not count for others."""
+    made: list[Stub] = []
+
+    def restarted(_dead: Any) -> Stub:
+        made.append(stub("0-3", "0-7", killed=True))
+        return made[-1]
+
+    pool = Pool([stub("0-3", "0-7", killed=True)], restarted)
+    answered, quarantined = run(pool, names(1, 12))
+    assert quarantined == dict.fromkeys(
+        ("0-3", "0-7"), "was alone on a server that was killed, 5 times: ended with status 137"
+    )
+    assert len(answered) == 10
+    assert 10 <= len(made) <= 12
+
+
 def test_suspects_are_sent_one_at_a_time(stub):
     """Every request in flight at a death is a suspect; if sent at once, several of them would be quarantined."""
     gate = threading.Event()
