@@ -4,7 +4,7 @@
 #   PYTHON=PATH       the interpreter that creates .venv; default: python3.11
 #   CHROMIUM=PATH     the browser that `make test` opens the report in; default: chromium or google-chrome on the PATH
 #   PORT=N            for `make up`: the Prefect server's port; default: the last one used, else 4200; 0: a free one
-#   CLUSTER=ray       for `make demo`: on a Ray cluster of two nodes on this machine
+#   CLUSTER=ray       for `make demo`: on a Ray cluster of two nodes on this machine, which train together
 #   ARGS=...          for `make demo`, e.g. ARGS=--dry-run;   PYTEST_ARGS=...  for `make test`, e.g. PYTEST_ARGS='-k ledger'
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -50,7 +50,7 @@ $(STAMP): constraints.txt pyproject.toml infra/setup.sh
 
 # The flow prints its result to stdout, which is shown at the end so that the path is the last line. Progress is on stderr.
 demo: setup
-	@mkdir -p .bolt; $(if $(CLUSTER),$(BIN)/python -m infra.cluster.local --nodes 2) $(BIN)/python -m flows bolt/nano $(if $(CLUSTER),--set config.cluster=$(CLUSTER)) $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
+	@mkdir -p .bolt; $(if $(CLUSTER),$(BIN)/python -m infra.cluster.local --nodes 2) $(BIN)/python -m flows bolt/nano $(if $(CLUSTER),--set config.cluster=$(CLUSTER) --set config.ray.training_nodes=2) $(ARGS) >.bolt/demo.out </dev/null; status=$$?; cat .bolt/demo.out; exit $$status
 
 # The weights are written as a model folder once.
 demo-smollm2: smollm2-package

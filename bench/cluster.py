@@ -1,4 +1,4 @@
-"""Measure `make demo` on a Ray cluster of two nodes on this machine against the same without Ray.
+"""Measure `make demo CLUSTER=ray`, two Ray nodes on this machine that train together, against `make demo`.
 
     python bench/cluster.py [--preset bolt/nano] [--set ASSIGNMENT]... [--out FILE.jsonl]
     python bench/cluster.py --mine 1000000 [--shards 8] [--out FILE.jsonl]
@@ -63,7 +63,8 @@ def run(preset: str, assignments: list[str], folder: Path, *, ray: bool) -> tupl
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
     on_ray = [sys.executable, "-m", "infra.cluster.local", "--nodes", "2"] if ray else []
-    sets = [part for each in [*assignments, *(["config.cluster=ray"] if ray else [])] for part in ("--set", each)]
+    more = ["config.cluster=ray", "config.ray.training_nodes=2"] if ray else []
+    sets = [part for each in [*assignments, *more] for part in ("--set", each)]
     command = [*on_ray, sys.executable, "-m", "flows", preset, *sets]
     with (folder / "log").open("w") as log:
         done = subprocess.run(

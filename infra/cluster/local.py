@@ -1,7 +1,8 @@
 """`python -m infra.cluster.local --nodes 2 COMMAND ...`: a Ray cluster on this machine for as long as a command runs.
 
-Each node is a raylet of its own, with its share of the cores. It is for trying things out: the nodes share this
-machine's memory and disks. A cluster of machines is started with `ray start` on each of them (docs/scale.md).
+Each node is a raylet of its own, with its share of the cores, and with an address of its own, since nodes that train
+together are told apart by theirs. It is for trying things out: the nodes share this machine's memory and disks. A
+cluster of machines is started with `ray start` on each of them (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
     """Start a node: number 0 is the head, which listens at `address`, the others join it."""
     port = address.rpartition(":")[2]
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
-    options = head if number == 0 else [f"--address={address}"]
+    options = head if number == 0 else [f"--address={address}", f"--node-ip-address=127.0.0.{number + 1}"]
     size = [f"--num-cpus={cores:g}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
     command = [
         sys.executable,

@@ -40,6 +40,11 @@ def settings(_joined: None, tmp_path: Path) -> Settings:
     return Settings(store=str(tmp_path / "store"), work_dir=tmp_path / "work")
 
 
+@pytest.mark.usefixtures("_joined")
+def test_the_nodes_of_a_local_cluster_have_addresses_of_their_own() -> None:
+    assert len({node["NodeManagerAddress"] for node in ray.nodes()}) == 2  # or they could not train together
+
+
 @pytest.fixture
 def api_url() -> Iterator[str]:
     """The address of a server that answers whatever it is asked, as Prefect's would."""
