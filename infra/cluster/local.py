@@ -8,6 +8,7 @@ cluster of machines is started with `ray start` on each of them (docs/scale.md).
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import socket
 import subprocess
@@ -25,7 +26,9 @@ from infra.settings import PROJECT_ROOT, Settings
 
 STARTED_S = 180.0
 OBJECT_STORE_BYTES = 128 * 2**20  # what is exchanged is small: references, and the addresses of servers
-HOST = "127.0.0.1"
+HOST = "127.0.0.2"
+"""The head's address; the next node has the next one. Ray takes 127.0.0.1 for the machine's outer address, and of nodes
+that train together all have to be on loopback, or none."""
 
 
 @contextmanager
@@ -50,7 +53,8 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
     """Start a node: number 0 is the head, which listens at `address`, the others join it."""
     port = address.rpartition(":")[2]
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
-    options = head if number == 0 else [f"--address={address}", f"--node-ip-address=127.0.0.{number + 1}"]
+    options = head if number == 0 else [f"--address={address}"]
+    own = f"--node-ip-address={ipaddress.ip_address(HOST) + number}"
     size = [f"--num-cpus={cores:g}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
     command = [
         sys.executable,
@@ -58,6 +62,7 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
         "ray.scripts.scripts",
         "start",
         *options,
+        own,
         *size,
         "--disable-usage-stats",
         "--block",
