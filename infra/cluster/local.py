@@ -53,8 +53,8 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
     """Start a node: number 0 is the head, which listens at `address`, the others join it."""
     port = address.rpartition(":")[2]
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
-    options = head if number == 0 else [f"--address={address}"]
     own = f"--node-ip-address={ipaddress.ip_address(HOST) + number}"
+    options = [own, *(head if number == 0 else [f"--address={address}"])]
     size = [f"--num-cpus={cores:g}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
     command = [
         sys.executable,
@@ -62,7 +62,6 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
         "ray.scripts.scripts",
         "start",
         *options,
-        own,
         *size,
         "--disable-usage-stats",
         "--block",

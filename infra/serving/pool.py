@@ -163,7 +163,7 @@ async def complete_on(
 
     Up to `together` requests of a group travel in one HTTP request, which saves most of the cost of short ones; if it
     is refused, each is sent alone. A request that was in flight when a server died is a suspect. It is sent again with
-    no other suspect beside it, and if that server crashes, or `KILLS` servers are killed under it, it is quarantined.
+    no other suspect beside it. It is quarantined if that server crashes, or if `KILLS` servers are killed meanwhile.
 
     Args:
         groups: request ids; those of a group share a prompt prefix.
