@@ -26,7 +26,7 @@ SHOWN += ["thought_tokens", "solution_tokens"]
 USES = {"LongCoT data": "became LongCoT data", "chosen": "gave a pair", TRAINED_ON: TRAINED_ON}
 """The outcome of a query that has a sample with such a mark."""
 QUARANTINED = {"thoughts": None, "solution": None, "raw": None, "tokens": [0, 0], "marks": [("warn", "quarantined")]}
-"""Stands in for the missing answer of a request that killed a server twice."""
+"""Stands in for the missing answer of a request that was quarantined."""
 SLICE_ANSWERS = 250
 
 

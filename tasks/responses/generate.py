@@ -42,7 +42,7 @@ class TruncationError(RuntimeError):
 
 
 class QuarantineError(RuntimeError):
-    """Too many requests were quarantined: the server refused them, or each had killed a server twice."""
+    """Too many requests were quarantined: the server refused them, or died while they were alone on it."""
 
 
 class GenerateConfig(BaseModel):
@@ -82,8 +82,8 @@ class GenerateConfig(BaseModel):
         ge=0,
         le=1,
         description="Largest share of requests quarantined because the server refused them (too long, ...) or because "
-        "they killed a server twice; the step fails as soon as there are more, but never for a single one (this "
-        "project's choice).",
+        "servers died while they were alone on them; the step fails as soon as there are more, but never for a single "
+        "one (this project's choice).",
     )
 
 
