@@ -227,7 +227,7 @@ def main(pipe: int, parent: int, command: Sequence[str]) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, lambda received, _frame: told_to_stop.append(received))
     signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)  # only wakes the loop below
-    child = subprocess.Popen(command, preexec_fn=end_with_parent)
+    child = subprocess.Popen(command, preexec_fn=end_with_parent)  # noqa: PLW1509  # this process has one thread
     while child.poll() is None and not told_to_stop:
         ready, _, _ = select.select([pipe, wake_read], [], [], _ORPHAN_CHECK_S)
         if wake_read in ready:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,13 @@ def started(command: Sequence[str | Path], log: Path, environment: Mapping[str, 
     env = {**kept, "PREFECT_LOGGING_EXTRA_LOGGERS": "infra,tasks", "PYTHONPATH": str(ROOT), **environment}
     with log.open("a") as out:
         return subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            # A shell's background jobs ignore SIGINT. `env` resets it: `preexec_fn` may deadlock beside other threads.
+            ["env", "--default-signal=INT", sys.executable, *map(str, command)],
             cwd=ROOT,
             env=env,
             stdout=out,
             stderr=out,
             text=True,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 from s3_for_tests import KEY, SECRET, boto_client, free_port, new_bucket
 
-from infra.processes.watchdog import end_with_parent
-
 WEED = Path(sys.executable).with_name("weed")
 START_S = 120
 
@@ -29,7 +27,8 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     user = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [user]}))
     url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [str(WEED), "server", "-s3", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command = ["setpriv", "--pdeathsig", "KILL"]  # the kernel ends it with its parent, even by `kill -9`
+    command += [str(WEED), "server", "-s3", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-s3.config={folder / 's3.json'}", f"-s3.port={port}", f"-s3.port.grpc={free_port()}"]
     for part in ("master", "volume", "filer"):
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
@@ -38,9 +37,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     log = folder / "log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WEED_"))}
     with log.open("w") as output:
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent
-        )
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
         try:
             wait_until_it_stores(server, url, log)
             yield url
