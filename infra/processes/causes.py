@@ -18,6 +18,10 @@ _POINTER = re.compile(
     r"|Traceback|During handling of|direct cause of",
     re.IGNORECASE,
 )
+# The level that a logger (vLLM's, Prefect's, glog) or Python's warnings put before a line.
+_LEVEL = re.compile(
+    r"\b(?:ERROR|CRITICAL|FATAL)\b|(?P<harmless>\b(?:DEBUG|INFO|WARNING|WARN)\b|\b[IW]\d{4} |\w+Warning: )"
+)
 LAST_LINES = "; its last lines:"
 """Between what went wrong and the end of a log, in the text of an error."""
 
@@ -31,9 +35,20 @@ def last_words(log_path: Path, log: str, shown: str) -> str:
 def cause(log: str) -> str:
     """The last line of a log that names an error, without what the logger put before it; else the last line.
 
-    At most `LONGEST` characters; "" if the log is empty.
+    A warning that names an error, such as vLLM's about `ulimit`, is not what ended the process. At most `LONGEST`
+    characters; "" if the log is empty.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    named = [found[0] for line in lines if not _POINTER.search(line) and (found := _ERROR.search(line))]
+    named = [
+        found[0]
+        for line in lines
+        if not _POINTER.search(line) and (found := _ERROR.search(line)) and not _harmless(line[: found.start()])
+    ]
     last = next(reversed(named or lines), "")
     return last if len(last) <= LONGEST else last[:LONGEST] + " ..."
+
+
+def _harmless(before: str) -> bool:
+    """Whether what stands before an error in its line makes it a warning or less."""
+    level = _LEVEL.search(before)
+    return level is not None and level["harmless"] is not None

@@ -68,6 +68,29 @@ def test_the_cause_is_the_last_line_that_names_an_error(log, found):
     assert cause(log) == found
 
 
+ULIMIT = (
+    "(APIServer pid=70) WARNING 11-28 12:00:00 [system_utils.py:255] Found ulimit of 1024 and failed to automatically "
+    "increase with error current limit exceeds maximum limit. This can cause fd limit errors like `OSError: [Errno 24] "
+    "Too many open files`. Consider increasing with ulimit -n"
+)
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [
+        ULIMIT,
+        "12:00:00.123 | WARNING | infra.store - asked again after ConnectionError: reset",
+        "INFO:root:no cache: FileNotFoundError: /root/.cache/x",
+        "[W1128 12:00:00.5 socket.cpp:755] error: cannot reach host, trying again",
+        "/venv/lib/x.py:12: UserWarning: not loaded: ImportError: libcudart.so.12",
+    ],
+)
+def test_a_warning_that_names_an_error_is_no_cause(warning):
+    assert cause(f"ValueError: no room\n{warning}\nbye") == "ValueError: no room"
+    assert cause(f"{warning}\nKilled") == "Killed"
+    assert cause(f"ERROR 11-28 [core.py:900] after a WARNING: RuntimeError: {warning}").startswith("RuntimeError: ")
+
+
 def test_the_cause_of_a_wrong_setting_is_what_pydantic_says_of_it():
     said = "User-specified max_model_len (9999) is greater than the derived max_model_len"
     assert cause(PYDANTIC) == f"Value error, {said}"
