@@ -35,7 +35,7 @@ def prefect_server() -> Iterator[None]:
     """A temporary database and a server process of its own."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 

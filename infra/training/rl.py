@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOConfig, RLOOConfig
 from trl.trainer.utils import pad
 
 from infra.text.chat import end_token
@@ -31,6 +31,7 @@ from infra.training.divided import Divided, batches_of, figures
 from infra.training.log_probs import OLD, REFERENCE, add_log_probs
 from infra.training.policy_gradient import PolicyGradient
 from infra.training.switches import decided
+from infra.training.without_vllm import GRPOTrainer, RLOOTrainer
 
 NUMBERS = ("reward", "ended")
 """Columns of the data beside the texts: a sample's reward, and whether it ended by itself."""

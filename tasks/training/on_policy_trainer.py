@@ -21,7 +21,6 @@ from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import GenerationConfig
-from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
@@ -34,6 +33,7 @@ from infra.training.log_probs import REFERENCE
 from infra.training.policy_gradient import PolicyGradient
 from infra.training.rl import arguments, no_reward
 from infra.training.switches import decided
+from infra.training.without_vllm import GRPOTrainer, RLOOTrainer
 from tasks.training.on_policy_config import ROLLOUTS, OnPolicyConfig, rollouts_path
 from tasks.training.rewarder import Rewarder, RewardError
 

@@ -89,7 +89,7 @@ def prefect_blocks() -> Iterator[None]:
     """A Prefect server that keeps the blocks of this file's tests."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 

@@ -22,7 +22,7 @@ def client() -> Iterator[SyncPrefectClient]:
     with pytest.MonkeyPatch.context() as shorter:
         shorter.setattr(automations, "PENDING_S", 10)  # Prefect's minimum
         shorter.setattr(automations, "VANISHED_S", 10)
-        with prefect_test_harness(server_startup_timeout=60), get_client(sync_client=True) as found:
+        with prefect_test_harness(server_startup_timeout=300), get_client(sync_client=True) as found:
             automations.make_automations(str(PREFECT_API_URL.value()))
             yield found
 
