@@ -31,32 +31,30 @@ class CodeChangedError(RuntimeError):
 def cache_key(
     step: str,
     *,
-    module: str,
+    code: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, Ref],
     ingredients: Mapping[str, str] = {},
-    root: Path = PROJECT_ROOT,
 ) -> str:
     """`KEY_LENGTH` hex digits over the step's name, code, configuration, input digests and other ingredients.
 
     Args:
         step: the step's name.
-        module: dotted name of the step's module, such as "tasks.responses.filter"; see `code_fingerprint`.
+        code: `code_fingerprint` of the step's module.
         config: plain JSON values, as `infra.steps.step` makes of arguments.
         inputs: the artifacts that the step reads; only their digests count, not their places.
         ingredients: further texts, such as the serving options of a model.
-        root: the folder of the project's packages.
 
     Raises:
         TypeError: a value is not JSON.
-        ValueError: a number is not finite, or as `code_fingerprint`.
+        ValueError: a number is not finite.
     """
     for name, value in ingredients.items():
         if not isinstance(value, str):
             raise TypeError(f"cache key of {step}: ingredient {name} must be a string, not {type(value).__name__}")
     content = {
         "step": step,
-        "code": code_fingerprint(module, root),
+        "code": code,
         "config": dict(config),
         "inputs": {name: ref.digest for name, ref in inputs.items()},
         "ingredients": dict(ingredients),
@@ -67,6 +65,8 @@ def cache_key(
 
 def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
     """sha256 (hex) over the source of a module and of all project modules that it imports, directly or indirectly.
+
+    The module's dotted name is such as "tasks.responses.filter", and `root` the folder of the project's packages.
 
     Imports are found in the syntax tree, including those inside functions, and the `__init__` of packages counts. A
     string that names a project module ("infra.training.sft", as for `python -m`) counts as an import of it. A string
@@ -80,18 +80,23 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
     if _source_file(root, module_name) is None:
         raise ValueError(f"no project module {module_name} under {root}")
     found: dict[str, str] = {}
+    seen: set[str] = set()
     waiting = [module_name]
     while waiting:
         for name in _with_packages(waiting.pop()):
+            if name in seen:
+                continue
+            seen.add(name)
             path = root / name if name.endswith(".md") else _source_file(root, name)
-            if path is None or name in found or not path.is_file():
+            if path is None or not path.is_file():
                 continue
             source = path.read_text(encoding="utf-8")
             if root == PROJECT_ROOT and _at_start().get(path) != source:
                 raise CodeChangedError(f"{path} was changed while this run was in progress: start the run again")
             found[name] = hashlib.sha256(source.encode()).hexdigest()
             if path.suffix == ".py":
-                waiting += _imports(source, name, is_package=path.name == "__init__.py")
+                imports = _imports(source, name, is_package=path.name == "__init__.py")
+                waiting += [each for each in imports if each not in seen]
     return hashlib.sha256(json.dumps([module_name, sorted(found.items())]).encode()).hexdigest()
 
 

@@ -110,7 +110,8 @@ class Step:
 
         Raises:
             TypeError: an argument is missing, unknown, or has no exact JSON form.
-            ValueError: a number is not finite, or as `infra.steps.keys.cache_key`.
+            ValueError: a number is not finite.
+            CodeChangedError: a module of the project has changed since this process began.
             BadInput: a file that a configuration names cannot be read.
         """
         bound = inspect.signature(self.make).bind(None, None, **arguments)
@@ -124,9 +125,9 @@ class Step:
             for key, role in self.serves.items()
             if bound.arguments[key] is not None
         }
-        module = self.make.__module__
-        key = cache_key(name, module=module, config=config, inputs=inputs, ingredients=ingredients)
-        provenance = Provenance(inputs=inputs, config={**config, **ingredients}, code=code_fingerprint(module))
+        code = code_fingerprint(self.make.__module__)
+        key = cache_key(name, code=code, config=config, inputs=inputs, ingredients=ingredients)
+        provenance = Provenance(inputs=inputs, config={**config, **ingredients}, code=code)
         return Plan(step=name, key=key, provenance=provenance)
 
 

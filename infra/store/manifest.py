@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Self
 
@@ -151,7 +152,7 @@ def finish(
         inputs=provenance.inputs,
         config=provenance.config,
         code=provenance.code,
-        libraries=_libraries(),
+        libraries=dict(_libraries()),
         started=started,
         ended=datetime.now(UTC),
     )
@@ -218,7 +219,9 @@ def read_manifest(store: Store, ref: Ref) -> dict[str, Any]:
     return expect(store, ref).model_dump(mode="json")
 
 
-def _libraries() -> dict[str, str]:
+@cache
+def _libraries() -> Mapping[str, str]:
+    """The versions of the installed ones of `LIBRARIES`."""
     found = {}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):

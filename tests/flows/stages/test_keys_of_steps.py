@@ -23,7 +23,7 @@ from flows.stages.guards import Watch
 from flows.stages.mining import mine_stage, problems_stage
 from infra.serving.servers import Servers, ServingConfig
 from infra.settings import PROJECT_ROOT, Settings
-from infra.steps.keys import PACKAGES, cache_key
+from infra.steps.keys import PACKAGES, code_fingerprint
 from infra.store.manifest import Provenance, Ref
 from infra.store.parts import find
 from infra.store.store import Store
@@ -164,11 +164,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def world(planned: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(planned: World) -> Iterator[World]:
     """The world `made`, restored after the test."""
-    monkeypatch.setattr(
-        infra.steps.step, "code_fingerprint", str
-    )  # this one is only for the manifest; the key has its own
     inputs = {path: path.read_bytes() for path in planned.files()}
     config, models = copy.deepcopy(planned.config), dict(planned.models)
     yield planned
@@ -282,7 +279,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def from_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keys computed from the copy."""
-    monkeypatch.setattr(infra.steps.step, "cache_key", functools.partial(cache_key, root=source))
+    monkeypatch.setattr(infra.steps.step, "code_fingerprint", functools.partial(code_fingerprint, root=source))
     return source
 
 

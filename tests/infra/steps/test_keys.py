@@ -71,14 +71,13 @@ def ref(digest="d" * 64, uri="s3://a/step/k") -> Ref:
     return Ref(kind="table", step="step", key="k", uri=uri, digest=digest, rows=1)
 
 
-def key(root, step="filter", **changes) -> str:
+def key(root, step="filter", module="tasks.step", **changes) -> str:
     given = {
-        "module": "tasks.step",
         "config": {"percentile": 30, "sampling": {"temperature": 1.0, "stop": ["a", "b"]}},
         "inputs": {"responses": ref()},
         "ingredients": {"model": "llama", "revision": "abc", "chat_template": "111", "prompt": "Think."},
     }
-    return cache_key(step, root=root, **(given | changes))
+    return cache_key(step, code=code_fingerprint(module, root), **(given | changes))
 
 
 def test_a_key_is_short_and_stable(root, tmp_path):
