@@ -85,6 +85,7 @@ def train(
     budget = config.row_tokens * config.rows_per_step
     steps = config.tokens // budget
     began, kept = time.perf_counter(), []
+    config.output.parent.mkdir(parents=True, exist_ok=True)
     log = (config.output.parent / f"{config.output.name}.metrics.jsonl").open("w")
     for n in range(steps):
         loss, figures = measure()

@@ -28,14 +28,15 @@ BEAT_S = 0.5
 FOLDER = "nodes"
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "deepspeed", "accelerate", "datasets", "liger-kernel")
 """What must be of one version on all machines: the ranks exchange tensors, and each prepares its part of the rows."""
-
+PACKAGES = ("infra", "tasks", "cot_formats", "evals")
+"""The code that a trainer runs: one that samples also computes the rewards."""
 
 Facts = dict[str, str]
 """What must be equal on all machines of a training: the version of each thing, by its name in messages."""
 
 
 def facts_here(
-    root: Path = PROJECT_ROOT, packages: Sequence[str] = ("infra",), libraries: Sequence[str] = LIBRARIES
+    root: Path = PROJECT_ROOT, packages: Sequence[str] = PACKAGES, libraries: Sequence[str] = LIBRARIES
 ) -> Facts:
     """Those of this machine, read from its disk now: Python, the project's `packages`, and `libraries`."""
     found = {"Python": platform.python_version()}

@@ -20,6 +20,7 @@ from infra.training.hosts import Hosts
 from infra.training.node import Agent
 from infra.training.nodes import Team, check_hosts
 from infra.training.signs import (
+    PACKAGES,
     Offer,
     Pulse,
     Sign,
@@ -91,13 +92,14 @@ def test_a_beat_tells_a_living_writer_from_one_that_left_its_file(tmp_path: Path
     assert pulse.beats(10)
 
 
-def test_other_code_and_other_libraries_are_named(tmp_path: Path) -> None:
-    (tmp_path / "infra").mkdir()
-    (tmp_path / "infra" / "a.py").write_text("x = 1\n")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_other_code_and_other_libraries_are_named(tmp_path: Path, package: str) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "a.py").write_text("x = 1\n")
     ours = facts_here(tmp_path)
     assert difference(facts_here(tmp_path), ours) == ""
-    (tmp_path / "infra" / "a.py").write_text("x = 2\n")
-    assert "the project's code (infra)" in difference(facts_here(tmp_path), ours)
+    (tmp_path / package / "a.py").write_text("x = 2\n")
+    assert f"the project's code ({package})" in difference(facts_here(tmp_path), ours)
     said = difference({**ours, "Python": "3.9.1", "torch": "1.0", "trl": "none"}, ours)
     assert "Python: 3.9.1 and not 3." in said
     assert f"torch: 1.0 and not {ours['torch']}" in said
