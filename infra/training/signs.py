@@ -22,25 +22,21 @@ from pydantic import BaseModel, Field, ValidationError
 
 from infra.errors import BadInput
 from infra.processes.identity import began, is_gone, machine
-from infra.settings import PROJECT_ROOT
+from infra.settings import PACKAGES, PROJECT_ROOT
 
 BEAT_S = 0.5
 FOLDER = "nodes"
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "deepspeed", "accelerate", "datasets", "liger-kernel")
 """What must be of one version on all machines: the ranks exchange tensors, and each prepares its part of the rows."""
-PACKAGES = ("infra", "tasks", "cot_formats", "evals")
-"""The code that a trainer runs: one that samples also computes the rewards."""
 
 Facts = dict[str, str]
 """What must be equal on all machines of a training: the version of each thing, by its name in messages."""
 
 
-def facts_here(
-    root: Path = PROJECT_ROOT, packages: Sequence[str] = PACKAGES, libraries: Sequence[str] = LIBRARIES
-) -> Facts:
-    """Those of this machine, read from its disk now: Python, the project's `packages`, and `libraries`."""
+def facts_here(root: Path = PROJECT_ROOT, libraries: Sequence[str] = LIBRARIES) -> Facts:
+    """Those of this machine, read from its disk now: Python, the project's packages, and `libraries`."""
     found = {"Python": platform.python_version()}
-    for package in packages:
+    for package in PACKAGES:
         digest = hashlib.sha256()
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())

@@ -22,8 +22,8 @@ from flows.stages.common import Estimates
 from flows.stages.guards import Watch
 from flows.stages.mining import mine_stage, problems_stage
 from infra.serving.servers import Servers, ServingConfig
-from infra.settings import PROJECT_ROOT, Settings
-from infra.steps.keys import PACKAGES, code_fingerprint
+from infra.settings import PACKAGES, PROJECT_ROOT, Settings
+from infra.steps.keys import code_fingerprint
 from infra.store.manifest import Provenance, Ref
 from infra.store.parts import find
 from infra.store.store import Store

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from infra.errors import BadInput
 from infra.processes.torchrun import TrainerError
+from infra.settings import PACKAGES
 from infra.training import node, nodes
 from infra.training.hosts import Hosts
 from infra.training.node import Agent
 from infra.training.nodes import Team, check_hosts
 from infra.training.signs import (
-    PACKAGES,
     Offer,
     Pulse,
     Sign,
