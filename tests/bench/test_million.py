@@ -12,8 +12,8 @@ import pytest
 from infra.settings import PROJECT_ROOT
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(1200)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_small_sizes_are_measured(tmp_path: Path) -> None:
     sizes, shards = [160, 320], 2
     command = [sys.executable, "-m", "bench.million", "--responses", *map(str, sizes), f"--shards={shards}"]

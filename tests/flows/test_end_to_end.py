@@ -22,7 +22,7 @@ from infra.store.store import Store
 from infra.store.tables import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def started(place: Path, *more: str) -> subprocess.Popen[str]:
 
 def finished(place: Path, *more: str) -> dict[str, Any]:
     run = started(place, *more)
-    out, _ = run.communicate(timeout=1800)
+    out, _ = run.communicate(timeout=900)
     assert run.returncode == 0, (place / "log.txt").read_text()[-6000:]
     summary: dict[str, Any] = json.loads(Path(out.strip().splitlines()[-1]).read_text())
     return summary
