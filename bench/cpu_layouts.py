@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, bench_parser, report, surroundings
 from bench.training import write_random_rows
+from infra.processes.devices import this_machine
 from infra.processes.torchrun import launch, metrics_path
 from infra.training.config import SftConfig
-from infra.training.switches import ranks_of, settled, this_machine
+from infra.training.switches import ranks_of, settled
 
 BATCH = 8
 SENTENCE = "the sum of two numbers is found by adding one after another until nothing is left to count"

@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import ROOT, bench_parser, report, surroundings
+from infra.processes.devices import this_machine
 from infra.processes.torchrun import launch
 from infra.store.model_files import CONFIG, ModelFiles
 from infra.training.config import DpoConfig, RlConfig, SftConfig, TrainingConfig
 from infra.training.memory import GIB, estimate, sizes_of
-from infra.training.switches import settled, this_machine
+from infra.training.switches import settled
 
 SHAPES = {
     "nothing": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}

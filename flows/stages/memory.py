@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import BadInput
-from infra.processes.devices import computer_memory, gpu_memory
+from infra.processes.devices import Machine, computer_memory, gpu_memory, this_machine
 from infra.serving.vllm_server import runs_on_cpu
 from infra.store.model_files import CONFIG
 from infra.training.config import Recipe, RlRecipe
 from infra.training.inputs import check_ranks
 from infra.training.memory import GIB, Memory, Sizes, estimate, gib, nearest
-from infra.training.switches import Machine, ranks_of, settled, switches, this_machine, told
+from infra.training.switches import ranks_of, settled, switches, told
 
 if TYPE_CHECKING:
     from infra.cluster.ray_cluster import Cluster

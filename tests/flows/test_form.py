@@ -47,7 +47,8 @@ def test_the_form_has_the_bounds_of_settings():
         stored["SftRecipe"]["properties"]["seed"] | {"minimum": 0, "exclusiveMaximum": 2**32, "type": "integer"}
         == (stored["SftRecipe"]["properties"]["seed"])
     )
-    assert stored["ServerOptions"]["properties"]["dtype"]["enum"] == ["auto", "bfloat16", "float16", "float32"]
+    formats = {"enum": ["auto", "bfloat16", "float16", "float32"], "type": "string"}
+    assert stored["ServerOptions"]["properties"]["dtype"]["anyOf"] == [formats, {"type": "null"}]
 
 
 @pytest.mark.parametrize("each", FLOWS, ids=lambda each: each.name)

@@ -13,6 +13,7 @@ from small import without_sizes, write_queries
 
 from flows.__main__ import deployments, flow_of
 from flows.bolt import BoltConfig
+from infra.processes.devices import Machine
 from infra.serving.servers import Servers
 from infra.settings import PROJECT_ROOT, Settings
 from infra.store.manifest import Provenance, Ref
@@ -20,7 +21,7 @@ from infra.store.models import import_model
 from infra.store.schemas import LONGCOT
 from infra.store.store import Store
 from infra.store.tables import write_table
-from infra.training.switches import Machine, ranks_of
+from infra.training.switches import ranks_of
 
 STAGES = ("bootstrap/llama-70b", "sft/llama-8b", "sft/llama-70b", "sft/mistral-7b")
 STAGES += ("online/llama-8b", "online/llama-70b", "online/mistral-7b")

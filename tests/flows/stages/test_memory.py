@@ -14,10 +14,11 @@ from flows.__main__ import deployments, flow_of
 from flows.bolt import BoltConfig, bolt
 from flows.stages.memory import Device, cached_config, check_fits, device
 from infra.errors import BadInput
+from infra.processes.devices import Machine
 from infra.serving.servers import Servers
 from infra.training.config import DpoRecipe, Recipe, SftRecipe
 from infra.training.memory import GIB, Sizes, estimate, gib, llama_sizes
-from infra.training.switches import Machine, settled
+from infra.training.switches import settled
 
 LLAMA_8B = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
 LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}

@@ -17,12 +17,11 @@ from infra.cluster.config import RayConfig
 from infra.cluster.ray_cluster import check_nodes, connected
 from infra.cluster.worker import environment
 from infra.errors import BadInput
-from infra.processes.devices import computer_memory
+from infra.processes.devices import computer_memory, this_machine
 from infra.serving.servers import ServingConfig
 from infra.settings import Settings
 from infra.store.store import Store
 from infra.training.hosts import Hosts
-from infra.training.switches import this_machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SERVING = ServingConfig(policy={"max_model_len": 64}, reward={"max_model_len": 64})

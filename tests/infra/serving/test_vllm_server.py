@@ -17,6 +17,7 @@ import pytest
 from tiny import make_model
 
 from infra.errors import BadInput
+from infra.processes.devices import Machine
 from infra.processes.watchdog import _descendants
 from infra.serving import vllm_server
 from infra.serving.completions import Client, Completion, CompletionError, Request, Sampling, classify, complete
@@ -134,6 +135,28 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
     assert command[command.index("--runner") + 1] == "pooling"
     assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
     assert not any("hf_secret" in part for part in command)
+
+
+@pytest.mark.parametrize(
+    ("set_to", "gpus", "capability", "cpu_bf16", "served_in"),
+    [
+        (None, 0, 0.0, False, "float32"),
+        (None, 0, 0.0, True, "bfloat16"),
+        (None, 1, 7.5, True, "float16"),
+        ("bfloat16", 0, 0.0, False, "bfloat16"),
+        ("auto", 1, 7.5, False, "auto"),
+    ],
+)
+def test_a_model_is_served_in_what_its_own_devices_compute_in(
+    set_to: Any, gpus: int, capability: float, cpu_bf16: bool, served_in: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    seen = []
+    machine = Machine(gpus, capability, cpu_bf16, liger=False)
+    monkeypatch.setattr(vllm_server, "machine_in", lambda environment: seen.append(environment) or machine)
+    options = ServerOptions(max_model_len=9, dtype=set_to)
+    command = VllmServer(tmp_path, options, tmp_path / "log", devices="1").command()
+    assert command[command.index("--dtype") + 1] == served_in
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["1"] * (set_to is None)
 
 
 def test_only_a_server_as_vllms_can_take_the_port_that_is_held_for_it() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from infra.errors import BadInput
-from infra.training import switches as decisions
+from infra.processes.devices import Machine
 from infra.training.config import DpoRecipe, SftRecipe
-from infra.training.switches import Machine, settled, switches, told
+from infra.training.switches import settled, switches, told
 
 GPUS = Machine(gpus=8, capability=9.0, cpu_bf16=True, liger=True)
 OLD = replace(GPUS, capability=7.5)
@@ -74,21 +74,6 @@ def test_what_cannot_be_had_is_refused_and_not_left_out(
 ):
     with pytest.raises(BadInput, match=message):
         switches(recipe, model, machine)
-
-
-def test_gpus_are_those_that_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "_capabilities", lambda: [9.0, 8.0, 9.0])
-    monkeypatch.setattr(decisions.importlib.metadata, "version", lambda _: "2.13.0+cu130")
-    for shown, expected in ((None, 3), ("0,1", 2), ("", 0), ("-1", 0)):
-        decisions.this_machine.cache_clear()
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if shown is not None:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-        assert decisions.this_machine().gpus == expected
-    monkeypatch.setattr(decisions.importlib.metadata, "version", lambda _: "2.13.0+cpu")
-    decisions.this_machine.cache_clear()
-    assert decisions.this_machine().gpus == 0
-    decisions.this_machine.cache_clear()
 
 
 def test_the_plan_needs_no_torch() -> None:
