@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from infra.processes.devices import this_machine
 from nano.config import PretrainConfig
 from nano.corpus import documents
 from nano.vocabulary import CONTEXT, END, PAD, encoder, save_tokenizer
@@ -112,7 +113,7 @@ def main(config_path: str) -> None:
 
     def measure() -> tuple[torch.Tensor, dict[str, float]]:
         batch = torch.tensor([next(stream) for _ in range(config.rows_per_step)])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=this_machine().bf16):
             loss = model(input_ids=batch, labels=batch).loss
         return loss, {"loss": loss.item()}
 

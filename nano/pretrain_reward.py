@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
+from infra.processes.devices import this_machine
 from nano.config import PretrainConfig
 from nano.corpus import chat, with_mistakes
 from nano.pretrain import architecture, train
@@ -123,7 +124,7 @@ def main(config_path: str) -> None:
         rows = torch.arange(len(batch))
         right_B = marks_BT[rows, last_B]
         marks_BT[rows, last_B] = -1.0
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=this_machine().bf16):
             hidden_BTD = model.model(input_ids=tokens_BT).last_hidden_state
             score_B = model.score(hidden_BTD[rows, last_B]).squeeze(-1).float()
             local_BT = local(hidden_BTD).squeeze(-1).float()

@@ -47,9 +47,11 @@ class Place:
     port: int = 0
 
     def options(self) -> list[str]:
-        """torchrun's options. On one machine it picks the port itself."""
+        """torchrun's options. On one machine it picks the port itself, and its ranks meet at the loopback address:
+        torchrun would look up the machine's own name, which not every network knows."""
         if self.nodes == 1:
-            return ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "bolt"]
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "bolt"]
+            return ["--nnodes", "1", "--local-addr", "127.0.0.1", *meeting]
         host = f"[{self.address}]" if ":" in self.address else self.address
         meeting = ["--rdzv-backend", "static", "--rdzv-endpoint", f"{host}:{self.port}", "--rdzv-id", "bolt"]
         return ["--nnodes", str(self.nodes), "--node-rank", str(self.node), *meeting]

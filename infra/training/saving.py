@@ -148,7 +148,8 @@ def check_fit(model: PreTrainedModel, tensors: Mapping[str, tuple[int, ...]], ti
     if not type(model).__module__.startswith("transformers."):
         return
     disable_progress_bar()
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its table of what does not fit
+    for name in ("modeling_utils", "distributed.tensor_parallel"):  # a table of what does not fit; layers "not sharded"
+        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     state = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
     how = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:

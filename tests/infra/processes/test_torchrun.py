@@ -21,7 +21,8 @@ if config["todo"] == "crash" and os.environ["RANK"] == "1":
     raise RuntimeError("rank one is out of luck")
 if config["todo"] == "sleep":
     time.sleep(300)
-open(config["out"] + os.environ["RANK"], "w").write(os.environ["WORLD_SIZE"] + os.environ["BOLT_TRAINER_METRICS"])
+open(config["out"] + os.environ["RANK"], "w").write(json.dumps(
+    [os.environ[name] for name in ("WORLD_SIZE", "MASTER_ADDR", "BOLT_TRAINER_METRICS")]))
 """
 
 
@@ -38,10 +39,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.slow
-def test_ranks_get_the_configuration_and_the_metrics_path(module: str, tmp_path: Path) -> None:
+def test_ranks_get_the_configuration_the_metrics_path_and_an_address_without_a_name(
+    module: str, tmp_path: Path
+) -> None:
     log = tmp_path / "logs" / "train.log"
     launch(module, Todo(todo="run", out=tmp_path / "rank"), ranks=2, log_path=log)
-    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text() == f"2{metrics_path(log)}"
+    for rank in ("rank0", "rank1"):  # they meet where no name must be looked up
+        assert json.loads((tmp_path / rank).read_text()) == ["2", "127.0.0.1", str(metrics_path(log))]
     assert json.loads((tmp_path / "logs" / "train.config.json").read_text())["todo"] == "run"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,17 @@ def test_settings_of_generation_without_effect_are_dropped_so_that_the_model_can
     loaded.save_pretrained(tmp_path / "saved")
     after = GenerationConfig.from_pretrained(tmp_path / "saved").to_dict()
     assert after["eos_token_id"] == before["eos_token_id"] == 2
+
+
+def test_a_model_without_faults_is_tried_without_a_word(model: Path) -> None:
+    """transformers warns of layers that are "not sharded", and of more, when a model is built without memory."""
+    code = (
+        "import sys; from pathlib import Path; from infra.store.model_files import ModelFiles\n"
+        "from infra.training.saving import rehearse; folder = Path(sys.argv[1])\n"
+        "rehearse(folder, 'm', ModelFiles.in_folder(folder).tensors(), trust_remote_code=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_settings_that_have_an_effect_stay(model: Path) -> None:
