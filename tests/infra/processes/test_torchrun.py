@@ -39,9 +39,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.slow
-def test_ranks_get_the_configuration_the_metrics_path_and_an_address_without_a_name(
-    module: str, tmp_path: Path
-) -> None:
+def test_ranks_get_configuration_metrics_path_and_an_address_without_a_name(module: str, tmp_path: Path) -> None:
     log = tmp_path / "logs" / "train.log"
     launch(module, Todo(todo="run", out=tmp_path / "rank"), ranks=2, log_path=log)
     for rank in ("rank0", "rank1"):  # they meet where no name must be looked up
