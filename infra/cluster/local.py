@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from infra.cluster.joined import living
 from infra.errors import BadInput
+from infra.processes.openmp import thread_count
 from infra.processes.watchdog import GuardedProcess
 from infra.settings import PROJECT_ROOT, Settings
 
@@ -66,7 +67,8 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
         "--disable-usage-stats",
         "--block",
     ]
-    return GuardedProcess(command, log_path=logs / f"ray-node-{number}.log", env={"PYTHONPATH": str(PROJECT_ROOT)})
+    environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": thread_count(max(1, int(cores)))}
+    return GuardedProcess(command, log_path=logs / f"ray-node-{number}.log", env=environment)
 
 
 def await_nodes(address: str, count: int, newest: GuardedProcess) -> None:

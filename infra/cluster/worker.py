@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from infra.processes.openmp import keep_unset
+
 LOGGERS = ("flows", "infra", "tasks")
 
 
@@ -21,10 +23,11 @@ def environment() -> dict[str, Any]:
 
 
 def begin() -> None:
-    """Give the project's loggers Prefect's handlers and level."""
+    """Give the project's loggers Prefect's handlers and level, and trainers and servers all of the node's cores."""
     from prefect.logging.configuration import setup_logging
     from prefect.settings import PREFECT_LOGGING_LEVEL
 
+    keep_unset()
     setup_logging()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(PREFECT_LOGGING_LEVEL.value())

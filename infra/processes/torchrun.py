@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from infra.processes.causes import last_words
-from infra.processes.openmp import short_spin
+from infra.processes.openmp import short_spin, thread_count
 from infra.processes.watchdog import GuardedProcess, tail
 from infra.settings import PROJECT_ROOT
 
@@ -133,7 +133,7 @@ def _environment(ranks: int) -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // ranks)),
+        "OMP_NUM_THREADS": thread_count(max(1, cores // ranks)),
         **short_spin(os.environ),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

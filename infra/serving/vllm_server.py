@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from infra.processes.causes import last_words
 from infra.processes.devices import machine_in
-from infra.processes.openmp import short_spin
+from infra.processes.openmp import short_spin, thread_count
 from infra.processes.watchdog import GuardedProcess
 from infra.serving.context import check_length, has_own_length
 from infra.store.model_files import CONFIG, ModelFiles
@@ -319,5 +319,5 @@ def _environment(runner: Literal["generate", "pooling"]) -> dict[str, str]:
     # threads as cores, the rate falls from 12k to 1k tok/s. A reward model takes few large steps: with all cores it
     # scores a quarter more.
     cores = len(os.sched_getaffinity(0))
-    threads = os.environ.get("OMP_NUM_THREADS") or str(cores if runner == "pooling" else max(1, cores - 1))
+    threads = thread_count(cores if runner == "pooling" else max(1, cores - 1))
     return {**quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": threads, **short_spin(os.environ)}

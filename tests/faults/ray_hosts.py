@@ -59,6 +59,7 @@ class Hosts:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "RAY_ADDRESS": f"{self.addresses[0]}:{RAY}",
             "NO_PROXY": ",".join(self.addresses),
+            "OMP_NUM_THREADS": "1",  # both hosts have the same cores
         }
 
     def start(self, name: str, host: int, *arguments: str, private: bool = False, **more: str) -> None:
