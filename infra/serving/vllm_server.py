@@ -253,7 +253,10 @@ class VllmServer:
 
     def _number_format(self) -> str:
         """What the model is served in if it is not set. vLLM's kernels for quantised weights have no float32."""
-        ours = machine_in(os.environ | self._devices_seen()).number_format
+        machine = machine_in(os.environ | self._devices_seen())
+        if not machine.gpus and not runs_on_cpu():  # GPUs that nvidia-smi does not list
+            return "bfloat16"
+        ours = machine.number_format
         quantised = ModelFiles.in_folder(self.model_dir).read(CONFIG).get("quantization_config")
         return "bfloat16" if quantised and ours == "float32" else ours
 

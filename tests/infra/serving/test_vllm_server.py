@@ -139,19 +139,22 @@ def test_options_become_a_command_without_secrets(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("set_to", "gpus", "capability", "cpu_bf16", "quantised", "served_in"),
+    ("set_to", "build", "gpus", "capability", "cpu_bf16", "quantised", "served_in"),
     [
-        (None, 0, 0.0, False, None, "float32"),
-        (None, 0, 0.0, False, {"quant_method": "awq"}, "bfloat16"),
-        (None, 0, 0.0, True, None, "bfloat16"),
-        (None, 1, 7.5, True, None, "float16"),
-        (None, 1, 7.5, True, {"quant_method": "awq"}, "float16"),
-        ("bfloat16", 0, 0.0, False, None, "bfloat16"),
-        ("auto", 1, 7.5, False, None, "auto"),
+        (None, "cpu", 0, 0.0, False, None, "float32"),
+        (None, "cpu", 0, 0.0, False, {"quant_method": "awq"}, "bfloat16"),
+        (None, "cpu", 0, 0.0, True, None, "bfloat16"),
+        (None, "gpu", 1, 7.5, True, None, "float16"),
+        (None, "gpu", 1, 9.0, False, None, "bfloat16"),
+        (None, "gpu", 1, 7.5, True, {"quant_method": "awq"}, "float16"),
+        (None, "gpu", 0, 0.0, False, None, "bfloat16"),  # GPUs that nvidia-smi does not list
+        ("bfloat16", "cpu", 0, 0.0, False, None, "bfloat16"),
+        ("auto", "gpu", 1, 7.5, False, None, "auto"),
     ],
 )
 def test_a_model_is_served_in_what_its_own_devices_compute_in(
     set_to: Any,
+    build: str,
     gpus: int,
     capability: float,
     cpu_bf16: bool,
@@ -162,6 +165,7 @@ def test_a_model_is_served_in_what_its_own_devices_compute_in(
 ) -> None:
     seen = []
     machine = Machine(gpus, capability, cpu_bf16, liger=False)
+    monkeypatch.setattr(vllm_server, "runs_on_cpu", lambda: build == "cpu")
     monkeypatch.setattr(vllm_server, "machine_in", lambda environment: seen.append(environment) or machine)
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantised}))
     options = ServerOptions(max_model_len=9, dtype=set_to)
