@@ -15,10 +15,15 @@ POLL_S = 1.0
 
 
 def living(address: str) -> int:
-    """How many nodes of the cluster live. Raises `RuntimeError` or `OSError` if nothing answers there."""
+    """How many nodes of the cluster live. Raises `RuntimeError` or `OSError` if nothing answers there, or only to those
+    who have its token."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a C extension
+    from ray.exceptions import AuthenticationError
 
-    return sum(each.state == 0 for each in GcsClient(address=address).get_all_node_info().values())
+    try:
+        return sum(each.state == 0 for each in GcsClient(address=address).get_all_node_info().values())
+    except AuthenticationError as error:
+        raise RuntimeError(error) from None
 
 
 def wait(count: int, address: str, seconds: float) -> str:

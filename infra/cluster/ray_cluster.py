@@ -22,7 +22,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import RayTaskRunner
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from infra.cluster.config import RayConfig, Resources
@@ -151,13 +151,18 @@ def connected(config: RayConfig, serving: ServingConfig, settings: Settings) -> 
         settings: of the store and the work folder, whose local paths are absolute.
 
     Raises:
-        BadInput: there is no such cluster; this machine is no node of it; or a node is set up in another way, or does
-            not reach Prefect or the store.
+        BadInput: there is no such cluster, or it asks for another token; this machine is no node of it; or a node is
+            set up in another way, or does not reach Prefect or the store.
     """
     if not ray.is_initialized():
         try:
             _reach(config.address)
             ray.init(config.address, runtime_env=environment(), log_to_driver=False, logging_level="warning")
+        except AuthenticationError:
+            raise BadInput(
+                f"the Ray cluster at ray.address {config.address!r} asks for a token, which is missing or another one: "
+                "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, as on its nodes"
+            ) from None
         except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(
                 f"cluster is ray, but no cluster is at ray.address {config.address!r} ({error}): start one with `ray "

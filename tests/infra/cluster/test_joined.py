@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from infra.cluster import joined
 
@@ -63,6 +64,14 @@ def test_nodes_that_do_not_come_are_told(nodes, capsys, answers, said):
 def test_why_nothing_answers_is_told(nodes):
     nodes(RuntimeError("it\nfailed"))
     assert joined.wait(1, ADDRESS, 0.02).endswith("(it failed)")
+
+
+def test_a_cluster_that_asks_for_a_token_is_no_crash(monkeypatch):
+    def refuse(address: str) -> None:
+        raise AuthenticationError("InvalidAuthToken")
+
+    monkeypatch.setattr("ray._raylet.GcsClient", refuse)
+    assert "within 0.02 s (InvalidAuthToken" in joined.wait(1, ADDRESS, 0.02)
 
 
 def test_the_address_is_that_of_the_environment(nodes, monkeypatch, capsys):
