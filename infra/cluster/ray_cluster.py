@@ -22,7 +22,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import RayTaskRunner
-from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from infra.cluster.config import RayConfig, Resources
@@ -158,15 +158,11 @@ def connected(config: RayConfig, serving: ServingConfig, settings: Settings) -> 
         try:
             _reach(config.address)
             ray.init(config.address, runtime_env=environment(), log_to_driver=False, logging_level="warning")
-        except AuthenticationError:
-            raise BadInput(
-                f"the Ray cluster at ray.address {config.address!r} asks for a token, which is missing or another one: "
-                "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, as on its nodes"
-            ) from None
         except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(
                 f"cluster is ray, but no cluster is at ray.address {config.address!r} ({error}): start one with `ray "
-                "start --head`, add nodes with `ray start --address HOST:6379`, and run the flow on one of them"
+                "start --head`, add nodes with `ray start --address HOST:6379`, and run the flow on one of them. One "
+                "that asks for a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here, as on its nodes"
             ) from error
     try:
         api_url = str(get_client(sync_client=True).api_url).rstrip("/")

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import AuthenticationError
 from ray.util import placement_group_table
 
 from infra.cluster import local, ray_cluster
@@ -152,21 +150,7 @@ def test_a_model_that_is_gone_is_the_servers_error(settings):
 def test_no_cluster_is_an_error_with_what_to_start(settings, monkeypatch):
     ray.shutdown()
     with (
-        pytest.raises(BadInput, match=r"no cluster is at ray.address '127.0.0.1:9' .* `ray start --head`"),
+        pytest.raises(BadInput, match=r"no cluster is at ray.address '127.0.0.1:9' .* `ray start --head`.*AUTH_TOKEN"),
         connected(RayConfig(address="127.0.0.1:9"), SERVING, settings),
-    ):
-        pass
-
-
-def test_a_cluster_that_asks_for_a_token_is_an_error_with_what_to_set(settings, monkeypatch):
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AuthenticationError("InvalidAuthToken")
-
-    ray.shutdown()
-    monkeypatch.setattr(ray_cluster, "_reach", lambda _: None)
-    monkeypatch.setattr(ray, "init", refuse)
-    with (
-        pytest.raises(BadInput, match=r"'10.0.0.1:6379' asks for a token.*: set RAY_AUTH_MODE=token"),
-        connected(RayConfig(address="10.0.0.1:6379"), SERVING, settings),
     ):
         pass
