@@ -67,6 +67,7 @@ def start(number: int, address: str, cores: float, folder: Path, logs: Path) -> 
         "--disable-usage-stats",
         "--block",
     ]
+    # Without a number of threads, each node would take all of this machine's cores.
     environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": thread_count(max(1, int(cores)))}
     return GuardedProcess(command, log_path=logs / f"ray-node-{number}.log", env=environment)
 

@@ -129,7 +129,7 @@ class Servers:
 
         The layout of the work (servers, URLs, `tensor_parallel_size`, `max_num_seqs`, memory) is not included: it
         changes the last bits of a logit, as another GPU would, but not the distribution that is sampled from. Besides,
-        a run may move to another machine halfway.
+        a run may move to another machine halfway. An open `dtype` is settled by each machine for itself.
         """
         kept = {"dtype", "max_model_len", "seed", "extra_args", "trust_remote_code"}
         return self.options(role).model_dump_json(include=kept)
